@@ -1,0 +1,23 @@
+"""The problem-source contract."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from exprl.component import Component
+from exprl.types import Problem
+
+
+class ProblemSource(Component):
+    """A finite, ordered list of problems, the same at every load."""
+
+    @abstractmethod
+    def load(self) -> list[Problem]:
+        """All problems, ids unique; raises `DataError` naming file, row and column."""
+
+    @classmethod
+    def from_config(cls, config: Any, resources: Any) -> ProblemSource:
+        """Sources need nothing from a run."""
+        del resources
+        return cls(config)

@@ -1,0 +1,57 @@
+"""The engine contract: who samples rollouts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from exprl.component import Component, option
+from exprl.types import Prompt, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to sample: `n` rollouts a prompt, at most `max_new_tokens` tokens each.
+
+    `top_p` and `top_k` truncate; the log-probs an engine reports are those of the distribution sampled from, with
+    temperature and truncation applied. `seed` makes a call repeatable on one machine.
+    """
+
+    n: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+class Engine(Component):
+    """Samples rollouts from prompts. It accepts `Prompt` alone, so no problem and no scaffold can reach it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What every engine has."""
+
+        samples_per_prompt: int = option(8, "rollouts sampled for each prompt (G, the group size)")
+        temperature: float = option(1.0, "sampling temperature; log-probs are of the tempered distribution")
+        top_p: float = option(1.0, "nucleus sampling; 1 is off")
+        top_k: int = option(0, "keep the k likeliest tokens; 0 is off")
+        max_new_tokens: int = option(1024, "length limit of a rollout in tokens")
+        stop: list[str] = option([], "strings that end a rollout, besides the end-of-sequence token")
+
+        def __post_init__(self) -> None:
+            if self.samples_per_prompt < 1 or self.max_new_tokens < 1:
+                raise ValueError("samples_per_prompt and max_new_tokens must be at least 1")
+            if self.temperature <= 0:
+                raise ValueError(f"temperature must be above 0, but got {self.temperature}")
+            if not 0 < self.top_p <= 1 or self.top_k < 0:
+                raise ValueError(f"top_p must be in (0, 1] and top_k >= 0, but got {self.top_p} and {self.top_k}")
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
+        """Yield `(index of the prompt, rollout)` as each rollout finishes: `len(prompts) * sampling.n` in all."""
+
+    def sync(self) -> None:
+        """Take over the policy's current weights; the following rollouts carry a higher `policy_version`."""

@@ -1,0 +1,43 @@
+"""The errors a user can meet; every message says what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ExprlError(Exception):
+    """Base of every error raised on purpose by exprl; the command line prints it without a traceback."""
+
+
+class ConfigError(ExprlError):
+    """The experiment's YAML or an override is wrong; the message starts with the full key path."""
+
+
+class DataError(ExprlError):
+    """A problem source is missing, empty or has a bad row; the message names file and row."""
+
+
+class ModelError(ExprlError):
+    """A model or tokenizer cannot be used as asked (missing, no chat template, context too short)."""
+
+
+class JudgeError(ExprlError):
+    """Judging failed more often than `max_failure_rate` allows, or a judge lacks what it needs."""
+
+
+class RunDirectoryError(ExprlError):
+    """The run directory cannot be used without overwriting finished work."""
+
+
+def did_you_mean(given: str, choices: Iterable[str]) -> str:
+    """A sentence that suggests the closest choice and lists all of them.
+
+    >>> did_you_mean("procces", ["process", "sparse"])
+    "Did you mean 'process'? Choose one of: process, sparse."
+    """
+    choices = sorted(choices)
+    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.6)
+    suggestion = f"Did you mean {close[0]!r}? " if close else ""
+    listing = ", ".join(choices) if choices else "(none)"
+    return f"{suggestion}Choose one of: {listing}."

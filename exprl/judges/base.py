@@ -1,0 +1,35 @@
+"""The judge contract."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from exprl.component import Component
+from exprl.errors import JudgeError
+from exprl.types import Judgement, JudgeRequest, Problem
+
+
+class Judge(Component):
+    """Grades traces on the Likert scale 1-5. The only side of a run, with verifiers, that reveals a scaffold."""
+
+    needs_reference: ClassVar[bool] = True
+
+    @abstractmethod
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
+        """One judgement a request, in order. A failed one is returned with its status, never raised or scored 0."""
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise `JudgeError`, naming the first problem that lacks what this judge needs, before a run starts."""
+        if not self.needs_reference:
+            return
+        for problem in problems:
+            if problem.scaffold.reference is None:
+                raise JudgeError(
+                    f"problem {problem.id!r} has no reference solution, but judge {self.registered_name!r} needs one. "
+                    "Add it, drop the row, or use the judge 'no_reference' or the reward 'sparse'."
+                )
+
+    def sync(self) -> None:
+        """Called after every policy update; a judge with live weights or caches reacts here."""

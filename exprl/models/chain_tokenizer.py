@@ -1,0 +1,82 @@
+"""The tokenizer and the randomly initialised policy of the miniature world `chain`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from exprl.data.chain import ANSWER_PREFIX, DELIMITER, LABELS, START
+
+PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN = "<pad>", "<bos>", "<eos>", "<user>", "<assistant>", "<unk>"
+
+_SPECIAL = (PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN)
+_NAMES = START + LABELS
+_SPLIT = rf"{ANSWER_PREFIX}|[{_NAMES}][=+-]|[\s\S]"
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    f"{ASSISTANT}" + "{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}" + f"{USER}" + "{{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}" + f"{ASSISTANT}" + "{% endif %}"
+)
+
+
+def vocabulary() -> dict[str, int]:
+    """Every token: digits, a name with the sign after it (`a=`, `a+`, `a-`), separators, the answer's prefix."""
+    tokens = [*_SPECIAL, ANSWER_PREFIX, DELIMITER, " ", *"0123456789"]
+    tokens += [name + sign for sign in "=+-" for name in _NAMES]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer whose decoding joins the tokens exactly, with nothing between them."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[USER, ASSISTANT],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+@dataclass(frozen=True)
+class ChainModelConfig:
+    """The size of the policy and the seed of its initial weights."""
+
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    intermediate_size: int = 384
+    max_positions: int = 256
+    seed: int = 0
+
+
+def build_model(config: ChainModelConfig = ChainModelConfig()) -> LlamaForCausalLM:
+    """A small Llama with random weights that depend on `config` alone; the global random state is left as it was."""
+    vocab = vocabulary()
+    llama = LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=False,
+        pad_token_id=vocab[PAD],
+        bos_token_id=vocab[BOS],
+        eos_token_id=vocab[EOS],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return LlamaForCausalLM(llama)

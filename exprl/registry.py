@@ -1,0 +1,107 @@
+"""Registries: a component is a class registered once under the name YAML uses.
+
+A registry imports exprl's own components of its family, and the plugins installed packages announce through the entry
+point group `exprl.plugins`, the first time a name is looked up; nothing heavy is imported before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from exprl.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+
+class Registry(Generic[T]):
+    """The components of one family (`judge`, `slicer`, ...), by name.
+
+    >>> fruits = Registry("fruit", module="exprl.errors")
+    >>> @fruits.register("apple")
+    ... class Apple: "A pome."
+    >>> fruits.get("apple").__name__
+    'Apple'
+    >>> fruits.get("aple")
+    Traceback (most recent call last):
+    exprl.errors.ConfigError: Unknown fruit 'aple'. Did you mean 'apple'? Choose one of: apple.
+    """
+
+    def __init__(self, family: str, *, module: str) -> None:
+        self.family = family
+        self._module = module
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Class decorator; raises `ConfigError` when another class already has `name`."""
+
+        def decorate(cls: C) -> C:
+            known = self._classes.get(name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise ConfigError(
+                    f"{self.family} {name!r} is already {known.__module__}.{known.__qualname__}; "
+                    f"register {cls.__module__}.{cls.__qualname__} under another name."
+                )
+            self._classes[name] = cls
+            cls.registered_name = name  # type: ignore[attr-defined]
+            return cls
+
+        return decorate
+
+    def get(self, name: str) -> type[T]:
+        """The class registered as `name`; raises `ConfigError` with the closest name and all choices."""
+        self._load()
+        if name not in self._classes:
+            raise ConfigError(f"Unknown {self.family} {name!r}. {did_you_mean(name, self._classes)}")
+        return self._classes[name]
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._load()
+        return sorted(self._classes)
+
+    def _load(self) -> None:
+        importlib.import_module(self._module)
+        for entry in entry_points(group="exprl.plugins"):
+            entry.load()
+
+    def __repr__(self) -> str:
+        return f"Registry({self.family}: {', '.join(self._classes)})"
+
+
+SOURCES: Registry[Any] = Registry("source", module="exprl.data")
+MODELS: Registry[Any] = Registry("model", module="exprl.models")
+ENGINES: Registry[Any] = Registry("engine", module="exprl.engines")
+VERIFIERS: Registry[Any] = Registry("verifier", module="exprl.verifiers")
+SLICERS: Registry[Any] = Registry("slicer", module="exprl.slicers")
+JUDGES: Registry[Any] = Registry("judge", module="exprl.judges")
+REWARDS: Registry[Any] = Registry("reward", module="exprl.rewards")
+ADVANTAGES: Registry[Any] = Registry("advantage", module="exprl.advantages")
+OBJECTIVES: Registry[Any] = Registry("objective", module="exprl.objectives")
+
+FAMILIES: tuple[Registry[Any], ...] = (
+    SOURCES,
+    MODELS,
+    ENGINES,
+    VERIFIERS,
+    SLICERS,
+    JUDGES,
+    REWARDS,
+    ADVANTAGES,
+    OBJECTIVES,
+)
+
+
+def import_plugins(modules: list[str]) -> None:
+    """Import the modules named under `plugins:` so that their components register; raises `ConfigError`."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"plugins: cannot import {module!r} ({error}). Give an importable module path; "
+                "the folder that exprl is started from and PYTHONPATH are searched."
+            ) from error

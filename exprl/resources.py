@@ -1,0 +1,51 @@
+"""What a component may ask of the run it is built for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from exprl.errors import ConfigError
+from exprl.types import Problem
+
+if TYPE_CHECKING:
+    from exprl.models.base import LanguageModel
+
+
+@dataclass(kw_only=True)
+class Resources:
+    """Shared parts of a run, handed to `Component.from_config`. Everything is optional outside a run.
+
+    Attributes:
+        policy: the model being trained, with its tokenizer.
+        reference_model: gives the frozen initial policy (called when first needed, so that no copy is made for nothing).
+        problems: the training problems, for `wrong_reference`.
+        verifier: the run's one verifier of final answers.
+        max_new_tokens: the length limit of rollouts.
+    """
+
+    policy: LanguageModel | None = None
+    reference_model: Callable[[], LanguageModel] | None = None
+    problems: Sequence[Problem] = ()
+    verifier: Any = None
+    max_new_tokens: int | None = None
+    seed: int = 0
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def need_policy(self, who: str) -> LanguageModel:
+        """The policy, or a `ConfigError` that says who needs it."""
+        if self.policy is None:
+            raise ConfigError(
+                f"{who} needs the policy model, but it was built outside a run: pass Resources(policy=...)."
+            )
+        return self.policy
+
+    def need_reference_model(self, who: str) -> LanguageModel:
+        """The frozen initial policy, or a `ConfigError` that says who needs it."""
+        if self.reference_model is None:
+            raise ConfigError(
+                f"{who} needs the frozen initial policy, but it was built outside a run: "
+                "pass Resources(reference_model=...)."
+            )
+        return self.reference_model()

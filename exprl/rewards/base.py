@@ -1,0 +1,26 @@
+"""The reward contract."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from exprl.component import Component
+from exprl.types import AnyReward, Problem, RolloutGroup
+
+
+class Reward(Component):
+    """Scores the rollouts of each group: one value a rollout, or one a segment."""
+
+    granularity: ClassVar[Literal["rollout", "segment"]]
+
+    @abstractmethod
+    def score(self, groups: Sequence[RolloutGroup]) -> list[tuple[AnyReward, ...]]:
+        """For each group one reward a rollout, in order. Values lie in [0, 1]; None marks a failed judgement."""
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise, naming the first problem that lacks what this reward needs, before a run starts."""
+
+    def sync(self) -> None:
+        """Called after every policy update."""

@@ -1,0 +1,262 @@
+"""The frozen dataclasses that pass between the stages of one step.
+
+The policy's side (prompt builder, engine, trainer) works on `Question`, `Prompt` and `Rollout`, none of which can hold
+a reference. The reference lives in `Scaffold`, wrapped in `Hidden`, and only judges and verifiers reveal it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+FinishReason = Literal["stop", "length"]
+JudgementStatus = Literal["ok", "unparseable", "timeout", "error", "empty"]
+JUDGEMENT_STATUSES: tuple[JudgementStatus, ...] = ("ok", "unparseable", "timeout", "error", "empty")
+
+
+class Hidden(Generic[T]):
+    """A value the policy must never see. Printing, formatting, joining or serialising it never shows it.
+
+    Only `reveal()` gives the value back; judges and verifiers call it, nothing on the policy's side does.
+
+    >>> f"{Hidden('the proof')}"
+    '<hidden>'
+    >>> "Solve: " + Hidden('the proof')
+    Traceback (most recent call last):
+    TypeError: can only concatenate str (not "Hidden") to str
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: T) -> None:
+        object.__setattr__(self, "_value", value)
+
+    def reveal(self) -> T:
+        """The value itself; for the judge's and the verifier's side only."""
+        return self._value  # type: ignore[attr-defined, no-any-return]
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("Hidden is immutable")
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hidden) and other.reveal() == self.reveal()
+
+    def __hash__(self) -> int:
+        return hash(self.reveal())
+
+    def __getstate__(self) -> T:
+        return self.reveal()
+
+    def __setstate__(self, state: T) -> None:
+        object.__setattr__(self, "_value", state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Hidden, (self.reveal(),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What the policy may know of a problem."""
+
+    problem_id: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaffold:
+    """What only judge and verifier may know of a problem.
+
+    `steps` are the reference's own intermediate results in order, where the source has them.
+    """
+
+    reference: Hidden[str] | None = None
+    answer: Hidden[str] | None = None
+    steps: Hidden[tuple[str, ...]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One training or evaluation problem. `domain` routes to a verifier or reward where a run has several."""
+
+    question: Question
+    scaffold: Scaffold
+    domain: str = "math"
+
+    @property
+    def id(self) -> str:
+        """The question's `problem_id`."""
+        return self.question.problem_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A question as the policy reads it: chat-templated text and its token ids."""
+
+    problem_id: str
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled response of T tokens.
+
+    Attributes:
+        prompt: what it answers.
+        token_ids: the T sampled ids, the end-of-sequence token included when it was sampled.
+        text: the decoded response without special tokens.
+        token_ends: T character offsets into `text`: where each token's text ends, non-decreasing. A slicer cuts by
+            these, so nothing is ever tokenised again.
+        sampler_logprobs: T log-probs the engine sampled with (temperature applied).
+        finish_reason: `stop` at the end-of-sequence token or a stop string, `length` when cut off.
+        policy_version: the number of weight syncs the engine had seen.
+    """
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    text: str
+    token_ends: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    policy_version: int = 0
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.token_ids), len(self.token_ends), len(self.sampler_logprobs)}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"token_ids ({len(self.token_ids)}), token_ends ({len(self.token_ends)}) and sampler_logprobs "
+                f"({len(self.sampler_logprobs)}) must have one entry a sampled token"
+            )
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def text_of(self, start: int, end: int) -> str:
+        """The text of tokens [start, end)."""
+        begin = self.token_ends[start - 1] if start > 0 else 0
+        finish = self.token_ends[end - 1] if end > 0 else 0
+        return self.text[begin:finish]
+
+
+@dataclass(frozen=True, order=True)
+class Segment:
+    """Tokens [start, end) of a rollout's response; never empty."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"a segment needs 0 <= start < end, but got [{self.start}, {self.end})")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup:
+    """The G rollouts of one problem, with the problem's scaffold: the judge's side of a step."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRequest:
+    """One trace to grade. `view` says what the trace is: a whole rollout, a prefix of one, or a segment alone."""
+
+    problem: Problem
+    trace: str
+    view: Literal["rollout", "prefix", "segment"] = "rollout"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A judge's verdict: a Likert score in [1, 5] (fractional allowed) if and only if `status` is `ok`."""
+
+    score: float | None
+    status: JudgementStatus = "ok"
+    rationale: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.status == "ok") != (self.score is not None):
+            raise ValueError(f"a judgement has a score exactly when it is ok, but got {self.score} with {self.status}")
+        if self.score is not None and not 1.0 <= self.score <= 5.0:
+            raise ValueError(f"a Likert score lies in [1, 5], but got {self.score}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutReward:
+    """One reward for a whole rollout of `length` tokens; `value` None means: leave this rollout out."""
+
+    value: float | None
+    length: int
+    judgements: tuple[Judgement, ...] = ()
+    cut_off: bool = False
+
+    @property
+    def valid(self) -> bool:
+        """Whether the rollout counts in means, variances and the loss."""
+        return self.value is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRewards:
+    """One reward a segment: r_1..r_K for K contiguous segments; any None means: leave this rollout out.
+
+    A `cut_off` rollout (length limit, under `clip_length`) has K segments, no values, and zero advantages.
+    """
+
+    segments: tuple[Segment, ...]
+    values: tuple[float | None, ...]
+    judgements: tuple[Judgement, ...] = ()
+    cut_off: bool = False
+
+    @property
+    def valid(self) -> bool:
+        """Whether the rollout counts in the loss."""
+        return self.cut_off or all(value is not None for value in self.values)
+
+    @property
+    def length(self) -> int:
+        """T, the number of tokens."""
+        return self.segments[-1].end if self.segments else 0
+
+
+AnyReward = RolloutReward | SegmentRewards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantages:
+    """Advantages of one rollout, constant over each segment (one segment for a rollout reward).
+
+    `valid` False takes the rollout out of the loss and its denominator.
+    """
+
+    segments: tuple[Segment, ...]
+    values: tuple[float, ...]
+    valid: bool = True
+
+    def per_token(self) -> list[float]:
+        """[T] advantages, one a token."""
+        return [value for segment, value in zip(self.segments, self.values, strict=True) for _ in range(len(segment))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredGroup:
+    """A rollout group with its rewards and advantages, as logged in the sample table."""
+
+    group: RolloutGroup
+    rewards: tuple[AnyReward, ...]
+    advantages: tuple[Advantages, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        counts: Sequence[int] = (len(self.group.rollouts), len(self.rewards))
+        if len(set(counts)) != 1:
+            raise ValueError(f"a group needs one reward a rollout, but got {counts[1]} for {counts[0]}")

@@ -39,7 +39,7 @@ class Component:
     registered_name: str = ""
 
     def __init__(self, config: Any = None) -> None:
-        self.config = config if config is not None else self.Config()
+        self.config: Any = config if config is not None else self.Config()
 
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> Self:

@@ -1,12 +1,14 @@
 """The miniature world `chain`: multi-step arithmetic with a step-by-step reference, generated from a seed.
 
-A problem is a chain of assignments, each one adding to or subtracting from the value before it:
+Three dials show a digit each. A turn by n moves the first dial on by n, the second by what the first then
+shows, and the third by what the second then shows; after 9 comes 0. What do the dials show after all turns?
 
-    question     x=147 a=x+38 b=a-61
-    reference    a=185\\n b=124\\n Answer: 124        (one step a line, the answer last)
+    question     417 a+3 b+9 ?
+    reference    a+3 785\\nb+9 642\\nAnswer: 642        (one turn a line, the answer last)
 
-The number of assignments is the difficulty. Questions are split by a hash of their own text, so that no
-question is both in the training and in the held-out split, whatever the seeds.
+The number of turns is the difficulty. Every turn needs the dials as the one before left them, and a mistake
+spreads to all three dials, so that wrong steps lead to the right answer about once in a thousand times.
+Questions are split by a hash of their own text: none is in both splits, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -14,152 +16,134 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["train", "heldout"]
+Dials = tuple[int, int, int]
 
-START = "x"
 LABELS = "abcdefghijklmnop"
 MAX_STEPS = len(LABELS)
 DELIMITER = "\n"
 ANSWER_PREFIX = "Answer: "
-HELDOUT_SHARE = 5  # one question in five is held out
+HELDOUT_ONE_IN = 5
 
-_ANSWER = re.compile(rf"^{re.escape(ANSWER_PREFIX)}(-?\d+)\s*$", re.MULTILINE)
+_ANSWER = re.compile(rf"^{re.escape(ANSWER_PREFIX)}(\d+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class ChainRange:
-    """The bounds (both included) of the values in a chain and of the numbers added or subtracted."""
+def turn(dials: Dials, by: int) -> Dials:
+    """What the dials show after a turn of the first one by `by`."""
+    first = (dials[0] + by) % 10
+    second = (dials[1] + first) % 10
+    return first, second, (dials[2] + second) % 10
 
-    low: int = 100
-    high: int = 999
-    operand_low: int = 10
-    operand_high: int = 99
+
+def show(dials: Dials) -> str:
+    """The three digits side by side."""
+    return "".join(map(str, dials))
 
 
 @dataclass(frozen=True)
 class ChainProblem:
-    """One problem: the start value and the signed numbers added to it one after the other."""
+    """One problem: what the dials show at first, and the turns of the first dial one after the other."""
 
-    start: int
-    operands: tuple[int, ...]
+    start: Dials
+    turns: tuple[int, ...]
 
     @property
-    def values(self) -> tuple[int, ...]:
-        """The value after every step."""
-        values, total = [], self.start
-        for operand in self.operands:
-            total += operand
-            values.append(total)
-        return tuple(values)
+    def states(self) -> tuple[Dials, ...]:
+        """What the dials show after every turn."""
+        states, dials = [], self.start
+        for by in self.turns:
+            dials = turn(dials, by)
+            states.append(dials)
+        return tuple(states)
 
     @property
     def question(self) -> str:
         """The text the policy is given."""
-        parts, previous = [f"{START}={self.start}"], START
-        for label, operand in zip(LABELS, self.operands, strict=False):
-            parts.append(f"{label}={previous}{operand:+d}")
-            previous = label
-        return " ".join(parts)
+        turns = (f"{label}+{by}" for label, by in zip(LABELS, self.turns, strict=False))
+        return " ".join([show(self.start), *turns, "?"])
 
     @property
     def steps(self) -> tuple[str, ...]:
         """The reference's intermediate results in order, as a trace contains them."""
-        return write_steps(self.values)
+        return self.write_steps(self.states)
 
     @property
     def reference(self) -> str:
-        """The worked solution: one step a line, then the answer."""
-        return write_trace(self.values)
+        """The worked solution: one turn a line, then the answer."""
+        return self.write_trace(self.states)
 
     @property
     def answer(self) -> str:
         """The final answer."""
-        return str(self.values[-1])
+        return show(self.states[-1])
 
+    def write_steps(self, states: Sequence[Dials]) -> tuple[str, ...]:
+        """The lines that state `states`, right or wrong."""
+        rows = zip(LABELS, self.turns, states, strict=False)
+        return tuple(f"{label}+{by} {show(dials)}" for label, by, dials in rows)
 
-def write_steps(values: Iterable[int]) -> tuple[str, ...]:
-    """The step texts that state `values`, right or wrong."""
-    return tuple(f"{label}={value}" for label, value in zip(LABELS, values, strict=False))
-
-
-def write_trace(values: Iterable[int]) -> str:
-    """A whole trace in the reference's format that states `values`, right or wrong."""
-    values = tuple(values)
-    return DELIMITER.join([*write_steps(values), f"{ANSWER_PREFIX}{values[-1]}"])
+    def write_trace(self, states: Sequence[Dials]) -> str:
+        """A whole trace in the reference's format that states `states`, right or wrong."""
+        return DELIMITER.join([*self.write_steps(states), f"{ANSWER_PREFIX}{show(states[-1])}"])
 
 
 def split_of(question: str) -> Split:
     """The split a question belongs to: a pure function of its text."""
     digest = hashlib.sha256(question.encode()).digest()
-    return "heldout" if digest[0] % HELDOUT_SHARE == 0 else "train"
+    return "heldout" if digest[0] % HELDOUT_ONE_IN == 0 else "train"
 
 
-def draw(rng: random.Random, steps: int, bounds: ChainRange = ChainRange()) -> ChainProblem:
-    """One problem with `steps` steps whose values all stay within the bounds."""
+def draw(rng: random.Random, steps: int) -> ChainProblem:
+    """One problem of either split."""
     if not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"steps must be between 1 and {MAX_STEPS}, not {steps}")
-    start = total = rng.randint(bounds.low, bounds.high)
-    operands = []
-    for _ in range(steps):
-        while True:
-            operand = rng.randint(bounds.operand_low, bounds.operand_high) * rng.choice((1, -1))
-            if bounds.low <= total + operand <= bounds.high:
-                break
-        total += operand
-        operands.append(operand)
-    return ChainProblem(start, tuple(operands))
+    start = (rng.randrange(10), rng.randrange(10), rng.randrange(10))
+    return ChainProblem(start, tuple(rng.randint(1, 9) for _ in range(steps)))
 
 
-def stream(
-    seed: int,
-    steps: int | tuple[int, ...],
-    split: Split = "train",
-    bounds: ChainRange = ChainRange(),
-) -> Iterator[ChainProblem]:
-    """Problems of one split without end or repetition, their lengths drawn evenly from `steps`."""
+def stream(seed: int, steps: int | Sequence[int], split: Split = "train") -> Iterator[ChainProblem]:
+    """Problems of one split without end, their lengths drawn evenly from `steps`."""
     lengths = (steps,) if isinstance(steps, int) else tuple(steps)
     rng = random.Random(seed)
-    seen: set[ChainProblem] = set()
     while True:
-        problem = draw(rng, rng.choice(lengths), bounds)
-        if split_of(problem.question) == split and problem not in seen:
-            seen.add(problem)
+        problem = draw(rng, rng.choice(lengths))
+        if split_of(problem.question) == split:
             yield problem
 
 
 def generate(
-    seed: int,
-    count: int,
-    steps: int | tuple[int, ...],
-    split: Split = "train",
-    bounds: ChainRange = ChainRange(),
+    seed: int, count: int, steps: int | Sequence[int], split: Split = "train"
 ) -> list[ChainProblem]:
-    """The first `count` problems of `stream`."""
-    problems = stream(seed, steps, split, bounds)
-    return [next(problems) for _ in range(count)]
+    """`count` different problems of one split."""
+    problems: dict[ChainProblem, None] = {}
+    for problem in stream(seed, steps, split):
+        if len(problems) == count:
+            break
+        problems[problem] = None
+    return list(problems)
 
 
-def corrupt(
-    problem: ChainProblem, rng: random.Random, slip: float, bounds: ChainRange = ChainRange()
-) -> tuple[int, ...]:
-    """The values a careless writer states: each result is a random number with probability `slip`,
-    and the writer goes on from what they wrote."""
-    values, total = [], problem.start
-    for operand in problem.operands:
-        total += operand
-        if rng.random() < slip or not bounds.low <= total <= bounds.high:
-            total = rng.randint(bounds.low, bounds.high)
-        values.append(total)
-    return tuple(values)
+def corrupt(problem: ChainProblem, rng: random.Random, slip: float) -> tuple[Dials, ...]:
+    """The states a careless solver writes: a dial reads at random with probability `slip`, and the
+    solver goes on from what they wrote."""
+    states, dials = [], problem.start
+    for by in problem.turns:
+        written, push = [], by
+        for dial in dials:
+            push = rng.randrange(10) if rng.random() < slip else (dial + push) % 10
+            written.append(push)
+        dials = (written[0], written[1], written[2])
+        states.append(dials)
+    return tuple(states)
 
 
-def steps_reached(trace: str, problem: ChainProblem) -> int:
-    """How many of the reference's steps a trace states, in order, one a line: the first missing one stops the count."""
-    reached, steps = 0, problem.steps
+def steps_reached(trace: str, steps: Sequence[str]) -> int:
+    """How many of the reference's steps a trace states, in order, one a line."""
+    reached = 0
     for line in trace.split(DELIMITER):
         if reached < len(steps) and line.strip() == steps[reached]:
             reached += 1

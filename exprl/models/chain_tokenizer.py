@@ -8,13 +8,12 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from exprl.data.chain import ANSWER_PREFIX, DELIMITER, LABELS, START
+from exprl.data.chain import ANSWER_PREFIX, DELIMITER, LABELS
 
 PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN = "<pad>", "<bos>", "<eos>", "<user>", "<assistant>", "<unk>"
 
 _SPECIAL = (PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN)
-_NAMES = START + LABELS
-_SPLIT = rf"{ANSWER_PREFIX}|[{_NAMES}][=+-]|[\s\S]"
+_SPLIT = rf"{ANSWER_PREFIX}|\+[0-9] |[\s\S]"
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
@@ -25,9 +24,9 @@ _CHAT_TEMPLATE = (
 
 
 def vocabulary() -> dict[str, int]:
-    """Every token: digits, a name with the sign after it (`a=`, `a+`, `a-`), separators, the answer's prefix."""
-    tokens = [*_SPECIAL, ANSWER_PREFIX, DELIMITER, " ", *"0123456789"]
-    tokens += [name + sign for sign in "=+-" for name in _NAMES]
+    """Every token: digits, labels, turns (`+3 `, with the space after it), separators, the answer's prefix."""
+    tokens = [*_SPECIAL, ANSWER_PREFIX, DELIMITER, " ", "?", *"0123456789", *LABELS]
+    tokens += [f"+{by} " for by in range(10)]
     return {token: index for index, token in enumerate(tokens)}
 
 
@@ -58,6 +57,7 @@ class ChainModelConfig:
     heads: int = 4
     intermediate_size: int = 384
     max_positions: int = 256
+    init_std: float = 0.08
     seed: int = 0
 
 
@@ -73,6 +73,7 @@ def build_model(config: ChainModelConfig = ChainModelConfig()) -> LlamaForCausal
         num_key_value_heads=config.heads,
         max_position_embeddings=config.max_positions,
         tie_word_embeddings=False,
+        initializer_range=config.init_std,
         pad_token_id=vocab[PAD],
         bos_token_id=vocab[BOS],
         eos_token_id=vocab[EOS],

@@ -1,0 +1,127 @@
+"""From a validated experiment to its parts, with every check that can be made before work is spent."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from exprl.engines.base import Engine, Sampling
+from exprl.errors import ConfigError, DataError, ModelError
+from exprl.experiment import Experiment
+from exprl.models.base import LanguageModel
+from exprl.prompts import PromptBuilder
+from exprl.resources import Resources
+from exprl.types import Problem
+from exprl.verifiers.base import Verifier
+
+
+@dataclass(frozen=True)
+class Build:
+    """Builds the parts of one experiment, each once and only when asked for."""
+
+    experiment: Experiment
+
+    @cached_property
+    def policy(self) -> LanguageModel:
+        """The initial policy."""
+        model: LanguageModel = self.experiment.model.build(Resources()).load()
+        return model
+
+    @cached_property
+    def reference(self) -> LanguageModel:
+        """A frozen copy of the initial policy; ask for it before the policy changes."""
+        model = copy.deepcopy(self.policy.model).eval().requires_grad_(False)
+        return LanguageModel(model=model, tokenizer=self.policy.tokenizer, name=f"{self.policy.name} (frozen)")
+
+    @cached_property
+    def train_problems(self) -> list[Problem]:
+        """The training problems."""
+        source = self.experiment.data.train
+        if source is None:
+            raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
+        return self._checked(source.build(Resources()).load(), f"data.train ({source.name})")
+
+    @cached_property
+    def evaluation_problems(self) -> list[Problem]:
+        """The held-out problems; empty without `evaluation.source`."""
+        source = self.experiment.evaluation.source
+        if source is None:
+            return []
+        problems = self._checked(source.build(Resources()).load(), f"evaluation.source ({source.name})")
+        self.verifier.check(problems)
+        return problems
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """The run's verifier of final answers."""
+        verifier: Verifier = self.experiment.verifier.build(Resources())
+        return verifier
+
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        """Question to prompt."""
+        return PromptBuilder(self.policy.tokenizer, self.experiment.prompt)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Who samples."""
+        engine: Engine = self.experiment.rollout.build(self.resources)
+        return engine
+
+    @cached_property
+    def resources(self) -> Resources:
+        """What the other components may ask for."""
+        return Resources(
+            policy=self.policy,
+            reference_model=lambda: self.reference,
+            problems=self.train_problems if self.experiment.data.train is not None else (),
+            verifier=self.verifier,
+            max_new_tokens=self.experiment.rollout.config.max_new_tokens,
+            seed=self.experiment.seed,
+        )
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """How rollouts are sampled in training."""
+        options = self.experiment.rollout.config
+        return Sampling(
+            n=options.samples_per_prompt,
+            temperature=options.temperature,
+            max_new_tokens=options.max_new_tokens,
+            stop=tuple(options.stop),
+            seed=self.experiment.seed,
+        )
+
+    @cached_property
+    def evaluation_sampling(self) -> Sampling:
+        """How rollouts are sampled in evaluation."""
+        options = self.experiment.evaluation
+        return Sampling(
+            n=options.samples_per_prompt,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            max_new_tokens=options.max_new_tokens or self.sampling.max_new_tokens,
+            stop=self.sampling.stop,
+            seed=options.seed,
+        )
+
+    def check_lengths(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
+        """Raise before any sampling when a prompt plus the length limit exceeds the model's context."""
+        context = self.policy.context_length
+        for problem in problems:
+            length = len(self.prompts.build(problem.question).token_ids)
+            if context is not None and length + max_new_tokens > context:
+                raise ModelError(
+                    f"problem {problem.id!r}: its prompt of {length} tokens and rollout.max_new_tokens "
+                    f"{max_new_tokens} exceed the context of {self.policy.name} ({context} tokens). "
+                    "Lower rollout.max_new_tokens or prompt.max_prompt_tokens, or drop the row."
+                )
+
+    @staticmethod
+    def _checked(problems: list[Problem], where: str) -> list[Problem]:
+        if not problems:
+            raise DataError(f"{where}: no problems. Check the path, the filters and `limit`.")
+        return problems

@@ -1,0 +1,146 @@
+"""The `exprl` command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from exprl import __version__
+from exprl import config as configuration
+from exprl.component import Choice
+from exprl.errors import ConfigError, ExprlError, did_you_mean
+from exprl.experiment import load_experiment
+from exprl.registry import FAMILIES, import_plugins
+from exprl.run_directory import RunDirectory
+
+OVERRIDES = "key.path=value items that win over the file, for example reward.judge.name=no_reference"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run, and turn an `ExprlError` into one clear line and exit code 2."""
+    options = parser().parse_args(arguments)
+    sys.path.insert(0, str(Path.cwd()))  # plugins lie beside the experiment
+    try:
+        options.run(options)
+    except ExprlError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; go on with --resume", highlight=False)
+        raise SystemExit(130) from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="exprl",
+        description="RL mid-training with hidden reference solutions. Start with: exprl train configs/quickstart.yaml",
+    )
+    top.add_argument("--version", action="version", version=f"exprl {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="evaluate, train, evaluate again, in a run directory")
+    train.add_argument("config", help="the experiment's YAML")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    train.add_argument("--resume", action="store_true", help="go on with the run in run_dir, if there is one")
+    train.set_defaults(run=run_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="unbiased pass@k of a model or a checkpoint on any source",
+        description="Example: exprl evaluate model.path=gpt2 evaluation.source.name=jsonl "
+        "evaluation.source.path=test.jsonl evaluation.samples_per_prompt=64 'evaluation.k=[1,4,16,64]'",
+    )
+    evaluate.add_argument(
+        "items", nargs="*", metavar="CONFIG | RUN | key=value", help=f"a YAML or run, and {OVERRIDES}"
+    )
+    evaluate.add_argument("--checkpoint", type=Path, help="a .ckpt file of a run; for a run folder its latest is taken")
+    evaluate.add_argument("--output", type=Path, help="also write the figures and per-problem counts to this JSON file")
+    evaluate.set_defaults(run=run_evaluate)
+
+    listing = commands.add_parser("list", help="every component with its options")
+    listing.add_argument("family", nargs="?", help=f"one of: {', '.join(r.family for r in FAMILIES)}")
+    listing.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="import these first")
+    listing.set_defaults(run=run_list)
+
+    show = commands.add_parser("config", help="the resolved experiment, every default filled in")
+    show.add_argument("config", help="the experiment's YAML")
+    show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    show.set_defaults(run=run_config)
+    return top
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """`exprl train`."""
+    experiment = load_experiment(options.config, options.overrides)
+    run_dir = experiment.run_dir or Path("runs") / Path(options.config).stem
+    from exprl.training.run import train  # imports Lightning: only once the config is known to be right
+
+    train(experiment, run_dir, resume=options.resume, console=Console())
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """`exprl evaluate`."""
+    overrides = [item for item in options.items if "=" in item]
+    files = [Path(item) for item in options.items if "=" not in item]
+    if len(files) > 1:
+        raise ConfigError(f"give one config or run, but got {', '.join(map(str, files))}; overrides are key=value.")
+    config, checkpoint = (files[0] if files else None), options.checkpoint
+    if config is not None and config.is_dir():
+        run = RunDirectory(config)
+        config, checkpoint = run.config, checkpoint or run.latest_checkpoint()
+    experiment = load_experiment(config, overrides)
+    from exprl.evaluation.command import evaluate_model
+
+    evaluate_model(experiment, checkpoint=checkpoint, output=options.output, console=Console())
+
+
+def run_config(options: argparse.Namespace) -> None:
+    """`exprl config`."""
+    print(configuration.to_yaml(load_experiment(options.config, options.overrides)), end="")
+
+
+def run_list(options: argparse.Namespace) -> None:
+    """`exprl list`."""
+    console = Console()
+    import_plugins(options.plugins)
+    families = {registry.family: registry for registry in FAMILIES}
+    if options.family is not None and options.family not in families:
+        raise ConfigError(f"Unknown family {options.family!r}. {did_you_mean(options.family, families)}")
+    for registry in [families[options.family]] if options.family else FAMILIES:
+        console.print(f"[bold]{registry.family}[/]", highlight=False)
+        for name in registry.names():
+            component = registry.get(name)
+            console.print(f"  [green]{name}[/]  {_escaped(_first_line(component))}", highlight=False, soft_wrap=True)
+            for line in option_lines(component.Config):
+                console.print(f"      {_escaped(line)}", highlight=False, soft_wrap=True)
+
+
+def option_lines(config: type[Any]) -> list[str]:
+    """One line an option: name, default, meaning."""
+    lines = []
+    for field in dataclasses.fields(config):
+        default = "required"
+        if field.default is not dataclasses.MISSING:
+            default = repr(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+            default = value.name if isinstance(value, Choice) else repr(value)
+        lines.append(f"{field.name} = {default}  {field.metadata.get('help', '')}".rstrip())
+    return lines
+
+
+def _first_line(component: type[Any]) -> str:
+    return (component.__doc__ or "").strip().split("\n", 1)[0]
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,154 @@
+"""The decode loop of one batch: prompts prefilled once, a token a row and step, finished rows leaving the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from exprl.engines.base import Sampling
+from exprl.engines.sampling import draw, sampling_logprobs
+from exprl.models.kv_cache import head_logits, new_cache, padded_left, positions_of, select_rows
+from exprl.types import FinishReason
+
+_COMPACT_AT = 0.75  # rows leave when this share or less is unfinished: copying the cache at each end would cost more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """One finished row: which slot it filled, its T sampled ids and log-probs, and why it ended."""
+
+    slot: int
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """What ends a row: token ids, or a text test on its last `tail` tokens (`tail` 0: no text test)."""
+
+    token_ids: frozenset[int]
+    tail: int = 0
+    ends_text: Callable[[list[list[int]]], list[bool]] = lambda tails: [False] * len(tails)
+
+
+class Decoding:
+    """B slots decoded together; slot i continues `prompts[owners[i]]` with the random numbers `uniforms[i]`.
+
+    Args:
+        model: in eval mode; its weights are read at every step.
+        prompts: token ids of the distinct prompts; each is prefilled once, whatever the number of its slots.
+        owners: [B] the prompt of each slot.
+        uniforms: [B, max_new_tokens] float64 on the CPU.
+        sampling: temperature, truncation and length limit.
+        ends: what ends a row.
+        pad: any token id; padding is masked.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        owners: Sequence[int],
+        uniforms: Tensor,
+        sampling: Sampling,
+        ends: Ends,
+        pad: int,
+    ) -> None:
+        self._model, self._sampling, self._ends = model, sampling, ends
+        device = model.device
+        self._uniforms = uniforms.to(device)
+        self._tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=device)  # [B, max_new], by slot
+        self._logprobs = torch.zeros(uniforms.shape, dtype=torch.float32, device=device)
+        self._slots = list(range(len(owners)))  # the slot of each row still in the batch
+        self._slot_index = torch.tensor(self._slots, device=device)
+        self._open = set(self._slots)
+        self._step = 0
+        self._prefill([list(prompt) for prompt in prompts], torch.tensor(list(owners), device=device), pad)
+
+    def run(self) -> Iterator[Decoded]:
+        """Rows as they finish, every slot once."""
+        while self._open:
+            yield from self._advance()
+
+    @torch.no_grad()
+    def _prefill(self, prompts: list[list[int]], owners: Tensor, pad: int) -> None:
+        ids, mask = padded_left(prompts, pad, self._model.device)
+        self._cache = new_cache(self._model)
+        self._padded = not bool(mask.all())
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask if self._padded else None,
+            position_ids=positions_of(mask),
+            past_key_values=self._cache,
+            use_cache=True,
+            **head_logits(self._model),
+        )
+        select_rows(self._cache, owners)
+        self._logits = output.logits[:, -1][owners]
+        self._positions = mask.sum(-1, keepdim=True)[owners]
+        self._mask = torch.nn.functional.pad(mask, (0, self._sampling.max_new_tokens), value=True)[owners]
+        self._prompt_width = ids.shape[1]
+
+    @torch.no_grad()
+    def _advance(self) -> list[Decoded]:
+        settings = self._sampling
+        logprobs = sampling_logprobs(self._logits, settings.temperature, settings.top_p, settings.top_k)
+        tokens = draw(logprobs, self._uniforms[self._slot_index, self._step])
+        self._tokens[self._slot_index, self._step] = tokens
+        self._logprobs[self._slot_index, self._step] = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        self._step += 1
+        finished = self._collect(tokens.tolist())
+        if self._open:
+            self._forward(self._compact(tokens))
+        return finished
+
+    def _collect(self, tokens: list[int]) -> list[Decoded]:
+        """Close the rows that end at this step."""
+        closing: dict[int, FinishReason] = {}
+        for slot, token in zip(self._slots, tokens, strict=True):
+            if slot in self._open and token in self._ends.token_ids:
+                closing[slot] = "stop"
+        rest = sorted(self._open - closing.keys())
+        if self._ends.tail and rest:
+            tails = self._tokens[rest, max(0, self._step - self._ends.tail) : self._step].tolist()
+            closing |= {slot: "stop" for slot, end in zip(rest, self._ends.ends_text(tails), strict=True) if end}
+        if self._step == self._sampling.max_new_tokens:
+            closing |= {slot: "length" for slot in rest if slot not in closing}
+        self._open -= closing.keys()
+        return [self._decoded(slot, closing[slot]) for slot in sorted(closing)]
+
+    def _decoded(self, slot: int, reason: FinishReason) -> Decoded:
+        return Decoded(
+            slot=slot,
+            token_ids=self._tokens[slot, : self._step].tolist(),
+            logprobs=self._logprobs[slot, : self._step].tolist(),
+            finish_reason=reason,
+        )
+
+    def _compact(self, tokens: Tensor) -> Tensor:
+        """Drop finished rows once they are many; returns the tokens [B'] of the rows that stay."""
+        if len(self._open) > _COMPACT_AT * len(self._slots):
+            return tokens
+        rows = torch.tensor([r for r, slot in enumerate(self._slots) if slot in self._open], device=tokens.device)
+        select_rows(self._cache, rows)
+        self._slots = [slot for slot in self._slots if slot in self._open]
+        self._slot_index = self._slot_index[rows]
+        self._positions, self._mask = self._positions[rows], self._mask[rows]
+        self._padded = self._padded and not bool(self._mask.all())
+        return tokens[rows]
+
+    def _forward(self, tokens: Tensor) -> None:
+        output = self._model(
+            input_ids=tokens.unsqueeze(-1),
+            attention_mask=self._mask[:, : self._prompt_width + self._step] if self._padded else None,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._positions = self._positions + 1
+        self._logits = output.logits[:, -1]

@@ -1,0 +1,153 @@
+"""The engine that samples with the policy's own Hugging Face model, in process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from exprl.component import option
+from exprl.engines.base import Engine, Sampling
+from exprl.engines.decoding import Decoded, Decoding, Ends
+from exprl.engines.sampling import uniforms_for
+from exprl.errors import ModelError
+from exprl.models.modes import evaluating
+from exprl.registry import ENGINES
+from exprl.tokenization import decode_with_ends
+from exprl.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from exprl.models.base import LanguageModel
+    from exprl.resources import Resources
+
+
+@ENGINES.register("transformers")
+class TransformersEngine(Engine):
+    """Samples with the policy's own weights through transformers: no second copy, runs anywhere torch does.
+
+    A rollout depends on the seed, the place of its prompt in the call and its place in the group, never on what else
+    is in its batch (up to floating-point noise). A rollout that meets a stop string keeps the token that completed it.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Engine.Config):
+        """What every engine has, and how many rollouts are decoded at a time."""
+
+        batch_size: int = option(64, "rollouts decoded at a time; memory and speed grow with it")
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.batch_size < 1:
+                raise ValueError(f"batch_size must be at least 1, but got {self.batch_size}")
+
+    config: Config
+
+    def __init__(self, config: Config, model: LanguageModel) -> None:
+        super().__init__(config)
+        self._language_model = model
+        self._syncs = 0
+
+    @classmethod
+    def from_config(cls, config: Any, resources: Resources) -> TransformersEngine:
+        """An engine on the run's policy."""
+        return cls(config, resources.need_policy("engine 'transformers'"))
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
+        """Yield `(index of the prompt, rollout)` as each finishes; the model is in eval mode until the last one.
+
+        Raises (at the call, before anything is sampled):
+            TypeError: something other than a `Prompt` is given.
+            ModelError: a prompt and `max_new_tokens` together exceed the model's context.
+            ValueError: temperature 0 or below.
+        """
+        for prompt in prompts:
+            if not isinstance(prompt, Prompt):
+                raise TypeError(f"an engine takes Prompt objects only, but got {type(prompt).__name__}")
+        if sampling.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, but got {sampling.temperature}; top_k=1 samples greedily")
+        self._check_lengths(prompts, sampling.max_new_tokens)
+        return self._stream(tuple(prompts), sampling)
+
+    def sync(self) -> None:
+        """Count an update: the weights themselves are the policy's own and already current."""
+        self._syncs += 1
+
+    def _check_lengths(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+        context = self._language_model.context_length
+        for prompt in prompts:
+            length = len(prompt.token_ids)
+            if length == 0:
+                raise ModelError(f"problem {prompt.problem_id!r}: the prompt has no tokens; check the prompt template.")
+            if context is not None and length + max_new_tokens > context:
+                raise ModelError(
+                    f"problem {prompt.problem_id!r}: {length} prompt tokens + {max_new_tokens} max_new_tokens = "
+                    f"{length + max_new_tokens}, but {self._language_model.name} has a context of {context} tokens. "
+                    f"Set max_new_tokens to at most {max(context - length, 0)}, or drop prompts this long."
+                )
+
+    def _stream(self, prompts: tuple[Prompt, ...], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
+        model, tokenizer = self._language_model.model, self._language_model.tokenizer
+        ends = _ends(model, tokenizer, sampling.stop)
+        # neighbours of like length need little padding
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
+        slots = [(index, sample) for index in order for sample in range(sampling.n)]
+        with evaluating(model):
+            for start in range(0, len(slots), self.config.batch_size):
+                batch = slots[start : start + self.config.batch_size]
+                version = self._syncs
+                for decoded in self._decoding(prompts, batch, sampling, ends).run():
+                    index = batch[decoded.slot][0]
+                    yield index, _rollout(prompts[index], decoded, tokenizer, version)
+
+    def _decoding(
+        self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends
+    ) -> Decoding:
+        rows = {index: row for row, index in enumerate(dict.fromkeys(index for index, _ in batch))}
+        uniforms = [uniforms_for(sampling.seed, index, sample, sampling.max_new_tokens) for index, sample in batch]
+        return Decoding(
+            self._language_model.model,
+            prompts=[prompts[index].token_ids for index in rows],
+            owners=[rows[index] for index, _ in batch],
+            uniforms=torch.stack(uniforms),
+            sampling=sampling,
+            ends=ends,
+            pad=_pad_id(self._language_model.tokenizer),
+        )
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad = tokenizer.pad_token_id
+    return pad if isinstance(pad, int) else 0
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> Ends:
+    """The tokenizer's and the generation config's end-of-sequence tokens, and a test for stop strings."""
+    generation = getattr(model, "generation_config", None)
+    extra = getattr(generation, "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, *(extra if isinstance(extra, (list, tuple)) else [extra])} - {None}
+    if not stop:
+        return Ends(token_ids=frozenset(ids))
+
+    def ends_text(tails: list[list[int]]) -> list[bool]:
+        texts = tokenizer.batch_decode(tails, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [any(string in text for string in stop) for text in texts]
+
+    # a token adds at least one byte, unless it is special
+    return Ends(token_ids=frozenset(ids), tail=max(len(s.encode()) for s in stop) + 4, ends_text=ends_text)
+
+
+def _rollout(prompt: Prompt, decoded: Decoded, tokenizer: PreTrainedTokenizerBase, version: int) -> Rollout:
+    text, ends = decode_with_ends(tokenizer, decoded.token_ids)
+    return Rollout(
+        prompt=prompt,
+        token_ids=tuple(decoded.token_ids),
+        text=text,
+        token_ends=tuple(ends),
+        sampler_logprobs=tuple(decoded.logprobs),
+        finish_reason=decoded.finish_reason,
+        policy_version=version,
+    )

@@ -1,0 +1,58 @@
+"""`exprl evaluate`: a model or checkpoint on a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from exprl.build import Build
+from exprl.errors import ConfigError, ModelError
+from exprl.evaluation.evaluate import EvaluationResult, evaluate
+from exprl.evaluation.table import result_table
+from exprl.experiment import Experiment
+from exprl.run_directory import write_json
+from exprl.training.phases import Phases
+
+
+def evaluate_model(
+    experiment: Experiment, *, checkpoint: Path | None, output: Path | None, console: Console
+) -> EvaluationResult:
+    """Sample `evaluation.source`, print pass@k with intervals, and write `output` if given."""
+    if experiment.evaluation.source is None:
+        raise ConfigError("evaluation.source: required here, but missing. For example evaluation.source.name=champ.")
+    build = Build(experiment)
+    if checkpoint is not None:
+        load_policy(build.policy.model, checkpoint)
+        console.print(f"weights: {checkpoint}")
+    build.check_lengths(build.evaluation_problems, build.evaluation_sampling.max_new_tokens)
+    sampling, phases = build.evaluation_sampling, Phases()
+    with phases.run("sampling", len(build.evaluation_problems) * sampling.n) as advance:
+        result = evaluate(
+            build.engine,
+            build.prompts,
+            build.evaluation_problems,
+            build.verifier,
+            sampling,
+            ks=experiment.evaluation.k,
+            advance=advance,
+        )
+    console.print(result_table(result, title=str(checkpoint or build.policy.name)))
+    if output is not None:
+        write_json(output, result.to_json())
+        console.print(f"figures and per-problem counts: {output}")
+    return result
+
+
+def load_policy(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Put the policy's weights of a run's checkpoint into `model`; raises `ModelError`."""
+    if not checkpoint.is_file():
+        raise ModelError(f"no checkpoint {checkpoint}. Give a .ckpt file of a run's checkpoints/ folder.")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+    weights = {name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"{checkpoint} does not fit the model of this config: {error}") from error

@@ -1,0 +1,134 @@
+"""Sample a model on held-out problems and report unbiased pass@k with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from exprl.engines.base import Engine, Sampling
+from exprl.evaluation.pass_at_k import bootstrap, pass_at_k
+from exprl.evaluation.progress import reference_progress
+from exprl.prompts import PromptBuilder
+from exprl.types import Problem
+from exprl.verifiers.base import Verifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Per-problem outcomes of n samples each.
+
+    Attributes:
+        problem_ids: P ids.
+        correct: [P] right samples of each problem.
+        samples: n.
+        progress: [P] mean share of the reference's own steps reached; None where the source has no steps.
+        guessed: [P] samples with the right answer that did not go through all of the reference's steps; None likewise.
+        length: mean response length in tokens.
+        cut_off: share of samples cut off at the length limit.
+        ks: the k of pass@k to report.
+    """
+
+    problem_ids: tuple[str, ...]
+    correct: tuple[int, ...]
+    samples: int
+    progress: tuple[float, ...] | None
+    guessed: tuple[int, ...] | None
+    length: float
+    cut_off: float
+    ks: tuple[int, ...]
+
+    def per_problem(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """[P] values of `pass@k` or `progress`."""
+        if name == "progress":
+            return np.asarray(self.progress, dtype=np.float64)
+        k = int(name.removeprefix("pass@"))
+        return np.array([pass_at_k(self.samples, c, k) for c in self.correct], dtype=np.float64)
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of what is reported, `pass@k` first."""
+        return [*(f"pass@{k}" for k in self.ks), *(["progress"] if self.progress is not None else [])]
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for `summary.json`: each measure with its 95 % bootstrap interval over problems."""
+        figures: dict[str, Any] = {name: float(self.per_problem(name).mean()) for name in self.measures}
+        intervals = {name: bootstrap(self.per_problem(name)) for name in self.measures}
+        extra = {"guess_rate": sum(self.guessed) / self.total} if self.guessed is not None else {}
+        return {
+            **figures,
+            **extra,
+            "interval_95": {name: [interval.low, interval.high] for name, interval in intervals.items()},
+            "problems": len(self.problem_ids),
+            "samples_per_problem": self.samples,
+            "length_mean": self.length,
+            "cut_off_rate": self.cut_off,
+        }
+
+    @property
+    def total(self) -> int:
+        """Samples over all problems."""
+        return self.samples * len(self.problem_ids)
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary with the per-problem counts."""
+        return {
+            "summary": self.summary(),
+            "problem_ids": list(self.problem_ids),
+            "correct": list(self.correct),
+            "samples": self.samples,
+            "progress": list(self.progress) if self.progress is not None else None,
+            "guessed": list(self.guessed) if self.guessed is not None else None,
+            "length": self.length,
+            "cut_off": self.cut_off,
+            "ks": list(self.ks),
+        }
+
+    @classmethod
+    def from_json(cls, node: dict[str, Any]) -> EvaluationResult:
+        """The inverse of `to_json`."""
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+        fields.pop("summary")
+        return cls(**fields)
+
+
+def evaluate(
+    engine: Engine,
+    prompts: PromptBuilder,
+    problems: Sequence[Problem],
+    verifier: Verifier,
+    sampling: Sampling,
+    *,
+    ks: Sequence[int],
+    advance: Callable[[int], object] = lambda _: None,
+) -> EvaluationResult:
+    """Draw `sampling.n` samples of each problem and verify them; `advance` is called as samples finish."""
+    count = len(problems)
+    correct, guessed = [0] * count, [0] * count
+    progress, lengths, cut_off = [0.0] * count, 0, 0
+    has_steps = all(problem.scaffold.steps is not None for problem in problems)
+    built = [prompts.build(problem.question) for problem in problems]
+    for index, rollout in engine.generate(built, sampling):
+        problem = problems[index]
+        right = verifier.verify(problem, rollout.text)
+        correct[index] += right
+        lengths += len(rollout)
+        cut_off += rollout.finish_reason == "length"
+        if has_steps and problem.scaffold.steps is not None:
+            reached = reference_progress(rollout.text, problem.scaffold.steps.reveal())
+            progress[index] += reached / sampling.n
+            guessed[index] += right and reached < 1.0
+        advance(1)
+    total = count * sampling.n
+    return EvaluationResult(
+        problem_ids=tuple(problem.id for problem in problems),
+        correct=tuple(correct),
+        samples=sampling.n,
+        progress=tuple(progress) if has_steps else None,
+        guessed=tuple(guessed) if has_steps else None,
+        length=lengths / total,
+        cut_off=cut_off / total,
+        ks=tuple(ks),
+    )

@@ -1,0 +1,49 @@
+"""Before and after as a table, with the paired interval of the difference."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from exprl.evaluation.evaluate import EvaluationResult
+from exprl.evaluation.pass_at_k import Interval, bootstrap, paired_bootstrap
+
+
+def differences(before: EvaluationResult, after: EvaluationResult) -> dict[str, Interval]:
+    """The paired 95 % bootstrap interval over problems of `after - before`, for each measure."""
+    return {name: paired_bootstrap(before.per_problem(name), after.per_problem(name)) for name in before.measures}
+
+
+def comparison_table(before: EvaluationResult, after: EvaluationResult) -> Table:
+    """Each measure before, after, and its paired difference."""
+    title = f"{len(before.problem_ids)} held-out problems, {before.samples} samples each"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "before", "after", "difference (paired 95 % interval)"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, difference in differences(before, after).items():
+        table.add_row(
+            LABELS.get(name, name),
+            _percent(before.per_problem(name).mean()),
+            _percent(after.per_problem(name).mean()),
+            f"{100 * difference.mean:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})",
+        )
+    return table
+
+
+def result_table(result: EvaluationResult, title: str) -> Table:
+    """Each measure with its 95 % interval over problems."""
+    title = f"{title}: {len(result.problem_ids)} problems, {result.samples} samples each"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "value", "95 % interval"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in result.measures:
+        interval = bootstrap(result.per_problem(name))
+        value = _percent(result.per_problem(name).mean())
+        table.add_row(LABELS.get(name, name), value, f"{100 * interval.low:.1f} to {100 * interval.high:.1f}")
+    return table
+
+
+LABELS = {"progress": "share of the reference's steps reached"}
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

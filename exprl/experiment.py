@@ -1,0 +1,145 @@
+"""The schema of an experiment's YAML: one dataclass a section, one default a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from exprl import config as configuration
+from exprl.component import Choice, choose, option
+from exprl.errors import ConfigError
+from exprl.prompts import PromptConfig
+from exprl.registry import ADVANTAGES, ENGINES, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the policy trains on."""
+
+    train: Annotated[Choice, SOURCES] | None = choose(SOURCES, None, "source of the training problems")
+    prompts_per_step: int = option(8, "prompts sampled from in one step")
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_step < 1:
+            raise ValueError(f"prompts_per_step must be at least 1, but got {self.prompts_per_step}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    lr: float = option(1e-6, "peak learning rate (the paper: 1e-6)")
+    betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's moment decays")
+    eps: float = option(1e-8, "AdamW's epsilon")
+    weight_decay: float = option(0.0, "decoupled weight decay")
+    warmup_updates: int = option(0, "updates of linear warm-up from 0")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this global norm")
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.max_grad_norm <= 0:
+            raise ValueError(f"lr and max_grad_norm must be above 0, but got {self.lr} and {self.max_grad_norm}")
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, but got {list(self.betas)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """How the rollouts of a step become optimizer updates."""
+
+    prompts_per_update: int | None = option(None, "prompts in one optimizer update; null: all of the step, one update")
+    epochs: int = option(1, "passes over the rollouts of a step")
+    micro_batch_tokens: int = option(8192, "padded tokens in one forward and backward; changes memory, never the loss")
+    signal_tolerance: float = option(
+        1e-6, "a group whose advantages all lie within this of 0 is dropped from the update and counted"
+    )
+    log_kl: bool = option(True, "keep the frozen initial policy to log the KL to it even if the loss has no KL term")
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.micro_batch_tokens < 1:
+            raise ValueError("epochs and micro_batch_tokens must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """pass@k on held-out problems, before and after training and by `exprl evaluate`."""
+
+    source: Annotated[Choice, SOURCES] | None = choose(SOURCES, None, "held-out problems; null: no evaluation")
+    samples_per_prompt: int = option(16, "n, rollouts a problem; pass@k is unbiased for every k up to n")
+    k: tuple[int, ...] = option((1, 16), "the k of pass@k to report")
+    temperature: float = option(1.0, "sampling temperature")
+    top_p: float = option(1.0, "nucleus sampling; 1 is off")
+    top_k: int = option(0, "keep the k likeliest tokens; 0 is off")
+    max_new_tokens: int | None = option(None, "length limit; null: that of `rollout`")
+    every: int = option(0, "also evaluate every so many steps; 0: only before and after")
+    seed: int = option(20260617, "seed of the evaluation's samples, apart from the training's")
+
+    def __post_init__(self) -> None:
+        too_large = [k for k in self.k if not 1 <= k <= self.samples_per_prompt]
+        if too_large:
+            raise ValueError(f"k must lie in 1..samples_per_prompt ({self.samples_per_prompt}), but got {too_large}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """What Lightning's Trainer is told, and what the run keeps."""
+
+    max_steps: int = option(100, "steps: sample, score, update")
+    accelerator: str = option("auto", "Lightning accelerator: auto, cpu, cuda, mps")
+    devices: int | Literal["auto"] = option(1, "devices of one node")
+    precision: str = option("32-true", "Lightning precision, for example bf16-mixed")
+    checkpoint_every: int = option(0, "steps between checkpoints; 0: only at the end and when interrupted")
+    keep_checkpoints: int = option(2, "the latest checkpoints that are kept")
+    print_samples: int = option(1, "rollouts a step printed as a table of segments")
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 or self.keep_checkpoints < 1:
+            raise ValueError("max_steps and keep_checkpoints must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run, whole: what `exprl train` and `exprl evaluate` read."""
+
+    seed: int = option(0, "seed of data order, sampling and everything random")
+    run_dir: str | None = option(None, "folder of the run; null: runs/<config name>")
+    plugins: list[str] = option([], "modules to import first, so that their components register")
+    model: Annotated[Choice, MODELS] = choose(MODELS, "pretrained", "the initial policy")
+    prompt: PromptConfig = option(PromptConfig(), "how a question becomes a prompt")
+    data: DataConfig = option(DataConfig(), "training problems")
+    rollout: Annotated[Choice, ENGINES] = choose(ENGINES, "transformers", "the engine that samples")
+    verifier: Annotated[Choice, VERIFIERS] = choose(VERIFIERS, "math", "decides whether a final answer is right")
+    reward: Annotated[Choice, REWARDS] = choose(REWARDS, "sparse", "what a rollout or a segment is worth")
+    advantage: Annotated[Choice, ADVANTAGES] = choose(ADVANTAGES, "group", "rewards to per-token advantages")
+    objective: Annotated[Choice, OBJECTIVES] = choose(OBJECTIVES, "clipped", "the policy loss")
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "AdamW and its schedule")
+    update: UpdateConfig = option(UpdateConfig(), "from rollouts to optimizer updates")
+    evaluation: EvaluationConfig = option(EvaluationConfig(), "pass@k on held-out problems")
+    trainer: TrainerConfig = option(TrainerConfig(), "length, devices, checkpoints")
+
+    def __post_init__(self) -> None:
+        granularity, accepts = self.reward.cls.granularity, self.advantage.cls.accepts
+        if granularity not in accepts:
+            raise ConfigError(
+                f"advantage.name: {self.advantage.name!r} takes one reward a {' or '.join(sorted(accepts))}, but "
+                f"reward {self.reward.name!r} gives one a {granularity}. Choose an advantage of `exprl list advantage` "
+                "that takes both."
+            )
+        size = self.update.prompts_per_update
+        if size is not None and (size < 1 or self.data.prompts_per_step % size):
+            raise ConfigError(
+                f"update.prompts_per_update: {size} must divide data.prompts_per_step ({self.data.prompts_per_step})."
+            )
+        if self.rollout.config.top_p < 1 or self.rollout.config.top_k > 0:
+            raise ConfigError(
+                "rollout.top_p / rollout.top_k: training needs samples of the whole distribution, since the trainer's "
+                "log-probs are those of the whole distribution. Truncate at test time, under `evaluation`."
+            )
+
+
+def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment from YAML, or from overrides alone; raises `ConfigError` naming the key."""
+    if path is None:
+        return configuration.from_layers(Experiment, [configuration.parse_overrides(overrides)])
+    return configuration.load(Experiment, path, overrides)

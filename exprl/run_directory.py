@@ -1,0 +1,125 @@
+"""The folder of a run: created once, resumed on request, never overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exprl.errors import RunDirectoryError
+
+
+class RunDirectory:
+    """Paths and atomic writes of one run.
+
+    Holds `config.yaml`, `metrics.jsonl` (one line a step), `samples.jsonl`, `summary.json`, `evaluation/`,
+    `checkpoints/` and `tensorboard/`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.summary = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+
+    def open(self, config_yaml: str, *, resume: bool) -> None:
+        """Create the folder, or take up a stopped run of the same config.
+
+        Raises:
+            RunDirectoryError: the folder holds something and `resume` is False, or its config is another.
+        """
+        if self.path.exists() and any(self.path.iterdir()):
+            self._check_resumable(config_yaml, resume)
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"run_dir {self.path}: cannot be created ({error}). Set run_dir=...") from error
+        write_text(self.config, config_yaml)
+
+    def _check_resumable(self, config_yaml: str, resume: bool) -> None:
+        if not resume:
+            raise RunDirectoryError(
+                f"run_dir {self.path} already holds a run. Add --resume to go on with it, or run_dir=... for a new one; "
+                "nothing is overwritten."
+            )
+        if not self.config.is_file():
+            raise RunDirectoryError(f"run_dir {self.path} exists but has no config.yaml, so it is no run to resume.")
+        difference = first_difference(self.config.read_text(), config_yaml)
+        if difference is not None:
+            raise RunDirectoryError(
+                f"run_dir {self.path} was started with another config ({difference}). "
+                "Resume with the same config, or set run_dir=... for a new run."
+            )
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint with the highest step, if there is one."""
+        found = sorted(self.checkpoints.glob("step-*.ckpt"))
+        return found[-1] if found else None
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after `step` steps lies."""
+        return self.checkpoints / f"step-{step:06d}.ckpt"
+
+    def evaluation(self, name: str) -> Path:
+        """Where an evaluation's figures and per-problem counts lie."""
+        return self.path / "evaluation" / f"{name}.json"
+
+    def drop_lines_after(self, step: int) -> None:
+        """Cut `metrics.jsonl` and `samples.jsonl` back to `step`: what a killed run wrote past its checkpoint."""
+        for path in (self.metrics, self.samples):
+            if not path.is_file():
+                continue
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) is not None]
+            kept = [line for line in lines if (_step_of(line) or 0) <= step]
+            write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None  # the last line of a killed run may be half written
+
+
+def first_difference(old: str, new: str) -> str | None:
+    """The first line in which two YAML texts differ, as `old -> new`."""
+    before, after = old.splitlines(), new.splitlines()
+    for index in range(max(len(before), len(after))):
+        a = before[index].strip() if index < len(before) else "(nothing)"
+        b = after[index].strip() if index < len(after) else "(nothing)"
+        if a != b:
+            return f"{a} -> {b}"
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a killed process or a full disk leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one JSON line and flush it to the disk."""
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+        file.flush()

@@ -1,0 +1,58 @@
+"""Segments that begin or end at a delimiter in the text, as the paper's `###` steps."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from exprl.component import Component, option
+from exprl.registry import SLICERS
+from exprl.slicers.base import Slicer
+from exprl.slicers.cuts import merge_blank, merge_evenly, segments_between
+from exprl.types import Rollout, Segment
+
+
+@SLICERS.register("delimiter")
+class DelimiterSlicer(Slicer):
+    """Cut at every occurrence of a delimiter in the text (ExpRL, section on process rewards: `###`).
+
+    Occurrences are found in the text from the left without overlap, so the delimiter may be spread over tokens in any
+    way. With `position: start` a segment begins with the token that holds the delimiter's first character (whole:
+    what else that token holds goes with it); with `end` it closes with the token that holds the last one. A segment
+    of nothing but delimiters and white space joins the one after it, a last one the one before it, so that no judge
+    is asked about nothing; so does a lone end-of-sequence token. Without any delimiter there is one segment.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Component.Config):
+        """Where to cut."""
+
+        delimiter: str = option("###", 'text that marks a step (the paper: "###")')
+        position: Literal["start", "end"] = option("start", "the delimiter opens a segment (start) or closes one (end)")
+        max_segments: int | None = option(None, "merge neighbours evenly down to this many; null: no limit")
+
+        def __post_init__(self) -> None:
+            if not self.delimiter:
+                raise ValueError("delimiter must not be empty; to cut by length use the slicer token_window")
+            if self.max_segments is not None and self.max_segments < 1:
+                raise ValueError(f"max_segments must be at least 1, but got {self.max_segments}")
+
+    def slice(self, rollout: Rollout) -> tuple[Segment, ...]:
+        """Segments of the T tokens, in order."""
+        segments = merge_blank(
+            segments_between(self._cuts(rollout), len(rollout)),
+            lambda segment: not rollout.text_of(segment.start, segment.end).replace(self.config.delimiter, "").strip(),
+        )
+        return segments if self.config.max_segments is None else merge_evenly(segments, self.config.max_segments)
+
+    def _cuts(self, rollout: Rollout) -> Iterator[int]:
+        delimiter, ends = self.config.delimiter, rollout.token_ends
+        found = rollout.text.find(delimiter)
+        while found >= 0:
+            if self.config.position == "start":
+                yield bisect_right(ends, found)
+            else:
+                yield bisect_left(ends, found + len(delimiter)) + 1
+            found = rollout.text.find(delimiter, found + len(delimiter))

@@ -1,0 +1,42 @@
+"""Segments of a fixed number of sampled tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exprl.component import Component, option
+from exprl.registry import SLICERS
+from exprl.slicers.base import Slicer
+from exprl.slicers.cuts import merge_blank, segments_between
+from exprl.types import Rollout, Segment
+
+
+@SLICERS.register("token_window")
+class TokenWindowSlicer(Slicer):
+    """Cut every `window` sampled tokens, whatever they say.
+
+    A window of nothing but white space or zero-width tokens joins the one after it, a last one the one before it, so
+    that no judge is asked about nothing; a last window shorter than `min_last` joins the one before it too.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Component.Config):
+        """How long a segment is."""
+
+        window: int = option(512, "tokens a segment")
+        min_last: int = option(1, "a last segment of fewer tokens joins the one before it; 1: keep any")
+
+        def __post_init__(self) -> None:
+            if self.window < 1:
+                raise ValueError(f"window must be at least 1, but got {self.window}")
+            if not 1 <= self.min_last <= self.window:
+                raise ValueError(f"min_last must lie in 1..window ({self.window}), but got {self.min_last}")
+
+    def slice(self, rollout: Rollout) -> tuple[Segment, ...]:
+        """Segments of the T tokens, in order."""
+        length = len(rollout)
+        cuts = range(self.config.window, length - self.config.min_last + 1, self.config.window)
+        return merge_blank(
+            segments_between(cuts, length),
+            lambda segment: not rollout.text_of(segment.start, segment.end).strip(),
+        )

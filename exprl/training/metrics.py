@@ -1,0 +1,80 @@
+"""What is logged each step, as pure functions of the scored groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from exprl.types import JUDGEMENT_STATUSES, AnyReward, Judgement, RolloutReward, ScoredGroup
+
+
+def final_value(reward: AnyReward) -> float | None:
+    """What the whole rollout came to: its reward, or the last segment's; None if it does not count."""
+    if isinstance(reward, RolloutReward):
+        return reward.value
+    if reward.cut_off:
+        return 0.0
+    return reward.values[-1] if reward.valid and reward.values else None
+
+
+def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Mean and spread of the rollouts' (final) rewards, and the variance within groups."""
+    groups = [[v for v in map(final_value, s.rewards) if v is not None] for s in scored]
+    values = torch.tensor([v for group in groups for v in group], dtype=torch.float64)
+    variances = [torch.tensor(group, dtype=torch.float64).var(correction=0).item() for group in groups if group]
+    rewards = [reward for s in scored for reward in s.rewards]
+    return {
+        "reward/mean": values.mean().item() if len(values) else float("nan"),
+        "reward/std": values.std(correction=0).item() if len(values) else float("nan"),
+        "reward/within_group_variance": sum(variances) / len(variances) if variances else float("nan"),
+        "reward/invalid_rate": sum(not reward.valid for reward in rewards) / len(rewards),
+        "reward/segments": sum(_segment_count(reward) for reward in rewards) / len(rewards),
+        "reward/single_segment_rate": sum(_segment_count(reward) <= 1 for reward in rewards) / len(rewards),
+    }
+
+
+def judge_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Rate of each judgement status and the histogram of (rounded) scores; empty without judgements."""
+    judgements: list[Judgement] = [j for s in scored for reward in s.rewards for j in reward.judgements]
+    if not judgements:
+        return {}
+    statuses = Counter(j.status for j in judgements)
+    scores = Counter(round(j.score) for j in judgements if j.score is not None)
+    graded = max(sum(scores.values()), 1)
+    return {
+        "judge/count": float(len(judgements)),
+        **{f"judge/{status}_rate": statuses[status] / len(judgements) for status in JUDGEMENT_STATUSES},
+        **{f"judge/score_{likert}": scores[likert] / graded for likert in range(1, 6)},
+    }
+
+
+def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Response length in tokens and the share cut off at the limit."""
+    rollouts = [rollout for s in scored for rollout in s.group.rollouts]
+    lengths = [len(rollout) for rollout in rollouts]
+    return {
+        "rollout/length_mean": sum(lengths) / len(lengths),
+        "rollout/length_max": float(max(lengths)),
+        "rollout/cut_off_rate": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+    }
+
+
+def outcome_metrics(correct: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """Shares of prompts whose rollouts are all wrong, all right, or mixed; one list of verdicts a prompt.
+
+    >>> outcome_metrics([[False, False], [True, False]])["outcome/mixed"]
+    0.5
+    """
+    count = len(correct)
+    return {
+        "outcome/accuracy": sum(sum(group) / len(group) for group in correct) / count,
+        "outcome/all_0": sum(not any(group) for group in correct) / count,
+        "outcome/all_1": sum(all(group) for group in correct) / count,
+        "outcome/mixed": sum(any(group) and not all(group) for group in correct) / count,
+    }
+
+
+def _segment_count(reward: AnyReward) -> int:
+    return 1 if isinstance(reward, RolloutReward) else len(reward.segments)

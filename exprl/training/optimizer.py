@@ -1,0 +1,23 @@
+"""AdamW and its schedule from their config."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from exprl.experiment import OptimizerConfig
+
+
+def build_optimizer(model: nn.Module, options: OptimizerConfig) -> tuple[AdamW, LambdaLR]:
+    """AdamW over the trainable parameters with linear warm-up from lr / (warmup_updates + 1)."""
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=options.lr,
+        betas=(options.betas[0], options.betas[1]),
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+    )
+    warmup = options.warmup_updates
+    return optimizer, LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / (warmup + 1)))

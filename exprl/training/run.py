@@ -1,0 +1,239 @@
+"""`exprl train`: evaluate, train, evaluate again, and leave a run directory that tells the whole story."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import transformers
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+import exprl
+from exprl import config as configuration
+from exprl.build import Build
+from exprl.data.datamodule import ExpRLDataModule
+from exprl.errors import ConfigError
+from exprl.evaluation.evaluate import EvaluationResult, evaluate
+from exprl.evaluation.table import comparison_table, differences, result_table
+from exprl.experiment import Experiment
+from exprl.run_directory import RunDirectory, write_json
+from exprl.training.callbacks import Checkpoints, EvaluateEvery, StepLog
+from exprl.training.module import ExpRLModule, Parts
+
+
+@dataclass
+class TrainingRun:
+    """One run in its directory."""
+
+    experiment: Experiment
+    directory: RunDirectory
+    console: Console
+
+    def __post_init__(self) -> None:
+        self.build = Build(self.experiment)
+
+    def execute(self, *, resume: bool) -> dict[str, Any]:
+        """Run to the end, or go on where a stopped run was; returns the summary.
+
+        Raises:
+            ExprlError: any of its children, before work is lost.
+        """
+        self.directory.open(configuration.to_yaml(self.experiment), resume=resume)
+        if self.directory.summary.is_file():
+            self.console.print(f"{self.directory.path} is finished; this is its result.")
+            return self.report()
+        quiet_libraries()
+        start = time.perf_counter()
+        lightning.seed_everything(self.experiment.seed, verbose=False)
+        module = self.prepare()
+        prepared = time.perf_counter() - start
+        before = self.evaluated("before", module)
+        self.fit(module)
+        after = self.evaluated("after", module)
+        self.write_summary(module, before, after, prepared, time.perf_counter() - start)
+        return self.report()
+
+    # ------------------------------------------------------------------ the stages of a run
+
+    def prepare(self) -> ExpRLModule:
+        """Load and check everything that can fail before any rollout."""
+        build, experiment = self.build, self.experiment
+        self.check_devices()
+        problems, held_out = build.train_problems, build.evaluation_problems
+        self.console.print(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
+        self.console.print(f"{len(problems)} training problems, {len(held_out)} held-out problems")
+        reward = experiment.reward.build(build.resources)
+        reward.check(problems)
+        objective = experiment.objective.build(build.resources)
+        build.check_lengths(problems, build.sampling.max_new_tokens)
+        build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)
+        wants_reference = objective.needs_reference or experiment.update.log_kl
+        parts = Parts(
+            prompts=build.prompts,
+            engine=build.engine,
+            reward=reward,
+            advantage=experiment.advantage.build(build.resources),
+            objective=objective,
+            verifier=build.verifier,
+            reference=build.reference if wants_reference else None,
+        )
+        return ExpRLModule(
+            build.policy,
+            parts,
+            build.sampling,
+            optimizer=experiment.optimizer,
+            update=experiment.update,
+            seed=experiment.seed,
+        )
+
+    def check_devices(self) -> None:
+        """This version updates on one device."""
+        devices = self.experiment.trainer.devices
+        if devices not in (1, "auto"):
+            raise ConfigError(f"trainer.devices: {devices}, but this version trains on one device. Set it to 1.")
+
+    def evaluated(self, name: str, module: ExpRLModule) -> EvaluationResult | None:
+        """The evaluation called `name`, from its file if it was made before."""
+        if not self.build.evaluation_problems:
+            return None
+        path = self.directory.evaluation(name)
+        if path.is_file():
+            return EvaluationResult.from_json(json.loads(path.read_text()))
+        build, sampling = self.build, self.build.evaluation_sampling
+        total = len(build.evaluation_problems) * sampling.n
+        with module.phases.run(f"evaluate_{name}", total) as advance:
+            result = evaluate(
+                build.engine,
+                build.prompts,
+                build.evaluation_problems,
+                build.verifier,
+                sampling,
+                ks=self.experiment.evaluation.k,
+                advance=advance,
+            )
+        module.phases.take()
+        write_json(path, result.to_json())
+        self.console.print(result_table(result, title=name))
+        return result
+
+    def fit(self, module: ExpRLModule) -> None:
+        """Train to `max_steps`, from the latest checkpoint if there is one."""
+        options = self.experiment.trainer
+        checkpoint = self.directory.latest_checkpoint()
+        if checkpoint is not None:
+            step = int(checkpoint.stem.removeprefix("step-"))
+            self.directory.drop_lines_after(step)
+            self.console.print(f"resuming after step {step} from {checkpoint}")
+        data = ExpRLDataModule(
+            self.build.train_problems,
+            prompts_per_step=self.experiment.data.prompts_per_step,
+            max_steps=options.max_steps,
+            seed=self.experiment.seed,
+        )
+        trainer = Trainer(
+            accelerator=options.accelerator,
+            devices=1,
+            precision=options.precision,  # type: ignore[arg-type]
+            max_epochs=1,
+            logger=TensorBoardLogger(self.directory.path, name="", version="tensorboard"),
+            callbacks=self.callbacks(module),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+
+    def callbacks(self, module: ExpRLModule) -> list[Any]:
+        """What is written and printed after each step."""
+        options = self.experiment.trainer
+        return [
+            StepLog(self.directory, self.console, max_steps=options.max_steps, print_samples=options.print_samples),
+            EvaluateEvery(
+                self.experiment.evaluation.every, lambda step: void(self.evaluated(f"step-{step:06d}", module))
+            ),
+            Checkpoints(self.directory, every=options.checkpoint_every, keep=options.keep_checkpoints),
+        ]
+
+    # ------------------------------------------------------------------ the result
+
+    def write_summary(
+        self,
+        module: ExpRLModule,
+        before: EvaluationResult | None,
+        after: EvaluationResult | None,
+        prepared: float,
+        seconds: float,
+    ) -> None:
+        """`summary.json`: before, after, their paired difference, seconds of each phase, versions."""
+        summary: dict[str, Any] = {
+            "before": before.summary() if before else None,
+            "after": after.summary() if after else None,
+            "steps": module.steps_done,
+            "seed": self.experiment.seed,
+            "evaluation_seed": self.experiment.evaluation.seed,
+            "seconds": {"prepare": prepared, **module.phases.total, "total": seconds},
+            "versions": versions(),
+        }
+        if before and after:
+            summary["difference"] = {
+                name: {"mean": d.mean, "interval_95": [d.low, d.high]} for name, d in differences(before, after).items()
+            }
+        write_json(self.directory.summary, summary)
+
+    def report(self) -> dict[str, Any]:
+        """Print the table and where everything lies."""
+        summary: dict[str, Any] = json.loads(self.directory.summary.read_text())
+        if summary["before"] and summary["after"]:
+            before, after = (
+                EvaluationResult.from_json(json.loads(self.directory.evaluation(name).read_text()))
+                for name in ("before", "after")
+            )
+            self.console.print(comparison_table(before, after))
+        path = self.directory.path
+        self.console.print(f"{summary['steps']} steps in {summary['seconds']['total']:.0f} s · files: {path}")
+        self.console.print(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
+        return summary
+
+
+def void(_: object) -> None:
+    """Drop a value where a callback must return nothing."""
+
+
+def train(experiment: Experiment, run_dir: str | Path, *, resume: bool, console: Console) -> dict[str, Any]:
+    """Run `experiment` in `run_dir`; returns the summary that is also in `summary.json`."""
+    return TrainingRun(experiment, RunDirectory(run_dir), console).execute(resume=resume)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def versions() -> dict[str, str]:
+    """What the run ran on."""
+    return {
+        "exprl": exprl.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "lightning": lightning.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def quiet_libraries() -> None:
+    """Keep the console for the run's own lines."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning.*")

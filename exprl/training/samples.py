@@ -1,0 +1,79 @@
+"""Rollouts as people read them: each cut into segments with the judge's score, status and advantage beside each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from exprl.types import Advantages, AnyReward, Rollout, ScoredGroup, Segment, SegmentRewards
+
+
+def sample_records(scored: ScoredGroup, step: int) -> list[dict[str, Any]]:
+    """One JSON-able record a rollout; the scaffold is not among the fields."""
+    rows = zip(scored.group.rollouts, scored.rewards, scored.advantages, strict=True)
+    return [
+        {
+            "step": step,
+            "problem_id": scored.group.problem.id,
+            "question": scored.group.problem.question.text,
+            "response": rollout.text,
+            "tokens": len(rollout),
+            "finish_reason": rollout.finish_reason,
+            "policy_version": rollout.policy_version,
+            "valid": advantages.valid,
+            "segments": segment_records(rollout, reward, advantages),
+        }
+        for rollout, reward, advantages in rows
+    ]
+
+
+def segment_records(rollout: Rollout, reward: AnyReward, advantages: Advantages) -> list[dict[str, Any]]:
+    """Text, score, status, reward and advantage of each segment (of the whole rollout for a rollout reward)."""
+    segments = advantages.segments or ((Segment(0, len(rollout)),) if len(rollout) else ())
+    values = reward.values if isinstance(reward, SegmentRewards) else (reward.value,)
+    return [
+        {
+            "text": rollout.text_of(segment.start, segment.end),
+            "score": judgement.score if judgement else None,
+            "status": judgement.status if judgement else ("cut_off" if reward.cut_off else "not_judged"),
+            "rationale": judgement.rationale if judgement else "",
+            "reward": value,
+            "advantage": advantage,
+        }
+        for segment, judgement, value, advantage in zip(
+            segments,
+            _padded(reward.judgements, len(segments)),
+            _padded(values, len(segments)),
+            _padded(advantages.values, len(segments)),
+            strict=True,
+        )
+    ]
+
+
+def _padded(items: tuple[Any, ...], length: int) -> list[Any]:
+    return [*items[:length], *[None] * (length - len(items))]
+
+
+def print_sample(console: Console, record: dict[str, Any]) -> None:
+    """One rollout as a table of its segments."""
+    title = f"step {record['step']} · {record['problem_id']} · {record['tokens']} tokens · {record['finish_reason']}"
+    table = Table(title=title, title_justify="left", show_lines=True, expand=True)
+    table.add_column("segment", ratio=1)
+    for column in ("score", "status", "reward", "advantage"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for segment in record["segments"]:
+        table.add_row(
+            escape(segment["text"].strip()),
+            _number(segment["score"]),
+            segment["status"],
+            _number(segment["reward"]),
+            _number(segment["advantage"], sign=True),
+        )
+    console.print(table)
+
+
+def _number(value: float | None, *, sign: bool = False) -> str:
+    return "–" if value is None else f"{value:+.3f}" if sign else f"{value:.2f}"

@@ -1,0 +1,99 @@
+"""Supervised training on references: the one place where a policy is meant to read them.
+
+Stage I never comes here. It serves as the SFT baseline's update and as the warm-up of the miniature world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from exprl.experiment import OptimizerConfig
+from exprl.models.base import LanguageModel
+from exprl.training.batching import TokenSequence, collate
+from exprl.training.optimizer import build_optimizer
+from exprl.training.policy import response_logprobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedExample:
+    """A prompt and the response to imitate, the end-of-sequence token included, as token ids."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+
+class SFTModule(LightningModule):
+    """Maximises the mean log-prob of the responses' tokens; prompts carry no loss."""
+
+    def __init__(self, policy: LanguageModel, optimizer: OptimizerConfig) -> None:
+        super().__init__()
+        self.policy = policy.model
+        self.tokenizer = policy.tokenizer
+        self.optimizer_config = optimizer
+
+    def training_step(self, examples: Sequence[SupervisedExample], batch_idx: int) -> Tensor:
+        """The token-mean negative log-likelihood of one batch."""
+        pad = self.tokenizer.pad_token_id
+        assert isinstance(pad, int)
+        sequences = [TokenSequence(prompt_ids=e.prompt_ids, response_ids=e.response_ids) for e in examples]
+        batch = collate(sequences, pad_token_id=pad, device=self.device)
+        loss: Tensor = -response_logprobs(self.policy, batch, temperature=1.0).logp.mean()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up, stepped every update."""
+        optimizer, schedule = build_optimizer(self.policy, self.optimizer_config)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class StopAtTarget(Callback):
+    """Measures every so many updates and stops the training once the measure reaches the target."""
+
+    def __init__(
+        self, measure: Callable[[], float], *, target: float, every: int, report: Callable[[str], None]
+    ) -> None:
+        self.measure = measure
+        self.target = target
+        self.every = every
+        self.report = report
+        self.value = float("nan")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After every `every` updates."""
+        done = batch_idx + 1
+        if done % self.every:
+            return
+        self.value = self.measure()
+        self.report(f"warm-up: update {done}, step accuracy {self.value:.3f} (target {self.target:.2f})")
+        trainer.should_stop = self.value >= self.target
+
+
+def train_supervised(
+    policy: LanguageModel,
+    batches: Iterable[Sequence[SupervisedExample]],
+    optimizer: OptimizerConfig,
+    stop: StopAtTarget,
+) -> None:
+    """Train in place over `batches` until they end or `stop` is satisfied."""
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,
+        callbacks=[stop],
+        logger=False,
+        gradient_clip_val=optimizer.max_grad_norm,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    policy.model.train()
+    trainer.fit(SFTModule(policy, optimizer), train_dataloaders=batches)
+    policy.model.eval().to(torch.device("cpu"))

@@ -21,8 +21,7 @@ import math
 import statistics
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -90,7 +89,10 @@ def segment_delta(group: Sequence[Scores], *, first: Literal["group", "last", "z
     rollout of one segment has no step to credit: where b would be r_K or 0, it is the group's mean of r_K, so that
     K = 1 stays centred. Nothing of A_k, k > 1, depends on the group.
     """
-    first_mean, final_mean = _mean(s.values[0] for s in group), _mean(s.final for s in group)
+    if not group:
+        return []
+    first_mean = statistics.fmean(s.values[0] for s in group)
+    final_mean = statistics.fmean(s.final for s in group)
     result = []
     for scores in group:
         opening, alone = scores.values[0], len(scores.values) == 1
@@ -116,15 +118,48 @@ def segment_return(group: Sequence[Scores]) -> list[Values]:
 
 def segment_end(group: Sequence[Scores]) -> list[Values]:
     """A_k = r_k - r_K, EndNorm of the paper; K = 1 (where that is 0) gives r_1 minus the group's mean of r_K."""
-    mean = _mean(s.final for s in group)
-    return [
-        tuple(value - s.final for value in s.values) if len(s.values) > 1 else (s.final - mean,) for s in group
-    ]
+    if not group:
+        return []
+    mean = statistics.fmean(s.final for s in group)
+    return [tuple(value - s.final for value in s.values) if len(s.values) > 1 else (s.final - mean,) for s in group]
 
 
 def segment_group(group: Sequence[Scores]) -> list[Values]:
     """A_k = r_k - the mean over the group's rollouts of the token-mean score; GroupNorm of the paper."""
     return _centred(group, [s.values for s in group])
+
+
+def segment_batch(groups: Sequence[Sequence[Scores]], *, all_reduce: AllReduce) -> list[list[Values]]:
+    """A_k = r_k - the mean over the batch's rollouts, of all ranks, of the token-mean score; BatchNorm of the paper.
+
+    K = 1 gives r minus the batch mean. With fewer than two scored rollouts in the batch every advantage is 0.
+    """
+    means = [s.token_mean() for group in groups for s in group]
+    total, count = all_reduce(torch.tensor([math.fsum(means), len(means)], dtype=torch.float64)).tolist()
+    if count < 2:
+        return [[(0.0,) * len(s.values) for s in group] for group in groups]
+    return [[tuple(value - total / count for value in s.values) for s in group] for group in groups]
+
+
+def scale_by_rms(batch: Sequence[tuple[Advantages, ...]], *, all_reduce: AllReduce) -> list[tuple[Advantages, ...]]:
+    """Divide by the root mean square over the tokens, of all ranks, whose advantage is valid and not 0.
+
+    Zeros stay outside the mean: whole Likert steps make most deltas 0, and a batch with a single non-zero segment
+    must not be blown up to fill it. An all-zero batch stays 0.
+    """
+    weighted = [
+        (value, len(segment))
+        for group in batch
+        for a in group
+        for value, segment in zip(a.values, a.segments, strict=True)
+        if a.valid and abs(value) > _ROUNDING
+    ]
+    sums = [math.fsum(value * value * n for value, n in weighted), sum(n for _, n in weighted)]
+    squares, tokens = all_reduce(torch.tensor(sums, dtype=torch.float64)).tolist()
+    if not tokens:
+        return list(batch)
+    rms = math.sqrt(squares / tokens)
+    return [tuple(replace(a, values=tuple(value / rms for value in a.values)) for a in group) for group in batch]
 
 
 def has_signal(advantages: Sequence[Advantages], tolerance: float) -> bool:
@@ -139,5 +174,178 @@ def _centred(group: Sequence[Scores], values: Sequence[Values]) -> list[Values]:
     return [tuple(value - baseline for value in own) for own in values]
 
 
-def _mean(values: Sequence[float] | object) -> float:
-    raise NotImplementedError
+# ------------------------------------------------------------------ components
+
+
+def _alone(sums: Tensor) -> Tensor:
+    return sums
+
+
+class Advantage(Component):
+    """Turns the rewards of a step into advantages, constant over each segment.
+
+    `accepts` names the reward granularities an estimator takes: `rollout`, `segment`.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"rollout", "segment"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Component.Config):
+        """What every estimator can do."""
+
+        scale: Literal["none", "rms"] = option(
+            "none", "rms: divide by the batch's root mean square over tokens whose advantage is not 0"
+        )
+
+    def estimate(
+        self, groups: Sequence[Sequence[AnyReward]], *, all_reduce: AllReduce = _alone
+    ) -> list[tuple[Advantages, ...]]:
+        """Advantages of every rollout of every group, in order.
+
+        Args:
+            groups: for each problem the rewards of its G rollouts.
+            all_reduce: sums a float64 CPU tensor of a few numbers over all ranks; called equally often on every rank.
+
+        Raises:
+            ConfigError: a reward has a granularity that this estimator does not take.
+        """
+        for reward in (reward for group in groups for reward in group):
+            self._check(reward)
+        scored = [[scores_of(reward) for reward in group] for group in groups]
+        values = self.of_batch([[s for s in group if s is not None] for group in scored], all_reduce)
+        batch = [_attach(*parts) for parts in zip(groups, scored, values, strict=True)]
+        return scale_by_rms(batch, all_reduce=all_reduce) if self.config.scale == "rms" else batch
+
+    @abstractmethod
+    def of_batch(self, groups: Sequence[Sequence[Scores]], all_reduce: AllReduce) -> list[list[Values]]:
+        """A_1..A_K of every scored rollout of every group."""
+
+    def _check(self, reward: AnyReward) -> None:
+        given = "rollout" if isinstance(reward, RolloutReward) else "segment"
+        if given not in self.accepts:
+            raise ConfigError(
+                f"advantage {self.registered_name!r} takes one reward a {' or '.join(sorted(self.accepts))}, but got "
+                f"one a {given}. Use an advantage that takes both, for example segment_delta."
+            )
+
+
+class _OfGroup(Advantage):
+    """An estimator that looks at one group at a time."""
+
+    def of_batch(self, groups: Sequence[Sequence[Scores]], all_reduce: AllReduce) -> list[list[Values]]:
+        """A_1..A_K of every scored rollout of every group."""
+        del all_reduce
+        return [self.of_group(group) for group in groups]
+
+    @abstractmethod
+    def of_group(self, group: Sequence[Scores]) -> list[Values]:
+        """A_1..A_K of every scored rollout of one group."""
+
+
+@ADVANTAGES.register("group")
+class GroupAdvantage(_OfGroup):
+    """GRPO's group-relative advantage of whole rollouts; without `std` Dr.GRPO's, with `leave_one_out` RLOO's."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"rollout"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Advantage.Config):
+        """What to subtract and to divide by."""
+
+        std: bool = option(True, "divide by the group's standard deviation (GRPO); false: Dr.GRPO")
+        baseline: Literal["mean", "leave_one_out"] = option("mean", "mean of the group, or of the others (RLOO)")
+        eps: float = option(1e-6, "added to the standard deviation (verl: 1e-6)")
+
+    def of_group(self, group: Sequence[Scores]) -> list[Values]:
+        """See `group_relative`."""
+        options = self.config
+        values = [s.final for s in group]
+        relative = group_relative(values, std=options.std, baseline=options.baseline, eps=options.eps)
+        return [(value,) for value in relative]
+
+
+@ADVANTAGES.register("segment_delta")
+class SegmentDelta(_OfGroup):
+    """What each segment adds to the score: r_k - r_{k-1} (DeltaNorm)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Advantage.Config):
+        """What the first segment is compared with."""
+
+        first: Literal["group", "last", "zero"] = option(
+            "group",
+            "baseline of the first segment: the group's mean of r_1; the rollout's own r_K (authors' script; pushes "
+            "down good openings when scores are of prefixes); 0",
+        )
+
+    def of_group(self, group: Sequence[Scores]) -> list[Values]:
+        """See `segment_delta`."""
+        return segment_delta(group, first=self.config.first)
+
+
+@ADVANTAGES.register("segment_return")
+class SegmentReturn(_OfGroup):
+    """What the rollout gains from each segment on, centred: r_K - r_{k-1} minus its group mean."""
+
+    def of_group(self, group: Sequence[Scores]) -> list[Values]:
+        """See `segment_return`."""
+        return segment_return(group)
+
+
+@ADVANTAGES.register("segment_end")
+class SegmentEnd(_OfGroup):
+    """How each segment's score compares with the last one's: r_k - r_K (EndNorm); meant for lone-segment scores."""
+
+    def of_group(self, group: Sequence[Scores]) -> list[Values]:
+        """See `segment_end`."""
+        return segment_end(group)
+
+
+@ADVANTAGES.register("segment_group")
+class SegmentGroup(_OfGroup):
+    """How each segment's score compares with the group's mean token (GroupNorm)."""
+
+    def of_group(self, group: Sequence[Scores]) -> list[Values]:
+        """See `segment_group`."""
+        return segment_group(group)
+
+
+@ADVANTAGES.register("segment_batch")
+class SegmentBatch(Advantage):
+    """How each segment's score compares with the mean token of the batch, of all ranks (BatchNorm)."""
+
+    def of_batch(self, groups: Sequence[Sequence[Scores]], all_reduce: AllReduce) -> list[list[Values]]:
+        """See `segment_batch`."""
+        return segment_batch(groups, all_reduce=all_reduce)
+
+
+# ------------------------------------------------------------------ rewards in, advantages out
+
+
+def scores_of(reward: AnyReward) -> Scores | None:
+    """The scores that count in baselines; None for an invalid rollout, and for one cut off under a process reward."""
+    if isinstance(reward, RolloutReward):
+        return Scores((reward.value,), (reward.length,)) if reward.value is not None else None
+    values = tuple(value for value in reward.values if value is not None)
+    if reward.cut_off or not values or len(values) < len(reward.values):
+        return None
+    return Scores(values, tuple(map(len, reward.segments)))
+
+
+def _attach(
+    rewards: Sequence[AnyReward], scored: Sequence[Scores | None], values: Sequence[Values]
+) -> tuple[Advantages, ...]:
+    remaining = iter(values)
+    return tuple(
+        _advantages(reward, next(remaining) if scores is not None else None)
+        for reward, scores in zip(rewards, scored, strict=True)
+    )
+
+
+def _advantages(reward: AnyReward, values: Values | None) -> Advantages:
+    if isinstance(reward, SegmentRewards):
+        segments = reward.segments
+    else:
+        segments = (Segment(0, reward.length),) if reward.length else ()
+    kept = values[: len(segments)] if values is not None else (0.0,) * len(segments)
+    return Advantages(segments=segments, values=kept, valid=reward.valid)

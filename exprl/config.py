@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
@@ -22,9 +20,11 @@ from yaml import YAMLError
 from exprl.component import Choice
 from exprl.errors import ConfigError, did_you_mean
 from exprl.registry import Registry, import_plugins
+from exprl.schema import FieldSpec, allows_none, describe, fields_of
 
 S = TypeVar("S")
 Node = dict[str, Any]
+EMPTY: Mapping[str, Any] = types.MappingProxyType({})
 
 
 # ------------------------------------------------------------------ reading
@@ -47,12 +47,13 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
 
 def from_layers(schema: type[S], layers: Sequence[Node]) -> S:
     """Merge plain dictionaries, later ones winning, and validate the result."""
-    for layer in layers:
-        plugins = layer.get("plugins") or []
-        import_plugins(plugins if isinstance(plugins, list) else [plugins])
+    plugins = list(dict.fromkeys(module for layer in layers for module in _plugins(layer)))
+    import_plugins(plugins)
     merged: Node = {}
     for layer in layers:
         merged = merge(schema, merged, layer)
+    if plugins:
+        merged["plugins"] = plugins  # a component named in a base file needs that file's plugin too
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
@@ -76,6 +77,11 @@ def parse_overrides(overrides: Sequence[str]) -> Node:
         raise ConfigError(f"overrides {' '.join(overrides)!r}: {error}") from error
 
 
+def _plugins(layer: Node) -> list[str]:
+    plugins = coerce(str | list[str] | None, layer.get("plugins"), "plugins") or []
+    return [plugins] if isinstance(plugins, str) else plugins
+
+
 def _load_file(path: Path, seen: tuple[Path, ...]) -> list[Node]:
     path = path.resolve()
     if path in seen:
@@ -83,15 +89,17 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> list[Node]:
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings) if siblings else f"The folder {path.parent} has no YAML files."
-        raise ConfigError(f"No config file {path}. {hint}")
+        wanted_by = f" (extended by {seen[-1]})" if seen else ""
+        raise ConfigError(f"No config file {path}{wanted_by}. {hint}")
     try:
         node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        # OmegaConf refuses a file that is a lone string or number with an OSError
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: expected keys and values, but the file holds a {type(node).__name__}.")
     mapping = cast(Node, node)
-    parents = mapping.pop("extends", None) or []
+    parents = coerce(str | list[str] | None, mapping.pop("extends", None), f"{path}: extends") or []
     parents = [parents] if isinstance(parents, str) else parents
     layers = [layer for parent in parents for layer in _load_file(path.parent / parent, (*seen, path))]
     return [*layers, mapping]
@@ -100,33 +108,42 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> list[Node]:
 # ------------------------------------------------------------------ merging
 
 
-def merge(schema: type[Any], base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Node:
-    """`overlay` over `base`; nested dataclasses and component nodes merge, every other value is replaced."""
-    fields = _fields(schema)
+def merge(
+    schema: type[Any], base: Mapping[str, Any], overlay: Mapping[str, Any], defaults: Mapping[str, Any] = EMPTY
+) -> Node:
+    """`overlay` over `base`; nested dataclasses and component nodes merge, every other value is replaced.
+
+    `defaults` are the options that `choose` gave the enclosing component: where neither layer names a nested
+    component, they do.
+    """
+    fields = fields_of(schema)
     merged = dict(base)
     for key, value in overlay.items():
         spec = fields.get(key)
         below = base.get(key)
+        below = below if isinstance(below, Mapping) else EMPTY
         if spec is None or not isinstance(value, Mapping):
             merged[key] = value
         elif spec.registry is not None:
-            merged[key] = _merge_choice(spec, below if isinstance(below, Mapping) else {}, value)
+            merged[key] = _merge_choice(spec.registry, below, value, defaults.get(key) or spec.default_node or EMPTY)
         elif spec.dataclass is not None:
-            merged[key] = merge(spec.dataclass, below if isinstance(below, Mapping) else {}, value)
+            merged[key] = merge(spec.dataclass, below, value)
         else:
             merged[key] = value
     return merged
 
 
-def _merge_choice(spec: _Field, base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Node:
-    assert spec.registry is not None
-    base_name = base.get("name", spec.default_name)
+def _merge_choice(
+    registry: Registry[Any], base: Mapping[str, Any], overlay: Mapping[str, Any], default: Mapping[str, Any]
+) -> Node:
+    base_name = base.get("name", default.get("name"))
     name = overlay.get("name", base_name)
-    if not isinstance(name, str):
-        return {**base, **overlay}
-    component = spec.registry.get(name)
-    kept = dict(base) if name == base_name else {k: v for k, v in base.items() if k in _fields(component.Config)}
-    return {**merge(component.Config, {**kept, "name": name}, overlay), "name": name}
+    if name not in registry.names():
+        return {**base, **overlay}  # `validate_choice` refuses it and knows the key path
+    component = registry.get(name)
+    kept = dict(base) if name == base_name else {k: v for k, v in base.items() if k in fields_of(component.Config)}
+    inner = default if name == default.get("name") else EMPTY
+    return {**merge(component.Config, {**kept, "name": name}, overlay, inner), "name": name}
 
 
 # ------------------------------------------------------------------ validating
@@ -134,7 +151,7 @@ def _merge_choice(spec: _Field, base: Mapping[str, Any], overlay: Mapping[str, A
 
 def validate(schema: type[S], node: Mapping[str, Any], path: str = "") -> S:
     """Build `schema` from plain values; raises `ConfigError` with the key path, the value and what is allowed."""
-    fields = _fields(schema)
+    fields = fields_of(schema)
     for key in node:
         if key not in fields:
             raise ConfigError(f"{_join(path, str(key))}: unknown option. {did_you_mean(str(key), fields)}")
@@ -149,6 +166,9 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "") -> S:
         return schema(**values)
     except ValueError as error:
         raise ConfigError(f"{path or schema.__name__}: {error}") from error
+    except ConfigError as error:
+        # a dataclass that knows the key names it from its own level
+        raise ConfigError(f"{path}.{error}" if path else str(error)) from error
 
 
 def validate_choice(registry: Registry[Any], node: Any, path: str, default: Mapping[str, Any] | None = None) -> Choice:
@@ -157,15 +177,17 @@ def validate_choice(registry: Registry[Any], node: Any, path: str, default: Mapp
         return node
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path}: expected a {registry.family} as {{name: ..., options}}, but got {node!r}.")
-    if default is not None and node.get("name", default["name"]) == default["name"]:
-        node = {**default, **node}
-    name = node.get("name")
-    if not isinstance(name, str):
+    name = node.get("name", default["name"] if default else None)
+    if name is None:
         raise ConfigError(f"{path}.name: required, but missing. {did_you_mean('', registry.names())}")
+    if not isinstance(name, str):
+        raise _wrong_type(f"{path}.name", "str", name)
     try:
         component = registry.get(name)
     except ConfigError as error:
         raise ConfigError(f"{path}.name: {error}") from error
+    if default and name == default["name"]:
+        node = merge(component.Config, default, node)
     options = {key: value for key, value in node.items() if key != "name"}
     return Choice(name=name, config=validate(component.Config, options, path), cls=component)
 
@@ -185,48 +207,25 @@ def to_node(config: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML, as saved in a run directory."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_node(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(_escape(to_node(config))))
 
 
-# ------------------------------------------------------------------ fields and types
+def _escape(node: Any) -> Any:
+    """Keep a resolved `${` from being read as an interpolation when the file is loaded again."""
+    if isinstance(node, dict):
+        return {key: _escape(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escape(value) for value in node]
+    return node.replace("${", r"\${") if isinstance(node, str) else node
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Field:
-    annotation: Any
-    required: bool
-    help: str
-    registry: Registry[Any] | None
-    dataclass: type[Any] | None
-    default_node: Mapping[str, Any] | None
-
-    @property
-    def default_name(self) -> str | None:
-        return self.default_node["name"] if self.default_node else None
+# ------------------------------------------------------------------ types
 
 
-def _fields(schema: type[Any]) -> dict[str, _Field]:
-    hints = typing.get_type_hints(schema, include_extras=True)
-    found = {}
-    for field in dataclasses.fields(schema):
-        annotation = hints[field.name]
-        bare = _without_none(annotation)
-        plain = get_args(bare)[0] if get_origin(bare) is Annotated else bare
-        found[field.name] = _Field(
-            annotation=annotation,
-            required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
-            help=field.metadata.get("help", ""),
-            registry=field.metadata.get("registry"),
-            dataclass=plain if dataclasses.is_dataclass(plain) and plain is not Choice else None,
-            default_node=field.metadata.get("default_node"),
-        )
-    return found
-
-
-def _convert(spec: _Field, value: Any, path: str) -> Any:
+def _convert(spec: FieldSpec, value: Any, path: str) -> Any:
     if value == "???":
         raise ConfigError(f"{path}: required, but missing. {spec.help}".rstrip())
-    if spec.registry is not None and not (value is None and _allows_none(spec.annotation)):
+    if spec.registry is not None and not (value is None and allows_none(spec.annotation)):
         return validate_choice(spec.registry, value, path, spec.default_node)
     return coerce(spec.annotation, value, path)
 
@@ -237,18 +236,16 @@ def coerce(annotation: Any, value: Any, path: str) -> Any:
         return value
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return coerce(arguments[0], value, path)
+        registry = next((extra for extra in arguments[1:] if isinstance(extra, Registry)), None)
+        return coerce(arguments[0], value, path) if registry is None else validate_choice(registry, value, path)
     if origin in (Union, types.UnionType):
-        return _coerce_union(arguments, value, path)
+        return _coerce_union(annotation, value, path)
     if origin is Literal:
-        if value in arguments and not (isinstance(value, bool) and True not in arguments and False not in arguments):
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
         raise ConfigError(f"{path}: got {value!r}. {did_you_mean(str(value), map(str, arguments))}")
     if origin in (list, tuple):
-        if not isinstance(value, (list, tuple)):
-            raise _wrong_type(path, "a list", value)
-        items = [coerce(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value)]
-        return tuple(items) if origin is tuple else items
+        return _coerce_sequence(annotation, value, path)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _wrong_type(path, "a mapping", value)
@@ -260,17 +257,31 @@ def coerce(annotation: Any, value: Any, path: str) -> Any:
     return _coerce_scalar(annotation, value, path)
 
 
-def _coerce_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
-    if value is None and type(None) in arguments:
+def _coerce_union(annotation: Any, value: Any, path: str) -> Any:
+    choices = [argument for argument in get_args(annotation) if argument is not type(None)]
+    if value is None and allows_none(annotation):
         return None
-    choices = [argument for argument in arguments if argument is not type(None)]
-    for index, argument in enumerate(choices):
+    errors = []
+    for choice in choices:
         try:
-            return coerce(argument, value, path)
-        except ConfigError:
-            if index == len(choices) - 1:
-                raise
-    raise _wrong_type(path, "a value", value)
+            return coerce(choice, value, path)
+        except ConfigError as error:
+            errors.append(error)
+    inside = [error for error in errors if not str(error).startswith(f"{path}:")]
+    if len(errors) == 1 or inside:
+        raise (inside or errors)[0]  # says which item or option of the value is wrong
+    raise _wrong_type(path, describe(annotation), value)
+
+
+def _coerce_sequence(annotation: Any, value: Any, path: str) -> Any:
+    origin, kinds = get_origin(annotation), get_args(annotation)
+    if not isinstance(value, (list, tuple)):
+        raise _wrong_type(path, "a list", value)
+    if origin is list or kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    elif len(kinds) != len(value):
+        raise ConfigError(f"{path}: expected {len(kinds)} values, but got {list(value)!r}.")
+    return origin(coerce(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _coerce_scalar(annotation: Any, value: Any, path: str) -> Any:
@@ -280,22 +291,11 @@ def _coerce_scalar(annotation: Any, value: Any, path: str) -> Any:
         return value
     if annotation in (bool, str) and isinstance(value, annotation):
         return value
-    raise _wrong_type(path, getattr(annotation, "__name__", str(annotation)), value)
+    raise _wrong_type(path, describe(annotation), value)
 
 
 def _wrong_type(path: str, expected: str, value: Any) -> ConfigError:
     return ConfigError(f"{path}: expected {expected}, but got {value!r} ({type(value).__name__}).")
-
-
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) in (Union, types.UnionType):
-        rest = [argument for argument in get_args(annotation) if argument is not type(None)]
-        return rest[0] if len(rest) == 1 else annotation
-    return annotation
-
-
-def _allows_none(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
 
 
 def _join(path: str, key: str) -> str:

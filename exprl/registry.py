@@ -7,7 +7,7 @@ point group `exprl.plugins`, the first time a name is looked up; nothing heavy i
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -40,7 +40,7 @@ class Registry(Generic[T]):
 
         def decorate(cls: C) -> C:
             known = self._classes.get(name)
-            if known is not None and known.__qualname__ != cls.__qualname__:
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise ConfigError(
                     f"{self.family} {name!r} is already {known.__module__}.{known.__qualname__}; "
                     f"register {cls.__module__}.{cls.__qualname__} under another name."
@@ -65,8 +65,7 @@ class Registry(Generic[T]):
 
     def _load(self) -> None:
         importlib.import_module(self._module)
-        for entry in entry_points(group="exprl.plugins"):
-            entry.load()
+        load_entry_points()
 
     def __repr__(self) -> str:
         return f"Registry({self.family}: {', '.join(self._classes)})"
@@ -95,7 +94,27 @@ FAMILIES: tuple[Registry[Any], ...] = (
 )
 
 
-def import_plugins(modules: list[str]) -> None:
+_entry_points_loaded = False
+
+
+def load_entry_points() -> None:
+    """Import what installed packages announce under `exprl.plugins`, once; raises `ConfigError` naming the package."""
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True  # set first: a plugin may look up a component while it is imported
+    for entry in entry_points(group="exprl.plugins"):
+        try:
+            entry.load()
+        except (ImportError, AttributeError) as error:
+            package = entry.dist.name if entry.dist is not None else "an installed package"
+            raise ConfigError(
+                f"the exprl plugin {entry.name!r} ({entry.value}) of {package} cannot be imported: {error}. "
+                "Repair or uninstall it."
+            ) from error
+
+
+def import_plugins(modules: Sequence[str]) -> None:
     """Import the modules named under `plugins:` so that their components register; raises `ConfigError`."""
     for module in modules:
         try:

@@ -18,9 +18,10 @@ JUDGEMENT_STATUSES: tuple[JudgementStatus, ...] = ("ok", "unparseable", "timeout
 
 
 class Hidden(Generic[T]):
-    """A value the policy must never see. Printing, formatting, joining or serialising it never shows it.
+    """A value the policy must never see. Printing, formatting, joining or writing it as JSON never shows it.
 
-    Only `reveal()` gives the value back; judges and verifiers call it, nothing on the policy's side does.
+    Only `reveal()` gives the value back; judges and verifiers call it, nothing on the policy's side does. Pickling
+    keeps it, so that it can pass between processes.
 
     >>> f"{Hidden('the proof')}"
     '<hidden>'
@@ -30,13 +31,14 @@ class Hidden(Generic[T]):
     """
 
     __slots__ = ("_value",)
+    _value: T
 
     def __init__(self, value: T) -> None:
         object.__setattr__(self, "_value", value)
 
     def reveal(self) -> T:
         """The value itself; for the judge's and the verifier's side only."""
-        return self._value  # type: ignore[attr-defined, no-any-return]
+        return self._value
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("Hidden is immutable")
@@ -49,12 +51,6 @@ class Hidden(Generic[T]):
 
     def __hash__(self) -> int:
         return hash(self.reveal())
-
-    def __getstate__(self) -> T:
-        return self.reveal()
-
-    def __setstate__(self, state: T) -> None:
-        object.__setattr__(self, "_value", state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Hidden, (self.reveal(),))

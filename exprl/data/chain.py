@@ -3,7 +3,7 @@
 Three dials show a digit each. A turn by n moves the first dial on by n, the second by what the first then
 shows, and the third by what the second then shows; after 9 comes 0. What do the dials show after all turns?
 
-    question     417 a+3 b+9 ?
+    question     a+3 b+9 from 417
     reference    a+3 785\\nb+9 642\\nAnswer: 642        (one turn a line, the answer last)
 
 The number of turns is the difficulty. Every turn needs the dials as the one before left them, and a mistake
@@ -26,6 +26,7 @@ Dials = tuple[int, int, int]
 LABELS = "abcdefghijklmnop"
 MAX_STEPS = len(LABELS)
 DELIMITER = "\n"
+START_PREFIX = "from "
 ANSWER_PREFIX = "Answer: "
 HELDOUT_ONE_IN = 5
 
@@ -63,13 +64,13 @@ class ChainProblem:
     @property
     def question(self) -> str:
         """The text the policy is given."""
-        turns = (f"{label}+{by}" for label, by in zip(LABELS, self.turns, strict=False))
-        return " ".join([show(self.start), *turns, "?"])
+        turns = (f"{label}+{by} " for label, by in zip(LABELS, self.turns, strict=False))
+        return "".join([*turns, START_PREFIX, show(self.start)])
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The reference's intermediate results in order, as a trace contains them."""
-        return self.write_steps(self.states)
+        """The reference's results in order, as a trace states them, one a line: every turn, then the answer."""
+        return tuple(self.reference.split(DELIMITER))
 
     @property
     def reference(self) -> str:

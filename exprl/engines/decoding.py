@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from exprl.engines.base import Sampling
 from exprl.engines.sampling import draw, sampling_logprobs
 from exprl.models.kv_cache import head_logits, new_cache, padded_left, positions_of, select_rows
 from exprl.types import FinishReason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _COMPACT_AT = 0.75  # rows leave when this share or less is unfinished: copying the cache at each end would cost more
 

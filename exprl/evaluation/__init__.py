@@ -1,0 +1,1 @@
+"""How good a policy is: unbiased pass@k, progress along the reference, and intervals over problems."""

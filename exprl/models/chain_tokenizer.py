@@ -8,12 +8,12 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from exprl.data.chain import ANSWER_PREFIX, DELIMITER, LABELS
+from exprl.data.chain import ANSWER_PREFIX, DELIMITER, LABELS, START_PREFIX
 
 PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN = "<pad>", "<bos>", "<eos>", "<user>", "<assistant>", "<unk>"
 
 _SPECIAL = (PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN)
-_SPLIT = rf"{ANSWER_PREFIX}|\+[0-9] |[\s\S]"
+_SPLIT = rf"{ANSWER_PREFIX}|{START_PREFIX}|\+[0-9] |[\s\S]"
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
@@ -25,7 +25,7 @@ _CHAT_TEMPLATE = (
 
 def vocabulary() -> dict[str, int]:
     """Every token: digits, labels, turns (`+3 `, with the space after it), separators, the answer's prefix."""
-    tokens = [*_SPECIAL, ANSWER_PREFIX, DELIMITER, " ", "?", *"0123456789", *LABELS]
+    tokens = [*_SPECIAL, ANSWER_PREFIX, START_PREFIX, DELIMITER, *"0123456789", *LABELS]
     tokens += [f"+{by} " for by in range(10)]
     return {token: index for index, token in enumerate(tokens)}
 

@@ -6,12 +6,14 @@ that is most of the time. `GrowingLayer` keeps spare room and writes in place.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ROOM = 64  # spare positions beyond what an append needs, besides a quarter of the length
 

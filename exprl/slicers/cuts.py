@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 from exprl.types import Segment
 
@@ -15,7 +16,7 @@ def segments_between(cuts: Iterable[int], length: int) -> tuple[Segment, ...]:
     """
     inner = sorted({cut for cut in cuts if 0 < cut < length})
     borders = [0, *inner, length] if length else []
-    return tuple(Segment(start, end) for start, end in zip(borders, borders[1:], strict=False))
+    return tuple(Segment(start, end) for start, end in pairwise(borders))
 
 
 def merge_blank(segments: Iterable[Segment], is_blank: Callable[[Segment], bool]) -> tuple[Segment, ...]:
@@ -46,7 +47,4 @@ def merge_evenly(segments: tuple[Segment, ...], most: int) -> tuple[Segment, ...
     if len(segments) <= most:
         return segments
     borders = [index * len(segments) // most for index in range(most + 1)]
-    return tuple(
-        Segment(segments[first].start, segments[last - 1].end)
-        for first, last in zip(borders, borders[1:], strict=False)
-    )
+    return tuple(Segment(segments[first].start, segments[last - 1].end) for first, last in pairwise(borders))

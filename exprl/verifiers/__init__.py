@@ -1,0 +1,8 @@
+"""Verifiers: is the final answer of a response right."""
+
+from exprl.verifiers.base import Verifier
+from exprl.verifiers.choice import ChoiceVerifier
+from exprl.verifiers.exact import ExactVerifier
+from exprl.verifiers.mathematics import MathVerifier
+
+__all__ = ["ChoiceVerifier", "ExactVerifier", "MathVerifier", "Verifier"]

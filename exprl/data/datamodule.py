@@ -1,0 +1,179 @@
+"""The training problems as Lightning reads them: exactly `prompts_per_step` a step, resumable at the next step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Sampler
+
+from exprl.data.order import step_indices
+from exprl.errors import ConfigError, DataError
+from exprl.types import Problem
+
+
+class ExpRLDataModule(LightningDataModule):
+    """Batches are `list[Problem]`, this rank's share of the step's problems.
+
+    One Lightning epoch is the whole run of `max_steps` steps, however often it passes over the problems: give the
+    Trainer `max_epochs=1, use_distributed_sampler=False`. Then the run's length does not depend on how many optimizer
+    steps a step makes. The loader has a length, because Lightning fetches one batch ahead from one without, and resume
+    would skip that batch.
+
+    Args:
+        problems: the training problems, ids unique.
+        prompts_per_step: problems a step over all ranks; must be a multiple of the number of ranks.
+        max_steps: steps of the run.
+        seed: of the order.
+
+    Raises:
+        ConfigError: a step needs more problems than there are.
+    """
+
+    def __init__(self, problems: Sequence[Problem], *, prompts_per_step: int, max_steps: int, seed: int = 0) -> None:
+        super().__init__()
+        if not 1 <= prompts_per_step <= len(problems):
+            raise ConfigError(
+                f"data.prompts_per_step: {prompts_per_step}, but there are {len(problems)} training problems, and no "
+                f"step has a problem twice. Choose 1 to {len(problems)}, or add problems."
+            )
+        self.problems = list(problems)
+        self.prompts_per_step = prompts_per_step
+        self.max_steps = max_steps
+        self.seed = seed
+        self._start = 0
+        self._processed_before: int | None = None
+
+    @property
+    def steps_done(self) -> int:
+        """Steps whose `training_step` has returned, those before a resume included."""
+        if self._processed_before is None:
+            return self._start
+        return self._start + self._processed() - self._processed_before
+
+    def train_dataloader(self) -> DataLoader[Problem]:
+        """This rank's loader, from the step after the last one done; raises `ConfigError` if ranks cannot share."""
+        ranks, rank = self._ranks()
+        if self.prompts_per_step % ranks:
+            raise ConfigError(
+                f"data.prompts_per_step: {self.prompts_per_step} cannot be shared by {ranks} ranks. "
+                f"Make it a multiple of {ranks}."
+            )
+        self._processed_before = self._processed()
+        sampler = StepSampler(
+            step_indices(len(self.problems), self.prompts_per_step, self.seed),
+            start=self._start,
+            max_steps=self.max_steps,
+            rank=rank,
+            ranks=ranks,
+        )
+        return StepLoader(self.problems, batch_sampler=sampler, collate_fn=list, num_workers=0)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Problems have no tensors; Lightning's own transfer refuses frozen dataclasses."""
+        del device, dataloader_idx
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in."""
+        return {
+            "step": self.steps_done,
+            "seed": self.seed,
+            "prompts_per_step": self.prompts_per_step,
+            "problems": fingerprint(self.problems),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the saved step.
+
+        Raises:
+            DataError: the problems are others than those of the checkpoint.
+            ConfigError: `seed` or `prompts_per_step` is another, so the next step would be another.
+        """
+        difference = first_difference(state_dict["problems"], fingerprint(self.problems))
+        if difference is not None:
+            raise DataError(
+                f"the training problems are not those of the checkpoint: {difference}. "
+                "Resume with the same data, or start a new run."
+            )
+        for key, now in (("seed", self.seed), ("prompts_per_step", self.prompts_per_step)):
+            if state_dict[key] != now:
+                raise ConfigError(f"{key}: the checkpoint was made with {state_dict[key]}, but got {now}.")
+        self._start = state_dict["step"]
+        self._processed_before = None
+
+    def _processed(self) -> int:
+        # `processed` counts a batch as soon as training_step returns: before on_train_batch_end, where checkpoints are
+        # written, and not when training_step raises. `completed` and the sampler's own position miss one or the other.
+        if self.trainer is None:
+            return 0
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+
+    def _ranks(self) -> tuple[int, int]:
+        # of the data-parallel group: with tensor parallelism it is smaller than the world
+        group = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return (group["num_replicas"], group["rank"]) if group is not None else (1, 0)
+
+
+class StepSampler(Sampler[list[int]]):
+    """One rank's contiguous share of each step's indices, from step `start` to `max_steps`.
+
+    Its length is `max_steps` even after a resume: Lightning counts the batches fetched before towards it.
+    """
+
+    def __init__(self, steps: Iterator[list[int]], *, start: int, max_steps: int, rank: int, ranks: int) -> None:
+        self.remaining = islice(steps, start, max_steps)
+        self.max_steps = max_steps
+        self.rank = rank
+        self.ranks = ranks
+        self.finished = False
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.finished:  # an epoch without batches would make a Trainer without an epoch limit spin forever
+            raise ConfigError(f"all {self.max_steps} steps are done, but the Trainer goes on: give it max_epochs=1.")
+        for indices in self.remaining:
+            share = len(indices) // self.ranks
+            yield indices[self.rank * share : (self.rank + 1) * share]
+        self.finished = True
+
+    def __len__(self) -> int:
+        return self.max_steps
+
+
+class StepLoader(DataLoader[Problem]):
+    """Tells Lightning that it resumes; the position itself is saved once, by the DataModule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing of its own."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take over."""
+
+
+def fingerprint(problems: Sequence[Problem]) -> dict[str, str]:
+    """A short hash of each question by its id, in order."""
+    return {p.id: hashlib.sha256(p.question.text.encode()).hexdigest()[:16] for p in problems}
+
+
+def first_difference(saved: Mapping[str, str], current: Mapping[str, str]) -> str | None:
+    """Where two fingerprints first differ, in words; None when they are the same.
+
+    >>> first_difference({"a": "1", "b": "2"}, {"a": "1", "c": "2"})
+    "2 problems then, 2 now; problem 2 was 'b' and is 'c'"
+    """
+    before, now = list(saved.items()), list(current.items())
+    if before == now:
+        return None
+    counts = f"{len(before)} problems then, {len(now)} now"
+    for number, ((old_id, old_hash), (new_id, new_hash)) in enumerate(zip(before, now, strict=False), start=1):
+        if old_id != new_id:
+            return f"{counts}; problem {number} was {old_id!r} and is {new_id!r}"
+        if old_hash != new_hash:
+            return f"{counts}; the question of {old_id!r} (problem {number}) has changed"
+    longer, which = (before, "is gone") if len(before) > len(now) else (now, "is new")
+    number = min(len(before), len(now))
+    return f"{counts}; problem {number + 1}, {longer[number][0]!r}, {which}"

@@ -1,0 +1,32 @@
+"""What the file sources share: finding files, and optional packages that are imported when they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from exprl.errors import DataError, did_you_mean
+
+
+def existing(path: str, source: str) -> Path:
+    """`path` if it is there; a `DataError` with the closest name in its folder otherwise."""
+    found = Path(path).expanduser()
+    if found.exists():
+        return found
+    siblings = [item.name for item in found.parent.iterdir()] if found.parent.is_dir() else []
+    hint = did_you_mean(found.name, siblings) if siblings else f"The folder {found.parent.absolute()} is not there."
+    raise DataError(f"source {source!r}: no file {found.absolute()}. {hint}")
+
+
+def require(module: str, source: str) -> Any:
+    """An optional package; a `DataError` that says how to install it when it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise missing_package(module.partition(".")[0], source) from error
+
+
+def missing_package(package: str, source: str) -> DataError:
+    """The error for a package of the `data` extra that is not installed."""
+    return DataError(f"source {source!r} needs {package}: pip install 'exprl[data]'")

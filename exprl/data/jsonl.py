@@ -1,0 +1,55 @@
+"""Problems from a JSON Lines file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from exprl.component import option
+from exprl.data.base import ProblemSource
+from exprl.data.files import existing
+from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.errors import DataError
+from exprl.registry import SOURCES
+from exprl.types import Problem
+
+
+@SOURCES.register("jsonl")
+class JsonLinesSource(ProblemSource):
+    """A file with one JSON object a line; blank lines are skipped."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TableConfig):
+        """The file and its columns."""
+
+        path: str = option(help="the .jsonl file")
+
+    config: Config
+
+    def load(self) -> list[Problem]:
+        """The file's problems; raises `DataError` naming file and line."""
+        path = existing(self.config.path, "jsonl")
+        if path.is_dir():
+            raise DataError(f"source 'jsonl': {path} is a folder. Give one .jsonl file.")
+        return read_problems(self._rows(path), self.config.columns, str(path))
+
+    def _rows(self, path: Path) -> Iterator[tuple[str, str, Row]]:
+        with path.open("rb") as file:
+            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            for number, line in window(lines, self.config.offset, self.config.limit):
+                where = f"{path}:{number}"
+                yield where, f"{path.stem}-{number}", _parse(line, where)
+
+
+def _parse(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))  # Windows tools put a byte-order mark in front
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object {{...}} on each line, but got a {type(row).__name__}.")
+    return row

@@ -1,0 +1,48 @@
+"""Problems from Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from exprl.component import option
+from exprl.data.base import ProblemSource
+from exprl.data.files import existing, require
+from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.errors import DataError
+from exprl.registry import SOURCES
+from exprl.types import Problem
+
+
+@SOURCES.register("parquet")
+class ParquetSource(ProblemSource):
+    """A Parquet file, or a folder of them read in the order of their names."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TableConfig):
+        """The file or folder and its columns."""
+
+        path: str = option(help="the .parquet file, or a folder of them")
+
+    config: Config
+
+    def load(self) -> list[Problem]:
+        """The problems of all files; raises `DataError` naming file and row."""
+        path = existing(self.config.path, "parquet")
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"source 'parquet': the folder {path} has no .parquet files.")
+        rows = (row for file in files for row in _rows(file))
+        return read_problems(window(rows, self.config.offset, self.config.limit), self.config.columns, str(path))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str, Row]]:
+    parquet, arrow = require("pyarrow.parquet", "parquet"), require("pyarrow", "parquet")
+    try:
+        with parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"{path}, row {number}", f"{path.stem}-{number}", row
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error

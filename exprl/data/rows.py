@@ -1,0 +1,141 @@
+"""One row of a table to a `Problem`: the column mapping that `jsonl`, `parquet` and `hub` share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from exprl.component import option
+from exprl.errors import DataError, did_you_mean
+from exprl.types import Hidden, Problem, Question, Scaffold
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column holds what. A dot reaches into a nested column: `reward_model.ground_truth`."""
+
+    question: str = option("question", "the problem's text")
+    reference: str | None = option("reference", "the worked solution; null: the rows have none")
+    answer: str | None = option("answer", "the final answer; null: the rows have none")
+    id: str | None = option(None, "a unique name; null: file name and row number")
+    domain: str | None = option(None, "routes to a reward or verifier; null: every row is math")
+    steps: str | None = option(None, "list of the reference's intermediate results; null: the rows have none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """What every source of rows has."""
+
+    columns: Columns = option(Columns(), "which column holds what")
+    offset: int = option(0, "rows to skip at the start")
+    limit: int | None = option(None, "rows to read after that; null: all")
+
+    def __post_init__(self) -> None:
+        check_window(self.offset, self.limit)
+
+
+def check_window(offset: int, limit: int | None) -> None:
+    """Raise `ValueError` for an `offset` or `limit` that selects nothing by construction."""
+    if offset < 0 or (limit is not None and limit < 1):
+        raise ValueError(f"offset must be at least 0 and limit at least 1, but got {offset} and {limit}")
+
+
+def window(items: Iterable[T], offset: int, limit: int | None) -> Iterator[T]:
+    """The `limit` items after the first `offset`."""
+    return islice(items, offset, None if limit is None else offset + limit)
+
+
+def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source: str) -> list[Problem]:
+    """Problems from `(where, default id, row)` triples in order; `where` names file and row in errors.
+
+    Raises:
+        DataError: no rows, a bad row, or an id that two rows have.
+    """
+    problems: list[Problem] = []
+    first_seen: dict[str, str] = {}
+    for where, default_id, row in rows:
+        problem = to_problem(row, columns, where, default_id)
+        if problem.id in first_seen:
+            raise DataError(
+                f"{where}: id {problem.id!r} is already that of {first_seen[problem.id]}. Ids must be unique: "
+                "choose another columns.id, or null to number the rows."
+            )
+        first_seen[problem.id] = where
+        problems.append(problem)
+    if not problems:
+        raise DataError(f"{source}: no problems. Is the file empty, or offset past its end?")
+    return problems
+
+
+def to_problem(row: Row, columns: Columns, where: str, default_id: str) -> Problem:
+    """One row as a `Problem`; raises `DataError` naming `where` and the column."""
+    reference = _optional_text(row, columns, "reference", where)
+    answer = _optional_text(row, columns, "answer", where)
+    problem_id = _optional_text(row, columns, "id", where) or default_id
+    scaffold = Scaffold(
+        reference=Hidden(reference) if reference is not None else None,
+        answer=Hidden(answer) if answer is not None else None,
+        steps=Hidden(_steps(row, columns.steps, where)) if columns.steps is not None else None,
+    )
+    question = Question(problem_id=problem_id, text=_text(row, columns.question, "question", where))
+    domain = _optional_text(row, columns, "domain", where)
+    return Problem(question=question, scaffold=scaffold, **({"domain": domain} if domain is not None else {}))
+
+
+def _optional_text(row: Row, columns: Columns, role: str, where: str) -> str | None:
+    column = getattr(columns, role)
+    return None if column is None else _text(row, column, role, where)
+
+
+def _text(row: Row, column: str, role: str, where: str) -> str:
+    value = _lookup(row, column, role, where)
+    if role in ("answer", "id") and _is_number(value):
+        value = str(value)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: column {column!r} must be text, but holds {_show(value)}. {_way_out(role)}")
+    if not value.strip():
+        raise DataError(f"{where}: column {column!r} is empty. {_way_out(role)}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    # True is an int to Python, and NaN is how tables write a missing value
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _steps(row: Row, column: str, where: str) -> tuple[str, ...]:
+    value = _lookup(row, column, "steps", where)
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(s, str) and s.strip() for s in value):
+        raise DataError(
+            f"{where}: column {column!r} must be a list of texts, but holds {_show(value)}. {_way_out('steps')}"
+        )
+    return tuple(value)
+
+
+def _lookup(row: Row, column: str, role: str, where: str) -> Any:
+    if column in row:
+        return row[column]
+    value: Any = row
+    for key in column.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            choices = did_you_mean(column, map(str, row))
+            raise DataError(f"{where}: no column {column!r} for the {role}. {choices} {_way_out(role)}")
+        value = value[key]
+    return value
+
+
+def _way_out(role: str) -> str:
+    if role == "question":
+        return "Set columns.question, or repair the row."
+    return f"Set columns.{role} (null: none), or repair the row."
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

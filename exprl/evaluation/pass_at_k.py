@@ -1,0 +1,179 @@
+"""Unbiased pass@k (Chen et al. 2021, arXiv:2107.03374, equation 1) and bootstrap intervals over problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import comb
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+Array = npt.NDArray[np.float64]
+Counts = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+# resampled means computed at a time: bounds memory at a few hundred MB for a hundred thousand problems
+CHUNK = 256
+
+
+@overload
+def pass_at_k(n: int, c: int, k: int) -> float: ...
+@overload
+def pass_at_k(n: int | Counts, c: Counts, k: int) -> Array: ...
+@overload
+def pass_at_k(n: Counts, c: int | Counts, k: int) -> Array: ...
+
+
+def pass_at_k(n: int | Counts, c: int | Counts, k: int) -> float | Array:
+    """The chance that at least one of k samples is right, from c right ones among n: 1 - C(n-c, k) / C(n, k).
+
+    Computed with integers and rounded once, so it is exact to the last bit for any n.
+
+    Args:
+        n: samples drawn, one number or [P].
+        c: right ones among them, one number or [P].
+        k: samples allowed.
+
+    Returns:
+        A float for two numbers, otherwise [P].
+
+    Raises:
+        ValueError: unless 1 <= k <= n and 0 <= c <= n.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    >>> pass_at_k(10, [0, 3, 10], 1)
+    array([0. , 0.3, 1. ])
+    """
+    if isinstance(n, int) and isinstance(c, int):
+        return _exact(n, c, k)
+    pairs = np.broadcast_arrays(np.asarray(n), np.asarray(c))
+    values = [_exact(int(total), int(right), k) for total, right in zip(*(p.ravel() for p in pairs), strict=True)]
+    return np.array(values, dtype=np.float64).reshape(pairs[0].shape)
+
+
+@lru_cache(maxsize=65536)
+def _exact(n: int, c: int, k: int) -> float:
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 1 <= k <= n, but got k={k} with n={n} samples: sample more or lower k")
+    if not 0 <= c <= n:
+        raise ValueError(f"the number of right samples must lie in 0..{n}, but got {c}")
+    subsets = comb(n, k)
+    return (subsets - comb(n - c, k)) / subsets
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassRow:
+    """One problem: c of n samples right, and pass@k for each k asked for."""
+
+    problem_id: str
+    samples: int
+    correct: int
+    values: dict[int, float]
+
+
+def pass_table(problem_ids: Sequence[str], n: int | Counts, c: Counts, ks: Sequence[int]) -> list[PassRow]:
+    """pass@k problem by problem, in the order given; raises `ValueError` like `pass_at_k`."""
+    totals = np.broadcast_to(np.asarray(n), (len(problem_ids),))
+    return [
+        PassRow(
+            problem_id=problem_id,
+            samples=int(total),
+            correct=int(right),
+            values={k: _exact(int(total), int(right), k) for k in ks},
+        )
+        for problem_id, total, right in zip(problem_ids, totals, c, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its confidence interval."""
+
+    low: float
+    high: float
+    mean: float
+
+
+def bootstrap(values: Sequence[float] | Array, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Interval:
+    """Percentile bootstrap interval of the mean over problems (Efron 1979).
+
+    Args:
+        values: [P] one value a problem.
+        seed: makes the interval repeatable.
+        resamples: how often P problems are drawn with replacement.
+        level: the interval's coverage.
+
+    Raises:
+        ValueError: no values, or one is not finite.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"bootstrap needs one finite value a problem, but got an array of shape {array.shape}")
+    generator = np.random.default_rng(seed)
+    sizes = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]
+    means = np.concatenate([array[generator.integers(array.size, size=(s, array.size))].mean(1) for s in sizes])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(low=float(low), high=float(high), mean=float(array.mean()))
+
+
+def paired_bootstrap(
+    before: Sequence[float] | Array,
+    after: Sequence[float] | Array,
+    seed: int = 0,
+    resamples: int = 10_000,
+    level: float = 0.95,
+) -> Interval:
+    """The interval of the mean of `after - before` over the same problems; both [P], in the same order.
+
+    Raises:
+        ValueError: the two are not of the same length, or see `bootstrap`.
+    """
+    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"a paired interval needs the same problems twice, but got {first.shape} and {second.shape}")
+    return bootstrap(second - first, seed, resamples, level)
+
+
+class PassAtK(Metric):
+    """Mean unbiased pass@k over problems, summed over ranks.
+
+    >>> metric = PassAtK(k=2)
+    >>> metric.update(torch.tensor([1, 4]), torch.tensor([4, 4]))
+    >>> metric.compute()
+    tensor(0.7500)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    problems: Tensor
+
+    def __init__(self, k: int, **options: Any) -> None:
+        super().__init__(**options)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, but got {k}")
+        self.k = k
+        self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("problems", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, correct: Tensor, samples: Tensor) -> None:
+        """Add P problems.
+
+        Args:
+            correct: [P] right samples of each problem.
+            samples: [P] samples drawn of each problem.
+        """
+        values = pass_at_k(samples.cpu().numpy(), correct.cpu().numpy(), self.k)
+        self.total += float(values.sum())
+        self.problems += len(values)
+
+    def compute(self) -> Tensor:
+        """The mean over all problems so far; NaN without any."""
+        return self.total / self.problems

@@ -1,0 +1,108 @@
+"""Did the reference reach the policy? Words that a text shares with the reference and not with the question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """Words and single signs in lower case, so that spacing and capitals hide nothing.
+
+    >>> words("Thus x_1 = 5.")
+    ['thus', 'x_1', '=', '5', '.']
+    """
+    return _WORD.findall(text.lower())
+
+
+def longest_shared_ngram(text_tokens: Sequence[str], other_tokens: Sequence[str]) -> int:
+    """Length in words of the longest run of words that both sequences contain.
+
+    >>> longest_shared_ngram("a b c d".split(), "x b c y".split())
+    2
+    """
+    start, end = _longest_shared(text_tokens, other_tokens)
+    return end - start
+
+
+def leaked_ngram(policy_text: str, reference: str, question: str) -> str | None:
+    """The longest word n-gram of `reference` in `policy_text`, if it is longer than any that the question explains.
+
+    A problem's statement and its solution share words, so a text made from the question alone shares them as well:
+    only a run longer than the longest one of reference and question is a leak.
+
+    Args:
+        policy_text: what the policy reads, a prompt above all; also a rollout, to look for memorised solutions.
+        reference: the hidden worked solution.
+        question: the problem's text.
+
+    Returns:
+        The n-gram, its words joined by spaces, or None.
+
+    >>> leaked_ngram("Solve x+1=3. Hint: subtract one from both sides", "Subtract one from both sides: x=2", "x+1=3")
+    'subtract one from both sides'
+    >>> leaked_ngram("Please solve x+1=3", "From x+1=3 follows x=2", "x+1=3") is None
+    True
+    """
+    text, solution = words(policy_text), words(reference)
+    start, end = _longest_shared(text, solution)
+    if end - start <= longest_shared_ngram(words(question), solution):
+        return None
+    return " ".join(text[start:end])
+
+
+def _longest_shared(text: Sequence[str], other: Sequence[str]) -> tuple[int, int]:
+    """The first longest run text[start:end] that `other` contains, in time linear in both lengths.
+
+    Walks `text` through the suffix automaton of `other`: the state reached is always that of the longest run ending
+    at the current word.
+    """
+    edges, links, lengths = _suffix_automaton(other)
+    state = length = best = best_end = 0
+    for position, word in enumerate(text, start=1):
+        while state and word not in edges[state]:
+            state = links[state]
+            length = lengths[state]
+        if word in edges[state]:
+            state = edges[state][word]
+            length += 1
+        if length > best:
+            best, best_end = length, position
+    return best_end - best, best_end
+
+
+def _suffix_automaton(tokens: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int]]:
+    """Edges, suffix links and longest lengths of the states; state 0 is the start (Blumer et al. 1985)."""
+    edges: list[dict[str, int]] = [{}]
+    links, lengths = [-1], [0]
+    last = 0
+    for token in tokens:
+        edges.append({})
+        lengths.append(lengths[last] + 1)
+        links.append(0)
+        current, state = len(edges) - 1, last
+        while state >= 0 and token not in edges[state]:
+            edges[state][token] = current
+            state = links[state]
+        if state >= 0:
+            links[current] = _split(edges, links, lengths, state, token)
+        last = current
+    return edges, links, lengths
+
+
+def _split(edges: list[dict[str, int]], links: list[int], lengths: list[int], state: int, token: str) -> int:
+    """The state for the run that ends in `token` after `state`'s longest; made by splitting one if there is none."""
+    target = edges[state][token]
+    if lengths[target] == lengths[state] + 1:
+        return target
+    edges.append(dict(edges[target]))
+    lengths.append(lengths[state] + 1)
+    links.append(links[target])
+    clone = len(edges) - 1
+    while state >= 0 and edges[state].get(token) == target:
+        edges[state][token] = clone
+        state = links[state]
+    links[target] = clone
+    return clone

@@ -1,0 +1,97 @@
+"""GGUF files as ordinary full-precision model folders, made once and kept in a cache folder.
+
+transformers unpacks a GGUF file at every load (about 14 s for 135M weights) and leaves the model marked as quantized,
+which forbids saving it. Here the weights are unpacked once to float32 safetensors beside config and tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from exprl.errors import ModelError
+
+CACHE_VARIABLE = "EXPRL_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where exprl keeps files it can make again: `$EXPRL_CACHE`, else `~/.cache/exprl`."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "exprl")
+
+
+def unpacked(file: Path) -> Path:
+    """The folder with the unpacked model of a GGUF `file`, made now unless it is there.
+
+    Raises:
+        ModelError: the file cannot be read as a model, or the cache folder cannot be written.
+    """
+    folder = cache_folder() / "gguf" / _key(file)
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ModelError(f"cannot write {folder.parent} ({error}): set {CACHE_VARIABLE} to another folder.") from error
+    try:
+        _unpack(file, draft)
+        _publish(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _key(file: Path) -> str:
+    """Names the file's content and the transformers that reads it, without reading it all."""
+    import transformers
+
+    status = file.stat()
+    identity = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}:{transformers.__version__}"
+    return f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Give the finished draft its name at once; another process may have been faster, with the same content."""
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        packed = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, **_dequantize_option()
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except ImportError as error:
+        raise ModelError(f"reading {file} needs another package: pip install 'exprl[data]' ({error})") from error
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
+    config = packed.config
+    for mark in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, mark):
+            delattr(config, mark)
+    with torch.random.fork_rng(devices=[]):  # the constructor draws random weights
+        plain = type(packed)(config)
+    plain.load_state_dict(packed.state_dict())
+    plain.generation_config = packed.generation_config
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _dequantize_option() -> dict[str, Any]:
+    """Newer transformers may keep the weights packed for a kernel; older ones know no such option and unpack always."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}

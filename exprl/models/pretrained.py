@@ -1,0 +1,134 @@
+"""The model provider for everything transformers can load: hub ids, local folders, and weights in Python packages."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from exprl.component import option
+from exprl.errors import ModelError
+from exprl.models.base import LanguageModel, ModelProvider
+from exprl.models.gguf import unpacked
+from exprl.registry import MODELS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGE_PREFIX = "package:"
+
+
+@MODELS.register("pretrained")
+class PretrainedModel(ModelProvider):
+    """A causal language model and its tokenizer from the Hugging Face hub, a folder, or an installed package."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Where the weights are and how to load them."""
+
+        path: str = option(help="hub id, local folder, or package:<name> for weights inside an installed package")
+        gguf_file: str | None = option(None, "load this GGUF file of that place, unpacked to full precision")
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+            "auto", "precision of the weights; auto: as stored (float32 for a GGUF file)"
+        )
+        attn_implementation: str | None = option(None, "sdpa, flash_attention_2, eager, ...; unset: transformers' pick")
+        chat_template: str | None = option(None, "a Jinja chat template or the path of one; unset: the tokenizer's own")
+
+    config: Config
+
+    def load(self) -> LanguageModel:
+        """The model in eval mode, each call a fresh copy.
+
+        Raises:
+            ModelError: nothing is found at `path`, or it cannot be loaded as a causal language model.
+        """
+        location = locate(self.config.path)
+        if self.config.gguf_file is not None:
+            location = str(unpacked(_find_gguf(location, self.config.gguf_file)))
+        tokenizer = self._load_tokenizer(location)
+        return LanguageModel(model=self._load_model(location).eval(), tokenizer=tokenizer, name=self.config.path)
+
+    def _load_model(self, location: str) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        attention = self.config.attn_implementation
+        options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                location, dtype=self.config.dtype, **options
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise _cannot_load("model", self.config.path, location, error) from error
+        return model
+
+    def _load_tokenizer(self, location: str) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
+        except (OSError, ValueError, ImportError) as error:
+            raise _cannot_load("tokenizer", self.config.path, location, error) from error
+        if tokenizer.eos_token is None:
+            raise ModelError(f"the tokenizer of {self.config.path} has no end-of-sequence token, so no rollout can end.")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token  # masked wherever it stands
+        if self.config.chat_template is not None:
+            tokenizer.chat_template = _read_template(self.config.chat_template)
+        return tokenizer
+
+
+def locate(path: str) -> str:
+    """The folder a `path` option means, or the hub id it is; raises `ModelError`."""
+    if path.startswith(PACKAGE_PREFIX):
+        return _package_folder(path.removeprefix(PACKAGE_PREFIX))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if path.startswith(("/", "~", ".")) or path.count("/") > 1:
+        raise ModelError(f"no folder {folder}. Give an existing folder, a hub id like org/name, or package:<name>.")
+    return path
+
+
+def _package_folder(name: str) -> str:
+    """The folder of an installed package, found without running any of its code."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"no installed package {name!r} (model path 'package:{name}'): pip install {name}.")
+    return spec.submodule_search_locations[0]
+
+
+def _find_gguf(location: str, name: str) -> Path:
+    folder = Path(location)
+    if folder.is_dir():
+        file = folder / name
+        if not file.is_file():
+            there = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+            raise ModelError(f"no file {name} in {folder}. GGUF files there: {there}.")
+        return file
+    from transformers.utils.hub import cached_file
+
+    try:
+        return Path(str(cached_file(location, name)))
+    except (OSError, ValueError) as error:
+        raise _cannot_load("GGUF file", location, location, error) from error
+
+
+def _read_template(template: str) -> str:
+    if "{" in template:
+        return template
+    file = Path(template).expanduser()
+    if not file.is_file():
+        raise ModelError(f"chat_template: no file {file}, and the text is no Jinja template either (it has no '{{').")
+    return file.read_text(encoding="utf-8")
+
+
+def _cannot_load(what: str, path: str, location: str, error: Exception) -> ModelError:
+    folder = Path(location)
+    if not folder.is_dir():
+        advice = f"{path!r} is no local folder, so it was looked up on the hub: check the name and the connection"
+    elif found := sorted(file.name for file in folder.glob("*.gguf")):
+        advice = f"the folder holds GGUF files, so name one: gguf_file={found[0]}"
+    else:
+        advice = f"{folder} must hold config.json, weights and tokenizer files as save_pretrained writes them"
+    return ModelError(f"cannot load the {what} of {path}: {advice}. ({error})")

@@ -1,0 +1,89 @@
+"""From a question to the chat-templated prompt the policy reads. Nothing here can receive a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from exprl.component import option
+from exprl.errors import ConfigError, DataError, ModelError
+from exprl.types import Prompt, Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLACEHOLDER = "{question}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """How a question becomes a prompt."""
+
+    system: str | None = option(None, "system message; null: none, or the chat template's own")
+    template: str = option(PLACEHOLDER, "user message; {question} is replaced, every other brace stays as it is")
+    max_prompt_tokens: int = option(4096, "longest prompt in tokens, chat template included (the paper: 4096)")
+
+    def __post_init__(self) -> None:
+        if PLACEHOLDER not in self.template:
+            raise ConfigError(
+                f"template: {self.template!r} has no {PLACEHOLDER}, so the policy would never see the question. "
+                f"Put {PLACEHOLDER} where it belongs."
+            )
+        if self.max_prompt_tokens < 1:
+            raise ConfigError(f"max_prompt_tokens: must be at least 1, but got {self.max_prompt_tokens}.")
+
+
+class PromptBuilder:
+    """Builds prompts with a tokenizer's chat template.
+
+    Args:
+        tokenizer: the policy's.
+        config: the messages around the question, and the length limit.
+
+    Raises:
+        ModelError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.config = config or PromptConfig()
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"the tokenizer of {tokenizer.name_or_path or 'the policy'} has no chat template, so a question cannot "
+                "be told from an answer. Set model.chat_template, or choose an instruct model."
+            )
+
+    def build(self, question: Question) -> Prompt:
+        """The prompt that ends where the policy's answer begins.
+
+        Raises:
+            TypeError: `question` is anything else, a `Problem` or a `Scaffold` above all.
+            ModelError: the chat template refuses these messages (some allow no system message).
+            DataError: the prompt is longer than `max_prompt_tokens`.
+        """
+        if type(question) is not Question:
+            raise TypeError(
+                f"a prompt is built from a Question alone, but got a {type(question).__name__}; what else belongs to "
+                "a problem is hidden from the policy. Pass problem.question."
+            )
+        text = self._render(question)
+        # the template has already written the special tokens
+        token_ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(token_ids) > self.config.max_prompt_tokens:
+            raise DataError(
+                f"problem {question.problem_id!r}: its prompt has {len(token_ids)} tokens, but max_prompt_tokens is "
+                f"{self.config.max_prompt_tokens}. Drop the row or raise the limit."
+            )
+        return Prompt(problem_id=question.problem_id, text=text, token_ids=token_ids)
+
+    def _render(self, question: Question) -> str:
+        from jinja2 import TemplateError
+
+        messages = [{"role": "user", "content": self.config.template.replace(PLACEHOLDER, question.text)}]
+        if self.config.system is not None:
+            messages.insert(0, {"role": "system", "content": self.config.system})
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            hint = "Set prompt.system=null and say it in prompt.template." if self.config.system is not None else ""
+            raise ModelError(f"the chat template of the policy's tokenizer fails: {error}. {hint}".rstrip()) from error

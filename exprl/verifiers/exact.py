@@ -1,0 +1,61 @@
+"""Final answers compared as text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from exprl.component import Component, option
+from exprl.registry import VERIFIERS
+from exprl.types import Problem
+from exprl.verifiers.answers import STATEMENT, last_line, last_match, without_marks
+from exprl.verifiers.base import Verifier
+
+
+@VERIFIERS.register("exact")
+class ExactVerifier(Verifier):
+    """Right if what the response states as its answer is the problem's answer, character for character.
+
+    Only the last match of `pattern` counts: an answer that merely occurs somewhere in the response does not.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Component.Config):
+        """How the answer is found and compared."""
+
+        pattern: str | None = option(
+            STATEMENT,
+            'regular expression whose first group (or whole match) is the answer, last match; default: after "answer '
+            'is" or "answer:"; null: the last line that is not blank',
+        )
+        strip: bool = option(
+            True, "ignore white space and Markdown or LaTeX marks (* ` $) around, and a full stop after"
+        )
+        ignore_case: bool = option(False, "ignore the difference of capital and small letters")
+
+        def __post_init__(self) -> None:
+            try:
+                re.compile(self.pattern or "")
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
+
+    def verify(self, problem: Problem, response: str) -> bool:
+        """Whether the stated answer equals the problem's; False without one."""
+        answer, stated = problem.scaffold.answer, self._stated(response)
+        if answer is None or stated is None:
+            return False
+        stated = self._normal(stated)
+        return bool(stated) and stated == self._normal(answer.reveal())
+
+    def _stated(self, response: str) -> str | None:
+        if self.config.pattern is None:
+            return last_line(response)
+        match = last_match(re.compile(self.config.pattern), response)
+        if match is None:
+            return None
+        return match[1] if match.re.groups else match[0]
+
+    def _normal(self, answer: str) -> str:
+        if self.config.strip:
+            answer = without_marks(answer)
+        return answer.casefold() if self.config.ignore_case else answer

@@ -1,0 +1,96 @@
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from exprl import registry as registry_module
+from exprl.component import Component
+from exprl.errors import ConfigError
+from exprl.registry import FAMILIES, Registry, import_plugins, load_entry_points
+
+
+@pytest.fixture
+def fruits() -> Registry:
+    registry = Registry("fruit", module="exprl.errors")
+
+    @registry.register("apple")
+    class Apple(Component):
+        """A pome."""
+
+    @registry.register("pear")
+    class Pear(Component):
+        """Another."""
+
+    return registry
+
+
+def test_name_to_class_and_back(fruits):
+    assert fruits.names() == ["apple", "pear"]
+    assert fruits.get("apple").registered_name == "apple"
+    assert repr(fruits) == "Registry(fruit: apple, pear)"
+
+
+def test_unknown_name_suggests_and_lists(fruits):
+    with pytest.raises(
+        ConfigError, match=r"Unknown fruit 'aple'\. Did you mean 'apple'\? Choose one of: apple, pear\."
+    ):
+        fruits.get("aple")
+    with pytest.raises(ConfigError, match=r"Unknown fruit 'xyz'\. Choose one of"):
+        fruits.get("xyz")
+
+
+def test_empty_registry_says_so():
+    with pytest.raises(ConfigError, match=r"\(none\)"):
+        Registry("fruit", module="exprl.errors").get("apple")
+
+
+def test_second_class_under_a_name_is_refused(fruits):
+    class Crab:
+        """Not a pome."""
+
+    with pytest.raises(ConfigError, match=r"'apple' is already .*Apple; register .*Crab under another name"):
+        fruits.register("apple")(Crab)
+
+
+def test_same_qualified_name_in_another_module_is_refused(fruits):
+    known = fruits.get("apple")
+    impostor = type("Apple", (), {"__qualname__": known.__qualname__, "__module__": "my_lab.fruits"})
+    with pytest.raises(ConfigError, match=r"my_lab\.fruits"):
+        fruits.register("apple")(impostor)
+
+
+def test_a_reloaded_class_replaces_itself(fruits):
+    known = fruits.get("apple")
+    again = type("Apple", (), {"__qualname__": known.__qualname__, "__module__": known.__module__})
+    fruits.register("apple")(again)
+    assert fruits.get("apple") is again
+
+
+def test_every_family_has_its_own_name():
+    assert len({family.family for family in FAMILIES}) == len(FAMILIES)
+
+
+def test_plugin_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"plugins: cannot import 'my_lab\.no_such_module'"):
+        import_plugins(["my_lab.no_such_module"])
+
+
+class TestEntryPoints:
+    @pytest.fixture
+    def announce(self, monkeypatch):
+        def announce(value: str) -> None:
+            entry = EntryPoint(name="lab", value=value, group="exprl.plugins")
+            monkeypatch.setattr(registry_module, "_entry_points_loaded", False)
+            monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
+
+        return announce
+
+    def test_are_imported_once(self, announce, monkeypatch):
+        announce("json.decoder")
+        load_entry_points()
+        monkeypatch.setattr(registry_module, "entry_points", lambda group: pytest.fail("looked up twice"))
+        load_entry_points()
+
+    def test_broken_one_is_named(self, announce):
+        announce("no_such_lab.judges")
+        with pytest.raises(ConfigError, match=r"plugin 'lab' \(no_such_lab\.judges\) .* cannot be imported"):
+            load_entry_points()

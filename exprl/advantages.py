@@ -106,14 +106,18 @@ def segment_delta(group: Sequence[Scores], *, first: Literal["group", "last", "z
 
 
 def segment_return(group: Sequence[Scores]) -> list[Values]:
-    """A_k = (r_K - r_{k-1}) - baseline with r_0 = 0: the sum of the deltas from segment k on, centred.
+    """A_k = (r_K - r_{k-1}) - b_k with r_0 = 0: the sum of the deltas from segment k on, centred at each k.
 
-    The baseline is the mean over the group's rollouts of the token-mean of r_K - r_{k-1}. So the advantages average
-    to 0 when every rollout weighs the same, a long rollout does not set the baseline, and K = 1 gives r minus the
-    group mean exactly. Not in the paper.
+    b_k is the mean over the group's rollouts of that sum, 0 for a rollout that has fewer than k segments: it has
+    nothing more to gain. One baseline for all k would call every late segment bad, since little is left to gain there.
+    The group's first segments average to 0, and K = 1 gives r minus the group mean exactly. Not in the paper.
     """
+    if len(group) < 2:
+        return [(0.0,) * len(s.values) for s in group]
     returns = [tuple(s.final - before for before in (0.0, *s.values[:-1])) for s in group]
-    return _centred(group, returns)
+    longest = max(map(len, returns))
+    baselines = [math.fsum(own[k] for own in returns if k < len(own)) / len(group) for k in range(longest)]
+    return [tuple(value - baseline for value, baseline in zip(own, baselines, strict=False)) for own in returns]
 
 
 def segment_end(group: Sequence[Scores]) -> list[Values]:

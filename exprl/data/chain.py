@@ -116,9 +116,7 @@ def stream(seed: int, steps: int | Sequence[int], split: Split = "train") -> Ite
             yield problem
 
 
-def generate(
-    seed: int, count: int, steps: int | Sequence[int], split: Split = "train"
-) -> list[ChainProblem]:
+def generate(seed: int, count: int, steps: int | Sequence[int], split: Split = "train") -> list[ChainProblem]:
     """`count` different problems of one split."""
     problems: dict[ChainProblem, None] = {}
     for problem in stream(seed, steps, split):
@@ -130,7 +128,8 @@ def generate(
 
 def corrupt(problem: ChainProblem, rng: random.Random, slip: float) -> tuple[Dials, ...]:
     """The states a careless solver writes: a dial reads at random with probability `slip`, and the
-    solver goes on from what they wrote."""
+    solver goes on from what they wrote.
+    """
     states, dials = [], problem.start
     for by in problem.turns:
         written, push = [], by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from exprl.engines.base import Engine, Sampling
 from exprl.evaluation.pass_at_k import bootstrap, pass_at_k
 from exprl.evaluation.progress import reference_progress
+from exprl.progress import Advance, no_progress
 from exprl.prompts import PromptBuilder
 from exprl.types import Problem
 from exprl.verifiers.base import Verifier
@@ -89,7 +90,9 @@ class EvaluationResult:
     @classmethod
     def from_json(cls, node: dict[str, Any]) -> EvaluationResult:
         """The inverse of `to_json`."""
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in node.items()
+        }
         fields.pop("summary")
         return cls(**fields)
 
@@ -102,7 +105,7 @@ def evaluate(
     sampling: Sampling,
     *,
     ks: Sequence[int],
-    advance: Callable[[int], object] = lambda _: None,
+    advance: Advance = no_progress,
 ) -> EvaluationResult:
     """Draw `sampling.n` samples of each problem and verify them; `advance` is called as samples finish."""
     count = len(problems)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from exprl.component import Component
 from exprl.errors import JudgeError
+from exprl.progress import Advance, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem
 
 
@@ -17,8 +18,11 @@ class Judge(Component):
     needs_reference: ClassVar[bool] = True
 
     @abstractmethod
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        """One judgement a request, in order. A failed one is returned with its status, never raised or scored 0."""
+    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+        """One judgement a request, in order. A failed one is returned with its status, never raised or scored 0.
+
+        `advance` is called with the number of requests judged as they are, for a progress bar.
+        """
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise `JudgeError`, naming the first problem that lacks what this judge needs, before a run starts."""

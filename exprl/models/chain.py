@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import logging
-import os
-import shutil
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from exprl.component import option
-from exprl.data import chain
 from exprl.models import chain_tokenizer
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.cache import cache_folder

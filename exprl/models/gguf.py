@@ -7,20 +7,11 @@ which forbids saving it. Here the weights are unpacked once to float32 safetenso
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from exprl.errors import ModelError
-
-CACHE_VARIABLE = "EXPRL_CACHE"
-
-
-def cache_folder() -> Path:
-    """Where exprl keeps files it can make again: `$EXPRL_CACHE`, else `~/.cache/exprl`."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "exprl")
+from exprl.models.cache import cache_folder, draft_of
 
 
 def unpacked(file: Path) -> Path:
@@ -32,16 +23,8 @@ def unpacked(file: Path) -> Path:
     folder = cache_folder() / "gguf" / _key(file)
     if folder.is_dir():
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise ModelError(f"cannot write {folder.parent} ({error}): set {CACHE_VARIABLE} to another folder.") from error
-    try:
+    with draft_of(folder) as draft:
         _unpack(file, draft)
-        _publish(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
@@ -52,15 +35,6 @@ def _key(file: Path) -> str:
     status = file.stat()
     identity = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}:{transformers.__version__}"
     return f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-
-
-def _publish(draft: Path, folder: Path) -> None:
-    """Give the finished draft its name at once; another process may have been faster, with the same content."""
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
 
 
 def _unpack(file: Path, folder: Path) -> None:

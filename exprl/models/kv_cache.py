@@ -6,7 +6,7 @@ that is most of the time. `GrowingLayer` keeps spare room and writes in place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class GrowingLayer(DynamicLayer):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]
         self._key_buffer: Tensor | None = None
         self._value_buffer: Tensor | None = None
 
@@ -45,12 +45,12 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _with_room(buffer: Tensor | None, held: Tensor, new: Tensor, filled: int, end: int) -> Tensor:
-    if buffer is not None and buffer.shape[2] >= end and held.data_ptr() == buffer.data_ptr():
+def _with_room(buffer: Tensor | None, held: Tensor | None, new: Tensor, filled: int, end: int) -> Tensor:
+    if buffer is not None and held is not None and buffer.shape[2] >= end and held.data_ptr() == buffer.data_ptr():
         return buffer
     batch, heads, _, width = new.shape
     grown = new.new_empty(batch, heads, end + end // 4 + _ROOM, width)
-    if filled:
+    if held is not None and filled:
         grown[:, :, :filled] = held
     return grown
 
@@ -66,7 +66,7 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
     """Keep, drop or repeat rows of the batch in place: row i becomes the old row `rows[i]` ([B'] int64)."""
-    cache.reorder_cache(rows)
+    cache.reorder_cache(cast(torch.LongTensor, rows))
 
 
 def head_logits(model: PreTrainedModel) -> dict[str, int]:

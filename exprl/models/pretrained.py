@@ -55,9 +55,7 @@ class PretrainedModel(ModelProvider):
         attention = self.config.attn_implementation
         options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                location, dtype=self.config.dtype, **options
-            )
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, dtype=self.config.dtype, **options)
         except (OSError, ValueError, ImportError) as error:
             raise _cannot_load("model", self.config.path, location, error) from error
         return model
@@ -70,7 +68,9 @@ class PretrainedModel(ModelProvider):
         except (OSError, ValueError, ImportError) as error:
             raise _cannot_load("tokenizer", self.config.path, location, error) from error
         if tokenizer.eos_token is None:
-            raise ModelError(f"the tokenizer of {self.config.path} has no end-of-sequence token, so no rollout can end.")
+            raise ModelError(
+                f"the tokenizer of {self.config.path} has no end-of-sequence token, so no rollout can end."
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # masked wherever it stands
         if self.config.chat_template is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from exprl.component import Component
+from exprl.progress import Advance, no_progress
 from exprl.types import AnyReward, Problem, RolloutGroup
 
 
@@ -16,8 +17,11 @@ class Reward(Component):
     granularity: ClassVar[Literal["rollout", "segment"]]
 
     @abstractmethod
-    def score(self, groups: Sequence[RolloutGroup]) -> list[tuple[AnyReward, ...]]:
-        """For each group one reward a rollout, in order. Values lie in [0, 1]; None marks a failed judgement."""
+    def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
+        """For each group one reward a rollout, in order. Values lie in [0, 1]; None marks a failed judgement.
+
+        `advance` is called with the number of things scored as they are, for a progress bar.
+        """
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise, naming the first problem that lacks what this reward needs, before a run starts."""

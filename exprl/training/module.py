@@ -116,9 +116,8 @@ class ExpRLModule(LightningModule):
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Rewards and advantages of each group."""
-        with self.phases.run("judging", sum(len(group.rollouts) for group in groups)) as advance:
-            rewards = self.parts.reward.score(groups)
-            advance(sum(len(group.rollouts) for group in groups))
+        with self.phases.run("judging", unit="verdict") as advance:
+            rewards = self.parts.reward.score(groups, advance)
         advantages = self.parts.advantage.estimate(rewards)
         return [
             ScoredGroup(group=group, rewards=reward, advantages=advantage)

@@ -8,6 +8,7 @@ STATEMENT = r"(?im)^.*\banswer[*_]*(?:\s+is\b|\s*[:=])[\s*_:]*(.*)$"
 """The rest of the line after the last "answer is" or "answer:" in it, Markdown marks skipped."""
 
 _STATEMENT = re.compile(STATEMENT)
+_CLOSING = re.compile(r"(?:[\s*`$]|[)\]]\\)+")  # of the reversed text: a search for the end is quadratic
 _OPENING = re.compile(r"(?:[\s*`$]|\\[(\[])+")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\s*(?=\{)")
@@ -62,8 +63,8 @@ def without_marks(answer: str) -> str:
 
 
 def _without_closing(text: str) -> str:
-    shorter = text.rstrip(" \t\r\n*`$").removesuffix(r"\)").removesuffix(r"\]")
-    return text if shorter == text else _without_closing(shorter)
+    closing = _CLOSING.match(text[::-1])
+    return text[: len(text) - closing.end()] if closing else text
 
 
 def _matching_braces(text: str) -> dict[int, int]:

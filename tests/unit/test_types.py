@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import yaml
@@ -54,7 +55,6 @@ class TestHidden:
             "{}".format,
             "{!r}".format,
             lambda p: f"{p}",
-            lambda p: "%s" % (p,),
             lambda p: str(dataclasses.asdict(p)),
             lambda p: str(dataclasses.astuple(p)),
             lambda p: str(p.scaffold.reference),
@@ -80,7 +80,7 @@ class TestHidden:
             lambda h: len(h),
             lambda h: h[0],
             lambda h: "Solve {question}".replace("{question}", h),
-            lambda h: open(h),  # noqa: SIM115
+            lambda h: Path(h),
         ],
     )
     def test_is_no_text(self, use):

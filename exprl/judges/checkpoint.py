@@ -1,0 +1,103 @@
+"""The judge without an LLM: how far a trace has come through the reference's own intermediate results, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exprl.component import option
+from exprl.judges.base import Judge
+from exprl.progress import Advance, no_progress
+from exprl.registry import JUDGES
+from exprl.types import Judgement, JudgeRequest, Problem
+
+
+@JUDGES.register("checkpoint")
+class CheckpointJudge(Judge):
+    """Scores 1 + 4 times the share of the reference's steps reached, in order; deterministic, no model.
+
+    It compares texts and understands nothing: a right step in other words does not count. It is meant for worlds whose
+    references state checkable intermediate results (`scaffold.steps`, or else the reference's lines), for runs on a
+    CPU, and as a cheap baseline for LLM judges.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """How steps are found."""
+
+        strict: bool = option(
+            True,
+            "the trace's lines are the steps, and the first that is not the reference's next ends the count; false: "
+            "steps may stand anywhere in order, so that a trace can collect them by listing guesses",
+        )
+
+    config: Config
+
+    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+        """One judgement a request, always ok."""
+        judgements = [self._grade(request) for request in requests]
+        advance(len(requests))
+        return judgements
+
+    def _grade(self, request: JudgeRequest) -> Judgement:
+        steps = reference_steps(request.problem)
+        reached = steps_reached(request.trace, steps, strict=self.config.strict)
+        return Judgement(score=1.0 + 4.0 * reached / len(steps), rationale=f"{reached} of {len(steps)} steps reached")
+
+
+def reference_steps(problem: Problem) -> tuple[str, ...]:
+    """The reference's steps: `scaffold.steps`, or the non-empty lines of the reference (`check` has seen to one)."""
+    scaffold = problem.scaffold
+    if scaffold.steps is not None and scaffold.steps.reveal():
+        return scaffold.steps.reveal()
+    assert scaffold.reference is not None
+    return tuple(line for line in scaffold.reference.reveal().splitlines() if line.strip())
+
+
+def steps_reached(trace: str, steps: Sequence[str], *, strict: bool) -> int:
+    r"""How many of `steps`, from the first on, a trace reaches in order; white space does not matter.
+
+    Strict: the trace's leading lines that are the steps. Otherwise: steps found one after the other anywhere, each as
+    whole words, the next searched for behind the last. Both take time linear in the trace.
+
+    >>> steps_reached("a 1\nb 2\nc 9\nd 4", ["a 1", "b 2", "c 3", "d 4"], strict=True)
+    2
+    >>> steps_reached("so 1 and 55, then 5", ["1", "5"], strict=False)
+    2
+    """
+    wanted = [" ".join(step.split()) for step in steps]
+    if strict:
+        return _leading_lines([" ".join(line.split()) for line in trace.splitlines()], wanted)
+    return _in_order(" ".join(trace.split()), wanted)
+
+
+def _leading_lines(lines: Sequence[str], wanted: Sequence[str]) -> int:
+    reached = 0
+    for line in filter(None, lines):
+        if reached == len(wanted) or line != wanted[reached]:
+            break
+        reached += 1
+    return reached
+
+
+def _in_order(text: str, wanted: Sequence[str]) -> int:
+    position = 0
+    for reached, step in enumerate(wanted):
+        found = _find_whole(text, step, position)
+        if found < 0:
+            return reached
+        position = found + len(step)
+    return len(wanted)
+
+
+def _find_whole(text: str, step: str, start: int) -> int:
+    """Where `step` stands in `text` from `start` on, not inside a longer word or number; -1 if nowhere."""
+    found = text.find(step, start)
+    while found >= 0:
+        end = found + len(step)
+        inside_left = found > 0 and text[found - 1].isalnum() and step[:1].isalnum()
+        inside_right = end < len(text) and text[end].isalnum() and step[-1:].isalnum()
+        if not (inside_left or inside_right):
+            return found
+        found = text.find(step, found + 1)
+    return -1

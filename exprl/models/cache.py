@@ -1,0 +1,44 @@
+"""The folder of files exprl can make again, and how one is added whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from exprl.errors import ModelError
+
+CACHE_VARIABLE = "EXPRL_CACHE"
+
+
+def cache_folder() -> Path:
+    """`$EXPRL_CACHE`, else `~/.cache/exprl`."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "exprl")
+
+
+@contextmanager
+def draft_of(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; it takes the name `folder` at once when the block ends, and goes when it raises.
+
+    Where another process was faster its folder stays: both hold the same.
+
+    Raises:
+        ModelError: the cache folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ModelError(f"cannot write {folder.parent} ({error}): set {CACHE_VARIABLE} to another folder.") from error
+    try:
+        yield draft
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

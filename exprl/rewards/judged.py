@@ -1,0 +1,85 @@
+"""What the rewards that ask a judge share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from exprl.component import Choice, option, required_choice
+from exprl.errors import JudgeError
+from exprl.judges.base import Judge
+from exprl.progress import Advance, no_progress
+from exprl.registry import JUDGES
+from exprl.rewards.base import Reward
+from exprl.rewards.normalization import Normalization, normalize
+from exprl.types import Judgement, JudgeRequest, Problem
+
+SHOWN_REPLIES = 3
+
+NOTHING_WRITTEN = Judgement(score=1.0, rationale="nothing was written")
+"""The verdict on an empty trace, which no judge is asked about: no progress."""
+
+
+class JudgedReward(Reward):
+    """Asks a judge about every trace of a step in one call, and stops when too many judgements fail."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """The judge and what becomes of its scores."""
+
+        judge: Annotated[Choice, JUDGES] | None = required_choice(JUDGES, "who grades")
+        normalization: Normalization = option("smooth", "from Likert score to reward")
+        clip_length: bool = option(
+            True, "a rollout cut off at the length limit earns nothing: 0 (outcome), zero advantages (process)"
+        )
+        max_failure_rate: float = option(0.25, "stop when more than this share of a step's judgements fail")
+
+        def __post_init__(self) -> None:
+            if not 0.0 <= self.max_failure_rate <= 1.0:
+                raise ValueError(f"max_failure_rate must lie in [0, 1], but got {self.max_failure_rate}")
+
+    config: Any
+
+    def __init__(self, config: Any, judge: Judge) -> None:
+        super().__init__(config)
+        self.judge = judge
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Let the judge see that every problem has what it needs."""
+        self.judge.check(problems)
+
+    def sync(self) -> None:
+        """Pass a policy update on to the judge."""
+        self.judge.sync()
+
+    def ask(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+        """Judge every request; an empty trace scores 1 without being asked about.
+
+        Raises:
+            JudgeError: more than `max_failure_rate` of the judgements failed; shows counts and the last replies.
+        """
+        asked = [request for request in requests if request.trace.strip()]
+        answers = iter(self.judge.judge(asked, advance) if asked else [])
+        judgements = [next(answers) if request.trace.strip() else NOTHING_WRITTEN for request in requests]
+        check_failures(judgements, self.config.max_failure_rate)
+        return judgements
+
+    def value(self, judgement: Judgement) -> float | None:
+        """The reward of one judgement; None if it failed or its score is dropped."""
+        return None if judgement.score is None else normalize(judgement.score, self.config.normalization)
+
+
+def check_failures(judgements: Sequence[Judgement], limit: float) -> None:
+    """Raise `JudgeError` if more than `limit` of the judgements failed."""
+    failed = [judgement for judgement in judgements if judgement.status != "ok"]
+    if len(failed) <= limit * len(judgements):
+        return
+    counts = ", ".join(f"{count} {status}" for status, count in Counter(j.status for j in failed).most_common())
+    replies = "\n".join(f"  [{j.status}] {j.rationale.strip()[-300:] or '(no reply)'}" for j in failed[-SHOWN_REPLIES:])
+    raise JudgeError(
+        f"{len(failed)} of {len(judgements)} judgements of this step failed ({counts}), more than "
+        f"reward.max_failure_rate {limit:.0%} allows. The last replies:\n{replies}\n"
+        "A stronger judge, reward.judge.scoring=expected or more reward.judge.max_new_tokens may help."
+    )

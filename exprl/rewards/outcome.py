@@ -1,0 +1,47 @@
+"""ExpRL-Outcome: the judge's score of the whole rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from exprl.progress import Advance, no_progress
+from exprl.registry import REWARDS
+from exprl.resources import Resources
+from exprl.rewards.judged import JudgedReward
+from exprl.types import AnyReward, JudgeRequest, Rollout, RolloutGroup, RolloutReward
+
+
+@REWARDS.register("outcome")
+class OutcomeReward(JudgedReward):
+    """The judge's normalised score of the whole rollout (ExpRL-Outcome, arXiv:2606.17024)."""
+
+    granularity: ClassVar[Literal["rollout", "segment"]] = "rollout"
+
+    @classmethod
+    def from_config(cls, config: Any, resources: Resources) -> OutcomeReward:
+        """With the judge of its config."""
+        return cls(config, config.judge.build(resources))
+
+    def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
+        """One judgement a rollout, all asked for in one call; a cut-off rollout is not asked about."""
+        requests = [
+            JudgeRequest(problem=group.problem, trace=rollout.text)
+            for group in groups
+            for rollout in group.rollouts
+            if not self._cut_off(rollout)
+        ]
+        judgements = iter(self.ask(requests, advance))
+        return [
+            tuple(
+                self._reward(rollout, () if self._cut_off(rollout) else (next(judgements),)) for rollout in g.rollouts
+            )
+            for g in groups
+        ]
+
+    def _cut_off(self, rollout: Rollout) -> bool:
+        return bool(self.config.clip_length) and rollout.finish_reason == "length"
+
+    def _reward(self, rollout: Rollout, judgements: tuple[Any, ...]) -> AnyReward:
+        value = self.value(judgements[0]) if judgements else 0.0
+        return RolloutReward(value=value, length=len(rollout), judgements=judgements, cut_off=not judgements)

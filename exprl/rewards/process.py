@@ -1,0 +1,75 @@
+"""ExpRL-Process: the judge's score of every prefix, or of every segment alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Literal
+
+from exprl.component import Choice, choose, option
+from exprl.judges.base import Judge
+from exprl.progress import Advance, no_progress
+from exprl.registry import REWARDS, SLICERS
+from exprl.resources import Resources
+from exprl.rewards.judged import JudgedReward
+from exprl.slicers.base import Slicer
+from exprl.types import AnyReward, Judgement, JudgeRequest, Problem, Rollout, RolloutGroup, Segment, SegmentRewards
+
+
+@REWARDS.register("process")
+class ProcessReward(JudgedReward):
+    """The judge's normalised score after each segment (ExpRL-Process, arXiv:2606.17024)."""
+
+    granularity: ClassVar[Literal["rollout", "segment"]] = "segment"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(JudgedReward.Config):
+        """How a rollout is cut and what the judge is shown."""
+
+        slicer: Annotated[Choice, SLICERS] = choose(SLICERS, "delimiter", "how a rollout is cut into segments")
+        show: Literal["prefix", "segment"] = option(
+            "prefix", "what the judge sees of segment k: all up to its end (the paper), or it alone (authors' script)"
+        )
+
+    def __init__(self, config: Any, *, slicer: Slicer, judge: Judge) -> None:
+        super().__init__(config, judge)
+        self.slicer = slicer
+
+    @classmethod
+    def from_config(cls, config: Any, resources: Resources) -> ProcessReward:
+        """With the slicer and the judge of its config."""
+        return cls(config, slicer=config.slicer.build(resources), judge=config.judge.build(resources))
+
+    def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
+        """One judgement a segment, all asked for in one call; cut-off rollouts are sliced but not asked about."""
+        cuts = [[self.slicer.slice(rollout) for rollout in group.rollouts] for group in groups]
+        requests = [
+            request
+            for group, sliced in zip(groups, cuts, strict=True)
+            for rollout, segments in zip(group.rollouts, sliced, strict=True)
+            for request in self._requests(group.problem, rollout, segments)
+        ]
+        judgements = iter(self.ask(requests, advance))
+        return [
+            tuple(self._reward(rollout, segments, judgements) for rollout, segments in zip(g.rollouts, s, strict=True))
+            for g, s in zip(groups, cuts, strict=True)
+        ]
+
+    def _requests(self, problem: Problem, rollout: Rollout, segments: Sequence[Segment]) -> list[JudgeRequest]:
+        if self._cut_off(rollout):
+            return []
+        whole = self.config.show == "prefix"
+        return [
+            JudgeRequest(problem=problem, trace=rollout.text_of(0 if whole else s.start, s.end), view=self.config.show)
+            for s in segments
+        ]
+
+    def _cut_off(self, rollout: Rollout) -> bool:
+        return bool(self.config.clip_length) and rollout.finish_reason == "length"
+
+    def _reward(self, rollout: Rollout, segments: tuple[Segment, ...], judgements: Iterator[Judgement]) -> AnyReward:
+        if self._cut_off(rollout):
+            return SegmentRewards(segments=segments, values=(), cut_off=True)
+        own = tuple(islice(judgements, len(segments)))
+        return SegmentRewards(segments=segments, values=tuple(map(self.value, own)), judgements=own)

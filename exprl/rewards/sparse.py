@@ -1,0 +1,59 @@
+"""The sparse reward: is the final answer right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from exprl.component import option
+from exprl.errors import ConfigError
+from exprl.progress import Advance, no_progress
+from exprl.registry import REWARDS
+from exprl.resources import Resources
+from exprl.rewards.base import Reward
+from exprl.types import AnyReward, Problem, Rollout, RolloutGroup, RolloutReward
+from exprl.verifiers.base import Verifier
+
+
+@REWARDS.register("sparse")
+class SparseReward(Reward):
+    """1 if the verifier accepts the final answer, else 0: ordinary RL, and Stage II."""
+
+    granularity: ClassVar[Literal["rollout", "segment"]] = "rollout"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What becomes of cut-off rollouts."""
+
+        clip_length: bool = option(True, "a rollout cut off at the length limit earns 0 whatever it says")
+
+    config: Any
+
+    def __init__(self, config: Config | None = None, *, verifier: Verifier) -> None:
+        super().__init__(config)
+        self.verifier = verifier
+
+    @classmethod
+    def from_config(cls, config: Any, resources: Resources) -> SparseReward:
+        """With the run's verifier."""
+        if resources.verifier is None:
+            raise ConfigError("reward 'sparse' needs a verifier: set verifier.name, or pass Resources(verifier=...).")
+        return cls(config, verifier=resources.verifier)
+
+    def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
+        """0 or 1 a rollout."""
+        scored = []
+        for group in groups:
+            scored.append(tuple(self._reward(group.problem, rollout) for rollout in group.rollouts))
+            advance(len(group.rollouts))
+        return scored
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Every problem needs a final answer."""
+        self.verifier.check(problems)
+
+    def _reward(self, problem: Problem, rollout: Rollout) -> AnyReward:
+        cut_off = self.config.clip_length and rollout.finish_reason == "length"
+        right = not cut_off and self.verifier.verify(problem, rollout.text)
+        return RolloutReward(value=float(right), length=len(rollout), cut_off=cut_off)

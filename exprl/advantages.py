@@ -51,12 +51,10 @@ class Scores:
         """r_K."""
         return self.values[-1]
 
-    def token_mean(self, values: Values | None = None) -> float:
-        """Mean of r_k (or of other `values` of the K segments), each weighted by its tokens."""
-        values = self.values if values is None else values
-        tokens = sum(self.lengths)
-        weighted = zip(values, self.lengths, strict=True)
-        return math.fsum(v * n for v, n in weighted) / tokens if tokens else statistics.fmean(values)
+    @property
+    def token_mean(self) -> float:
+        """Mean of r_k, each weighted by its tokens; without tokens the plain mean."""
+        return statistics.fmean(self.values, self.lengths if any(self.lengths) else None)
 
 
 # ------------------------------------------------------------------ pure functions
@@ -130,7 +128,10 @@ def segment_end(group: Sequence[Scores]) -> list[Values]:
 
 def segment_group(group: Sequence[Scores]) -> list[Values]:
     """A_k = r_k - the mean over the group's rollouts of the token-mean score; GroupNorm of the paper."""
-    return _centred(group, [s.values for s in group])
+    if len(group) < 2:
+        return [(0.0,) * len(s.values) for s in group]
+    baseline = statistics.fmean(s.token_mean for s in group)
+    return [tuple(value - baseline for value in s.values) for s in group]
 
 
 def segment_batch(groups: Sequence[Sequence[Scores]], *, all_reduce: AllReduce) -> list[list[Values]]:
@@ -138,7 +139,7 @@ def segment_batch(groups: Sequence[Sequence[Scores]], *, all_reduce: AllReduce) 
 
     K = 1 gives r minus the batch mean. With fewer than two scored rollouts in the batch every advantage is 0.
     """
-    means = [s.token_mean() for group in groups for s in group]
+    means = [s.token_mean for group in groups for s in group]
     total, count = all_reduce(torch.tensor([math.fsum(means), len(means)], dtype=torch.float64)).tolist()
     if count < 2:
         return [[(0.0,) * len(s.values) for s in group] for group in groups]
@@ -169,13 +170,6 @@ def scale_by_rms(batch: Sequence[tuple[Advantages, ...]], *, all_reduce: AllRedu
 def has_signal(advantages: Sequence[Advantages], tolerance: float) -> bool:
     """Whether any valid advantage of a group lies further than `tolerance` from 0; without one the group is dropped."""
     return any(abs(value) > tolerance for a in advantages if a.valid and a.segments for value in a.values)
-
-
-def _centred(group: Sequence[Scores], values: Sequence[Values]) -> list[Values]:
-    if len(group) < 2:
-        return [(0.0,) * len(own) for own in values]
-    baseline = statistics.fmean(s.token_mean(own) for s, own in zip(group, values, strict=True))
-    return [tuple(value - baseline for value in own) for own in values]
 
 
 # ------------------------------------------------------------------ components

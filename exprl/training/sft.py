@@ -6,7 +6,6 @@ Stage I never comes here. It serves as the SFT baseline's update and as the warm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +19,6 @@ from exprl.training.optimizer import build_optimizer
 from exprl.training.policy import response_logprobs
 
 
-@dataclass(frozen=True, kw_only=True)
-class SupervisedExample:
-    """A prompt and the response to imitate, the end-of-sequence token included, as token ids."""
-
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-
-
 class SFTModule(LightningModule):
     """Maximises the mean log-prob of the responses' tokens; prompts carry no loss."""
 
@@ -37,14 +28,17 @@ class SFTModule(LightningModule):
         self.tokenizer = policy.tokenizer
         self.optimizer_config = optimizer
 
-    def training_step(self, examples: Sequence[SupervisedExample], batch_idx: int) -> Tensor:
+    def training_step(self, examples: Sequence[TokenSequence], batch_idx: int) -> Tensor:
         """The token-mean negative log-likelihood of one batch."""
         pad = self.tokenizer.pad_token_id
         assert isinstance(pad, int)
-        sequences = [TokenSequence(prompt_ids=e.prompt_ids, response_ids=e.response_ids) for e in examples]
-        batch = collate(sequences, pad_token_id=pad, device=self.device)
+        batch = collate(examples, pad_token_id=pad, device=self.device)
         loss: Tensor = -response_logprobs(self.policy, batch, temperature=1.0).logp.mean()
         return loss
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave it: `collate` puts the tensors where they belong."""
+        return batch
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up, stepped every update."""
@@ -77,14 +71,11 @@ class StopAtTarget(Callback):
 
 
 def train_supervised(
-    policy: LanguageModel,
-    batches: Iterable[Sequence[SupervisedExample]],
-    optimizer: OptimizerConfig,
-    stop: StopAtTarget,
-) -> None:
-    """Train in place over `batches` until they end or `stop` is satisfied."""
+    policy: LanguageModel, batches: Iterable[Sequence[TokenSequence]], optimizer: OptimizerConfig, stop: StopAtTarget
+) -> int:
+    """Train in place over `batches` until they end or `stop` is satisfied; returns the number of updates."""
     trainer = Trainer(
-        accelerator="auto",
+        accelerator="cpu",
         devices=1,
         max_epochs=1,
         callbacks=[stop],
@@ -96,4 +87,5 @@ def train_supervised(
     )
     policy.model.train()
     trainer.fit(SFTModule(policy, optimizer), train_dataloaders=batches)
-    policy.model.eval().to(torch.device("cpu"))
+    policy.model.eval()
+    return trainer.global_step

@@ -258,7 +258,7 @@ def test_nothing_but_prompts(tiny):
 
 
 def test_too_long_is_refused_before_sampling(tiny, prompts):
-    with pytest.raises(ModelError, match=r"'p0': 10 prompt tokens \+ 4090 max_new_tokens = 4100, .* at most 4086"):
+    with pytest.raises(ModelError, match=r"'p1': 28 prompt tokens \+ 4090 max_new_tokens = 4118, .* at most 4068"):
         engine_of(tiny).generate(prompts, Sampling(n=1, max_new_tokens=4090))
 
 

@@ -180,8 +180,5 @@ def test_wrong_options_are_named(slicer, options, message):
 
 def test_registered_and_light():
     assert SLICERS.names() == ["delimiter", "token_window"]
-    code = (
-        "import sys, exprl.slicers; "
-        "print(sorted({'torch', 'lightning', 'vllm', 'transformers'} & set(sys.modules)))"
-    )
+    code = "import sys, exprl.slicers; print(sorted({'torch', 'lightning', 'vllm', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

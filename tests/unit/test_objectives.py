@@ -1,0 +1,247 @@
+"""Objectives by hand, and against the formulas of TRL 1.16 and verl 0.9, written out again here."""
+
+import math
+
+import pytest
+import torch
+
+from exprl.config import validate
+from exprl.errors import ConfigError
+from exprl.objectives import (
+    Clipped,
+    Reinforce,
+    clipped_surrogate,
+    importance_weight,
+    kl_estimate,
+    ratio_of,
+)
+from exprl.registry import OBJECTIVES
+
+
+def tensor(*values, grad=False):
+    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
+
+
+def random_batch(n=200, seed=0):
+    """logp with gradient, old, advantages, sampler, reference."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(scale):
+        return scale * torch.randn(n, dtype=torch.float64, generator=g)
+
+    logp = -2 + normal(1.0)
+    return (
+        logp.clone().requires_grad_(),
+        logp + normal(0.5),
+        normal(1.0),
+        logp + normal(0.7),
+        logp + normal(0.5),
+    )
+
+
+def gradient(loss, logp):
+    (result,) = torch.autograd.grad(loss.sum(), logp)
+    return result
+
+
+# ------------------------------------------------------------------ by hand
+
+
+def test_clipped_surrogate_by_hand():
+    # clip_low 0.2, clip_high 0.28, c = 3:
+    #   rho 1.5, A +1: min(1.5, 1.28) = 1.28, clipped   | rho 0.5, A +1: min(0.5, 0.8) = 0.5
+    #   rho 0.5, A -1: min(-0.5, -0.8) = -0.8, clipped  | rho 1.5, A -1: min(-1.5, -1.28) = -1.5
+    #   rho 4.0, A -2: -8, held at c A = -6, clipped    | rho 1.0, A 0: 0
+    ratio = tensor(1.5, 0.5, 0.5, 1.5, 4.0, 1.0, grad=True)
+    advantages = tensor(1.0, 1.0, -1.0, -1.0, -2.0, 0.0)
+    loss, clipped = clipped_surrogate(ratio, advantages, clip_low=0.2, clip_high=0.28, dual_clip=3.0)
+    assert loss.tolist() == pytest.approx([-1.28, -0.5, 0.8, 1.5, 6.0, 0.0])
+    assert clipped.tolist() == [True, False, True, False, True, False]
+    assert gradient(loss, ratio).tolist() == pytest.approx([0.0, -1.0, 0.0, 1.0, 0.0, 0.0])
+    loss, clipped = clipped_surrogate(ratio, advantages, clip_low=0.2, clip_high=0.28, dual_clip=None)
+    assert (loss[4].item(), clipped[4].item()) == (8.0, False)
+
+
+def test_on_policy_the_gradient_is_that_of_reinforce():
+    logp = tensor(-1.0, -2.0, grad=True)
+    advantages = tensor(0.5, -1.5)
+    for objective in (Clipped(), Reinforce()):
+        loss = objective.token_loss(logp, logp.detach(), advantages).loss
+        assert gradient(loss, logp).tolist() == pytest.approx([-0.5, 1.5])
+
+
+def test_kl_estimates_by_hand():
+    # log pi = log 0.5, log pi_ref = log 0.25: delta = -log 2
+    logp, ref = tensor(math.log(0.5), grad=True), tensor(math.log(0.25))
+    log2 = math.log(2)
+    k1, k2, k3 = (kl_estimate(logp, ref, kind) for kind in ("k1", "k2", "k3"))
+    assert [k.item() for k in (k1, k2, k3)] == pytest.approx([log2, log2**2 / 2, 0.5 + log2 - 1])
+    # d/dlogp: k1: 1; k2: -delta; k3: 1 - exp(delta)
+    assert [gradient(k, logp).item() for k in (k1, k2, k3)] == pytest.approx([1.0, log2, 0.5])
+
+
+def test_kl_gradients_in_expectation():
+    # Over a whole distribution: sum of pi(x) times the gradient of each estimate.
+    logits = tensor(0.3, -0.8, 1.1, grad=True)
+    reference = torch.log_softmax(tensor(-0.5, 0.4, 0.2), -1)
+
+    def expected(kind):
+        logp = torch.log_softmax(logits, -1)
+        return torch.autograd.grad((logp.exp().detach() * kl_estimate(logp, reference, kind)).sum(), logits)[0]
+
+    logp = torch.log_softmax(logits, -1)
+    reverse = torch.autograd.grad((logp.exp() * (logp - reference)).sum(), logits)[0]
+    forward = torch.autograd.grad((reference.exp() * (reference - torch.log_softmax(logits, -1))).sum(), logits)[0]
+    torch.testing.assert_close(expected("k1"), torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(expected("k2"), reverse)
+    torch.testing.assert_close(expected("k3"), forward)
+
+
+def test_importance_weights_by_hand():
+    # pi_old / pi_sampler = 0.5 / 0.4 = 1.25; 0.5 / 0.1 = 5, held at 2; 0.1 / 0.5 = 0.2
+    old, sampler = tensor(0.5, 0.5, 0.1).log(), tensor(0.4, 0.1, 0.5).log()
+    assert importance_weight(old, sampler, 2.0).tolist() == pytest.approx([1.25, 2.0, 0.2])
+    assert importance_weight(old, sampler, None).tolist() == [1.0, 1.0, 1.0]
+    assert importance_weight(old, None, 2.0).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_token_loss_puts_the_parts_together():
+    # ratio 0.6/0.5 = 1.2 (not clipped), A = 2, weight 0.5/0.4 = 1.25, pi_ref = 0.3: delta = -log 2,
+    # k3 = 0.5 + log 2 - 1. loss = -1.2 * 2 * 1.25 + 0.1 k3.
+    k3 = 0.5 + math.log(2) - 1
+    objective = Clipped(Clipped.Config(kl_coef=0.1))
+    result = objective.token_loss(
+        tensor(0.6).log().requires_grad_(),
+        tensor(0.5).log(),
+        tensor(2.0),
+        sampler_logp=tensor(0.4).log(),
+        ref_logp=tensor(0.3).log(),
+    )
+    assert result.loss.item() == pytest.approx(-3.0 + 0.1 * k3)
+    stats = {name: value.item() for name, value in result.stats.items()}
+    assert stats == pytest.approx({"ratio": 1.2, "clipped": 0.0, "is_weight": 1.25, "kl": k3})
+    assert not any(value.requires_grad for value in result.stats.values())
+
+
+def test_reinforce_by_hand():
+    logp = tensor(-1.5, grad=True)
+    result = Reinforce().token_loss(logp, tensor(-1.0), tensor(2.0), sampler_logp=tensor(-1.0 - math.log(4)))
+    assert result.loss.item() == pytest.approx(-2.0 * -1.5 * 2.0)
+    assert gradient(result.loss, logp).item() == pytest.approx(-4.0)
+    assert result.stats["clipped"].item() == 0.0
+    assert result.stats["ratio"].item() == pytest.approx(math.exp(-0.5))
+    assert "kl" not in result.stats
+
+
+# ------------------------------------------------------------------ the peers' formulas
+
+
+def verl_policy_loss(logp, old, advantages, low, high, c, weights):
+    """verl/trainer/ppo/core_algos.py, compute_policy_loss_vanilla, before its aggregation."""
+    ratio = (logp - old).clamp(-20, 20).exp()
+    one = -advantages * ratio
+    two = -advantages * ratio.clamp(1 - low, 1 + high)
+    upper = torch.maximum(one, two)
+    lower = torch.min(-advantages * c, upper)
+    return torch.where(advantages < 0, lower, upper) * weights
+
+
+def verl_kl(logp, ref, kind):
+    """verl/trainer/ppo/core_algos.py, kl_penalty_forward (`low_var_kl` is k3; it also holds the result below 10)."""
+    if kind == "k1":
+        return logp - ref
+    if kind == "k2":
+        return 0.5 * (logp - ref).square()
+    difference = (ref - logp).clamp(-20, 20)
+    return (difference.exp() - difference - 1).clamp(-10, 10)
+
+
+def trl_per_token_loss(logp, old, advantages, low, high, delta, beta, ref, weights):
+    """trl/trainer/grpo_trainer.py, GRPOTrainer._compute_loss, loss types grpo/dapo/dr_grpo, token level."""
+    coef_1 = torch.exp(logp - old)
+    coef_2 = coef_1.clamp(1 - low, 1 + high)
+    if delta is not None:
+        coef_1 = coef_1.clamp(max=delta)
+    loss = -torch.min(coef_1 * advantages, coef_2 * advantages) * weights
+    return loss + beta * (torch.exp(ref - logp) - (ref - logp) - 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_verl(seed):
+    logp, old, advantages, sampler, ref = random_batch(seed=seed)
+    old = old + torch.where(torch.arange(len(old)) % 10 == 0, -2.0, 0.0)  # some ratios beyond c
+    weights = (old - sampler).clamp(-20, 20).exp().clamp(max=2.0)  # rollout correction, token level, threshold 2
+    for kind in ("k1", "k2", "k3"):
+        objective = Clipped(Clipped.Config(dual_clip=3.0, kl_coef=0.05, kl=kind))
+        ours = objective.token_loss(logp, old, advantages, sampler_logp=sampler, ref_logp=ref)
+        theirs = verl_policy_loss(logp, old, advantages, 0.2, 0.28, 3.0, weights) + 0.05 * verl_kl(logp, ref, kind)
+        torch.testing.assert_close(ours.loss, theirs)
+        torch.testing.assert_close(gradient(ours.loss, logp), gradient(theirs, logp))
+    assert (ours.stats["ratio"] > 3).any()
+
+
+@pytest.mark.parametrize("delta", [None, 3.0])
+def test_agrees_with_trl(delta):
+    logp, old, advantages, sampler, ref = random_batch(seed=7)
+    weights = (old - sampler).exp().clamp(max=3.0)
+    objective = Clipped(Clipped.Config(clip_high=0.2, dual_clip=delta, kl_coef=0.04, is_cap=3.0))
+    ours = objective.token_loss(logp, old, advantages, sampler_logp=sampler, ref_logp=ref).loss
+    theirs = trl_per_token_loss(logp, old, advantages, 0.2, 0.2, delta, 0.04, ref, weights)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient(ours, logp), gradient(theirs, logp))
+
+
+# ------------------------------------------------------------------ guards
+
+
+@pytest.mark.parametrize("objective", [Clipped(Clipped.Config(kl_coef=0.1)), Reinforce(Reinforce.Config(kl_coef=0.1))])
+def test_gradient_flows_through_the_current_policy_only(objective):
+    inputs = [x.detach().requires_grad_() for x in random_batch()]
+    logp, old, advantages, sampler, ref = inputs
+    result = objective.token_loss(logp, old, advantages, sampler_logp=sampler, ref_logp=ref)
+    result.loss.sum().backward()
+    assert logp.grad is not None
+    assert [x.grad for x in (old, advantages, sampler, ref)] == [None] * 4
+
+
+def test_huge_differences_stay_finite():
+    assert ratio_of(tensor(0.0, -500.0), tensor(-500.0, 0.0)).tolist() == pytest.approx([math.exp(20), math.exp(-20)])
+    assert kl_estimate(tensor(-500.0), tensor(0.0), "k3").isfinite().all()
+
+
+def test_needs_reference():
+    assert not Clipped().needs_reference
+    objective = Reinforce(Reinforce.Config(kl_coef=0.001))
+    assert objective.needs_reference
+    with pytest.raises(ValueError, match=r"ref_logp: required with kl_coef 0\.001"):
+        objective.token_loss(tensor(-1.0), tensor(-1.0), tensor(1.0))
+
+
+def test_shapes_are_checked_by_name():
+    with pytest.raises(ValueError, match=r"advantages: expected shape \[N\] as logp \[2\], but got \[1\]"):
+        Clipped().token_loss(tensor(-1.0, -1.0), tensor(-1.0, -1.0), tensor(1.0))
+    with pytest.raises(ValueError, match=r"logp: expected shape"):
+        Clipped().token_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_low": 1.5}, "clip_low must lie in"),
+        ({"clip_high": -0.1}, "clip_high must not be negative"),
+        ({"dual_clip": 1.1}, "dual_clip must exceed 1 \\+ clip_high"),
+        ({"kl_coef": -1.0}, "kl_coef must not be negative"),
+        ({"is_cap": 0.0}, "is_cap must be above 0"),
+        ({"kl": "k4"}, "k3"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(Clipped.Config, options)
+
+
+def test_registered_with_the_documented_defaults():
+    assert OBJECTIVES.names() == ["clipped", "reinforce"]
+    assert validate(Clipped.Config, {}) == Clipped.Config(
+        clip_low=0.2, clip_high=0.28, dual_clip=None, kl_coef=0.0, kl="k3", is_cap=2.0
+    )

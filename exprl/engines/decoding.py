@@ -1,8 +1,8 @@
-"""The decode loop of one batch: prompts prefilled once, a token a row and step, finished rows leaving the batch."""
+"""The decode loop of one batch: a token a row and step, finished rows leaving the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from exprl.engines.base import Sampling
+from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs
-from exprl.models.kv_cache import head_logits, new_cache, padded_left, positions_of, select_rows
+from exprl.models.kv_cache import select_rows
 from exprl.types import FinishReason
 
 if TYPE_CHECKING:
@@ -40,62 +41,38 @@ class Ends:
 
 
 class Decoding:
-    """B slots decoded together; slot i continues `prompts[owners[i]]` with the random numbers `uniforms[i]`.
+    """B prefilled rows decoded together; slot i starts as row i and keeps its number while finished rows leave.
 
     Args:
         model: in eval mode; its weights are read at every step.
-        prompts: token ids of the distinct prompts; each is prefilled once, whatever the number of its slots.
-        owners: [B] the prompt of each slot.
-        uniforms: [B, max_new_tokens] float64 on the CPU.
+        prefilled: the B prompts; its cache is used up.
+        uniforms: [B, max_new_tokens] float64, the random numbers of each slot.
         sampling: temperature, truncation and length limit.
         ends: what ends a row.
-        pad: any token id; padding is masked.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        owners: Sequence[int],
-        uniforms: Tensor,
-        sampling: Sampling,
-        ends: Ends,
-        pad: int,
+        self, model: PreTrainedModel, prefilled: Prefilled, uniforms: Tensor, sampling: Sampling, ends: Ends
     ) -> None:
         self._model, self._sampling, self._ends = model, sampling, ends
         device = model.device
         self._uniforms = uniforms.to(device)
         self._tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=device)  # [B, max_new], by slot
         self._logprobs = torch.zeros(uniforms.shape, dtype=torch.float32, device=device)
-        self._slots = list(range(len(owners)))  # the slot of each row still in the batch
+        self._slots = list(range(len(uniforms)))  # the slot of each row still in the batch
         self._slot_index = torch.tensor(self._slots, device=device)
         self._open = set(self._slots)
         self._step = 0
-        self._prefill([list(prompt) for prompt in prompts], torch.tensor(list(owners), device=device), pad)
+        self._cache, self._logits = prefilled.cache, prefilled.logits
+        self._prompt_width = prefilled.mask.shape[1]
+        self._padded = not bool(prefilled.mask.all())
+        self._positions = prefilled.mask.sum(-1, keepdim=True)
+        self._mask = torch.nn.functional.pad(prefilled.mask, (0, sampling.max_new_tokens), value=True)
 
     def run(self) -> Iterator[Decoded]:
         """Rows as they finish, every slot once."""
         while self._open:
             yield from self._advance()
-
-    @torch.no_grad()
-    def _prefill(self, prompts: list[list[int]], owners: Tensor, pad: int) -> None:
-        ids, mask = padded_left(prompts, pad, self._model.device)
-        self._cache = new_cache(self._model)
-        self._padded = not bool(mask.all())
-        output = self._model(
-            input_ids=ids,
-            attention_mask=mask if self._padded else None,
-            position_ids=positions_of(mask),
-            past_key_values=self._cache,
-            use_cache=True,
-            **head_logits(self._model),
-        )
-        select_rows(self._cache, owners)
-        self._logits = output.logits[:, -1][owners]
-        self._positions = mask.sum(-1, keepdim=True)[owners]
-        self._mask = torch.nn.functional.pad(mask, (0, self._sampling.max_new_tokens), value=True)[owners]
-        self._prompt_width = ids.shape[1]
 
     @torch.no_grad()
     def _advance(self) -> list[Decoded]:

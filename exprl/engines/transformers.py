@@ -11,6 +11,7 @@ import torch
 from exprl.component import option
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.decoding import Decoded, Decoding, Ends
+from exprl.engines.prefill import prefill
 from exprl.engines.sampling import uniforms_for
 from exprl.errors import ModelError
 from exprl.models.modes import evaluating
@@ -91,7 +92,7 @@ class TransformersEngine(Engine):
 
     def _stream(self, prompts: tuple[Prompt, ...], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
         model, tokenizer = self._language_model.model, self._language_model.tokenizer
-        ends = _ends(model, tokenizer, sampling.stop)
+        ends = ends_of(model, tokenizer, sampling.stop)
         # neighbours of like length need little padding
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
         slots = [(index, sample) for index in order for sample in range(sampling.n)]
@@ -108,23 +109,19 @@ class TransformersEngine(Engine):
     ) -> Decoding:
         rows = {index: row for row, index in enumerate(dict.fromkeys(index for index, _ in batch))}
         uniforms = [uniforms_for(sampling.seed, index, sample, sampling.max_new_tokens) for index, sample in batch]
-        return Decoding(
-            self._language_model.model,
-            prompts=[prompts[index].token_ids for index in rows],
-            owners=[rows[index] for index, _ in batch],
-            uniforms=torch.stack(uniforms),
-            sampling=sampling,
-            ends=ends,
-            pad=_pad_id(self._language_model.tokenizer),
-        )
+        model = self._language_model.model
+        distinct = prefill(model, [prompts[index].token_ids for index in rows], pad_id(self._language_model.tokenizer))
+        prefilled = distinct.repeated([rows[index] for index, _ in batch])  # a prompt is read once for all its slots
+        return Decoding(model, prefilled, torch.stack(uniforms), sampling, ends)
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token to pad with; masked wherever it stands."""
     pad = tokenizer.pad_token_id
     return pad if isinstance(pad, int) else 0
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> Ends:
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = ()) -> Ends:
     """The tokenizer's and the generation config's end-of-sequence tokens, and a test for stop strings."""
     generation = getattr(model, "generation_config", None)
     extra = getattr(generation, "eos_token_id", None)

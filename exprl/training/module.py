@@ -245,10 +245,6 @@ class ExpRLModule(LightningModule):
 
     # ------------------------------------------------------------------ Lightning
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave it: a batch is a list of problems, which hold no tensors."""
-        return batch
-
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up."""
         optimizer, schedule = build_optimizer(self.policy, self.optimizer_config)

@@ -18,7 +18,9 @@ from exprl.types import Hidden, Problem, Prompt, Question, Rollout, Scaffold
 
 
 def prompt(tokenizer, text: str, problem_id: str = "p") -> Prompt:
-    return Prompt(problem_id=problem_id, text=text, token_ids=tuple(tokenizer(text, add_special_tokens=False).input_ids))
+    return Prompt(
+        problem_id=problem_id, text=text, token_ids=tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    )
 
 
 def engine_of(language_model: LanguageModel, **options) -> TransformersEngine:

@@ -1,0 +1,45 @@
+"""A judge of one's own: how many of the numbers in the reference does the trace mention?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exprl.component import option
+from exprl.judges import Judge
+from exprl.progress import Advance, no_progress
+from exprl.registry import JUDGES
+from exprl.types import Judgement, JudgeRequest
+
+
+@JUDGES.register("numbers")
+class NumberJudge(Judge):
+    """Scores 1 + 4 times the share of the reference's distinct numbers that the trace mentions."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Which numbers count."""
+
+        min_digits: int = option(1, "numbers with fewer digits are ignored")
+
+    config: Config
+
+    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+        """One judgement a request; a reference without numbers cannot be judged."""
+        judgements = [self.grade(request) for request in requests]
+        advance(len(requests))
+        return judgements
+
+    def grade(self, request: JudgeRequest) -> Judgement:
+        """Only a judge may reveal the reference; the policy's side has no way to."""
+        reference = request.problem.scaffold.reference
+        wanted = self.numbers(reference.reveal()) if reference else set()
+        if not wanted:
+            return Judgement(score=None, status="error", rationale="the reference has no number")
+        found = wanted & self.numbers(request.trace)
+        return Judgement(score=1 + 4 * len(found) / len(wanted), rationale=f"{len(found)} of {len(wanted)} numbers")
+
+    def numbers(self, text: str) -> set[str]:
+        """The distinct numbers in `text`."""
+        return {number for number in re.findall(r"\d+", text) if len(number) >= self.config.min_digits}

@@ -1,0 +1,146 @@
+"""The judge backend that runs a Hugging Face model in this process and computes common beginnings of prompts once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from exprl.engines.base import Sampling
+from exprl.engines.decoding import Decoding
+from exprl.engines.prefill import Prefilled, prefill
+from exprl.engines.transformers import ends_of, pad_id
+from exprl.judges.backend import Reply
+from exprl.judges.prompting import JudgePrompt
+from exprl.judges.tokens import JudgeTokenizer
+from exprl.judges.tree import TokenTree, build_tree, pack
+from exprl.judges.tree_forward import tree_logits, tree_prefill, understands_trees
+from exprl.models.base import LanguageModel
+from exprl.models.modes import evaluating
+from exprl.progress import Advance
+
+
+class HuggingFaceBackend:
+    """Runs a judge on a `LanguageModel`, greedily, in eval mode and without gradients.
+
+    Args:
+        language_model: its weights are read at every call, so a policy in training judges with its current ones.
+        batch_tokens: tokens of one forward pass over prompts; those that prompts share count once.
+        batch_size: replies decoded at a time.
+        share_prefixes: compute what prompts have in common once; False is for models and measurements without.
+        beside: move the model to where this one is, before each call.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        *,
+        batch_tokens: int,
+        batch_size: int,
+        share_prefixes: bool = True,
+        beside: LanguageModel | None = None,
+    ) -> None:
+        self._language_model = language_model
+        self._tokens = JudgeTokenizer(language_model.tokenizer, language_model.name)
+        self._batch_tokens, self._batch_size = batch_tokens, batch_size
+        self._share = share_prefixes and understands_trees(language_model.model)
+        self._beside = beside
+
+    def complete(self, prompts: Sequence[JudgePrompt], max_new_tokens: int, advance: Advance) -> list[Reply]:
+        """The greedy reply to each prompt; a reply cut off at `max_new_tokens` is returned as far as it came."""
+
+        def answer(rows: list[list[int]]) -> list[Reply]:
+            return self._decode(self._prefilled(rows), max_new_tokens)
+
+        return self._run([self._tokens.encode(prompt) for prompt in prompts], max_new_tokens, answer, advance)
+
+    def label_probabilities(
+        self, prompts: Sequence[JudgePrompt], labels: Sequence[str], reply_start: str, advance: Advance
+    ) -> list[Reply]:
+        """The probability of each label as the token after `reply_start`."""
+        if not prompts:
+            return []
+        encoded = [self._tokens.encode_for_labels(prompt, reply_start, labels) for prompt in prompts]
+        label_ids = list(encoded[0][1])
+
+        def answer(rows: list[list[int]]) -> list[Reply]:
+            probabilities = self._last_logits(rows).float().softmax(-1)[:, label_ids]
+            return [Reply(probabilities=tuple(row)) for row in probabilities.tolist()]
+
+        return self._run([ids for ids, _ in encoded], 0, answer, advance)
+
+    def room(self, prompt: JudgePrompt) -> tuple[int, int | None]:
+        """The prompt's length in tokens, and the model's context length."""
+        return len(self._tokens.encode(prompt)), self._language_model.context_length
+
+    @torch.no_grad()
+    def _run(
+        self,
+        sequences: list[list[int]],
+        new_tokens: int,
+        answer: Callable[[list[list[int]]], list[Reply]],
+        advance: Advance,
+    ) -> list[Reply]:
+        """Answer in batches; sequences beyond the context get a reply with status error."""
+        context = self._language_model.context_length
+        replies = [_too_long(len(ids), new_tokens, context) for ids in sequences]
+        fitting = [index for index, reply in enumerate(replies) if reply is None]
+        advance(len(sequences) - len(fitting))
+        model = self._language_model.model
+        if self._beside is not None:
+            model.to(self._beside.model.device)  # type: ignore[arg-type]
+        with evaluating(model):
+            for batch in self._batches([sequences[index] for index in fitting]):
+                indices = [fitting[row] for row in batch]
+                for index, reply in zip(indices, answer([sequences[index] for index in indices]), strict=True):
+                    replies[index] = reply
+                advance(len(indices))
+        return [reply for reply in replies if reply is not None]
+
+    def _batches(self, sequences: list[list[int]]) -> list[list[int]]:
+        if self._share:
+            return pack(sequences, self._batch_tokens, self._batch_size)
+        return _batches_by_length(sequences, self._batch_tokens, self._batch_size)
+
+    def _prefilled(self, rows: list[list[int]]) -> Prefilled:
+        model = self._language_model.model
+        if self._share and len(rows) > 1:
+            return tree_prefill(model, build_tree(rows))
+        return prefill(model, rows, pad_id(self._language_model.tokenizer))
+
+    def _last_logits(self, rows: list[list[int]]) -> Tensor:
+        if self._share and len(rows) > 1:
+            return tree_logits(self._language_model.model, build_tree(rows))
+        return self._prefilled(rows).logits
+
+    def _decode(self, prefilled: Prefilled, max_new_tokens: int) -> list[Reply]:
+        model, tokenizer = self._language_model.model, self._language_model.tokenizer
+        rows = len(prefilled.mask)
+        greedy = Sampling(n=1, top_k=1, max_new_tokens=max_new_tokens)
+        unused = torch.zeros(rows, max_new_tokens, dtype=torch.float64)
+        texts = [""] * rows
+        for decoded in Decoding(model, prefilled, unused, greedy, ends_of(model, tokenizer)).run():
+            texts[decoded.slot] = str(tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
+        return [Reply(text=text) for text in texts]
+
+
+def _too_long(length: int, new_tokens: int, context: int | None) -> Reply | None:
+    if context is None or length + new_tokens <= context:
+        return None
+    return Reply(
+        status="error",
+        text=f"judge prompt of {length} tokens + {new_tokens} new ones exceeds the judge's context of {context}",
+    )
+
+
+def _batches_by_length(sequences: list[list[int]], max_tokens: int, max_rows: int) -> list[list[int]]:
+    """Batches of like length for padding, each of at most `max_tokens` padded tokens or one row."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
+        rows = len(batches[-1]) + 1 if batches else 0
+        if not batches or rows > max_rows or rows * len(sequences[index]) > max_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

@@ -1,0 +1,110 @@
+"""What all judges that are language models share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from exprl.component import option
+from exprl.errors import JudgeError
+from exprl.judges.backend import JudgeBackend
+from exprl.judges.base import Judge
+from exprl.judges.prompting import JudgePrompt, compose, read_prompt
+from exprl.judges.scoring import Scoring, by_expectation, by_rationale
+from exprl.progress import Advance, no_progress
+from exprl.types import Judgement, JudgeRequest, Problem
+
+if TYPE_CHECKING:
+    from exprl.models.base import LanguageModel
+
+
+class LLMJudge(Judge):
+    """Grades with a language model, by its rationale or by the probabilities it gives the scores.
+
+    Args:
+        config: how to ask and to score.
+        backend: runs the model.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """How the judge is asked."""
+
+        scoring: Scoring = option(
+            "expected", "expected: mean score under the probabilities of 1..5, one token; rationale: let it write first"
+        )
+        max_new_tokens: int = option(512, "length limit of a rationale in tokens (the paper: 2048)")
+        min_mass: float = option(
+            0.01, "expected: below this total probability of the five scores the judgement counts as unparseable"
+        )
+        batch_tokens: int = option(8192, "prompt tokens in one forward pass, common beginnings counted once")
+        batch_size: int = option(64, "prompts judged at a time")
+
+        def __post_init__(self) -> None:
+            if min(self.max_new_tokens, self.batch_tokens, self.batch_size) < 1:
+                raise ValueError("max_new_tokens, batch_tokens and batch_size must be at least 1")
+            if not 0.0 <= self.min_mass <= 1.0:
+                raise ValueError(f"min_mass must lie in [0, 1], but got {self.min_mass}")
+
+    template: ClassVar[str]
+    """The name of the prompt's text file."""
+
+    def __init__(self, config: Any, backend: JudgeBackend) -> None:
+        super().__init__(config)
+        self.backend = backend
+
+    @abstractmethod
+    def contents(self, problem: Problem) -> Mapping[str, str]:
+        """What of the problem the judge is shown, by the slot of the template."""
+
+    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+        """One judgement a request; prompts beyond the model's context come back with status `error`."""
+        prompts = [self.prompt(request) for request in requests]
+        if self.config.scoring == "rationale":
+            return by_rationale(self.backend, prompts, self.config.max_new_tokens, advance)
+        return by_expectation(self.backend, prompts, self.config.min_mass, advance)
+
+    def prompt(self, request: JudgeRequest) -> JudgePrompt:
+        """The prompt for one request: the attempt comes last, so that prompts for longer prefixes continue it."""
+        return compose(
+            read_prompt(self.template),
+            instructions={"view": read_prompt(request.view), "reply": read_prompt(self.config.scoring)},
+            contents={**self.contents(request.problem), "attempt": request.trace},
+        )
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Also raise `JudgeError` where a prompt without any attempt already exceeds the judge's context."""
+        super().check(problems)
+        reply = self.config.max_new_tokens if self.config.scoring == "rationale" else 0
+        for problem in problems:
+            length, context = self.backend.room(self.prompt(JudgeRequest(problem=problem, trace="")))
+            if context is not None and length + reply >= context:
+                raise JudgeError(
+                    f"problem {problem.id!r}: the judge's prompt has {length} tokens before any attempt, which with "
+                    f"{reply} for the reply leaves no room in the judge's context of {context}. Drop the row, lower "
+                    "max_new_tokens, or choose a judge with a longer context."
+                )
+
+
+class ReferenceJudge(LLMJudge):
+    """A language model that sees the problem, the reference solution and the attempt."""
+
+    template: ClassVar[str] = "reference"
+
+    def contents(self, problem: Problem) -> Mapping[str, str]:
+        """Problem and reference."""
+        reference = problem.scaffold.reference
+        if reference is None:
+            raise JudgeError(f"problem {problem.id!r} has no reference solution for judge {self.registered_name!r}.")
+        return {"problem": problem.question.text, "reference": reference.reveal()}
+
+
+def backend_for(config: Any, language_model: LanguageModel, beside: LanguageModel | None = None) -> JudgeBackend:
+    """The in-process backend on `language_model`, on the device of `beside`."""
+    from exprl.judges.huggingface import HuggingFaceBackend  # late: imports transformers
+
+    return HuggingFaceBackend(
+        language_model, batch_tokens=config.batch_tokens, batch_size=config.batch_size, beside=beside
+    )

@@ -1,0 +1,101 @@
+"""The stress test: every attempt is graded against another problem's reference."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from exprl.component import Choice, choose, option
+from exprl.errors import JudgeError
+from exprl.judges.backend import JudgeBackend
+from exprl.judges.base import Judge
+from exprl.judges.checkpoint import CheckpointJudge
+from exprl.judges.llm import ReferenceJudge
+from exprl.judges.same_model import Weights, policy_backend
+from exprl.judges.smaller_model import own_backend
+from exprl.progress import Advance, no_progress
+from exprl.registry import JUDGES, MODELS
+from exprl.resources import Resources
+from exprl.types import Judgement, JudgeRequest, Problem, Scaffold
+
+
+@JUDGES.register("wrong_reference")
+class WrongReferenceJudge(Judge):
+    """Hands another judge the scaffold of a different problem: what it then rewards is not closeness to the solution.
+
+    Swapping the name of a `same_model`, `smaller_model` or (with `grader: checkpoint`) `checkpoint` judge for this one
+    keeps all their options.
+
+    Args:
+        config: the options.
+        judge: who grades, with the wrong reference.
+        problems: whose references are handed around; at least two must have one.
+        seed: of the order they are handed around in.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ReferenceJudge.Config):
+        """Who grades with the wrong reference."""
+
+        grader: Literal["llm", "checkpoint"] = option("llm", "who grades: a language model, or the checkpoint judge")
+        weights: Weights = option("frozen", "llm: frozen: the initial policy judges throughout; live: as it trains")
+        model: Annotated[Choice, MODELS] | None = choose(MODELS, None, "llm: a model of its own; null: the policy's")
+        strict: bool = option(CheckpointJudge.Config.strict, "checkpoint: see the judge 'checkpoint'")
+
+    def __init__(self, config: Any, judge: Judge, problems: Sequence[Problem], seed: int = 0) -> None:
+        super().__init__(config)
+        self.inner = judge
+        self._seed = seed
+        donors = [problem for problem in problems if problem.scaffold.reference is not None]
+        if len({problem.id for problem in donors}) < 2:
+            raise JudgeError(
+                f"judge 'wrong_reference' needs at least 2 problems with a reference to swap, but got {len(donors)}."
+            )
+        random.Random(seed).shuffle(donors)
+        self._scaffolds = [problem.scaffold for problem in donors]
+        # one cycle through all of them: nobody gets its own
+        self._next = {problem.id: (place + 1) % len(donors) for place, problem in enumerate(donors)}
+
+    @classmethod
+    def from_config(cls, config: Any, resources: Resources) -> WrongReferenceJudge:
+        """With the grader of its config and the run's problems."""
+        judge: Judge
+        if config.grader == "checkpoint":
+            judge = CheckpointJudge(CheckpointJudge.Config(strict=config.strict))
+        else:
+            judge = ReferenceJudge(config, _backend(config, resources))
+        return cls(config, judge, resources.problems, resources.seed)
+
+    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+        """The other judge's verdicts on the same attempts beside another problem's reference."""
+        return self.inner.judge(
+            [replace(request, problem=self.swapped(request.problem)) for request in requests], advance
+        )
+
+    def swapped(self, problem: Problem) -> Problem:
+        """The problem with another one's scaffold: always the same for a given seed and list of problems."""
+        return replace(problem, scaffold=self._scaffold_for(problem))
+
+    def _scaffold_for(self, problem: Problem) -> Scaffold:
+        place = self._next.get(problem.id)
+        if place is None:  # a problem from elsewhere, as in calibration: any of ours is wrong for it
+            digest = hashlib.blake2b(f"{self._seed}/{problem.id}".encode(), digest_size=8).digest()
+            place = int.from_bytes(digest, "big") % len(self._scaffolds)
+        return self._scaffolds[place]
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Let the other judge check the swapped problems."""
+        self.inner.check([self.swapped(problem) for problem in problems])
+
+    def sync(self) -> None:
+        """Pass a policy update on."""
+        self.inner.sync()
+
+
+def _backend(config: Any, resources: Resources) -> JudgeBackend:
+    if config.model is not None:
+        return own_backend(config, resources)
+    return policy_backend(config, resources, WrongReferenceJudge.registered_name)

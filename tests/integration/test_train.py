@@ -1,0 +1,146 @@
+"""The whole path on the chain world: files, figures, ablations, resuming, refusing."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from exprl.errors import ConfigError, JudgeError, RunDirectoryError
+from exprl.training.module import ExpRLModule
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def untimed(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines(path)]
+
+
+def test_a_run_leaves_its_whole_story(small: Any, run: Any, tmp_path: Path) -> None:
+    summary = run(small("trainer.checkpoint_every=1", "evaluation.every=2"))
+    folder = tmp_path / "run"
+    assert set(summary["before"]) >= {"pass@1", "pass@4", "progress", "interval_95", "guess_rate"}
+    assert summary["steps"] == 4
+    assert {"prepare", "sampling", "judging", "updating", "total"} <= set(summary["seconds"])
+    metrics = lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    expected = {
+        "reward/mean", "reward/std", "reward/within_group_variance", "judge/ok_rate", "judge/score_1",
+        "outcome/all_0", "outcome/all_1", "outcome/mixed", "outcome/unlocked_prompts", "update/entropy", "update/kl",
+        "update/clipped", "update/grad_norm", "update/dropped_groups", "rollout/length_mean", "rollout/cut_off_rate",
+        "time/tokens_per_second", "time/sampling_seconds", "time/judging_seconds", "time/updating_seconds",
+    }  # fmt: skip
+    assert expected <= set(metrics[0])
+    samples = lines(folder / "samples.jsonl")
+    assert len(samples) == 4 * 4 * 4
+    judged = next(s for s in samples if s["finish_reason"] == "stop")
+    assert "".join(segment["text"] for segment in judged["segments"]) == judged["response"]
+    assert all(segment["status"] == "ok" and 1 <= segment["score"] <= 5 for segment in judged["segments"])
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000003.ckpt", "step-000004.ckpt"]
+    assert {p.stem for p in (folder / "evaluation").iterdir()} == {"before", "after", "step-000002", "step-000004"}
+    assert list((folder / "tensorboard").glob("events.*"))
+
+
+def test_an_existing_run_is_resumed_or_refused_but_never_overwritten(small: Any, run: Any, tmp_path: Path) -> None:
+    experiment = small("trainer.max_steps=1")
+    first = run(experiment)
+    with pytest.raises(RunDirectoryError, match="--resume"):
+        run(experiment)
+    assert run(experiment, resume=True) == first
+    with pytest.raises(RunDirectoryError, match="another config"):
+        run(small("trainer.max_steps=1", "seed=1"), resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match=r"no config\.yaml"):
+        run(experiment, "other", resume=True)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = small("update.prompts_per_update=2")
+    run(experiment, "straight")
+    score = ExpRLModule.score
+
+    def failing(self: ExpRLModule, groups: Any) -> Any:
+        if self.steps_done == 2:
+            raise RuntimeError("the machine is gone")
+        return score(self, groups)
+
+    monkeypatch.setattr(ExpRLModule, "score", failing)
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        run(experiment, "stopped")
+    monkeypatch.undo()
+    run(experiment, "stopped", resume=True)
+    straight, stopped = (
+        torch.load(tmp_path / name / "checkpoints/step-000004.ckpt", weights_only=False)
+        for name in ("straight", "stopped")
+    )
+    assert all(torch.equal(w, stopped["state_dict"][n]) for n, w in straight["state_dict"].items())
+    assert straight["exprl"]["unlocked"] == stopped["exprl"]["unlocked"]
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert untimed(tmp_path / "straight" / name) == untimed(tmp_path / "stopped" / name)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "reward.name=outcome",
+        "reward.name=sparse",
+        "reward.slicer.name=token_window",
+        "reward.show=segment",
+        "reward.judge.name=wrong_reference",
+        "advantage.name=segment_end",
+        "advantage.name=segment_batch",
+        "objective.name=reinforce",
+        "reward.normalization=extremes_only",
+    ],
+)
+def test_a_one_word_ablation_trains(small: Any, run: Any, override: str) -> None:
+    summary = run(small(override, "trainer.max_steps=1", "evaluation.source=null"))
+    assert summary["steps"] == 1
+
+
+def test_kl_and_several_updates_a_step(small: Any, run: Any, tmp_path: Path) -> None:
+    run(small("objective.kl_coef=0.01", "update.prompts_per_update=1", "update.epochs=2", "evaluation.source=null"))
+    last = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert last["update/kl"] > 0
+    assert last["update/count"] > 1
+    assert math.isfinite(last["update/loss"])
+
+
+def test_a_delimiter_that_never_occurs_gives_one_segment_and_is_counted(small: Any, run: Any, tmp_path: Path) -> None:
+    run(small("reward.slicer.delimiter=@@@", "trainer.max_steps=1", "evaluation.source=null"))
+    assert lines(tmp_path / "run" / "metrics.jsonl")[0]["reward/single_segment_rate"] == 1.0
+
+
+def test_a_judge_that_always_fails_stops_the_run_and_shows_its_replies(
+    small: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exprl.judges import CheckpointJudge
+    from exprl.types import Judgement
+
+    def mumbling(self: CheckpointJudge, requests: Any, advance: Any = None) -> list[Judgement]:
+        return [Judgement(score=None, status="unparseable", rationale="well, hm") for _ in requests]
+
+    monkeypatch.setattr(CheckpointJudge, "judge", mumbling)
+    with pytest.raises(JudgeError, match="well, hm") as caught:
+        run(small("reward.clip_length=false"))
+    assert "max_failure_rate" in str(caught.value)
+
+
+def test_lengths_are_checked_before_any_sampling(small: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExpRLModule, "sample", lambda *_: pytest.fail("sampled"))
+    with pytest.raises(Exception, match="context"):
+        run(small("rollout.max_new_tokens=4000", "evaluation.source=null"))
+
+
+def test_training_needs_problems(small: Any, run: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train"):
+        run(small("data.train=null"))

@@ -18,6 +18,7 @@ from exprl.errors import ConfigError, ExprlError, did_you_mean
 from exprl.experiment import load_experiment
 from exprl.registry import FAMILIES, import_plugins
 from exprl.run_directory import RunDirectory
+from exprl.schema import FieldSpec, fields_of
 
 OVERRIDES = "key.path=value items that win over the file, for example reward.judge.name=no_reference"
 
@@ -125,15 +126,16 @@ def run_list(options: argparse.Namespace) -> None:
 def option_lines(config: type[Any]) -> list[str]:
     """One line an option: name, default, meaning."""
     lines = []
-    for field in dataclasses.fields(config):
-        default = "required"
-        if field.default is not dataclasses.MISSING:
-            default = repr(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-            default = value.name if isinstance(value, Choice) else repr(value)
-        lines.append(f"{field.name} = {default}  {field.metadata.get('help', '')}".rstrip())
+    for field, spec in zip(dataclasses.fields(config), fields_of(config).values(), strict=True):
+        lines.append(f"{field.name} = {_default(field, spec)}  {spec.help}".rstrip())
     return lines
+
+
+def _default(field: dataclasses.Field[Any], spec: FieldSpec) -> str:
+    if spec.required:
+        return "required"
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return value.name if isinstance(value, Choice) else "null" if value is None else repr(value)
 
 
 def _first_line(component: type[Any]) -> str:

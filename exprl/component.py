@@ -77,8 +77,11 @@ def choose(registry: Registry[Any], name: str | None, help: str = "", **options:
 
 
 def required_choice(registry: Registry[Any], help: str = "") -> Any:  # noqa: A002
-    """A Config field that holds a component of `registry` and has no default."""
-    return field(metadata={"help": help, "registry": registry})
+    """A Config field that holds a component of `registry` and that YAML must name.
+
+    In code it may be left out where the component is handed over built (`ProcessReward(slicer=..., judge=...)`).
+    """
+    return field(default=None, metadata={"help": help, "registry": registry, "required": True})
 
 
 def _default_choice(registry: Registry[Any], node: Mapping[str, Any]) -> Choice:

@@ -35,9 +35,10 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
     bare = _without_none(annotation)
     plain = get_args(bare)[0] if get_origin(bare) is Annotated else bare
     nested = isinstance(plain, type) and dataclasses.is_dataclass(plain) and plain is not Choice
+    without_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     return FieldSpec(
         annotation=annotation,
-        required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+        required=without_default or field.metadata.get("required", False),
         help=field.metadata.get("help", ""),
         registry=field.metadata.get("registry"),
         dataclass=plain if nested else None,

@@ -4,7 +4,9 @@ Three dials show a digit each. A turn by n moves the first dial on by n, the sec
 shows, and the third by what the second then shows; after 9 comes 0. What do the dials show after all turns?
 
     question     a+3 b+9 from 417
-    reference    a+3 785\\nb+9 642\\nAnswer: 642        (one turn a line, the answer last)
+    reference    a+3 785
+                 b+9 649
+                 Answer: 649
 
 The number of turns is the difficulty. Every turn needs the dials as the one before left them, and a mistake
 spreads to all three dials, so that wrong steps lead to the right answer about once in a thousand times.

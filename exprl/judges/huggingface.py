@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from exprl.engines.base import Sampling
 from exprl.engines.decoding import Decoding
@@ -15,7 +14,7 @@ from exprl.engines.transformers import ends_of, pad_id
 from exprl.judges.backend import Reply
 from exprl.judges.prompting import JudgePrompt
 from exprl.judges.tokens import JudgeTokenizer
-from exprl.judges.tree import TokenTree, build_tree, pack
+from exprl.judges.tree import build_tree, pack
 from exprl.judges.tree_forward import tree_logits, tree_prefill, understands_trees
 from exprl.models.base import LanguageModel
 from exprl.models.modes import evaluating

@@ -39,7 +39,7 @@ class LLMJudge(Judge):
         min_mass: float = option(
             0.01, "expected: below this total probability of the five scores the judgement counts as unparseable"
         )
-        batch_tokens: int = option(8192, "prompt tokens in one forward pass, common beginnings counted once")
+        batch_tokens: int = option(4096, "prompt tokens in one forward pass, common beginnings counted once")
         batch_size: int = option(64, "prompts judged at a time")
 
         def __post_init__(self) -> None:

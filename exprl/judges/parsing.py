@@ -16,7 +16,7 @@ _VERDICT = re.compile(
 
 
 def parse_score(reply: str) -> float | None:
-    """The score of the last verdict ("Score: n") in a reply, or None if that is not one number from 1 to 5.
+    r"""The score of the last verdict ("Score: n") in a reply, or None if that is not one number from 1 to 5.
 
     Markdown, brackets, "=", "is", "/5" and "out of 5" are understood. None for another scale ("4/10"), for a range
     ("3-4"), for a number out of range ("10"), and for a reply without a verdict. A bad last verdict is not replaced by
@@ -24,7 +24,7 @@ def parse_score(reply: str) -> float | None:
 
     >>> parse_score("The steps hold. **Score:** 4/5")
     4.0
-    >>> parse_score("Score: 5? No, the last step is wrong.\\nscore = 3.")
+    >>> parse_score("Score: 5? No, the last step is wrong.\nscore = 3.")
     3.0
     >>> [parse_score(reply) for reply in ("Score: 10", "Score: 3-4", "Score: 4/10", "Good work!")]
     [None, None, None, None]

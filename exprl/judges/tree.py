@@ -35,21 +35,23 @@ class TokenTree:
 def pack(sequences: Sequence[Sequence[int]], max_tokens: int, max_sequences: int) -> list[list[int]]:
     """Indices of the sequences in groups, each fit for one tree: neighbours in lexicographic order.
 
-    A group holds at most `max_sequences` sequences with at most `max_tokens` distinct tokens, and at least one.
+    A group holds at most `max_sequences` sequences, and as many distinct tokens as `max_tokens` or, where that is more,
+    one and a half times its longest sequence: without that, long nested sequences would each stand alone.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     # big-endian bytes sort like the tokens themselves, and compare much faster than lists
     order = sorted(range(len(arrays)), key=lambda index: arrays[index].astype(">u4").tobytes())
     groups: list[list[int]] = []
-    tokens = 0
+    tokens = longest = 0
     for index in order:
-        shared = common_length(arrays[groups[-1][-1]], arrays[index]) if groups else 0
-        fresh = len(arrays[index]) - shared
-        if not groups or tokens + fresh > max_tokens or len(groups[-1]) == max_sequences:
+        length = len(arrays[index])
+        fresh = length - (common_length(arrays[groups[-1][-1]], arrays[index]) if groups else 0)
+        limit = max(max_tokens, 3 * max(longest, length) // 2)
+        if not groups or tokens + fresh > limit or len(groups[-1]) == max_sequences:
             groups.append([])
-            tokens, fresh = 0, len(arrays[index])
+            tokens, longest, fresh = 0, 0, length
         groups[-1].append(index)
-        tokens += fresh
+        tokens, longest = tokens + fresh, max(longest, length)
     return groups
 
 

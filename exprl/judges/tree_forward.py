@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 def understands_trees(model: PreTrainedModel) -> bool:
     """Whether the model attends by an arbitrary mask: full attention in every layer, by torch's own kernels."""
     config: Any = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    full = kinds == {"full_attention"} and (not windowed or getattr(config, "layer_types", None) is not None)
+    kinds = getattr(config, "layer_types", None)
+    full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
     return full and model.config._attn_implementation in ("sdpa", "eager")
 
 
@@ -41,7 +40,8 @@ def tree_prefill(model: PreTrainedModel, tree: TokenTree) -> Prefilled:
         index[row, width - len(path) :] = torch.from_numpy(path)
         mask[row, width - len(path) :] = True
     index, mask = index.to(model.device), mask.to(model.device)
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         layer.keys = layer.keys[0][:, index].transpose(0, 1).contiguous()
         layer.values = layer.values[0][:, index].transpose(0, 1).contiguous()
     return Prefilled(cache=cache, logits=logits, mask=mask)

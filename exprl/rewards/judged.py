@@ -29,7 +29,7 @@ class JudgedReward(Reward):
     class Config:
         """The judge and what becomes of its scores."""
 
-        judge: Annotated[Choice, JUDGES] | None = required_choice(JUDGES, "who grades")
+        judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, "who grades")
         normalization: Normalization = option("smooth", "from Likert score to reward")
         clip_length: bool = option(
             True, "a rollout cut off at the length limit earns nothing: 0 (outcome), zero advantages (process)"
@@ -42,7 +42,7 @@ class JudgedReward(Reward):
 
     config: Any
 
-    def __init__(self, config: Any, judge: Judge) -> None:
+    def __init__(self, config: Any = None, *, judge: Judge) -> None:
         super().__init__(config)
         self.judge = judge
 

@@ -21,7 +21,7 @@ class OutcomeReward(JudgedReward):
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> OutcomeReward:
         """With the judge of its config."""
-        return cls(config, config.judge.build(resources))
+        return cls(config, judge=config.judge.build(resources))
 
     def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
         """One judgement a rollout, all asked for in one call; a cut-off rollout is not asked about."""

@@ -32,8 +32,8 @@ class ProcessReward(JudgedReward):
             "prefix", "what the judge sees of segment k: all up to its end (the paper), or it alone (authors' script)"
         )
 
-    def __init__(self, config: Any, *, slicer: Slicer, judge: Judge) -> None:
-        super().__init__(config, judge)
+    def __init__(self, config: Any = None, *, slicer: Slicer, judge: Judge) -> None:
+        super().__init__(config, judge=judge)
         self.slicer = slicer
 
     @classmethod

@@ -9,6 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  := 2.13.0
 PINS   := $(VENV)/pins.txt
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+CACHE   := EXPRL_CACHE=$(CURDIR)/.cache/exprl
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test lint format clean
@@ -25,7 +26,7 @@ test: install ## lint, types, and all tests with coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	$(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 		--cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 lint: install ## ruff and mypy alone

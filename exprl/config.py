@@ -71,10 +71,13 @@ def parse_overrides(overrides: Sequence[str]) -> Node:
         key, equals, _ = item.partition("=")
         if not equals or not key or key.startswith("-"):
             raise ConfigError(f"override {item!r}: write key.path=value, for example trainer.max_steps=2.")
-    try:
-        return cast(Node, OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"overrides {' '.join(overrides)!r}: {error}") from error
+        try:
+            OmegaConf.from_dotlist([item])
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ConfigError(
+                f"override {item!r}: the value is no YAML. Quote a string with signs in it: '{key}=\"...\"'."
+            ) from error
+    return cast(Node, OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False))
 
 
 def _plugins(layer: Node) -> list[str]:

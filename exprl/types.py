@@ -111,7 +111,7 @@ class Rollout:
             these, so nothing is ever tokenised again.
         sampler_logprobs: T log-probs the engine sampled with (temperature applied).
         finish_reason: `stop` at the end-of-sequence token or a stop string, `length` when cut off.
-        policy_version: the number of weight syncs the engine had seen.
+        policy_version: the steps the policy had been trained for.
     """
 
     prompt: Prompt

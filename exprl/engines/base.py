@@ -53,5 +53,5 @@ class Engine(Component):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
         """Yield `(index of the prompt, rollout)` as each rollout finishes: `len(prompts) * sampling.n` in all."""
 
-    def sync(self) -> None:
-        """Take over the policy's current weights; the following rollouts carry a higher `policy_version`."""
+    def sync(self, policy_version: int) -> None:
+        """Take over the policy's current weights, those after `policy_version` steps; later rollouts carry it."""

@@ -50,7 +50,7 @@ class TransformersEngine(Engine):
     def __init__(self, config: Config, model: LanguageModel) -> None:
         super().__init__(config)
         self._language_model = model
-        self._syncs = 0
+        self._policy_version = 0
 
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> TransformersEngine:
@@ -73,9 +73,9 @@ class TransformersEngine(Engine):
         self._check_lengths(prompts, sampling.max_new_tokens)
         return self._stream(tuple(prompts), sampling)
 
-    def sync(self) -> None:
-        """Count an update: the weights themselves are the policy's own and already current."""
-        self._syncs += 1
+    def sync(self, policy_version: int) -> None:
+        """Note the version: the weights themselves are the policy's own and already current."""
+        self._policy_version = policy_version
 
     def _check_lengths(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
         context = self._language_model.context_length
@@ -99,7 +99,7 @@ class TransformersEngine(Engine):
         with evaluating(model):
             for start in range(0, len(slots), self.config.batch_size):
                 batch = slots[start : start + self.config.batch_size]
-                version = self._syncs
+                version = self._policy_version
                 for decoded in self._decoding(prompts, batch, sampling, ends).run():
                     index = batch[decoded.slot][0]
                     yield index, _rollout(prompts[index], decoded, tokenizer, version)

@@ -91,9 +91,9 @@ class ExpRLModule(LightningModule):
         scored = self.score(groups)
         self.updating = True
         update = self.learn(scored)
-        self.parts.engine.sync()
-        self.parts.reward.sync()
         self.steps_done += 1
+        self.parts.engine.sync(self.steps_done)
+        self.parts.reward.sync()
         self.updating = False
         self.last_scored = scored
         self.last_metrics = {**self.describe(scored), **update, **self.timing(groups)}
@@ -249,6 +249,10 @@ class ExpRLModule(LightningModule):
         """AdamW with linear warm-up."""
         optimizer, schedule = build_optimizer(self.policy, self.optimizer_config)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_start(self) -> None:
+        """Give the engine the weights of the checkpoint, if the run goes on from one."""
+        self.parts.engine.sync(self.steps_done)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Steps, unlocked prompts and the random state, none of which Lightning keeps."""

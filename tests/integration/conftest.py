@@ -1,4 +1,4 @@
-"""A whole experiment small enough for a test: the chain world with a policy that has hardly been warmed up."""
+"""A whole experiment small enough for a test: the chain world with two steps, and a policy warmed up for it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from exprl.experiment import Experiment, load_experiment
 ROOT = Path(__file__).parents[2]
 
 SMALL = [
-    "model.target_accuracy=0.0",
+    "model.max_steps=2",
+    "model.target_accuracy=0.3",
     "data.train.count=16",
-    "data.train.steps=3",
+    "data.train.steps=2",
     "data.prompts_per_step=4",
     "rollout.samples_per_prompt=4",
     "rollout.max_new_tokens=24",
     "rollout.batch_size=16",
     "evaluation.source.count=4",
-    "evaluation.source.steps=3",
+    "evaluation.source.steps=2",
     "evaluation.samples_per_prompt=4",
     "evaluation.k=[1,4]",
     "trainer.max_steps=4",

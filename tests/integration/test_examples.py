@@ -35,5 +35,5 @@ def test_the_custom_judge_trains_from_yaml(tmp_path: Path) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    sample = json.loads((tmp_path / "run/samples.jsonl").read_text().splitlines()[0])
-    assert sample["segments"][0]["rationale"].endswith("numbers")
+    samples = map(json.loads, (tmp_path / "run/samples.jsonl").read_text().splitlines())
+    assert any(segment["rationale"].endswith("numbers") for sample in samples for segment in sample["segments"])

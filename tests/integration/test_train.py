@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
         "reward.name=sparse",
         "reward.slicer.name=token_window",
         "reward.show=segment",
-        "reward.judge.name=wrong_reference",
+        "reward.judge={name: wrong_reference, grader: checkpoint}",
         "advantage.name=segment_end",
         "advantage.name=segment_batch",
         "objective.name=reinforce",
@@ -116,7 +116,7 @@ def test_kl_and_several_updates_a_step(small: Any, run: Any, tmp_path: Path) -> 
 
 
 def test_a_delimiter_that_never_occurs_gives_one_segment_and_is_counted(small: Any, run: Any, tmp_path: Path) -> None:
-    run(small("reward.slicer.delimiter=@@@", "trainer.max_steps=1", "evaluation.source=null"))
+    run(small("reward.slicer.delimiter=nowhere", "trainer.max_steps=1", "evaluation.source=null"))
     assert lines(tmp_path / "run" / "metrics.jsonl")[0]["reward/single_segment_rate"] == 1.0
 
 

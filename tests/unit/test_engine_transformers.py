@@ -222,11 +222,10 @@ def test_streams_as_rollouts_finish(tiny, prompts):
     assert lengths[0] < lengths[-1]
 
 
-def test_versions_count_syncs(tiny, prompts):
+def test_rollouts_carry_the_version_last_synced(tiny, prompts):
     engine = engine_of(tiny)
     assert sample(engine, prompts, n=1, max_new_tokens=2)[0][0].policy_version == 0
-    engine.sync()
-    engine.sync()
+    engine.sync(2)
     assert sample(engine, prompts, n=1, max_new_tokens=2)[0][0].policy_version == 2
 
 

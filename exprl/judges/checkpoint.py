@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exprl.component import option
+from exprl.errors import JudgeError
 from exprl.judges.base import Judge
 from exprl.progress import Advance, no_progress
 from exprl.registry import JUDGES
@@ -39,6 +40,13 @@ class CheckpointJudge(Judge):
         advance(len(requests))
         return judgements
 
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Also raise `JudgeError` for a reference without a single step."""
+        super().check(problems)
+        for problem in problems:
+            if not reference_steps(problem):
+                raise JudgeError(f"problem {problem.id!r}: its reference has no step to reach; add one or drop the row.")
+
     def _grade(self, request: JudgeRequest) -> Judgement:
         steps = reference_steps(request.problem)
         reached = steps_reached(request.trace, steps, strict=self.config.strict)
@@ -46,12 +54,13 @@ class CheckpointJudge(Judge):
 
 
 def reference_steps(problem: Problem) -> tuple[str, ...]:
-    """The reference's steps: `scaffold.steps`, or the non-empty lines of the reference (`check` has seen to one)."""
+    """The reference's steps, none blank: `scaffold.steps`, or the lines of the reference (`check` has seen to one)."""
     scaffold = problem.scaffold
-    if scaffold.steps is not None and scaffold.steps.reveal():
-        return scaffold.steps.reveal()
-    assert scaffold.reference is not None
-    return tuple(line for line in scaffold.reference.reveal().splitlines() if line.strip())
+    steps = scaffold.steps.reveal() if scaffold.steps is not None else ()
+    if not steps:
+        assert scaffold.reference is not None
+        steps = tuple(scaffold.reference.reveal().splitlines())
+    return tuple(step for step in steps if step.strip())
 
 
 def steps_reached(trace: str, steps: Sequence[str], *, strict: bool) -> int:

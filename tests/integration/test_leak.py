@@ -1,0 +1,186 @@
+"""The worst bug this project could have: a reference that reaches the policy. These tests try."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from exprl.advantages import SegmentDelta
+from exprl.config import from_layers
+from exprl.engines.base import Engine, Sampling
+from exprl.engines.transformers import TransformersEngine
+from exprl.experiment import Experiment, OptimizerConfig, UpdateConfig
+from exprl.leakage import leaked_ngram, longest_shared_ngram, words
+from exprl.models.base import LanguageModel
+from exprl.objectives import Clipped
+from exprl.prompts import PromptBuilder
+from exprl.resources import Resources
+from exprl.training.batching import TokenSequence
+from exprl.training.module import ExpRLModule, Parts
+from exprl.training.samples import sample_records
+from exprl.types import Problem, Prompt, Rollout
+from exprl.verifiers import ExactVerifier
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "exprl"
+
+MAY_REVEAL = {"judges", "verifiers", "evaluation/evaluate.py", "types.py"}
+"""Where `reveal()` may be called: whoever is on the judge's side, and the evaluation's measure of progress."""
+
+
+class Recording(Engine):
+    """Samples for real and keeps everything it was given."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner.config)
+        self.inner = inner
+        self.given: list[Prompt] = []
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
+        self.given.extend(prompts)
+        return self.inner.generate(prompts, sampling)
+
+
+def write_rows(folder: Path) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "question": f"What is {n} plus {n + 1}?",
+            "reference": f"Write the second summand as {n} and one more.\nDouble {n} gives {2 * n}.\nOne more is {2 * n + 1}.",
+            "answer": str(2 * n + 1),
+            "steps": [str(2 * n), str(2 * n + 1)],
+        }
+        for n in (40, 51)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def source(name: str, folder: Path) -> dict[str, Any]:
+    if name == "champ":
+        return {"name": "champ", "limit": 2}
+    if name == "chain":
+        return {"name": "chain", "steps": 3, "count": 2}
+    rows = write_rows(folder)
+    if name == "jsonl":
+        return {"name": "jsonl", "path": str(folder / "rows.jsonl"), "columns": {"steps": "steps"}}
+    if name == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+        return {"name": "parquet", "path": str(folder / "rows.parquet"), "columns": {"steps": "steps"}}
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "hub")
+    return {"name": "hub", "path": str(folder / "hub"), "columns": {"steps": "steps"}}
+
+
+JUDGES: dict[str, dict[str, Any]] = {
+    "same_model": {"name": "same_model", "weights": "frozen"},
+    "live": {"name": "same_model", "weights": "live"},
+    "rationale": {"name": "same_model", "weights": "frozen", "scoring": "rationale", "max_new_tokens": 4},
+    "no_reference": {"name": "no_reference"},
+    "wrong_reference": {"name": "wrong_reference"},
+    "checkpoint": {"name": "checkpoint", "strict": False},
+}
+REWARDS: dict[str, dict[str, Any]] = {
+    "sparse": {"name": "sparse"},
+    **{f"outcome {j}": {"name": "outcome", "judge": node} for j, node in JUDGES.items()},
+    **{f"process {j}": {"name": "process", "slicer": {"name": "token_window", "window": 4}, "judge": node}
+       for j, node in JUDGES.items()},
+}  # fmt: skip
+CASES = [(name, "process same_model") for name in ("champ", "chain", "jsonl", "parquet", "hub")]
+CASES += [("jsonl", reward) for reward in REWARDS]
+
+
+@pytest.mark.parametrize(("source_name", "reward_name"), CASES)
+def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
+    source_name: str, reward_name: str, tiny: LanguageModel, tmp_path: Path
+) -> None:
+    reward = {"max_failure_rate": 1.0, "clip_length": False, **REWARDS[reward_name]}
+    if reward_name == "sparse":
+        reward.pop("max_failure_rate")
+    layer = {"data": {"train": source(source_name, tmp_path)}, "model": {"path": "unused"}, "reward": reward}
+    experiment = from_layers(Experiment, [{**layer, "advantage": {"name": "segment_delta"}}])
+    assert experiment.data.train is not None
+    problems: list[Problem] = experiment.data.train.build(Resources()).load()
+    verifier = ExactVerifier()
+    engine = Recording(TransformersEngine(TransformersEngine.Config(), tiny))
+    resources = Resources(policy=tiny, reference_model=lambda: tiny, problems=problems, verifier=verifier)
+    parts = Parts(
+        prompts=PromptBuilder(tiny.tokenizer),
+        engine=engine,
+        reward=experiment.reward.build(resources),
+        advantage=SegmentDelta(),
+        objective=Clipped(),
+        verifier=verifier,
+    )
+    module = ExpRLModule(
+        tiny, parts, Sampling(n=2, max_new_tokens=10), optimizer=OptimizerConfig(), update=UpdateConfig()
+    )
+    scored = module.score(module.sample(problems))
+
+    sequences = [
+        TokenSequence.of(rollout, advantages)
+        for s in scored
+        for rollout, advantages in zip(s.group.rollouts, s.advantages, strict=True)
+    ]
+    by_id = {problem.id: problem for problem in problems}
+    given = [(prompt.problem_id, prompt.text) for prompt in engine.given]
+    given += [(prompt.problem_id, tiny.tokenizer.decode(prompt.token_ids)) for prompt in engine.given]
+    rows = [record for s in scored for record in sample_records(s, step=1)]
+    given += [(row["problem_id"], tiny.tokenizer.decode(s.prompt_ids)) for row, s in zip(rows, sequences, strict=True)]
+    assert len(given) == 3 * len(problems) + (len(sequences) - len(problems))
+    for problem_id, text in given:
+        problem = by_id[problem_id]
+        assert problem.question.text in text
+        assert problem.scaffold.reference is not None
+        assert leaked_ngram(text, problem.scaffold.reference.reveal(), problem.question.text) is None
+
+
+def test_the_search_would_find_a_leak(tmp_path: Path) -> None:
+    row = write_rows(tmp_path)[0]
+    leaky = f"{row['question']} Hint: {row['reference'].splitlines()[0]}"
+    found = leaked_ngram(leaky, row["reference"], row["question"])
+    assert found is not None
+    assert len(found.split()) > longest_shared_ngram(words(row["question"]), words(row["reference"]))
+
+
+def test_a_problem_or_a_scaffold_cannot_become_a_prompt(tiny: LanguageModel, tmp_path: Path) -> None:
+    layer = {"data": {"train": source("jsonl", tmp_path)}, "model": {"path": "unused"}}
+    train = from_layers(Experiment, [layer]).data.train
+    assert train is not None
+    problem = train.build(Resources()).load()[0]
+    builder, engine = PromptBuilder(tiny.tokenizer), TransformersEngine(TransformersEngine.Config(), tiny)
+    for thing in (problem, problem.scaffold, problem.scaffold.reference, problem.question.text):
+        with pytest.raises(TypeError, match="Question"):
+            builder.build(thing)
+        with pytest.raises(TypeError, match="Prompt"):
+            engine.generate([thing], Sampling(n=1))
+    for careless in (f"{problem}", f"{problem.scaffold}", repr(problem.scaffold.reference), str([problem])):
+        assert "second summand" not in careless
+        assert "hidden" in careless
+
+
+def calls_reveal(path: Path) -> bool:
+    return any(isinstance(n, ast.Attribute) and n.attr == "reveal" for n in ast.walk(ast.parse(path.read_text())))
+
+
+def test_only_the_judges_side_reveals() -> None:
+    revealing = {str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py") if calls_reveal(p)}
+    assert revealing
+    for path in revealing:
+        assert path in MAY_REVEAL or path.split("/")[0] in MAY_REVEAL, f"{path} reveals a hidden value"
+
+
+def test_a_checkpoint_holds_no_reference(small: Any, run: Any, tmp_path: Path) -> None:
+    experiment = small("trainer.max_steps=1", "evaluation.source=null")
+    run(experiment)
+    checkpoint = torch.load(tmp_path / "run/checkpoints/step-000001.ckpt", weights_only=False)
+    text = str({key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")})
+    problems = experiment.data.train.build(Resources()).load()
+    assert not any(p.scaffold.reference.reveal() in text for p in problems)

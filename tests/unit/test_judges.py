@@ -1,0 +1,459 @@
+"""Judges on real models: what they compute, what they refuse, and how a name is swapped."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from exprl.config import from_layers, validate_choice
+from exprl.engines.decoding import Ends
+from exprl.errors import ConfigError, JudgeError
+from exprl.judges import (
+    CheckpointJudge,
+    NoReferenceJudge,
+    ReferenceJudge,
+    SameModelJudge,
+    SmallerModelJudge,
+    WrongReferenceJudge,
+)
+from exprl.judges.backend import Reply
+from exprl.judges.checkpoint import steps_reached
+from exprl.judges.huggingface import HuggingFaceBackend, _batches_by_length
+from exprl.judges.scoring import by_expectation, by_rationale, expected_score
+from exprl.judges.tree_forward import understands_trees
+from exprl.models.base import LanguageModel
+from exprl.progress import no_progress
+from exprl.registry import JUDGES
+from exprl.resources import Resources
+from exprl.rewards import OutcomeReward
+from exprl.types import Hidden, JudgeRequest, Problem, Question, Scaffold
+
+
+def problem(problem_id: str, text: str = "What is 2 + 3?", reference: str | None = "2 + 3 = 5", steps=None) -> Problem:
+    return Problem(
+        question=Question(problem_id=problem_id, text=text),
+        scaffold=Scaffold(
+            reference=None if reference is None else Hidden(reference), steps=None if steps is None else Hidden(steps)
+        ),
+    )
+
+
+def backend(language_model: LanguageModel, **options) -> HuggingFaceBackend:
+    return HuggingFaceBackend(language_model, **{"batch_tokens": 4096, "batch_size": 64, **options})
+
+
+def nested_requests() -> list[JudgeRequest]:
+    """Prefixes of two rollouts for each of two problems, in an order that is not sorted."""
+    problems = [problem("a"), problem("b", "Name a prime above 10.", "11 has no divisor but 1 and itself.")]
+    requests = [
+        JudgeRequest(
+            problem=p, trace="".join(f"\n### Step {k}: {k * r} is next." for k in range(1, last)), view="prefix"
+        )
+        for r in (3, 8)
+        for p in problems
+        for last in (4, 2, 3)
+    ]
+    return requests + requests[:1]
+
+
+def swapped(base: dict[str, object], name: str):
+    """The config after a base judge's name alone is overridden, as `reward.judge.name=...` does."""
+    return from_layers(OutcomeReward.Config, [{"judge": base}, {"judge": {"name": name}}]).judge.config
+
+
+def scores(judgements) -> list[float]:
+    """To compare: what a weight's place in memory changes lies in the last bits."""
+    return pytest.approx([judgement.score for judgement in judgements], abs=1e-5)
+
+
+# ------------------------------------------------------------------ expected score
+
+
+def test_expected_score_is_the_models_own_softmax(smollm2):
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend(smollm2))
+    [judgement] = judge.judge([JudgeRequest(problem=problem("a"), trace="2 + 3 is 6.")])
+    message = judge.prompt(JudgeRequest(problem=problem("a"), trace="2 + 3 is 6.")).message
+    templated = smollm2.tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+    )
+    ids = smollm2.tokenizer(templated + "Score: ", add_special_tokens=False, return_tensors="pt").input_ids
+    with torch.no_grad():
+        probabilities = smollm2.model(input_ids=ids).logits[0, -1].double().softmax(-1)
+    five = [float(probabilities[smollm2.tokenizer.convert_tokens_to_ids(str(score))]) for score in range(1, 6)]
+    assert judgement.score == pytest.approx(sum(i * p for i, p in enumerate(five, 1)) / sum(five), abs=1e-4)
+    assert judgement.status == "ok"
+
+
+def test_expected_score_by_hand():
+    assert expected_score([0.1, 0.0, 0.0, 0.0, 0.3]) == pytest.approx(4.0)
+    assert expected_score([0.0, 0.0, 0.0, 0.0, 1e-9]) == 5.0
+
+
+class Canned:
+    """A backend whose replies are given: stands at the network's edge to inject faults."""
+
+    def __init__(self, *replies: Reply, room: tuple[int, int | None] = (10, None)) -> None:
+        self.replies, self._room = list(replies), room
+
+    def complete(self, prompts, max_new_tokens, advance):
+        return self.replies
+
+    def label_probabilities(self, prompts, labels, reply_start, advance):
+        return self.replies
+
+    def room(self, prompt):
+        return self._room
+
+
+def test_failures_keep_their_status_and_their_reply():
+    canned = Canned(
+        Reply(text="late", status="timeout"),
+        Reply(text="boom", status="error"),
+        Reply(text=" \n"),
+        Reply(text="I would rather not say."),
+        Reply(text="Good. Score: 4"),
+    )
+    judgements = by_rationale(canned, [], 10, no_progress)
+    assert [judgement.status for judgement in judgements] == ["timeout", "error", "empty", "unparseable", "ok"]
+    assert [judgement.score for judgement in judgements] == [None, None, None, None, 4.0]
+    assert judgements[3].rationale == "I would rather not say."
+
+
+def test_too_little_mass_on_the_scores_is_unparseable():
+    canned = Canned(
+        Reply(probabilities=(0.001, 0, 0, 0, 0.001)),
+        Reply(probabilities=(0, 0, 0, 0, 0)),
+        Reply(probabilities=(0.02, 0, 0, 0, 0.06)),
+        Reply(status="error", text="boom"),
+    )
+    judgements = by_expectation(canned, [], 0.01, no_progress)
+    assert [judgement.status for judgement in judgements] == ["unparseable", "unparseable", "ok", "error"]
+    assert judgements[2].score == pytest.approx(4.0)
+    assert "less than min_mass 0.01" in judgements[0].rationale
+    assert by_expectation(canned, [], 0.0, no_progress)[1].status == "unparseable", "nothing to divide by"
+
+
+# ------------------------------------------------------------------ the Hugging Face backend
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_sharing_beginnings_changes_no_probability(tiny, implementation):
+    model = copy.deepcopy(tiny.model)
+    model.set_attn_implementation(implementation)
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), Canned())
+    prompts = [judge.prompt(request) for request in nested_requests()]
+    labels = ["1", "2", "3", "4", "5"]
+    model_of = LanguageModel(model=model, tokenizer=tiny.tokenizer, name="tiny")
+    alone = [backend(model_of).label_probabilities([p], labels, "Score: ", no_progress)[0] for p in prompts]
+    for options in (
+        {},
+        {"batch_tokens": 1},
+        {"batch_size": 5},
+        {"share_prefixes": False},
+        {"share_prefixes": False, "batch_size": 4},
+    ):
+        together = backend(model_of, **options).label_probabilities(prompts, labels, "Score: ", no_progress)
+        for one, many in zip(alone, together, strict=True):
+            assert many.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+
+
+def test_sharing_beginnings_changes_no_probability_of_a_real_model(smollm2):
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend(smollm2))
+    plain = SameModelJudge(judge.config, backend(smollm2, share_prefixes=False))
+    requests = nested_requests()[:4]
+    for one, other in zip(judge.judge(requests), plain.judge(requests), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+def test_sharing_beginnings_changes_no_reply(tiny):
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), Canned())
+    prompts = [judge.prompt(request) for request in nested_requests()]
+    replies = [
+        [reply.text for reply in backend(tiny, **options).complete(prompts, 30, no_progress)]
+        for options in ({}, {"batch_size": 3}, {"share_prefixes": False}, {"batch_tokens": 1})
+    ]
+    assert replies[0] == replies[1] == replies[2] == replies[3]
+    assert len(set(replies[0])) > 3
+    tokens = backend(tiny)._tokens.encode(prompts[0])
+    greedy = tiny.model.generate(torch.tensor([tokens]), max_new_tokens=30, do_sample=False)[0, len(tokens) :]
+    assert replies[0][0] == tiny.tokenizer.decode(greedy, skip_special_tokens=True)
+
+
+def test_rationales_of_a_real_model(smollm2):
+    config = SameModelJudge.Config(weights="frozen", scoring="rationale", max_new_tokens=8)
+    judgements = SameModelJudge(config, backend(smollm2)).judge(nested_requests()[:2])
+    assert all(judgement.rationale for judgement in judgements)
+    assert all(judgement.status in ("ok", "unparseable") for judgement in judgements)
+
+
+def test_progress_is_reported_for_every_request(tiny):
+    done: list[int] = []
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend(tiny, batch_size=4))
+    judge.judge(nested_requests(), done.append)
+    assert sum(done) == 13
+    assert len(done) >= 4
+    assert judge.judge([]) == []
+
+
+def test_too_long_requests_fail_alone(tiny):
+    requests = [
+        JudgeRequest(problem=problem("a"), trace="so " * 20),
+        JudgeRequest(problem=problem("a"), trace="so " * 2000),
+    ]
+    for scoring in ("expected", "rationale"):
+        config = SameModelJudge.Config(weights="frozen", scoring=scoring, max_new_tokens=5, min_mass=0)
+        short, long = SameModelJudge(config, backend(tiny)).judge(requests)
+        assert short.status != "error"
+        assert long.status == "error"
+        assert "exceeds the judge's context of 4096" in long.rationale
+
+
+def test_check_names_the_problem_whose_reference_leaves_no_room(tiny):
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend(tiny))
+    judge.check([problem("fits")])
+    with pytest.raises(JudgeError, match=r"'huge'.* tokens before any attempt.*context of 4096"):
+        judge.check([problem("fits"), problem("huge", reference="long " * 1000)])
+    with pytest.raises(JudgeError, match="'none' has no reference"):
+        judge.check([problem("none", reference=None)])
+    with pytest.raises(JudgeError, match="'none' has no reference"):
+        judge.judge([JudgeRequest(problem=problem("none", reference=None), trace="x")])
+
+
+def test_batches_of_like_length():
+    sequences = [[0] * length for length in (9, 1, 8, 2, 2)]
+    assert _batches_by_length(sequences, max_tokens=16, max_rows=64) == [[1, 3, 4], [2], [0]]
+    assert _batches_by_length(sequences, max_tokens=1000, max_rows=2) == [[1, 3], [4, 2], [0]]
+    assert _batches_by_length(sequences, max_tokens=1, max_rows=2) == [[1], [3], [4], [2], [0]]
+
+
+def test_models_with_windows_or_foreign_kernels_get_no_trees(tiny):
+    model = copy.deepcopy(tiny.model)
+    assert understands_trees(model)
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not understands_trees(model)
+    model.config.layer_types = None
+    model.config.sliding_window = 128
+    assert not understands_trees(model)
+    model.config.sliding_window = None
+    model.config._attn_implementation = "flash_attention_2"
+    assert not understands_trees(model)
+
+
+def test_ends_without_a_text_test_end_no_row():
+    assert Ends(token_ids=frozenset()).ends_text([[1], [2]]) == [False, False]
+
+
+# ------------------------------------------------------------------ whose model
+
+
+def test_weights_must_be_chosen():
+    with pytest.raises(ConfigError, match="weights: required"):
+        validate_choice(JUDGES, {"name": "same_model"}, "reward.judge")
+
+
+def test_frozen_shares_the_reference_model_and_live_follows_the_policy(tiny):
+    frozen = LanguageModel(model=copy.deepcopy(tiny.model), tokenizer=tiny.tokenizer, name="frozen")
+    policy = LanguageModel(model=copy.deepcopy(tiny.model).train(), tokenizer=tiny.tokenizer, name="policy")
+    resources = Resources(policy=policy, reference_model=lambda: frozen)
+    requests = nested_requests()[:3]
+    judges = {
+        weights: JUDGES.get("same_model").from_config(SameModelJudge.Config(weights=weights, min_mass=0), resources)
+        for weights in ("frozen", "live")
+    }
+    before = {weights: judge.judge(requests) for weights, judge in judges.items()}
+    assert [j.score for j in before["frozen"]] == scores(before["live"])
+    assert policy.model.training
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(-1)
+    judges["live"].sync()
+    assert [j.score for j in judges["frozen"].judge(requests)] == scores(before["frozen"])
+    assert [j.score for j in judges["live"].judge(requests)] != scores(before["live"])
+    assert all(weight.grad is None for weight in policy.model.parameters())
+
+
+def test_outside_a_run_the_error_says_what_to_pass():
+    for name in ("same_model", "no_reference"):
+        choice = validate_choice(JUDGES, {"name": name, "weights": "frozen"}, "judge")
+        with pytest.raises(ConfigError, match=f"judge '{name}' needs the frozen initial policy"):
+            choice.build(Resources())
+    with pytest.raises(ConfigError, match="needs the policy model"):
+        validate_choice(JUDGES, {"name": "same_model", "weights": "live"}, "judge").build(Resources())
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    tiny.model.save_pretrained(tmp_path / "judge")
+    tiny.tokenizer.save_pretrained(tmp_path / "judge")
+    return str(tmp_path / "judge")
+
+
+def test_smaller_model_loads_its_own(tiny, folder):
+    node = {"name": "smaller_model", "model": {"name": "pretrained", "path": folder}, "min_mass": 0.0}
+    judge = validate_choice(JUDGES, node, "judge").build(Resources(policy=tiny))
+    assert isinstance(judge, SmallerModelJudge)
+    same = SameModelJudge(SameModelJudge.Config(weights="frozen", min_mass=0.0), backend(tiny))
+    requests = nested_requests()[:3]
+    assert [j.score for j in judge.judge(requests)] == scores(same.judge(requests))
+    assert not any(weight.requires_grad for weight in judge.backend._language_model.model.parameters())
+    with pytest.raises(ConfigError, match="model: required"):
+        validate_choice(JUDGES, {"name": "smaller_model"}, "judge")
+
+
+# ------------------------------------------------------------------ swapping a name
+
+
+def test_swapping_the_name_keeps_the_options(folder):
+    base = {"name": "same_model", "weights": "live", "scoring": "rationale", "max_new_tokens": 99}
+    smaller = {"name": "smaller_model", "model": {"name": "pretrained", "path": folder}, "batch_size": 7}
+    for name in ("no_reference", "wrong_reference"):
+        config = swapped(base, name)
+        assert (config.weights, config.scoring, config.max_new_tokens) == ("live", "rationale", 99)
+        assert config.model is None
+        own = swapped(smaller, name)
+        assert (own.model.config.path, own.batch_size) == (folder, 7)
+    assert swapped({"name": "checkpoint", "strict": False}, "wrong_reference").strict is False
+
+
+def test_no_reference_with_a_model_of_its_own(tiny, folder):
+    node = {"name": "no_reference", "model": {"name": "pretrained", "path": folder}, "min_mass": 0.0}
+    judge = validate_choice(JUDGES, node, "judge").build(Resources())
+    policy = NoReferenceJudge.from_config(
+        NoReferenceJudge.Config(min_mass=0.0), Resources(policy=tiny, reference_model=lambda: tiny)
+    )
+    requests = [JudgeRequest(problem=problem("n", reference=None), trace="x")]
+    judge.check([requests[0].problem])
+    assert [j.score for j in judge.judge(requests)] == scores(policy.judge(requests))
+
+
+# ------------------------------------------------------------------ wrong reference
+
+NUMBERED = [problem(f"p{k}", f"question {k}", f"step {k}\nAnswer: {k}") for k in range(6)]
+
+
+def test_everyone_gets_another_ones_scaffold_always_the_same():
+    judge = WrongReferenceJudge(WrongReferenceJudge.Config(), CheckpointJudge(), NUMBERED, seed=3)
+    donors = {p.id: judge.swapped(p).scaffold.reference.reveal() for p in NUMBERED}
+    assert sorted(donors.values()) == sorted(p.scaffold.reference.reveal() for p in NUMBERED)
+    for p in NUMBERED:
+        assert donors[p.id] != p.scaffold.reference.reveal()
+        assert judge.swapped(p).question == p.question
+    again = WrongReferenceJudge(WrongReferenceJudge.Config(), CheckpointJudge(), NUMBERED, seed=3)
+    other = WrongReferenceJudge(WrongReferenceJudge.Config(), CheckpointJudge(), NUMBERED, seed=4)
+    assert {p.id: again.swapped(p).scaffold.reference.reveal() for p in NUMBERED} == donors
+    assert {p.id: other.swapped(p).scaffold.reference.reveal() for p in NUMBERED} != donors
+    stranger = problem("stranger", reference=None)
+    assert judge.swapped(stranger) == judge.swapped(stranger)
+    assert judge.swapped(stranger).scaffold.reference is not None
+
+
+def test_two_problems_with_references_are_needed():
+    with pytest.raises(JudgeError, match="at least 2 problems with a reference to swap, but got 1"):
+        WrongReferenceJudge(
+            WrongReferenceJudge.Config(), CheckpointJudge(), [NUMBERED[0], problem("x", reference=None)]
+        )
+
+
+def test_the_checkpoint_judge_under_the_wrong_reference():
+    choice = validate_choice(JUDGES, {"name": "wrong_reference", "grader": "checkpoint"}, "judge")
+    judge = choice.build(Resources(problems=NUMBERED))
+    judge.check(NUMBERED)
+    right = [JudgeRequest(problem=p, trace=p.scaffold.reference.reveal()) for p in NUMBERED]
+    wrong = [JudgeRequest(problem=p, trace=judge.swapped(p).scaffold.reference.reveal()) for p in NUMBERED]
+    assert [judgement.score for judgement in CheckpointJudge().judge(right)] == [5.0] * 6
+    assert [judgement.score for judgement in judge.judge(right)] == [1.0] * 6
+    assert [judgement.score for judgement in judge.judge(wrong)] == [5.0] * 6
+    judge.sync()
+
+
+def test_the_language_model_sees_the_wrong_reference_only(tiny, folder):
+    resources = Resources(policy=tiny, reference_model=lambda: tiny, problems=NUMBERED)
+    judge = validate_choice(JUDGES, {"name": "wrong_reference", "min_mass": 0.0}, "judge").build(resources)
+    message = judge.inner.prompt(JudgeRequest(problem=judge.swapped(NUMBERED[0]), trace="t")).message
+    assert "question 0" in message
+    assert "step 0" not in message
+    assert re_step(message) in {f"step {k}" for k in range(1, 6)}
+    direct = ReferenceJudge(judge.config, backend(tiny))
+    requests = [JudgeRequest(problem=p, trace="step") for p in NUMBERED]
+    manual = [JudgeRequest(problem=judge.swapped(p), trace="step") for p in NUMBERED]
+    assert [j.score for j in judge.judge(requests)] == scores(direct.judge(manual))
+    own = {"name": "wrong_reference", "min_mass": 0.0, "model": {"name": "pretrained", "path": folder}}
+    other = validate_choice(JUDGES, own, "judge").build(resources)
+    assert [j.score for j in other.judge(requests)] == scores(direct.judge(manual))
+
+
+def re_step(message: str) -> str:
+    reference = message.split("<reference>\n")[1]
+    return reference.splitlines()[0]
+
+
+# ------------------------------------------------------------------ checkpoint
+
+STEPS = ("a=5", "b = 55", "c=7")
+
+
+@pytest.mark.parametrize(
+    ("trace", "strict", "loose"),
+    [
+        ("", 0, 0),
+        ("a=5", 1, 1),
+        ("a=5\nb = 55\nc=7", 3, 3),
+        ("a=5\n\n  b =  55 \nc=7\nAnswer: 7", 3, 3),
+        ("a=5\nb = 5", 1, 1),
+        ("a=5\nb = 555", 1, 1),
+        ("a=5\nb = 54\nb = 55", 1, 2),  # the second guess does not count when strict
+        ("b = 55\na=5", 0, 1),
+        ("Let a=5, so b = 55 and c=7.", 0, 3),
+        ("aa=5\n", 0, 0),
+        ("a=5\nc=7", 1, 1),
+        ("a=5\na=5\nb = 55", 1, 2),
+    ],
+)
+def test_steps_reached_by_hand(trace, strict, loose):
+    assert steps_reached(trace, STEPS, strict=True) == strict
+    assert steps_reached(trace, STEPS, strict=False) == loose
+
+
+def test_a_step_is_searched_for_behind_the_last():
+    assert steps_reached("7 then 5", ["5", "7"], strict=False) == 1
+    assert steps_reached("5 5", ["5", "5", "5"], strict=False) == 2
+
+
+def test_checkpoint_scores():
+    with_steps = problem("s", reference="prose", steps=("one", "two", "three", "four"))
+    lines = problem("l", reference="one\n\ntwo\n")
+    judge = CheckpointJudge(CheckpointJudge.Config(strict=True))
+    requests = [
+        JudgeRequest(problem=with_steps, trace="one\ntwo\nthree\nfive"),
+        JudgeRequest(problem=with_steps, trace="one\ntwo\nthree\nfour"),
+        JudgeRequest(problem=lines, trace="one\n2"),
+        JudgeRequest(problem=lines, trace="zero"),
+    ]
+    done: list[int] = []
+    judgements = judge.judge(requests, done.append)
+    assert [judgement.score for judgement in judgements] == [4.0, 5.0, 3.0, 1.0]
+    assert judgements[0].rationale == "3 of 4 steps reached"
+    assert sum(done) == 4
+    loose = CheckpointJudge(CheckpointJudge.Config(strict=False))
+    assert loose.judge([JudgeRequest(problem=lines, trace="zero, one, then two")])[0].score == 5.0
+
+
+def test_checkpoint_needs_a_step_to_reach():
+    with pytest.raises(JudgeError, match="no reference solution"):
+        CheckpointJudge().check([problem("n", reference=None)])
+    with pytest.raises(JudgeError, match="'blank' .*no step"):
+        CheckpointJudge().check([problem("ok"), problem("blank", reference=" \n")])
+
+
+# ------------------------------------------------------------------ imports
+
+
+def test_judges_and_rewards_import_nothing_heavy():
+    code = (
+        "import sys, exprl.judges, exprl.rewards; "
+        "print([m for m in ('torch', 'transformers', 'lightning', 'vllm') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -17,7 +17,7 @@ def comparison_table(before: EvaluationResult, after: EvaluationResult) -> Table
     """Each measure before, after, and its paired difference."""
     title = f"{len(before.problem_ids)} held-out problems, {before.samples} samples each"
     table = Table(title=title, title_justify="left")
-    for column in ("", "before", "after", "difference (paired 95 % interval)"):
+    for column in ("", "before", "after", "difference (paired 95 %)"):
         table.add_column(column, justify="right" if column else "left")
     for name, difference in differences(before, after).items():
         table.add_row(
@@ -42,7 +42,7 @@ def result_table(result: EvaluationResult, title: str) -> Table:
     return table
 
 
-LABELS = {"progress": "share of the reference's steps reached"}
+LABELS = {"progress": "reference steps reached"}
 
 
 def _percent(value: float) -> str:

@@ -45,7 +45,7 @@ class CheckpointJudge(Judge):
         super().check(problems)
         for problem in problems:
             if not reference_steps(problem):
-                raise JudgeError(f"problem {problem.id!r}: its reference has no step to reach; add one or drop the row.")
+                raise JudgeError(f"problem {problem.id!r}: its reference has no step to reach; drop the row.")
 
     def _grade(self, request: JudgeRequest) -> Judgement:
         steps = reference_steps(request.problem)

@@ -40,7 +40,7 @@ class StepLog(Callback):
             append_line(self.directory.samples, record)
         for record in records[: self.print_samples]:
             print_sample(self.console, record)
-        self.console.print(self.line(step, metrics), highlight=False)
+        self.console.print(self.line(step, metrics), highlight=False, soft_wrap=True)
 
     def line(self, step: int, metrics: dict[str, float]) -> str:
         """The step in one line."""

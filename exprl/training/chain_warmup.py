@@ -22,8 +22,8 @@ from exprl.training.policy import response_logprobs
 from exprl.training.sft import StopAtTarget, train_supervised
 from exprl.types import Question
 
-MEASURED_PROBLEMS = 32
-MEASURE_EVERY = 5
+MEASURED_PROBLEMS = 16
+MEASURE_EVERY = 2
 
 log = logging.getLogger(__name__)
 

@@ -202,8 +202,9 @@ class TrainingRun:
             )
             self.console.print(comparison_table(before, after))
         path = self.directory.path
-        self.console.print(f"{summary['steps']} steps in {summary['seconds']['total']:.0f} s · files: {path}")
-        self.console.print(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
+        seconds = summary["seconds"]["total"]
+        self.console.print(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}", soft_wrap=True)
+        self.console.print(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}", soft_wrap=True)
         return summary
 
 

@@ -444,7 +444,7 @@ def test_checkpoint_scores():
 def test_checkpoint_needs_a_step_to_reach():
     with pytest.raises(JudgeError, match="no reference solution"):
         CheckpointJudge().check([problem("n", reference=None)])
-    with pytest.raises(JudgeError, match="'blank' .*no step"):
+    with pytest.raises(JudgeError, match=r"'blank': its reference has no step"):
         CheckpointJudge().check([problem("ok"), problem("blank", reference=" \n")])
 
 

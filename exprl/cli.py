@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn an `ExprlError` into one clear line and exit code 2."""
     options = parser().parse_args(arguments)
     sys.path.insert(0, str(Path.cwd()))  # plugins lie beside the experiment
+    show_messages()
     try:
         options.run(options)
     except ExprlError as error:
@@ -35,6 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; go on with --resume", highlight=False)
         raise SystemExit(130) from None
+
+
+def show_messages() -> None:
+    """Print what exprl reports as it works."""
+    logger = logging.getLogger("exprl")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exprl.errors import ConfigError
@@ -19,7 +19,7 @@ class Resources:
 
     Attributes:
         policy: the model being trained, with its tokenizer.
-        reference_model: gives the frozen initial policy (called when first needed, so that no copy is made for nothing).
+        reference_model: gives the frozen initial policy; called when first needed, so that no copy is made for nothing.
         problems: the training problems, for `wrong_reference`.
         verifier: the run's one verifier of final answers.
         max_new_tokens: the length limit of rollouts.
@@ -31,7 +31,6 @@ class Resources:
     verifier: Any = None
     max_new_tokens: int | None = None
     seed: int = 0
-    extras: dict[str, Any] = field(default_factory=dict)
 
     def need_policy(self, who: str) -> LanguageModel:
         """The policy, or a `ConfigError` that says who needs it."""

@@ -46,8 +46,8 @@ class RunDirectory:
     def _check_resumable(self, config_yaml: str, resume: bool) -> None:
         if not resume:
             raise RunDirectoryError(
-                f"run_dir {self.path} already holds a run. Add --resume to go on with it, or run_dir=... for a new one; "
-                "nothing is overwritten."
+                f"run_dir {self.path} already holds a run. Add --resume to go on with it, or set run_dir=... for a new "
+                "one; nothing is overwritten."
             )
         if not self.config.is_file():
             raise RunDirectoryError(f"run_dir {self.path} exists but has no config.yaml, so it is no run to resume.")

@@ -58,8 +58,6 @@ def _with_room(buffer: Tensor | None, held: Tensor | None, new: Tensor, filled: 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """An empty cache with the layer kinds `model` needs (sliding windows included), growing in place where it can."""
     cache = DynamicCache(config=model.config)
-    if not cache.layers:  # a model without per-layer settings gets its layers as they are first used
-        cache.layer_class_to_replicate = GrowingLayer
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

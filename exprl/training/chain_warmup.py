@@ -38,9 +38,8 @@ def warm_up(policy: LanguageModel, options: ChainModel.Config) -> dict[str, Any]
     seed, lengths = derive_seed(options.seed, "warm-up"), range(1, options.max_steps + 1)
     hard = chain.generate(derive_seed(options.seed, "warm-up measure"), MEASURED_PROBLEMS, options.max_steps)
     measured = [solved(problem, policy, prompts) for problem in hard]
-    stop = StopAtTarget(
-        lambda: step_accuracy(policy, measured), target=options.target_accuracy, every=MEASURE_EVERY, report=log.info
-    )
+    stop = StopAtTarget(lambda: step_accuracy(policy, measured), target=options.target_accuracy, every=MEASURE_EVERY)
+    log.info("warming up the chain policy (about a minute; cached afterwards)")
     problems = (solved(problem, policy, prompts) for problem in chain.stream(seed, lengths))
     optimizer = OptimizerConfig(lr=options.lr, betas=(0.9, 0.95), weight_decay=0.01, warmup_updates=50)
     updates = train_supervised(
@@ -51,6 +50,7 @@ def warm_up(policy: LanguageModel, options: ChainModel.Config) -> dict[str, Any]
             f"model.target_accuracy: {options.target_accuracy} was not reached; after {updates} updates the step "
             f"accuracy is {stop.value:.3f}. Lower it, or raise model.max_updates."
         )
+    log.info("warmed up in %d updates: a step is right with probability %.2f", updates, stop.value)
     return {"updates": updates, "step_accuracy": stop.value}
 
 

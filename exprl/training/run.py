@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -238,3 +239,5 @@ def quiet_libraries() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning.*")
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()

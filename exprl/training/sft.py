@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from tqdm import tqdm
 
 from exprl.experiment import OptimizerConfig
 from exprl.models.base import LanguageModel
@@ -47,27 +48,29 @@ class SFTModule(LightningModule):
 
 
 class StopAtTarget(Callback):
-    """Measures every so many updates and stops the training once the measure reaches the target."""
+    """Measures every so many updates, shows the measure, and stops the training once it reaches the target."""
 
-    def __init__(
-        self, measure: Callable[[], float], *, target: float, every: int, report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, measure: Callable[[], float], *, target: float, every: int) -> None:
         self.measure = measure
         self.target = target
         self.every = every
-        self.report = report
         self.value = float("nan")
+        self.bar = tqdm(desc="supervised", unit="update", leave=False, disable=None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After every `every` updates."""
-        done = batch_idx + 1
-        if done % self.every:
+        self.bar.update(1)
+        if (batch_idx + 1) % self.every:
             return
         self.value = self.measure()
-        self.report(f"warm-up: update {done}, step accuracy {self.value:.3f} (target {self.target:.2f})")
+        self.bar.set_postfix(measure=f"{self.value:.3f}", target=self.target)
         trainer.should_stop = self.value >= self.target
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear the bar."""
+        self.bar.close()
 
 
 def train_supervised(

@@ -51,7 +51,7 @@ def write_rows(folder: Path) -> list[dict[str, Any]]:
     rows = [
         {
             "question": f"What is {n} plus {n + 1}?",
-            "reference": f"Write the second summand as {n} and one more.\nDouble {n} gives {2 * n}.\nOne more is {2 * n + 1}.",
+            "reference": f"Take the second summand as {n} and one more.\nDouble {n} is {2 * n}.\nPlus 1: {2 * n + 1}.",
             "answer": str(2 * n + 1),
             "steps": [str(2 * n), str(2 * n + 1)],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_prompts_for_the_prefixes_of_a_rollout_nest(smollm2, scoring):
     judge = judge_of(smollm2, scoring=scoring)
     prompts = [encoded(judge, smollm2, "".join(steps[:k])) for k in range(7)]
     closing = len(encoded(judge, smollm2, "")) - common_length(np.array(prompts[0]), np.array(prompts[1]))
-    for shorter, longer in zip(prompts, prompts[1:], strict=False):
+    for shorter, longer in pairwise(prompts):
         shared = common_length(np.array(shorter), np.array(longer))
         # all but the closing, and the one token that the end of the text may cut differently
         assert shared >= len(shorter) - closing - 1
@@ -168,7 +169,7 @@ def test_labels_are_read_where_the_tokenizer_puts_them(smollm2):
 
 def test_labels_of_several_tokens_are_refused(tiny):
     prompt = judge_of(tiny).prompt(JudgeRequest(problem=PROBLEM, trace="x"))
-    with pytest.raises(JudgeError, match="does not write each of 9, 10 as one token.*scoring=rationale"):
+    with pytest.raises(JudgeError, match=r"does not write each of 9, 10 as one token.*scoring=rationale"):
         JudgeTokenizer(tiny.tokenizer, "m").encode_for_labels(prompt, "Score: ", ["9", "10"])
 
 

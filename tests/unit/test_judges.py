@@ -255,6 +255,12 @@ def test_weights_must_be_chosen():
         validate_choice(JUDGES, {"name": "same_model"}, "reward.judge")
 
 
+@pytest.mark.parametrize("option", [{"batch_size": 0}, {"max_new_tokens": 0}, {"min_mass": 1.5}])
+def test_options_out_of_range(option):
+    with pytest.raises(ConfigError, match=next(iter(option))):
+        validate_choice(JUDGES, {"name": "same_model", "weights": "frozen", **option}, "judge")
+
+
 def test_frozen_shares_the_reference_model_and_live_follows_the_policy(tiny):
     frozen = LanguageModel(model=copy.deepcopy(tiny.model), tokenizer=tiny.tokenizer, name="frozen")
     policy = LanguageModel(model=copy.deepcopy(tiny.model).train(), tokenizer=tiny.tokenizer, name="policy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from exprl.config import validate_choice
 from exprl.errors import ConfigError, ModelError
@@ -12,8 +12,10 @@ from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.cache import cache_folder, draft_of
 from exprl.models.kv_cache import new_cache, select_rows
+from exprl.models.pretrained import locate
 from exprl.registry import MODELS
 from exprl.resources import Resources
+from tests.conftest import SMOLLM2
 
 
 def load(**options) -> LanguageModel:
@@ -87,7 +89,7 @@ def test_no_end_token_is_an_error(folder):
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./missing", "~/missing-model", "a/b/c"])
 def test_no_such_folder(path):
-    with pytest.raises(ModelError, match="no folder .*Give an existing folder, a hub id"):
+    with pytest.raises(ModelError, match=r"no folder .*Give an existing folder, a hub id"):
         load(path=path)
 
 
@@ -141,9 +143,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("EXPRL_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     target = cache_folder() / "thing"
-    with pytest.raises(RuntimeError), draft_of(target) as draft:
-        (draft / "half").write_text("1")
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with draft_of(target) as draft:
+            (draft / "half").write_text("1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list(tmp_path.iterdir()) == []
     with draft_of(target) as draft:
         (draft / "file").write_text("1")
@@ -189,6 +196,37 @@ def test_smollm2_answers(smollm2):
     reply = smollm2.model.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert "Paris" in smollm2.tokenizer.decode(reply)
     assert reply[-1] == smollm2.tokenizer.eos_token_id
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_unpacked_once(smollm2, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPRL_CACHE", str(tmp_path))
+    random_state = torch.random.get_rng_state()
+    first = load(**SMOLLM2)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    [folder] = (tmp_path / "gguf").iterdir()
+    assert folder.name.startswith("SmolLM2-135M-Instruct.Q4_1-")
+    assert first.model.dtype == torch.float32
+    for name, weight in smollm2.model.state_dict().items():
+        assert torch.equal(weight, first.model.state_dict()[name])
+    packed = AutoTokenizer.from_pretrained(locate(SMOLLM2["path"]), gguf_file=SMOLLM2["gguf_file"])
+    text = "Let x = 3.14, so\n\n\tf(x) <|im_end|> <repo_name> é 漢字 🙂"
+    assert first.tokenizer(text).input_ids == packed(text).input_ids
+    assert first.tokenizer.chat_template == packed.chat_template
+    written = folder.stat().st_mtime_ns
+    load(**SMOLLM2)
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "gguf").iterdir()] == [written]
+
+
+def test_a_missing_reader_names_the_extra(tmp_path, monkeypatch):
+    def no_gguf(*args, **kwargs):
+        raise ImportError("no module gguf")
+
+    monkeypatch.setenv("EXPRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", no_gguf)
+    (tmp_path / "m.gguf").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"pip install 'exprl\[data\]'"):
+        load(path=str(tmp_path), gguf_file="m.gguf")
 
 
 # ------------------------------------------------------------------ the growing cache

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,8 +30,6 @@ DELIMITER = "\n"
 START_PREFIX = "from "
 ANSWER_PREFIX = "Answer: "
 HELDOUT_ONE_IN = 5
-
-_ANSWER = re.compile(rf"^{re.escape(ANSWER_PREFIX)}(\d+)$", re.MULTILINE)
 
 
 def turn(dials: Dials, by: int) -> Dials:
@@ -72,26 +69,19 @@ class ChainProblem:
     @property
     def steps(self) -> tuple[str, ...]:
         """The reference's results in order, as a trace states them, one a line: every turn, then the answer."""
-        return tuple(self.reference.split(DELIMITER))
+        rows = zip(LABELS, self.turns, self.states, strict=False)
+        turns = (f"{label}+{by} {show(dials)}" for label, by, dials in rows)
+        return (*turns, f"{ANSWER_PREFIX}{self.answer}")
 
     @property
     def reference(self) -> str:
         """The worked solution: one turn a line, then the answer."""
-        return self.write_trace(self.states)
+        return DELIMITER.join(self.steps)
 
     @property
     def answer(self) -> str:
         """The final answer."""
         return show(self.states[-1])
-
-    def write_steps(self, states: Sequence[Dials]) -> tuple[str, ...]:
-        """The lines that state `states`, right or wrong."""
-        rows = zip(LABELS, self.turns, states, strict=False)
-        return tuple(f"{label}+{by} {show(dials)}" for label, by, dials in rows)
-
-    def write_trace(self, states: Sequence[Dials]) -> str:
-        """A whole trace in the reference's format that states `states`, right or wrong."""
-        return DELIMITER.join([*self.write_steps(states), f"{ANSWER_PREFIX}{show(states[-1])}"])
 
 
 def split_of(question: str) -> Split:
@@ -126,33 +116,3 @@ def generate(seed: int, count: int, steps: int | Sequence[int], split: Split = "
             break
         problems[problem] = None
     return list(problems)
-
-
-def corrupt(problem: ChainProblem, rng: random.Random, slip: float) -> tuple[Dials, ...]:
-    """The states a careless solver writes: a dial reads at random with probability `slip`, and the
-    solver goes on from what they wrote.
-    """
-    states, dials = [], problem.start
-    for by in problem.turns:
-        written, push = [], by
-        for dial in dials:
-            push = rng.randrange(10) if rng.random() < slip else (dial + push) % 10
-            written.append(push)
-        dials = (written[0], written[1], written[2])
-        states.append(dials)
-    return tuple(states)
-
-
-def steps_reached(trace: str, steps: Sequence[str]) -> int:
-    """How many of the reference's steps a trace states, in order, one a line."""
-    reached = 0
-    for line in trace.split(DELIMITER):
-        if reached < len(steps) and line.strip() == steps[reached]:
-            reached += 1
-    return reached
-
-
-def final_answer(trace: str) -> str | None:
-    """The answer a trace gives on its last answer line, if there is one."""
-    found = _ANSWER.findall(trace)
-    return found[-1] if found else None

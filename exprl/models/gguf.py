@@ -51,9 +51,7 @@ def _unpack(file: Path, folder: Path) -> None:
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
     config = packed.config
-    for mark in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(config, mark):
-            delattr(config, mark)
+    config.__dict__.pop("quantization_config", None)  # some versions leave the mark on unpacked weights
     with torch.random.fork_rng(devices=[]):  # the constructor draws random weights
         plain = type(packed)(config)
     plain.load_state_dict(packed.state_dict())

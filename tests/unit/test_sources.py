@@ -12,8 +12,8 @@ from datasets import Dataset, DatasetDict
 
 from exprl.config import validate_choice
 from exprl.data import champ, files
-from exprl.data.chain import steps_reached
 from exprl.errors import ConfigError, DataError
+from exprl.judges.checkpoint import steps_reached
 from exprl.registry import SOURCES
 from exprl.resources import Resources
 from exprl.types import Problem
@@ -305,7 +305,7 @@ class TestChain:
             assert problem.question.text.count("+") == 3
             assert reference.splitlines() == list(steps)
             assert reference.endswith(problem.scaffold.answer.reveal())
-            assert steps_reached(reference, steps) == len(steps)
+            assert steps_reached(reference, steps, strict=True) == len(steps)
             assert problem.domain == "chain"
 
     def test_same_at_every_load_and_other_with_another_seed(self):

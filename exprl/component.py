@@ -41,6 +41,9 @@ class Component:
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r})"
+
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> Self:
         """Build from validated options; override when the component needs something from `resources`."""

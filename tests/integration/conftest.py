@@ -26,6 +26,7 @@ SMALL = [
     "evaluation.source.steps=2",
     "evaluation.samples_per_prompt=4",
     "evaluation.k=[1,4]",
+    "optimizer.lr=1.0e-4",
     "trainer.max_steps=4",
 ]
 

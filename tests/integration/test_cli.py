@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from exprl.cli import main
 
@@ -105,6 +106,19 @@ def test_train_then_evaluate_in_processes(tmp_path: Path) -> None:
     again = exprl("train", "configs/quickstart.yaml", *SMALL, "trainer.max_steps=1", f"run_dir={run}")
     assert again.returncode == 2
     assert "--resume" in again.stderr
+
+
+def test_list_and_config_in_process(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list", "judge"])
+    assert "weights = required" in " ".join(capsys.readouterr().out.split())
+    main(["config", QUICKSTART, "seed=3"])
+    assert "seed: 3" in capsys.readouterr().out
+
+
+def test_evaluate_a_checkpoint_that_does_not_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    torch.save({"state_dict": {"policy.nothing": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    arguments = [QUICKSTART, "model.target_accuracy=0.0", "--checkpoint", str(tmp_path / "other.ckpt")]
+    assert "does not fit the model" in failing(capsys, "evaluate", *arguments)
 
 
 def test_evaluate_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

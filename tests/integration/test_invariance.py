@@ -93,4 +93,4 @@ def test_the_loss_is_the_mean_over_tokens_not_over_rollouts(module: ExpRLModule)
     module.zero_grad()
     module.accumulate_gradients(rollouts)
     together = torch.cat([p.grad.flatten() for p in module.policy.parameters() if p.grad is not None])
-    assert torch.allclose(together, expected, atol=1e-8)
+    assert (together - expected).norm() / expected.norm() < 1e-6  # the model's norms compute in fp32 even in fp64

@@ -194,7 +194,7 @@ class TestOverrides:
             parse_overrides([item])
 
     def test_broken_value(self):
-        with pytest.raises(ConfigError, match="overrides 'a="):
+        with pytest.raises(ConfigError, match="override 'a="):
             parse_overrides(["a=[1"])
 
     def test_swap_a_component(self):

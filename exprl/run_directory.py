@@ -28,20 +28,23 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
 
-    def open(self, config_yaml: str, *, resume: bool) -> None:
-        """Create the folder, or take up a stopped run of the same config.
+    def check(self, config_yaml: str, *, resume: bool) -> None:
+        """Whether a run of this config may use the folder; creates nothing.
 
         Raises:
             RunDirectoryError: the folder holds something and `resume` is False, or its config is another.
         """
         if self.path.exists() and any(self.path.iterdir()):
             self._check_resumable(config_yaml, resume)
-            return
+
+    def create(self, config_yaml: str) -> None:
+        """The folder with its config, if it is not there yet; raises `RunDirectoryError` if it cannot be written."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if not self.config.is_file():
+                write_text(self.config, config_yaml)
         except OSError as error:
-            raise RunDirectoryError(f"run_dir {self.path}: cannot be created ({error}). Set run_dir=...") from error
-        write_text(self.config, config_yaml)
+            raise RunDirectoryError(f"run_dir {self.path}: cannot be written ({error}). Set run_dir=...") from error
 
     def _check_resumable(self, config_yaml: str, resume: bool) -> None:
         if not resume:
@@ -50,7 +53,9 @@ class RunDirectory:
                 "one; nothing is overwritten."
             )
         if not self.config.is_file():
-            raise RunDirectoryError(f"run_dir {self.path} exists but has no config.yaml, so it is no run to resume.")
+            raise RunDirectoryError(
+                f"run_dir {self.path} exists but has no config.yaml, so it is no run to resume. Set run_dir=..."
+            )
         difference = first_difference(self.config.read_text(), config_yaml)
         if difference is not None:
             raise RunDirectoryError(

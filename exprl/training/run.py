@@ -49,7 +49,8 @@ class TrainingRun:
         Raises:
             ExprlError: any of its children, before work is lost.
         """
-        self.directory.open(configuration.to_yaml(self.experiment), resume=resume)
+        config_yaml = configuration.to_yaml(self.experiment)
+        self.directory.check(config_yaml, resume=resume)
         if self.directory.summary.is_file():
             self.console.print(f"{self.directory.path} is finished; this is its result.")
             return self.report()
@@ -57,6 +58,7 @@ class TrainingRun:
         start = time.perf_counter()
         lightning.seed_everything(self.experiment.seed, verbose=False)
         module = self.prepare()
+        self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
         prepared = time.perf_counter() - start
         before = self.evaluated("before", module)
         self.fit(module)

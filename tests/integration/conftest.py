@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     from exprl.training.run import train
 
     def execute(experiment: Experiment, name: str = "run", *, resume: bool = False) -> dict[str, Any]:
-        with (tmp_path / f"{name}.log").open("a") as log:
+        with (tmp_path / f"{name.replace('/', '-')}.log").open("a") as log:
             return train(experiment, tmp_path / name, resume=resume, console=Console(file=log, width=120))
 
     return execute

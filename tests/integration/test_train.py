@@ -88,6 +88,27 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
         assert untimed(tmp_path / "straight" / name) == untimed(tmp_path / "stopped" / name)
 
 
+def test_a_run_killed_before_its_last_evaluation_makes_it(small: Any, run: Any, tmp_path: Path) -> None:
+    first = run(small())
+    (tmp_path / "run/summary.json").unlink()
+    (tmp_path / "run/evaluation/after.json").unlink()
+    again = run(small(), resume=True)
+    for key in ("before", "after", "difference", "steps"):
+        assert again[key] == first[key]
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(small: Any, run: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        run(small("trainer.devices=8"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(small: Any, run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunDirectoryError, match="run_dir"):
+        run(small("evaluation.source=null"), "file/run")
+
+
 @pytest.mark.parametrize(
     "override",
     [

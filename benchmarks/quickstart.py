@@ -30,9 +30,9 @@ ARMS = {
 """One budget for all. The quickstart's learning rate and scaling were chosen on the process arm; `grpo` is the sparse
 reward with the ordinary GRPO advantage and a gentler learning rate, so that silence can be told from collapse."""
 
-ABOUT = """`outcome` and `sparse` swap the one name in the quickstart; `grpo` is the sparse reward with GRPO's own advantage
-(`advantage.name=group`, no scaling) and lr 2e-4. The quickstart's lr, 1e-3, was chosen on the process arm with seed 0 and half
-of these held-out problems; seeds 1 and 2 and the other arms had no part in it."""
+ABOUT = """`outcome` and `sparse` swap the one name in the quickstart; `grpo` is the sparse reward with GRPO's own
+advantage (`advantage.name=group`, no scaling) and lr 2e-4. The quickstart's lr, 1e-3, was chosen on the process arm
+with seed 0 and half of these held-out problems; seeds 1 and 2 and the other arms had no part in it."""
 
 
 def finished(arm: str, seed: int, out: Path) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from functools import cached_property
 
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ConfigError, DataError, ModelError
+from exprl.evaluation.evaluate import EvaluationResult, evaluate
 from exprl.experiment import Experiment
 from exprl.models.base import LanguageModel
+from exprl.progress import Advance
 from exprl.prompts import PromptBuilder
 from exprl.resources import Resources
 from exprl.types import Problem
@@ -106,6 +108,18 @@ class Build:
             max_new_tokens=options.max_new_tokens or self.sampling.max_new_tokens,
             stop=self.sampling.stop,
             seed=options.seed,
+        )
+
+    def evaluate(self, advance: Advance) -> EvaluationResult:
+        """pass@k of the policy as it is now on the held-out problems."""
+        return evaluate(
+            self.engine,
+            self.prompts,
+            self.evaluation_problems,
+            self.verifier,
+            self.evaluation_sampling,
+            ks=self.experiment.evaluation.k,
+            advance=advance,
         )
 
     def check_lengths(self, problems: Sequence[Problem], max_new_tokens: int) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from exprl.build import Build
 from exprl.errors import ConfigError, ModelError
-from exprl.evaluation.evaluate import EvaluationResult, evaluate
+from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
 from exprl.run_directory import write_json
@@ -28,17 +28,8 @@ def evaluate_model(
         load_policy(build.policy.model, checkpoint)
         console.print(f"weights: {checkpoint}")
     build.check_lengths(build.evaluation_problems, build.evaluation_sampling.max_new_tokens)
-    sampling, phases = build.evaluation_sampling, Phases()
-    with phases.run("sampling", len(build.evaluation_problems) * sampling.n) as advance:
-        result = evaluate(
-            build.engine,
-            build.prompts,
-            build.evaluation_problems,
-            build.verifier,
-            sampling,
-            ks=experiment.evaluation.k,
-            advance=advance,
-        )
+    with Phases().run("sampling", len(build.evaluation_problems) * build.evaluation_sampling.n) as advance:
+        result = build.evaluate(advance)
     console.print(result_table(result, title=str(checkpoint or build.policy.name)))
     if output is not None:
         write_json(output, result.to_json())

@@ -24,7 +24,7 @@ from exprl import config as configuration
 from exprl.build import Build
 from exprl.data.datamodule import ExpRLDataModule
 from exprl.errors import ConfigError
-from exprl.evaluation.evaluate import EvaluationResult, evaluate
+from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import comparison_table, differences, result_table
 from exprl.experiment import Experiment
 from exprl.run_directory import RunDirectory, write_json
@@ -112,18 +112,9 @@ class TrainingRun:
         path = self.directory.evaluation(name)
         if path.is_file():
             return EvaluationResult.from_json(json.loads(path.read_text()))
-        build, sampling = self.build, self.build.evaluation_sampling
-        total = len(build.evaluation_problems) * sampling.n
+        total = len(self.build.evaluation_problems) * self.build.evaluation_sampling.n
         with module.phases.run(f"evaluate_{name}", total) as advance:
-            result = evaluate(
-                build.engine,
-                build.prompts,
-                build.evaluation_problems,
-                build.verifier,
-                sampling,
-                ks=self.experiment.evaluation.k,
-                advance=advance,
-            )
+            result = self.build.evaluate(advance)
         module.phases.take()
         write_json(path, result.to_json())
         self.console.print(result_table(result, title=name))

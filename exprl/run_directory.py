@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -124,7 +125,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one JSON line and flush it to the disk."""
+    """Append one JSON line; NaN (no update, no valid reward) and infinity become null, as JSON has neither."""
+    line = {key: None if isinstance(item, float) and not math.isfinite(item) else item for key, item in value.items()}
     with path.open("a") as file:
-        file.write(json.dumps(value) + "\n")
+        file.write(json.dumps(line) + "\n")
         file.flush()

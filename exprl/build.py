@@ -80,7 +80,6 @@ class Build:
             reference_model=lambda: self.reference,
             problems=self.train_problems if self.experiment.data.train is not None else (),
             verifier=self.verifier,
-            max_new_tokens=self.experiment.rollout.config.max_new_tokens,
             seed=self.experiment.seed,
         )
 

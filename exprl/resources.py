@@ -22,14 +22,13 @@ class Resources:
         reference_model: gives the frozen initial policy; called when first needed, so that no copy is made for nothing.
         problems: the training problems, for `wrong_reference`.
         verifier: the run's one verifier of final answers.
-        max_new_tokens: the length limit of rollouts.
+        seed: the run's.
     """
 
     policy: LanguageModel | None = None
     reference_model: Callable[[], LanguageModel] | None = None
     problems: Sequence[Problem] = ()
     verifier: Any = None
-    max_new_tokens: int | None = None
     seed: int = 0
 
     def need_policy(self, who: str) -> LanguageModel:

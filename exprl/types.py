@@ -6,8 +6,7 @@ a reference. The reference lives in `Scaffold`, wrapped in `Hidden`, and only ju
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -250,9 +249,11 @@ class ScoredGroup:
 
     group: RolloutGroup
     rewards: tuple[AnyReward, ...]
-    advantages: tuple[Advantages, ...] = field(default=())
+    advantages: tuple[Advantages, ...]
 
     def __post_init__(self) -> None:
-        counts: Sequence[int] = (len(self.group.rollouts), len(self.rewards))
+        counts = (len(self.group.rollouts), len(self.rewards), len(self.advantages))
         if len(set(counts)) != 1:
-            raise ValueError(f"a group needs one reward a rollout, but got {counts[1]} for {counts[0]}")
+            raise ValueError(
+                f"a group needs one reward and one advantage a rollout, but got {counts[1:]} for {counts[0]}"
+            )

@@ -101,7 +101,7 @@ class Checkpoints(Callback):
 class EvaluateEvery(Callback):
     """Evaluates on the held-out problems every so many steps."""
 
-    def __init__(self, every: int, evaluate: Callable[[int], None]) -> None:
+    def __init__(self, every: int, evaluate: Callable[[int], object]) -> None:
         self.every = every
         self.evaluate = evaluate
 

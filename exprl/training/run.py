@@ -154,9 +154,7 @@ class TrainingRun:
         options = self.experiment.trainer
         return [
             StepLog(self.directory, self.console, max_steps=options.max_steps, print_samples=options.print_samples),
-            EvaluateEvery(
-                self.experiment.evaluation.every, lambda step: void(self.evaluated(f"step-{step:06d}", module))
-            ),
+            EvaluateEvery(self.experiment.evaluation.every, lambda step: self.evaluated(f"step-{step:06d}", module)),
             Checkpoints(self.directory, every=options.checkpoint_every, keep=options.keep_checkpoints),
         ]
 
@@ -200,10 +198,6 @@ class TrainingRun:
         self.console.print(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}", soft_wrap=True)
         self.console.print(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}", soft_wrap=True)
         return summary
-
-
-def void(_: object) -> None:
-    """Drop a value where a callback must return nothing."""
 
 
 def train(experiment: Experiment, run_dir: str | Path, *, resume: bool, console: Console) -> dict[str, Any]:

@@ -176,7 +176,9 @@ class TestJudgement:
         with pytest.raises(ValueError, match=r"\[1, 5\]"):
             Judgement(score=score)
 
-    def test_group_needs_a_reward_a_rollout(self, problem):
+    @pytest.mark.parametrize(("rewards", "advantages"), [(1, 2), (2, 1), (2, 0)])
+    def test_group_needs_a_reward_and_an_advantage_a_rollout(self, problem, rewards, advantages):
         group = RolloutGroup(problem=problem, rollouts=(rollout(), rollout()))
-        with pytest.raises(ValueError, match="1 for 2"):
-            ScoredGroup(group=group, rewards=(RolloutReward(value=1.0, length=3),))
+        reward, advantage = RolloutReward(value=1.0, length=3), Advantages(segments=(Segment(0, 3),), values=(1.0,))
+        with pytest.raises(ValueError, match=rf"\({rewards}, {advantages}\) for 2"):
+            ScoredGroup(group=group, rewards=(reward,) * rewards, advantages=(advantage,) * advantages)

@@ -1,4 +1,4 @@
-"""Per-token policy losses: pure functions of log-probs and advantages, and thin registered classes.
+"""Per-token policy losses: thin registered classes over the formulas of `exprl.kernels.policy`.
 
 Nothing is reduced here: the caller sums the [N] losses and divides by the token count of the whole batch. Gradient
 flows through the current policy's log-probs only.
@@ -8,89 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from exprl.component import Component, option
+from exprl.kernels.policy import KL, TokenLoss, importance_weight, kl_estimate, policy_token_loss, ratio_of
 from exprl.registry import OBJECTIVES
-
-KL = Literal["k1", "k2", "k3"]
-
-_MAX_LOG_RATIO = 20.0
-"""Bound on differences of log-probs before `exp`, as in verl: e^20 is far beyond any clip and still finite."""
-
-
-@dataclass(frozen=True)
-class TokenLoss:
-    """The loss [N] of N tokens, and detached statistics [N] each.
-
-    Statistics: `ratio` π/π_old; `clipped` 1 where a clip holds the gradient at 0; `is_weight` of the sampler's
-    mismatch; `kl`, the k3 estimate of KL(π ‖ π_ref), where reference log-probs were given.
-    """
-
-    loss: Tensor
-    stats: dict[str, Tensor]
-
-
-# ------------------------------------------------------------------ pure functions
-
-
-def clipped_surrogate(
-    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None
-) -> tuple[Tensor, Tensor]:
-    """The negated PPO surrogate [N] with asymmetric clip, and where a clip holds its gradient at 0 [N] (bool).
-
-    -min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high) A) (arXiv:1707.06347, arXiv:2503.14476), and with `dual_clip` c at
-    most -cA where A < 0 (arXiv:1912.09729).
-
-    Args:
-        ratio: [N] π/π_old with gradient.
-        advantages: [N].
-        clip_low: how far the ratio may fall below 1.
-        clip_high: how far it may rise above 1.
-        dual_clip: c > 1, or None for no bound where A < 0.
-    """
-    free = -ratio * advantages
-    bounded = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    loss, clipped = torch.maximum(free, bounded), bounded > free
-    if dual_clip is not None:
-        ceiling = -dual_clip * advantages
-        beyond = (advantages < 0) & (loss > ceiling)
-        loss, clipped = torch.where(beyond, ceiling, loss), clipped | beyond
-    return loss, clipped
-
-
-def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KL) -> Tensor:
-    """Estimate [N] of KL(π ‖ π_ref) from tokens sampled by π (Schulman 2020, "Approximating KL divergence").
-
-    With Δ = log π_ref - log π: k1 = -Δ, k2 = Δ²/2, k3 = exp(Δ) - Δ - 1. As values k1 and k3 are unbiased and k3 is
-    never negative. As loss terms they differ: the gradient of k1 is 0 in expectation, that of k2 is the gradient of
-    KL(π ‖ π_ref), that of k3 is the gradient of KL(π_ref ‖ π).
-    """
-    delta = ref_logp.detach() - logp
-    if kind == "k1":
-        return -delta
-    if kind == "k2":
-        return 0.5 * delta.square()
-    delta = delta.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    return delta.exp() - delta - 1
-
-
-def importance_weight(old_logp: Tensor, sampler_logp: Tensor | None, cap: float | None) -> Tensor:
-    """Truncated importance weights [N], min(π_old / π_sampler, cap), without gradient; 1 without sampler or cap."""
-    if sampler_logp is None or cap is None:
-        return torch.ones_like(old_logp)
-    return ratio_of(old_logp.detach(), sampler_logp.detach()).clamp(max=cap)
-
-
-def ratio_of(logp: Tensor, other_logp: Tensor) -> Tensor:
-    """exp(logp - other_logp) [N], the difference held within ±20."""
-    return (logp - other_logp.detach()).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-
-
-# ------------------------------------------------------------------ components
 
 
 class Objective(Component):
@@ -139,22 +63,16 @@ class Objective(Component):
             ValueError: shapes differ, or `ref_logp` is missing with `kl_coef` above 0.
         """
         _check_shapes(logp=logp, old_logp=old_logp, advantages=advantages, sampler_logp=sampler_logp, ref_logp=ref_logp)
-        ratio = ratio_of(logp, old_logp)
+        if self.needs_reference and ref_logp is None:
+            raise ValueError(f"ref_logp: required with kl_coef {self.config.kl_coef}, but got None")
         weight = importance_weight(old_logp, sampler_logp, self.config.is_cap)
-        loss, clipped = self.policy_term(logp, ratio, advantages.detach())
-        loss = loss * weight
-        stats = {"ratio": ratio.detach(), "clipped": clipped.to(logp.dtype), "is_weight": weight}
-        if ref_logp is not None:
-            stats["kl"] = kl_estimate(logp.detach(), ref_logp, "k3")
-        if self.needs_reference:
-            if ref_logp is None:
-                raise ValueError(f"ref_logp: required with kl_coef {self.config.kl_coef}, but got None")
-            loss = loss + self.config.kl_coef * kl_estimate(logp, ref_logp, self.config.kl)
-        return TokenLoss(loss, stats)
+        return self.weighted_loss(logp, old_logp, advantages.detach(), weight, ref_logp)
 
     @abstractmethod
-    def policy_term(self, logp: Tensor, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss without weights and KL, and where a clip holds its gradient at 0; all [N]."""
+    def weighted_loss(
+        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, ref_logp: Tensor | None
+    ) -> TokenLoss:
+        """The loss times `is_weight`, plus the KL term; all [N], checked and, but for logp, without gradient."""
 
 
 @OBJECTIVES.register("clipped")
@@ -183,16 +101,22 @@ class Clipped(Objective):
                     f"dual_clip must exceed 1 + clip_high ({1 + self.clip_high}), but got {self.dual_clip}"
                 )
 
-    def policy_term(self, logp: Tensor, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-        """See `clipped_surrogate`."""
-        del logp
+    def weighted_loss(
+        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, ref_logp: Tensor | None
+    ) -> TokenLoss:
+        """See `policy_token_loss`."""
         options = self.config
-        return clipped_surrogate(
-            ratio,
+        return policy_token_loss(
+            logp,
+            old_logp,
             advantages,
             clip_low=options.clip_low,
             clip_high=options.clip_high,
             dual_clip=options.dual_clip,
+            is_weight=is_weight,
+            ref_logp=ref_logp,
+            kl_coef=options.kl_coef,
+            kl=options.kl,
         )
 
 
@@ -200,9 +124,21 @@ class Clipped(Objective):
 class Reinforce(Objective):
     """-A log π, the policy gradient itself: no ratio, no clip; for one update a batch."""
 
-    def policy_term(self, logp: Tensor, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-        """-A log π, never clipped."""
-        return -advantages * logp, torch.zeros_like(ratio, dtype=torch.bool)
+    def weighted_loss(
+        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, ref_logp: Tensor | None
+    ) -> TokenLoss:
+        """-A log π, never clipped; the statistics tell how far π moved."""
+        loss = -advantages * logp * is_weight
+        stats = {
+            "ratio": ratio_of(logp.detach(), old_logp),
+            "clipped": torch.zeros_like(old_logp),
+            "is_weight": is_weight,
+        }
+        if ref_logp is not None:
+            stats["kl"] = kl_estimate(logp.detach(), ref_logp, "k3")
+            if self.needs_reference:
+                loss = loss + self.config.kl_coef * kl_estimate(logp, ref_logp, self.config.kl)
+        return TokenLoss(loss, stats)
 
 
 def _check_shapes(**tensors: Tensor | None) -> None:

@@ -1,5 +1,22 @@
-"""Log-prob and entropy over large vocabularies."""
+"""Log-prob, entropy, KL and policy loss over large vocabularies and long sequences; see docs/kernels.md.
 
-from exprl.kernels.eager import linear_logprob, logprob_entropy
+Every function has one meaning and several backends (`auto`, `triton`, `eager`, `compile`); none needs the rest of
+exprl.
+"""
 
-__all__ = ["linear_logprob", "logprob_entropy"]
+from exprl.kernels.backends import Backend
+from exprl.kernels.linear import LinearHead, TokenStatistics, linear_logprob
+from exprl.kernels.logits import logprob_entropy
+from exprl.kernels.policy import TokenLoss, policy_token_loss
+from exprl.kernels.rows import Divergence
+
+__all__ = [
+    "Backend",
+    "Divergence",
+    "LinearHead",
+    "TokenLoss",
+    "TokenStatistics",
+    "linear_logprob",
+    "logprob_entropy",
+    "policy_token_loss",
+]

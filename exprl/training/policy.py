@@ -24,7 +24,7 @@ def response_logprobs(model: PreTrainedModel, batch: MicroBatch, *, temperature:
     outputs = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     hidden = outputs.last_hidden_state[batch.rows, batch.columns]
     head = model.get_output_embeddings()
-    logp, entropy = linear_logprob(
+    statistics = linear_logprob(
         hidden,
         head.weight,
         batch.ids,
@@ -32,4 +32,5 @@ def response_logprobs(model: PreTrainedModel, batch: MicroBatch, *, temperature:
         bias=getattr(head, "bias", None),
         softcap=getattr(model.config, "final_logit_softcapping", None),
     )
-    return TokenLogprobs(logp=logp, entropy=entropy)
+    assert statistics.entropy is not None
+    return TokenLogprobs(logp=statistics.logp, entropy=statistics.entropy)

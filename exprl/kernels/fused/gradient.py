@@ -1,0 +1,71 @@
+"""Turn a slice of logits into its gradient: one program a token."""
+
+import triton
+import triton.language as tl
+
+from exprl.kernels.fused.loading import load_capped, log_mean
+
+
+@triton.jit(do_not_specialize=["width", "first"])
+def gradient_kernel(
+    out,  # [R, width]; may be z
+    z,
+    z_ref,
+    ids,  # [tokens]
+    heat,  # [tokens], 1 / temperature
+    rows,  # [tokens], rows of z and out
+    lse,  # [tokens]; then the coefficients of exprl.kernels.rows.GradientCoefficients
+    ref_lse,
+    a,
+    b,
+    g,
+    d,
+    out_stride,
+    stride,
+    ref_stride,
+    width,
+    first,
+    softcap,
+    DIVERGENCE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """See `exprl.kernels.rows.gradient`."""
+    token = tl.program_id(0)
+    row = token.to(tl.int64)
+    if HAS_ROWS:
+        row = tl.load(rows + token)
+    out += row * out_stride
+    z += row * stride
+    z_ref += row * ref_stride
+    inverse = tl.load(heat + token)
+    normaliser = tl.load(lse + token)
+    normaliser_ref = tl.load(ref_lse + token)
+    constant = tl.load(a + token)
+    slope = tl.load(b + token)
+    at_chosen = tl.load(g + token)
+    weight = tl.load(d + token)
+    column = tl.load(ids + token) - first
+    for start in range(0, width, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < width
+        x = load_capped(z, columns, inside, softcap, HAS_SOFTCAP)
+        log_p = x * inverse - normaliser
+        p = tl.exp(log_p)
+        inner = constant + slope * log_p
+        if DIVERGENCE != "none":
+            log_q = load_capped(z_ref, columns, inside, softcap, HAS_SOFTCAP) * inverse - normaliser_ref
+            if DIVERGENCE == "rkl":
+                inner += weight * (log_p - log_q)
+            if DIVERGENCE == "jsd":
+                inner += 0.5 * weight * (log_p - log_mean(log_p, log_q))
+        # A token that is ruled out has p = 0 and log p = -inf: no gradient, not 0 · inf.
+        dz = tl.where(p > 0.0, p * inner, 0.0)
+        if DIVERGENCE == "fkl":
+            dz -= weight * tl.exp(log_q)
+        dz += tl.where(columns == column, at_chosen, 0.0)
+        dz *= inverse
+        if HAS_SOFTCAP:
+            dz *= 1.0 - (x / softcap) * (x / softcap)
+        tl.store(out + columns, dz.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,252 @@
+"""The per-token policy loss of PPO-style training: ratio, clip, importance weight and KL in one pass.
+
+Nothing is reduced here: the caller sums the losses and divides by the token count of the whole batch. Gradient flows
+through the current policy's log-probs only.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from exprl.kernels.arguments import check_device, check_vector
+from exprl.kernels.backends import Backend, choose
+
+KL = Literal["k1", "k2", "k3"]
+
+MAX_LOG_RATIO = 20.0
+"""Bound on differences of log-probs before `exp`, as in verl: e^20 is far beyond any clip and still finite."""
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """The loss [T] of T tokens, and detached statistics [T] each.
+
+    Statistics: `ratio` π/π_old; `clipped` 1 where a clip holds the gradient at 0; `is_weight` of the sampler's
+    mismatch; `kl`, the k3 estimate of KL(π ‖ π_ref), where reference log-probs were given.
+    """
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+
+
+def policy_token_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    dual_clip: float | None = None,
+    is_weight: Tensor | None = None,
+    ref_logp: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl: KL = "k3",
+    backend: Backend = "auto",
+) -> TokenLoss:
+    """Clipped surrogate times importance weight, plus KL: `clipped_surrogate` · w + kl_coef · `kl_estimate`.
+
+    Args:
+        logp: [T] log-probs under the current policy, with gradient.
+        old_logp: [T] under the policy before the step's first update.
+        advantages: [T].
+        mask: [T] bool; where it is false loss, statistics and gradient are 0.
+        clip_low: how far the ratio may fall below 1.
+        clip_high: how far it may rise above 1.
+        dual_clip: c > 1, or None for no bound where the advantage is negative.
+        is_weight: [T] weights that correct for the sampler's own log-probs (`importance_weight`), or None for 1.
+        ref_logp: [T] under the frozen reference policy; with `kl_coef` 0 only the statistic `kl` comes of it.
+        kl_coef: weight of the KL.
+        kl: its estimator in the loss.
+        backend: auto, triton, eager or compile.
+
+    Returns:
+        `TokenLoss`.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape, dtype, device or value.
+    """
+    check_vector("logp", logp, len(logp))
+    tensors = {"old_logp": old_logp, "advantages": advantages, "is_weight": is_weight, "ref_logp": ref_logp}
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_vector(name, tensor, len(logp))
+    if mask is not None:
+        check_vector("mask", mask, len(logp), torch.bool)
+    check_device(logp.device, **tensors, mask=mask)
+    options = _Options(clip_low, clip_high, dual_clip, kl_coef, kl)
+    if kl_coef and ref_logp is None:
+        raise ValueError(f"ref_logp: required with kl_coef {kl_coef}, but got None")
+    old_logp, advantages = old_logp.detach(), advantages.detach()
+    weight = torch.ones_like(old_logp) if is_weight is None else is_weight.detach()
+    ref_logp = None if ref_logp is None else ref_logp.detach()
+    name = choose(backend, logp.device, logp.dtype, len(logp))
+    if name == "triton":
+        loss, ratio, clipped, estimate = _Fused.apply(logp, old_logp, advantages, weight, ref_logp, mask, options)  # type: ignore[no-untyped-call]
+    else:
+        function = _compiled_token_loss() if name == "compile" else _token_loss
+        loss, ratio, clipped, estimate = function(logp, old_logp, advantages, weight, ref_logp, mask, options)
+    stats = {"ratio": ratio, "clipped": clipped, "is_weight": weight}
+    if estimate is not None:
+        stats["kl"] = estimate
+    return TokenLoss(loss, stats)
+
+
+@dataclass(frozen=True)
+class _Options:
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+    kl_coef: float
+    kl: KL
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clip_low <= 1:
+            raise ValueError(f"clip_low: expected 0..1, but got {self.clip_low}")
+        if not self.clip_high >= 0:
+            raise ValueError(f"clip_high: expected at least 0, but got {self.clip_high}")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(f"dual_clip: expected above 1 or None, but got {self.dual_clip}")
+        if self.kl not in get_args(KL):
+            raise ValueError(f"kl: expected one of {', '.join(get_args(KL))}, but got {self.kl!r}")
+
+
+# ------------------------------------------------------------------ the formulas
+
+
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """The negated PPO surrogate [T] with asymmetric clip, and where a clip holds its gradient at 0 [T] (bool).
+
+    -min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high) A) (arXiv:1707.06347, arXiv:2503.14476), and with `dual_clip` c at
+    most -cA where A < 0 (arXiv:1912.09729).
+
+    Args:
+        ratio: [T] π/π_old with gradient.
+        advantages: [T].
+        clip_low: how far the ratio may fall below 1.
+        clip_high: how far it may rise above 1.
+        dual_clip: c > 1, or None for no bound where A < 0.
+    """
+    free = -ratio * advantages
+    bounded = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    loss, clipped = torch.maximum(free, bounded), bounded > free
+    if dual_clip is not None:
+        ceiling = -dual_clip * advantages
+        beyond = (advantages < 0) & (loss > ceiling)
+        loss, clipped = torch.where(beyond, ceiling, loss), clipped | beyond
+    return loss, clipped
+
+
+def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KL) -> Tensor:
+    """Estimate [T] of KL(π ‖ π_ref) from tokens sampled by π (Schulman 2020, "Approximating KL divergence").
+
+    With Δ = log π_ref - log π: k1 = -Δ, k2 = Δ²/2, k3 = exp(Δ) - Δ - 1. As values k1 and k3 are unbiased and k3 is
+    never negative. As loss terms they differ: the gradient of k1 is 0 in expectation, that of k2 is the gradient of
+    KL(π ‖ π_ref), that of k3 is the gradient of KL(π_ref ‖ π).
+    """
+    delta = ref_logp.detach() - logp
+    if kind == "k1":
+        return -delta
+    if kind == "k2":
+        return 0.5 * delta.square()
+    delta = delta.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return delta.exp() - delta - 1
+
+
+def importance_weight(old_logp: Tensor, sampler_logp: Tensor | None, cap: float | None) -> Tensor:
+    """Truncated importance weights [T], min(π_old / π_sampler, cap), without gradient; 1 without sampler or cap."""
+    if sampler_logp is None or cap is None:
+        return torch.ones_like(old_logp)
+    return ratio_of(old_logp.detach(), sampler_logp.detach()).clamp(max=cap)
+
+
+def ratio_of(logp: Tensor, other_logp: Tensor) -> Tensor:
+    """exp(logp - other_logp) [T], the difference held within ±20."""
+    return (logp - other_logp.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _token_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    weight: Tensor,
+    ref_logp: Tensor | None,
+    mask: Tensor | None,
+    options: _Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    if mask is not None:
+        # Before the arithmetic: 0 · NaN would let a masked token into the gradient.
+        logp = logp.masked_fill(~mask, 0.0)
+        old_logp, advantages, weight = (x.masked_fill(~mask, 0.0) for x in (old_logp, advantages, weight))
+        ref_logp = None if ref_logp is None else ref_logp.masked_fill(~mask, 0.0)
+    ratio = ratio_of(logp, old_logp)
+    loss, clipped = clipped_surrogate(
+        ratio,
+        advantages,
+        clip_low=options.clip_low,
+        clip_high=options.clip_high,
+        dual_clip=options.dual_clip,
+    )
+    loss = loss * weight
+    estimate = None
+    if ref_logp is not None:
+        estimate = kl_estimate(logp.detach(), ref_logp, "k3")
+        if options.kl_coef:
+            loss = loss + options.kl_coef * kl_estimate(logp, ref_logp, options.kl)
+    ratio = ratio.detach()
+    return loss, ratio if mask is None else ratio * mask, clipped.to(logp.dtype), estimate
+
+
+@functools.cache
+def _compiled_token_loss() -> Any:
+    return torch.compile(_token_loss, dynamic=True)
+
+
+class _Fused(torch.autograd.Function):
+    """One Triton pass writes the loss, the statistics and the loss's derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logp: Tensor,
+        old_logp: Tensor,
+        advantages: Tensor,
+        weight: Tensor,
+        ref_logp: Tensor | None,
+        mask: Tensor | None,
+        options: _Options,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        from exprl.kernels.fused import policy_loss
+
+        out = policy_loss(
+            logp,
+            old_logp,
+            advantages,
+            weight,
+            ref_logp,
+            mask,
+            clip_low=options.clip_low,
+            clip_high=options.clip_high,
+            dual_clip=options.dual_clip,
+            kl_coef=options.kl_coef,
+            kl=options.kl,
+            max_log_ratio=MAX_LOG_RATIO,
+        )
+        ctx.save_for_backward(out.derivative)
+        ctx.mark_non_differentiable(*(x for x in (out.ratio, out.clipped, out.kl) if x is not None))
+        ctx.set_materialize_grads(False)
+        return out.loss, out.ratio, out.clipped, out.kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        (derivative,) = ctx.saved_tensors
+        return None if g_loss is None else g_loss * derivative, None, None, None, None, None, None

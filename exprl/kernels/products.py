@@ -1,0 +1,56 @@
+"""Matrix products whose sums are fp32 whatever the inputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+def write_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """Out = left @ right, summed in fp32 (fp64 for an fp64 out) and rounded at most once, to `out`'s dtype."""
+    if left.is_cuda and left.dtype == right.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    elif _has_wide_output(out, left, right):
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
+    elif out.dtype in _LOW:
+        out.copy_(left.to(torch.float32) @ right.to(torch.float32))
+    else:
+        torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Total += left @ right, in the dtype of `total`, which must be fp32 or fp64."""
+    if _has_wide_output(total, left, right):
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+def write_affine(out: Tensor, left: Tensor, right: Tensor, offset: Tensor | None) -> None:
+    """Out = left @ right + offset, with `offset` [columns of out] or None; `out` is fp32 or fp64."""
+    write_product(out, left, right)
+    if offset is not None:
+        out += offset.to(out.dtype)
+
+
+@contextmanager
+def fp32_products(device: torch.device) -> Iterator[None]:
+    """Inside, autocast leaves products alone and cuBLAS does not sum split products in bf16."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
+
+
+def _has_wide_output(out: Tensor, left: Tensor, right: Tensor) -> bool:
+    # On a CPU torch raises on a bf16 product with an fp32 result.
+    return left.is_cuda and left.dtype == right.dtype and left.dtype in _LOW and out.dtype == torch.float32

@@ -1,0 +1,196 @@
+"""What is done to a slice of logits, token by token: the plain torch version, and the contract of the fused one.
+
+A sweep visits the vocabulary slice by slice. Going forward every slice is merged into a few running numbers a token;
+going backward every slice gives its logits' gradient. Notation, for one token: z are the policy's logits after softcap
+and temperature, m their running maximum, s = Σ exp(z - m), t = Σ exp(z - m)(z - m); q marks the reference head's; p and
+q are the two distributions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Divergence = Literal["rkl", "fkl", "jsd"]
+
+FIELDS = 8
+"""Running numbers of a token, the rows of a state [8, T]: m, s, t, z of the chosen id; the reference's m, s and z of
+the chosen id; and d = Σ exp(z - m)((z - m) - (z_q - m_q)) for rkl, or that with the two heads exchanged for fkl."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is fixed for each of T tokens.
+
+    `ids` [T] int64; `inverse_temperature` [T]; `softcap` c of c·tanh(z / c), applied before the temperature; `rows` [T]
+    int64, which rows of a slice are these tokens, None for all in order.
+    """
+
+    ids: Tensor
+    inverse_temperature: Tensor
+    softcap: float | None = None
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GradientCoefficients:
+    """For each token [T], the gradient of its logits in a form that needs no more sums over the vocabulary.
+
+    dz_j = p_j (a + b log p_j) + [j is chosen] g + the divergence's terms times d, where `lse` and `ref_lse` give log p
+    and log q. See `coefficients` in `exprl.kernels.linear` for how the outputs' gradients become these.
+    """
+
+    lse: Tensor
+    ref_lse: Tensor | None
+    a: Tensor
+    b: Tensor
+    g: Tensor
+    d: Tensor | None
+
+
+@dataclass(frozen=True)
+class RowOperations:
+    """The three things a sweep does to a slice, with the signatures of `merge`, `merge_jsd` and `gradient` below."""
+
+    merge: Callable[..., None]
+    merge_jsd: Callable[..., None]
+    gradient: Callable[..., None]
+    rounds_gradient: bool
+    """Whether the gradient of logits is rounded to the product's dtype, as tensor cores want it."""
+
+
+# ------------------------------------------------------------------ plain torch
+
+
+def merge(
+    state: Tensor,
+    z: Tensor,
+    z_ref: Tensor | None,
+    first: int,
+    tokens: Tokens,
+    *,
+    entropy: bool,
+    divergence: Divergence | None,
+) -> None:
+    """Merge a slice into the running numbers.
+
+    Args:
+        state: [8, T] (see FIELDS), changed in place. `divergence` jsd needs no more than both heads' m and s.
+        z: [R, W] logits of the vocabulary from token id `first` on.
+        z_ref: [R, W] the reference head's, or None.
+        first: token id of the first column.
+        tokens: what is fixed.
+        entropy: whether t is wanted.
+        divergence: whose d is wanted.
+    """
+    m, s, t, chosen, m_ref, s_ref, chosen_ref, d = state.unbind(0)
+    z = _tempered(_capped(z, tokens, state.dtype), tokens)
+    c, e, scale, shift, top = _online(z, m)
+    if z_ref is not None:
+        z_ref = _tempered(_capped(z_ref, tokens, state.dtype), tokens)
+        c_ref, e_ref, scale_ref, shift_ref, top_ref = _online(z_ref, m_ref)
+        if divergence == "rkl":
+            d.copy_(scale * (d + s * (shift - shift_ref)) + _expectation(e, c - c_ref))
+        elif divergence == "fkl":
+            d.copy_(scale_ref * (d + s_ref * (shift_ref - shift)) + _expectation(e_ref, c_ref - c))
+        s_ref.copy_(scale_ref * s_ref + e_ref.sum(1))
+        m_ref.copy_(top_ref)
+        _pick(chosen_ref, z_ref, first, tokens.ids)
+    if entropy:
+        t.copy_(scale * (t + s * shift) + _expectation(e, c))
+    s.copy_(scale * s + e.sum(1))
+    m.copy_(top)
+    _pick(chosen, z, first, tokens.ids)
+
+
+def merge_jsd(sums: Tensor, z: Tensor, z_ref: Tensor, tokens: Tokens, lse: Tensor, ref_lse: Tensor) -> None:
+    """Add a slice's part of ½ KL(p ‖ mean) and of ½ KL(q ‖ mean) to `sums` [2, T], in place."""
+    log_p = _tempered(_capped(z, tokens, sums.dtype), tokens) - lse[:, None]
+    log_q = _tempered(_capped(z_ref, tokens, sums.dtype), tokens) - ref_lse[:, None]
+    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
+    sums[0] += 0.5 * _expectation(log_p.exp(), log_p - log_mean)
+    sums[1] += 0.5 * _expectation(log_q.exp(), log_q - log_mean)
+
+
+def gradient(
+    out: Tensor,
+    z: Tensor,
+    z_ref: Tensor | None,
+    first: int,
+    tokens: Tokens,
+    coefficients: GradientCoefficients,
+    *,
+    divergence: Divergence | None,
+) -> None:
+    """Write the gradient of a slice's raw logits into `out` [R, W], which may be z itself."""
+    k = coefficients
+    capped = _capped(z, tokens, k.lse.dtype)
+    log_p = _tempered(capped, tokens) - k.lse[:, None]
+    p = log_p.exp()
+    inner = k.a[:, None] + k.b[:, None] * log_p
+    log_q = None
+    if divergence is not None and z_ref is not None and k.ref_lse is not None and k.d is not None:
+        log_q = _tempered(_capped(z_ref, tokens, k.lse.dtype), tokens) - k.ref_lse[:, None]
+        if divergence == "rkl":
+            inner += k.d[:, None] * (log_p - log_q)
+        elif divergence == "jsd":
+            inner += (0.5 * k.d)[:, None] * (log_p - torch.logaddexp(log_p, log_q) + math.log(2))
+    # A token that is ruled out has p = 0 and log p = -inf: no gradient, not 0 · inf.
+    dz = torch.where(p > 0, p * inner, 0.0)
+    if divergence == "fkl" and log_q is not None and k.d is not None:
+        dz -= k.d[:, None] * log_q.exp()
+    _add_chosen(dz, k.g, first, tokens.ids)
+    dz *= tokens.inverse_temperature[:, None]
+    if tokens.softcap is not None:
+        dz *= 1 - (capped / tokens.softcap).square()
+    if tokens.rows is None:
+        out.copy_(dz)
+    else:
+        out[tokens.rows] = dz.to(out.dtype)
+
+
+def _capped(z: Tensor, tokens: Tokens, dtype: torch.dtype) -> Tensor:
+    z = (z if tokens.rows is None else z[tokens.rows]).to(dtype)
+    return z if tokens.softcap is None else tokens.softcap * torch.tanh(z / tokens.softcap)
+
+
+def _tempered(capped: Tensor, tokens: Tokens) -> Tensor:
+    return capped * tokens.inverse_temperature[:, None]
+
+
+def _online(z: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns z - m', its exp, and how sums relative to the old maximum m become sums relative to the new one m'.
+
+    Before the first finite logit m is -inf: then there is nothing to rescale, and nothing is subtracted.
+    """
+    top = torch.maximum(m, z.amax(1))
+    base = top.masked_fill(top == -torch.inf, 0.0)
+    c = z - base[:, None]
+    return c, c.exp(), (m - base).exp(), (m - base).masked_fill(m == -torch.inf, 0.0), top
+
+
+def _expectation(weights: Tensor, values: Tensor) -> Tensor:
+    """Σ weights · values over the slice, where a weight of 0 makes nothing of an infinite value."""
+    return torch.where(weights > 0, weights * values, 0.0).sum(1)
+
+
+def _pick(chosen: Tensor, z: Tensor, first: int, ids: Tensor) -> None:
+    inside, column = _inside(z, first, ids)
+    chosen.copy_(torch.where(inside, z.gather(1, column[:, None])[:, 0], chosen))
+
+
+def _add_chosen(dz: Tensor, g: Tensor, first: int, ids: Tensor) -> None:
+    inside, column = _inside(dz, first, ids)
+    # One column a row, so nothing is added twice: a plain write, deterministic on every device.
+    row = torch.arange(len(dz), device=dz.device)
+    dz[row, column] = dz[row, column] + torch.where(inside, g, 0.0)
+
+
+def _inside(z: Tensor, first: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+    column = ids - first
+    return (column >= 0) & (column < z.shape[1]), column.clamp(0, z.shape[1] - 1)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from exprl import config as configuration
 from exprl.component import Choice, choose, option
 from exprl.errors import ConfigError
+from exprl.kernels import Backend
 from exprl.prompts import PromptConfig
 from exprl.registry import ADVANTAGES, ENGINES, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
 
@@ -53,6 +54,10 @@ class UpdateConfig:
     micro_batch_tokens: int = option(8192, "padded tokens in one forward and backward; changes memory, never the loss")
     signal_tolerance: float = option(
         1e-6, "a group whose advantages all lie within this of 0 is dropped from the update and counted"
+    )
+    kernels: Backend = option(
+        "auto",
+        "who computes log-probs and the loss: triton (GPUs), eager (any device), compile; auto: the best there is",
     )
     log_kl: bool = option(True, "keep the frozen initial policy to log the KL to it even if the loss has no KL term")
 

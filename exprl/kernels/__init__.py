@@ -5,10 +5,11 @@ exprl.
 """
 
 from exprl.kernels.backends import Backend
-from exprl.kernels.linear import LinearHead, TokenStatistics, linear_logprob
+from exprl.kernels.linear import TokenStatistics, linear_logprob
 from exprl.kernels.logits import logprob_entropy
 from exprl.kernels.policy import TokenLoss, policy_token_loss
 from exprl.kernels.rows import Divergence
+from exprl.kernels.sweep import LinearHead
 
 __all__ = [
     "Backend",

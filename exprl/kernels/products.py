@@ -11,6 +11,15 @@ from torch import Tensor
 _LOW = (torch.bfloat16, torch.float16)
 
 
+def compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What a linear layer would round its inputs to: autocast's dtype inside autocast, else the wider of the two."""
+    wider = torch.promote_types(hidden.dtype, weight.dtype)
+    device = hidden.device.type
+    if wider != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return wider
+
+
 def write_product(out: Tensor, left: Tensor, right: Tensor) -> None:
     """Out = left @ right, summed in fp32 (fp64 for an fp64 out) and rounded at most once, to `out`'s dtype."""
     if left.is_cuda and left.dtype == right.dtype == out.dtype:

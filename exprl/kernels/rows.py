@@ -42,7 +42,7 @@ class GradientCoefficients:
     """For each token [T], the gradient of its logits in a form that needs no more sums over the vocabulary.
 
     dz_j = p_j (a + b log p_j) + [j is chosen] g + the divergence's terms times d, where `lse` and `ref_lse` give log p
-    and log q. See `coefficients` in `exprl.kernels.linear` for how the outputs' gradients become these.
+    and log q. See `coefficients` in `exprl.kernels.sweep` for how the outputs' gradients become these.
     """
 
     lse: Tensor

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from exprl.advantages import Advantage, has_signal
 from exprl.engines.base import Engine, Sampling
 from exprl.experiment import OptimizerConfig, UpdateConfig
+from exprl.kernels import TokenStatistics
 from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
 from exprl.prompts import PromptBuilder
@@ -155,7 +157,7 @@ class ExpRLModule(LightningModule):
         result: dict[int, Tensor] = {}
         for indices in self.split(samples):
             chosen = [samples[i] for i in indices]
-            logp = response_logprobs(self.policy, self.collate(chosen), temperature=self.sampling.temperature).logp
+            logp = self.logprobs(self.policy, self.collate(chosen)).logp
             pieces = logp.split([len(sample.response_ids) for sample in chosen])
             result.update(zip(indices, pieces, strict=True))
         return [result[i] for i in range(len(samples))]
@@ -191,13 +193,12 @@ class ExpRLModule(LightningModule):
     def token_loss(self, samples: Sequence[TokenSequence], old: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss of one micro-batch, and per-token statistics [N]."""
         batch = self.collate(samples)
-        current = response_logprobs(self.policy, batch, temperature=self.sampling.temperature)
+        current = self.logprobs(self.policy, batch, entropy=True)
+        assert current.entropy is not None
         reference = None
         if self.parts.reference is not None:
             with torch.no_grad():
-                reference = response_logprobs(
-                    self.parts.reference.model, batch, temperature=self.sampling.temperature
-                ).logp
+                reference = self.logprobs(self.parts.reference.model, batch).logp
         result = self.parts.objective.token_loss(
             current.logp,
             current.logp.detach() if old is None else old,
@@ -206,8 +207,13 @@ class ExpRLModule(LightningModule):
             ref_logp=reference,
         )
         gap = (current.logp.detach() if old is None else old) - batch.sampler_logprobs
-        stats = {**result.stats, "entropy": current.entropy, "sampler_gap": gap.abs(), "loss": result.loss}
+        stats = {**result.stats, "entropy": current.entropy.detach(), "sampler_gap": gap.abs(), "loss": result.loss}
         return result.loss.sum(), stats
+
+    def logprobs(self, model: PreTrainedModel, batch: MicroBatch, *, entropy: bool = False) -> TokenStatistics:
+        """Statistics [N] of the batch's response tokens under a model, at the temperature that sampled them."""
+        temperature, backend = self.sampling.temperature, self.update.kernels
+        return response_logprobs(model, batch, temperature=temperature, backend=backend, entropy=entropy)
 
     def split(self, samples: Sequence[TokenSequence]) -> list[list[int]]:
         """Indices of `samples` in micro-batches under the token budget."""

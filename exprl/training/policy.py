@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from exprl.kernels import linear_logprob
+from exprl.kernels import Backend, TokenStatistics, linear_logprob
 from exprl.training.batching import MicroBatch
 
 
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Log-prob and entropy of the tempered distribution at each of N response tokens, both [N]."""
+def response_logprobs(
+    model: PreTrainedModel, batch: MicroBatch, *, temperature: float, backend: Backend = "auto", entropy: bool = False
+) -> TokenStatistics:
+    """Statistics [N] of the tempered distribution at each of the N response tokens.
 
-    logp: Tensor
-    entropy: Tensor
-
-
-def response_logprobs(model: PreTrainedModel, batch: MicroBatch, *, temperature: float) -> TokenLogprobs:
-    """Run the backbone over the padded batch and the LM head over the N response positions only."""
+    The backbone runs over the padded batch, the LM head over the response positions only.
+    """
     outputs = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    hidden = outputs.last_hidden_state[batch.rows, batch.columns]
     head = model.get_output_embeddings()
-    statistics = linear_logprob(
-        hidden,
+    return linear_logprob(
+        outputs.last_hidden_state[batch.rows, batch.columns],
         head.weight,
         batch.ids,
-        temperature=temperature,
         bias=getattr(head, "bias", None),
+        temperature=temperature,
         softcap=getattr(model.config, "final_logit_softcapping", None),
+        entropy=entropy,
+        backend=backend,
     )
-    assert statistics.entropy is not None
-    return TokenLogprobs(logp=statistics.logp, entropy=statistics.entropy)

@@ -1,0 +1,224 @@
+"""The sweep over the vocabulary that both directions of `linear_logprob` make.
+
+The vocabulary is visited in slices of all T tokens. Forward: the slice's logits, one product with an fp32 result, are
+merged into running numbers a token. Backward: the slice's logits are computed again, turned into their gradient, and
+two products add that to the gradient of the hidden states (fp32) and write the slice's rows of the weight's gradient,
+each once. Sums run in one fixed order, so the same input gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from exprl.kernels.backends import row_operations
+from exprl.kernels.products import add_product, write_affine, write_product
+from exprl.kernels.rows import FIELDS, Divergence, GradientCoefficients, Tokens
+
+_GPU_SLICE_BYTES = 384 * 2**20
+"""Memory of one slice's logits and their gradient. At 16,384 tokens: 4,096 columns of one head, 2,048 of two."""
+
+_CPU_SLICE_BYTES = 32 * 2**20
+"""Plain torch holds about five times this: each step of its arithmetic makes a copy."""
+
+
+class LinearHead(NamedTuple):
+    """Logits hidden @ weight.T + bias: `hidden` [T, D], `weight` [V, D], `bias` [V] or None."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call does, apart from the tensors with a gradient."""
+
+    tokens: Tokens
+    ref: LinearHead | None
+    divergence: Divergence | None
+    entropy: bool
+    compute: torch.dtype
+    backend: str
+    vocab_block: int
+    weight_grad_out: Tensor | None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Each [T]; what was not asked for is None."""
+
+    logp: Tensor
+    lse: Tensor
+    entropy: Tensor | None
+    divergence: Tensor | None
+    ref_logp: Tensor | None
+    ref_lse: Tensor | None
+    policy_half: Tensor | None
+    """½ KL(p ‖ mean), for jsd."""
+
+
+def statistics(head: LinearHead, plan: Plan) -> Statistics:
+    """The forward sweep; jsd takes a second one, since its mean needs both normalisers."""
+    tokens, operations = plan.tokens, row_operations(plan.backend)
+    sweep = _Sweep.of(head, plan.ref, plan)
+    state = tokens.inverse_temperature.new_zeros(FIELDS, len(tokens.ids))
+    state[0] = state[4] = -torch.inf
+    for first, z, z_ref in sweep:
+        operations.merge(state, z, z_ref, first, tokens, entropy=plan.entropy, divergence=plan.divergence)
+    m, s, t, chosen, m_ref, s_ref, chosen_ref, d = state.unbind(0)
+    log_s = s.log()
+    lse = m + log_s
+    entropy = log_s - t / s if plan.entropy else None
+    if plan.ref is None:
+        return Statistics(chosen - lse, lse, entropy, None, None, None, None)
+    ref_log_s = s_ref.log()
+    ref_lse = m_ref + ref_log_s
+    divergence, half = None, None
+    if plan.divergence == "rkl":
+        divergence = d / s - log_s + ref_log_s
+    elif plan.divergence == "fkl":
+        divergence = d / s_ref - ref_log_s + log_s
+    elif plan.divergence == "jsd":
+        sums = torch.zeros_like(state[:2])
+        for _, z, z_ref in sweep:
+            operations.merge_jsd(sums, z, z_ref, tokens, lse, ref_lse)
+        divergence, half = sums[0] + sums[1], sums[0].clone()
+    return Statistics(chosen - lse, lse, entropy, divergence, chosen_ref - ref_lse, ref_lse, half)
+
+
+def gradients(
+    head: LinearHead,
+    ref: LinearHead | None,
+    kind: Divergence | None,
+    k: GradientCoefficients,
+    plan: Plan,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The backward sweep: gradients of hidden, weight and bias, each None where it is not needed."""
+    operations = row_operations(plan.backend)
+    sweep = _Sweep.of(head, ref, plan)
+    wide = k.lse.dtype
+    main = plan.weight_grad_out
+    d_hidden = torch.zeros_like(head.hidden, dtype=wide) if needed[0] else None
+    d_weight = torch.empty_like(head.weight) if needed[1] and main is None else None
+    d_bias = torch.empty_like(head.bias) if needed[2] and head.bias is not None else None
+    # Where the gradient is not rounded it takes the logits' place.
+    rounded = operations.rounds_gradient and plan.compute != wide
+    memory = torch.empty_like(sweep.buffer, dtype=plan.compute) if rounded else sweep.buffer
+    for first, z, z_ref in sweep:
+        last = first + z.shape[1]
+        dz = memory[:, : z.shape[1]]
+        operations.gradient(dz, z, z_ref, first, plan.tokens, k, divergence=kind)
+        if d_hidden is not None:
+            add_product(d_hidden, dz, sweep.policy.columns(first, last))
+        if main is not None:
+            add_product(main[first:last], dz.t(), sweep.policy.hidden)
+        if d_weight is not None:
+            write_product(d_weight[first:last], dz.t(), sweep.policy.hidden)
+        if d_bias is not None:
+            d_bias[first:last] = dz.sum(0, dtype=wide)
+    return None if d_hidden is None else d_hidden.to(head.hidden.dtype), d_weight, d_bias
+
+
+def coefficients(
+    kind: Divergence | None,
+    lse: Tensor,
+    entropy: Tensor | None,
+    expected: Tensor | None,
+    ref_lse: Tensor | None,
+    g_logp: Tensor | None,
+    g_entropy: Tensor | None,
+    g_divergence: Tensor | None,
+    g_lse: Tensor | None,
+) -> GradientCoefficients:
+    """From the gradients of the outputs [T] to those of the logits.
+
+    d logp / dz_j = [j chosen] - p_j; d lse / dz_j = p_j; dH / dz_j = -p_j (log p_j + H);
+    d rkl / dz_j = p_j (log p_j - log q_j - rkl); d fkl / dz_j = p_j - q_j;
+    d jsd / dz_j = p_j (½ log(p_j / mean_j) - ½ KL(p ‖ mean)). `expected` is the rkl, or that half for jsd.
+    """
+    g = torch.zeros_like(lse) if g_logp is None else g_logp.contiguous()
+    a, b = -g, torch.zeros_like(lse)
+    if g_lse is not None:
+        a = a + g_lse
+    if g_entropy is not None and entropy is not None:
+        a, b = a - g_entropy * entropy, -g_entropy
+    d = None
+    if kind is not None and g_divergence is not None and expected is not None:
+        d = g_divergence.contiguous()
+        a = a + d if kind == "fkl" else a - d * expected
+    return GradientCoefficients(lse=lse, ref_lse=ref_lse, a=a, b=b.contiguous(), g=g, d=d)
+
+
+class _Operands:
+    """A head as its products take it: rounded to the dtype of the computation, and on a CPU widened again."""
+
+    def __init__(self, head: LinearHead, plan: Plan) -> None:
+        self._head = head
+        self._compute = plan.compute
+        on_cpu = head.hidden.device.type == "cpu"
+        self._operand = plan.tokens.inverse_temperature.dtype if on_cpu else plan.compute
+        self.hidden = self._cast(head.hidden)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._compute).to(self._operand)
+
+    def columns(self, first: int, last: int) -> Tensor:
+        """Rows first..last of the weight."""
+        return self._cast(self._head.weight[first:last])
+
+    def write_logits(self, out: Tensor, first: int, last: int) -> None:
+        bias = self._head.bias
+        offset = None if bias is None else bias[first:last]
+        write_affine(out, self.hidden, self.columns(first, last).t(), offset)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """Visits the vocabulary; every slice's logits overwrite those of the slice before."""
+
+    policy: _Operands
+    ref: _Operands | None
+    vocabulary: int
+    buffer: Tensor
+    ref_buffer: Tensor | None
+
+    @classmethod
+    def of(cls, head: LinearHead, ref: LinearHead | None, plan: Plan) -> _Sweep:
+        vocabulary = len(head.weight)
+        heat = plan.tokens.inverse_temperature
+        shape = (len(head.hidden), min(plan.vocab_block, vocabulary))
+        return cls(
+            policy=_Operands(head, plan),
+            ref=None if ref is None else _Operands(ref, plan),
+            vocabulary=vocabulary,
+            buffer=heat.new_empty(shape),
+            ref_buffer=None if ref is None else heat.new_empty(shape),
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """First column, logits [T, W], and the reference's."""
+        step = max(self.buffer.shape[1], 1)
+        for first in range(0, self.vocabulary, step):
+            last = min(first + step, self.vocabulary)
+            z = self.buffer[:, : last - first]
+            self.policy.write_logits(z, first, last)
+            z_ref = None
+            if self.ref is not None and self.ref_buffer is not None:
+                z_ref = self.ref_buffer[:, : last - first]
+                self.ref.write_logits(z_ref, first, last)
+            yield first, z, z_ref
+
+
+def slice_columns(tokens: int, hidden: Tensor, backend: str, two_heads: bool, wide: torch.dtype) -> int:
+    """The largest power of two that fits the budget, at least 256."""
+    lean = hidden.is_cuda and backend != "eager"
+    budget = _GPU_SLICE_BYTES if lean else _CPU_SLICE_BYTES
+    gradient_bytes = 2 if lean else 0
+    columns = budget // (max(tokens, 1) * (wide.itemsize * (2 if two_heads else 1) + gradient_bytes))
+    return 1 << max(columns.bit_length() - 1, 8)

@@ -78,6 +78,7 @@ class Build:
         return Resources(
             policy=self.policy,
             reference_model=lambda: self.reference,
+            engine=lambda: self.engine,
             problems=self.train_problems if self.experiment.data.train is not None else (),
             verifier=self.verifier,
             seed=self.experiment.seed,

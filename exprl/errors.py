@@ -22,6 +22,10 @@ class ModelError(ExprlError):
     """A model or tokenizer cannot be used as asked (missing, no chat template, context too short)."""
 
 
+class EngineError(ExprlError):
+    """The engine that samples cannot go on, or samples from another policy than the trainer's."""
+
+
 class JudgeError(ExprlError):
     """Judging failed more often than `max_failure_rate` allows, or a judge lacks what it needs."""
 

@@ -77,6 +77,7 @@ ENGINES: Registry[Any] = Registry("engine", module="exprl.engines")
 VERIFIERS: Registry[Any] = Registry("verifier", module="exprl.verifiers")
 SLICERS: Registry[Any] = Registry("slicer", module="exprl.slicers")
 JUDGES: Registry[Any] = Registry("judge", module="exprl.judges")
+BACKENDS: Registry[Any] = Registry("backend", module="exprl.judges.backends")
 REWARDS: Registry[Any] = Registry("reward", module="exprl.rewards")
 ADVANTAGES: Registry[Any] = Registry("advantage", module="exprl.advantages")
 OBJECTIVES: Registry[Any] = Registry("objective", module="exprl.objectives")
@@ -88,6 +89,7 @@ FAMILIES: tuple[Registry[Any], ...] = (
     VERIFIERS,
     SLICERS,
     JUDGES,
+    BACKENDS,
     REWARDS,
     ADVANTAGES,
     OBJECTIVES,

@@ -10,6 +10,7 @@ from exprl.errors import ConfigError
 from exprl.types import Problem
 
 if TYPE_CHECKING:
+    from exprl.engines.base import Engine
     from exprl.models.base import LanguageModel
 
 
@@ -20,6 +21,7 @@ class Resources:
     Attributes:
         policy: the model being trained, with its tokenizer.
         reference_model: gives the frozen initial policy; called when first needed, so that no copy is made for nothing.
+        engine: gives the run's one engine of rollouts, for a judge that shares it.
         problems: the training problems, for `wrong_reference`.
         verifier: the run's one verifier of final answers.
         seed: the run's.
@@ -27,6 +29,7 @@ class Resources:
 
     policy: LanguageModel | None = None
     reference_model: Callable[[], LanguageModel] | None = None
+    engine: Callable[[], Engine] | None = None
     problems: Sequence[Problem] = ()
     verifier: Any = None
     seed: int = 0
@@ -38,6 +41,12 @@ class Resources:
                 f"{who} needs the policy model, but it was built outside a run: pass Resources(policy=...)."
             )
         return self.policy
+
+    def need_engine(self, who: str) -> Engine:
+        """The engine of the rollouts, or a `ConfigError` that says who needs it."""
+        if self.engine is None:
+            raise ConfigError(f"{who} needs the engine of the rollouts: pass Resources(engine=...).")
+        return self.engine()
 
     def need_reference_model(self, who: str) -> LanguageModel:
         """The frozen initial policy, or a `ConfigError` that says who needs it."""

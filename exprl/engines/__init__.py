@@ -2,5 +2,6 @@
 
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import TransformersEngine
+from exprl.engines.vllm import VLLMEngine
 
-__all__ = ["Engine", "Sampling", "TransformersEngine"]
+__all__ = ["Engine", "Sampling", "TransformersEngine", "VLLMEngine"]

@@ -53,5 +53,8 @@ class Engine(Component):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
         """Yield `(index of the prompt, rollout)` as each rollout finishes: `len(prompts) * sampling.n` in all."""
 
+    def close(self) -> None:
+        """Free what the engine holds beside the policy; called when a run ends, also by an error."""
+
     def sync(self, policy_version: int) -> None:
         """Take over the policy's current weights, those after `policy_version` steps; later rollouts carry it."""

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
+from exprl.component import Choice, Component
 from exprl.judges.prompting import JudgePrompt
 from exprl.progress import Advance
 from exprl.types import JudgementStatus
 
+if TYPE_CHECKING:
+    from exprl.resources import Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One prompt and what is wanted of the reply.
+
+    Attributes:
+        prompt: the message.
+        max_new_tokens: length limit of the greedy reply; 0 where labels are given.
+        labels: instead of a reply, the probability of each of them right after `reply_start`.
+        reply_start: how the reply is made to begin.
+    """
+
+    prompt: JudgePrompt
+    max_new_tokens: int = 0
+    labels: tuple[str, ...] = ()
+    reply_start: str = ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What came back for one prompt.
+    """What came back for one query.
 
     Attributes:
         text: the reply, or what went wrong where `status` is not ok.
         status: ok, or timeout, error, empty.
-        probabilities: of each label asked for, where labels were asked for; their sum is at most 1.
+        probabilities: of each label, where labels were asked for; their sum is at most 1.
     """
 
     text: str = ""
@@ -26,16 +48,37 @@ class Reply:
     probabilities: tuple[float, ...] = ()
 
 
-class JudgeBackend(Protocol):
-    """Runs a judge's model. Failures of single prompts are replies with a status, never raised."""
+@dataclass(frozen=True, kw_only=True)
+class JudgeModel:
+    """Whose weights a judge runs on: the initial policy, the policy as it trains, or a model of its own."""
 
-    def complete(self, prompts: Sequence[JudgePrompt], max_new_tokens: int, advance: Advance) -> list[Reply]:
-        """The greedy reply to each prompt, in order."""
+    weights: Literal["frozen", "live", "own"]
+    own: Choice | None = None
+    judge: str = ""
+    """The judge's registered name, for messages."""
 
-    def label_probabilities(
-        self, prompts: Sequence[JudgePrompt], labels: Sequence[str], reply_start: str, advance: Advance
-    ) -> list[Reply]:
-        """How likely each label is to follow `reply_start` at the beginning of the reply, in one forward pass."""
 
-    def room(self, prompt: JudgePrompt) -> tuple[int, int | None]:
-        """The prompt's length in tokens, and the model's context length where it is known."""
+class JudgeBackend(Component):
+    """Runs a judge's model. Failures of single queries are replies with a status, never raised."""
+
+    identity: str = ""
+    """Names model and weights: the same identity and the same query give the same reply."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
+        """On the model, loaded and ready; raises `ConfigError` where this backend cannot run it."""
+
+    @abstractmethod
+    def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
+        """The reply to each query, in order; `advance` is called with the number answered as they are."""
+
+    @abstractmethod
+    def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
+        """The prompt's length in tokens, and the model's context length; None for what is not known."""
+
+    def start(self, queries: Sequence[Query]) -> None:
+        """A hint that `run` will ask these soon: a backend that can works on them from now on."""
+
+    def sync(self) -> None:
+        """Called after every policy update."""

@@ -24,6 +24,9 @@ class Judge(Component):
         `advance` is called with the number of requests judged as they are, for a progress bar.
         """
 
+    def start(self, requests: Sequence[JudgeRequest]) -> None:
+        """A hint that `judge` will be asked about these soon: a judge that can works on them from now on."""
+
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise `JudgeError`, naming the first problem that lacks what this judge needs, before a run starts."""
         if not self.needs_reference:

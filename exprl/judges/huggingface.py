@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from exprl.component import option
 from exprl.engines.base import Sampling
 from exprl.engines.decoding import Decoding
 from exprl.engines.prefill import Prefilled, prefill
 from exprl.engines.transformers import ends_of, pad_id
-from exprl.judges.backend import Reply
+from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.prompting import JudgePrompt
 from exprl.judges.tokens import JudgeTokenizer
 from exprl.judges.tree import build_tree, pack
@@ -19,33 +22,91 @@ from exprl.judges.tree_forward import tree_logits, tree_prefill, understands_tre
 from exprl.models.base import LanguageModel
 from exprl.models.modes import evaluating
 from exprl.progress import Advance
+from exprl.registry import BACKENDS
+
+if TYPE_CHECKING:
+    from exprl.resources import Resources
+
+_NO_PROMPT = JudgePrompt(())
 
 
-class HuggingFaceBackend:
-    """Runs a judge on a `LanguageModel`, greedily, in eval mode and without gradients.
+@BACKENDS.register("transformers")
+class HuggingFaceBackend(JudgeBackend):
+    """Runs a judge in this process through transformers, greedily, in eval mode and without gradients.
 
     Args:
+        config: how much is computed at a time.
         language_model: its weights are read at every call, so a policy in training judges with its current ones.
-        batch_tokens: tokens of one forward pass over prompts; those that prompts share count once.
-        batch_size: replies decoded at a time.
+        live: whether those weights train.
         share_prefixes: compute what prompts have in common once; False is for models and measurements without.
         beside: move the model to where this one is, before each call.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config(JudgeBackend.Config):
+        """How much is computed at a time."""
+
+        batch_tokens: int = option(4096, "prompt tokens in one forward pass, common beginnings counted once")
+        batch_size: int = option(64, "prompts judged at a time")
+
+        def __post_init__(self) -> None:
+            if min(self.batch_tokens, self.batch_size) < 1:
+                raise ValueError("batch_tokens and batch_size must be at least 1")
+
     def __init__(
         self,
+        config: Config,
         language_model: LanguageModel,
         *,
-        batch_tokens: int,
-        batch_size: int,
+        live: bool = False,
         share_prefixes: bool = True,
         beside: LanguageModel | None = None,
     ) -> None:
+        super().__init__(config)
         self._language_model = language_model
         self._tokens = JudgeTokenizer(language_model.tokenizer, language_model.name)
-        self._batch_tokens, self._batch_size = batch_tokens, batch_size
+        self._batch_tokens, self._batch_size = config.batch_tokens, config.batch_size
         self._share = share_prefixes and understands_trees(language_model.model)
         self._beside = beside
+        self._live = live
+        self._updates = 0
+
+    @classmethod
+    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> HuggingFaceBackend:
+        """On the policy, the run's frozen copy of it, or a model of its own on the policy's device."""
+        judge = f"judge {model.judge!r}"
+        if model.weights == "live":
+            return cls(config, resources.need_policy(judge), live=True)
+        if model.weights == "frozen":
+            return cls(config, resources.need_reference_model(judge), beside=resources.policy)
+        return cls(config, load_own(model, resources), beside=resources.policy)
+
+    @property
+    def identity(self) -> str:  # type: ignore[override]
+        """The model's name, and how often it was updated."""
+        return f"{self._language_model.name} updated {self._updates} times"
+
+    def sync(self) -> None:
+        """Weights that train are other weights now."""
+        self._updates += self._live
+
+    def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
+        """See `JudgeBackend`; queries of one kind are computed together."""
+        replies: dict[Query, Reply] = {}
+        kinds = dict.fromkeys((q.labels, q.reply_start, q.max_new_tokens) for q in queries)
+        for labels, reply_start, max_new_tokens in kinds:
+            of_kind = [
+                q
+                for q in queries
+                if (q.labels, q.reply_start, q.max_new_tokens) == (labels, reply_start, max_new_tokens)
+            ]
+            prompts = [q.prompt for q in of_kind]
+            if labels:
+                answers = self.label_probabilities(prompts, labels, reply_start, advance)
+            else:
+                answers = self.complete(prompts, max_new_tokens, advance)
+            replies.update(zip(of_kind, answers, strict=True))
+        return [replies[query] for query in queries]
 
     def complete(self, prompts: Sequence[JudgePrompt], max_new_tokens: int, advance: Advance) -> list[Reply]:
         """The greedy reply to each prompt; a reply cut off at `max_new_tokens` is returned as far as it came."""
@@ -123,6 +184,14 @@ class HuggingFaceBackend:
         for decoded in Decoding(model, prefilled, unused, greedy, ends_of(model, tokenizer)).run():
             texts[decoded.slot] = str(tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
         return [Reply(text=text) for text in texts]
+
+
+def load_own(model: JudgeModel, resources: Resources) -> LanguageModel:
+    """The model a judge names for itself, without gradients."""
+    assert model.own is not None
+    language_model: LanguageModel = model.own.build(resources).load()
+    language_model.model.requires_grad_(False)
+    return language_model
 
 
 def _too_long(length: int, new_tokens: int, context: int | None) -> Reply | None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from exprl.component import option
+from exprl.component import Choice, choose, option
 from exprl.errors import JudgeError
-from exprl.judges.backend import JudgeBackend
+from exprl.judges.backend import JudgeBackend, JudgeModel, Query
 from exprl.judges.base import Judge
+from exprl.judges.cache import ReplyCache
 from exprl.judges.prompting import JudgePrompt, compose, read_prompt
-from exprl.judges.scoring import Scoring, by_expectation, by_rationale
+from exprl.judges.scoring import Scoring, judgement_of, query_for
 from exprl.progress import Advance, no_progress
+from exprl.registry import BACKENDS
+from exprl.resources import Resources
 from exprl.types import Judgement, JudgeRequest, Problem
-
-if TYPE_CHECKING:
-    from exprl.models.base import LanguageModel
 
 
 class LLMJudge(Judge):
@@ -39,12 +39,12 @@ class LLMJudge(Judge):
         min_mass: float = option(
             0.01, "expected: below this total probability of the five scores the judgement counts as unparseable"
         )
-        batch_tokens: int = option(4096, "prompt tokens in one forward pass, common beginnings counted once")
-        batch_size: int = option(64, "prompts judged at a time")
+        backend: Annotated[Choice, BACKENDS] = choose(BACKENDS, "auto", "who runs the judge's model")
+        cache_size: int = option(100_000, "replies kept so that an equal prompt is asked once; 0: none")
 
         def __post_init__(self) -> None:
-            if min(self.max_new_tokens, self.batch_tokens, self.batch_size) < 1:
-                raise ValueError("max_new_tokens, batch_tokens and batch_size must be at least 1")
+            if self.max_new_tokens < 1 or self.cache_size < 0:
+                raise ValueError("max_new_tokens must be at least 1 and cache_size at least 0")
             if not 0.0 <= self.min_mass <= 1.0:
                 raise ValueError(f"min_mass must lie in [0, 1], but got {self.min_mass}")
 
@@ -54,6 +54,7 @@ class LLMJudge(Judge):
     def __init__(self, config: Any, backend: JudgeBackend) -> None:
         super().__init__(config)
         self.backend = backend
+        self.cache = ReplyCache(config.cache_size)
 
     @abstractmethod
     def contents(self, problem: Problem) -> Mapping[str, str]:
@@ -61,10 +62,20 @@ class LLMJudge(Judge):
 
     def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
         """One judgement a request; prompts beyond the model's context come back with status `error`."""
-        prompts = [self.prompt(request) for request in requests]
-        if self.config.scoring == "rationale":
-            return by_rationale(self.backend, prompts, self.config.max_new_tokens, advance)
-        return by_expectation(self.backend, prompts, self.config.min_mass, advance)
+        replies = self.cache.run(self.backend, [self.query(request) for request in requests], advance)
+        return [judgement_of(reply, self.config.scoring, self.config.min_mass) for reply in replies]
+
+    def start(self, requests: Sequence[JudgeRequest]) -> None:
+        """Let the backend begin with requests that `judge` will be asked."""
+        self.cache.start(self.backend, [self.query(request) for request in requests])
+
+    def sync(self) -> None:
+        """Pass a policy update on to the model."""
+        self.backend.sync()
+
+    def query(self, request: JudgeRequest) -> Query:
+        """What the backend is asked for one request."""
+        return query_for(self.prompt(request), self.config.scoring, self.config.max_new_tokens)
 
     def prompt(self, request: JudgeRequest) -> JudgePrompt:
         """The prompt for one request: the attempt comes last, so that prompts for longer prefixes continue it."""
@@ -80,7 +91,7 @@ class LLMJudge(Judge):
         reply = self.config.max_new_tokens if self.config.scoring == "rationale" else 0
         for problem in problems:
             length, context = self.backend.room(self.prompt(JudgeRequest(problem=problem, trace="")))
-            if context is not None and length + reply >= context:
+            if length is not None and context is not None and length + reply >= context:
                 raise JudgeError(
                     f"problem {problem.id!r}: the judge's prompt has {length} tokens before any attempt, which with "
                     f"{reply} for the reply leaves no room in the judge's context of {context}. Drop the row, lower "
@@ -101,10 +112,7 @@ class ReferenceJudge(LLMJudge):
         return {"problem": problem.question.text, "reference": reference.reveal()}
 
 
-def backend_for(config: Any, language_model: LanguageModel, beside: LanguageModel | None = None) -> JudgeBackend:
-    """The in-process backend on `language_model`, on the device of `beside`."""
-    from exprl.judges.huggingface import HuggingFaceBackend  # late: imports transformers
-
-    return HuggingFaceBackend(
-        language_model, batch_tokens=config.batch_tokens, batch_size=config.batch_size, beside=beside
-    )
+def open_backend(config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
+    """The backend of a judge's config on the model it judges with."""
+    backend: JudgeBackend = config.backend.cls.open(config.backend.config, model, resources)
+    return backend

@@ -36,7 +36,7 @@ class NoReferenceJudge(LLMJudge):
     def from_config(cls, config: Any, resources: Resources) -> NoReferenceJudge:
         """On its own model if one is given, else on the run's policy."""
         if config.model is not None:
-            return cls(config, own_backend(config, resources))
+            return cls(config, own_backend(config, resources, cls.registered_name))
         return cls(config, policy_backend(config, resources, cls.registered_name))
 
     def contents(self, problem: Problem) -> Mapping[str, str]:

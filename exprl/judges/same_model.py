@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from exprl.component import option
-from exprl.judges.backend import JudgeBackend
-from exprl.judges.llm import ReferenceJudge, backend_for
+from exprl.judges.backend import JudgeBackend, JudgeModel
+from exprl.judges.llm import ReferenceJudge, open_backend
 from exprl.registry import JUDGES
 from exprl.resources import Resources
 
@@ -36,7 +36,4 @@ class SameModelJudge(ReferenceJudge):
 
 def policy_backend(config: Any, resources: Resources, who: str) -> JudgeBackend:
     """The backend on the policy `config.weights` means."""
-    judge = f"judge {who!r}"
-    if config.weights == "live":
-        return backend_for(config, resources.need_policy(judge))
-    return backend_for(config, resources.need_reference_model(judge), beside=resources.policy)
+    return open_backend(config, JudgeModel(weights=config.weights, judge=who), resources)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from exprl.judges.backend import JudgeBackend, Reply
+from exprl.judges.backend import Query, Reply
 from exprl.judges.parsing import HIGHEST, LOWEST, parse_score
 from exprl.judges.prompting import JudgePrompt
-from exprl.progress import Advance
 from exprl.types import Judgement
 
 Scoring = Literal["rationale", "expected"]
@@ -17,19 +16,16 @@ LABELS = ("1", "2", "3", "4", "5")
 REPLY_START = "Score: "
 
 
-def by_rationale(
-    backend: JudgeBackend, prompts: Sequence[JudgePrompt], max_new_tokens: int, advance: Advance
-) -> list[Judgement]:
-    """Let the judge write, greedily, and read the score it ends with (the paper's way)."""
-    return [_read(reply) for reply in backend.complete(prompts, max_new_tokens, advance)]
+def query_for(prompt: JudgePrompt, scoring: Scoring, max_new_tokens: int) -> Query:
+    """How the judge is asked: to write, greedily, and end with a score (the paper's way), or for "1".."5" alone."""
+    if scoring == "rationale":
+        return Query(prompt=prompt, max_new_tokens=max_new_tokens)
+    return Query(prompt=prompt, labels=LABELS, reply_start=REPLY_START)
 
 
-def by_expectation(
-    backend: JudgeBackend, prompts: Sequence[JudgePrompt], min_mass: float, advance: Advance
-) -> list[Judgement]:
-    """The expected score under the judge's probabilities of "1".."5", from one forward pass and no decoding."""
-    replies = backend.label_probabilities(prompts, LABELS, REPLY_START, advance)
-    return [_expect(reply, min_mass) for reply in replies]
+def judgement_of(reply: Reply, scoring: Scoring, min_mass: float) -> Judgement:
+    """The score a rationale ends with, or the expected score under the probabilities of "1".."5"."""
+    return _read(reply) if scoring == "rationale" else _expect(reply, min_mass)
 
 
 def expected_score(probabilities: Sequence[float]) -> float:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from exprl.component import Choice, required_choice
-from exprl.judges.backend import JudgeBackend
-from exprl.judges.llm import ReferenceJudge, backend_for
+from exprl.judges.backend import JudgeBackend, JudgeModel
+from exprl.judges.llm import ReferenceJudge, open_backend
 from exprl.registry import JUDGES, MODELS
 from exprl.resources import Resources
 
@@ -28,11 +28,9 @@ class SmallerModelJudge(ReferenceJudge):
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> SmallerModelJudge:
         """Load the model; it judges on the policy's device where there is a policy."""
-        return cls(config, own_backend(config, resources))
+        return cls(config, own_backend(config, resources, cls.registered_name))
 
 
-def own_backend(config: Any, resources: Resources) -> JudgeBackend:
+def own_backend(config: Any, resources: Resources, who: str) -> JudgeBackend:
     """The backend on the model `config.model` provides."""
-    language_model = config.model.build(resources).load()
-    language_model.model.requires_grad_(False)
-    return backend_for(config, language_model, beside=resources.policy)
+    return open_backend(config, JudgeModel(weights="own", own=config.model, judge=who), resources)

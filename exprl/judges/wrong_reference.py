@@ -75,6 +75,10 @@ class WrongReferenceJudge(Judge):
             [replace(request, problem=self.swapped(request.problem)) for request in requests], advance
         )
 
+    def start(self, requests: Sequence[JudgeRequest]) -> None:
+        """Pass the hint on, with the wrong references."""
+        self.inner.start([replace(request, problem=self.swapped(request.problem)) for request in requests])
+
     def swapped(self, problem: Problem) -> Problem:
         """The problem with another one's scaffold: always the same for a given seed and list of problems."""
         return replace(problem, scaffold=self._scaffold_for(problem))
@@ -97,5 +101,5 @@ class WrongReferenceJudge(Judge):
 
 def _backend(config: Any, resources: Resources) -> JudgeBackend:
     if config.model is not None:
-        return own_backend(config, resources)
+        return own_backend(config, resources, WrongReferenceJudge.registered_name)
     return policy_backend(config, resources, WrongReferenceJudge.registered_name)

@@ -49,6 +49,10 @@ def check_temperature(temperature: float | Tensor, tokens: int) -> None:
         check_vector("temperature", temperature, tokens)
         if temperature.requires_grad:
             raise ValueError("temperature: it is a constant here and gets no gradient; pass temperature.detach()")
+    elif not isinstance(temperature, (int, float)):
+        raise ValueError(
+            f"temperature: expected a number or floating point [{tokens}], but got {describe(temperature)}"
+        )
     else:
         check_positive("temperature", temperature)
 

@@ -49,13 +49,20 @@ def row_operations(backend: str) -> RowOperations:
 
 
 def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "the package triton is not installed (pip install 'exprl[triton]')"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device} and TRITON_INTERPRET=1 is not set"
     if dtype not in TRITON_DTYPES:
         return f"it computes in float32 or bfloat16, and here that would be {str(dtype).removeprefix('torch.')}"
     return None
+
+
+def _has_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # someone has blocked its import
+        return False
 
 
 @functools.cache

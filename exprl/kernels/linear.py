@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from exprl.kernels.arguments import (
     check_device,
@@ -19,6 +18,7 @@ from exprl.kernels.arguments import (
     inverse_temperature,
 )
 from exprl.kernels.backends import Backend, choose
+from exprl.kernels.once import differentiable_once
 from exprl.kernels.products import compute_dtype, fp32_products
 from exprl.kernels.rows import Divergence, Tokens
 from exprl.kernels.sweep import LinearHead, Plan, coefficients, gradients, slice_columns, statistics
@@ -101,7 +101,7 @@ def linear_logprob(
     name = choose(backend, hidden.device, compute, len(ids))
     heat = inverse_temperature(temperature, torch.empty_like(ids, dtype=wide))
     plan = Plan(
-        tokens=Tokens(ids=ids, inverse_temperature=heat, softcap=softcap),
+        tokens=Tokens(ids=ids.contiguous(), inverse_temperature=heat, softcap=softcap),
         ref=reference,
         divergence=divergence,
         entropy=entropy,
@@ -125,7 +125,8 @@ class _LinearLogprob(torch.autograd.Function):
         with fp32_products(hidden.device):
             s = statistics(LinearHead(hidden, weight, bias), plan)
         ref = plan.ref or (None, None, None)
-        ctx.save_for_backward(hidden, weight, bias, *ref, s.lse, s.entropy, s.divergence, s.ref_lse, s.policy_half)
+        kept = (s.lse, s.entropy, s.divergence, s.ref_lse, s.policy_half)
+        ctx.save_for_backward(hidden, weight, bias, *ref, *kept, plan.tokens.ids)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         if s.ref_logp is not None:
@@ -133,7 +134,7 @@ class _LinearLogprob(torch.autograd.Function):
         return s.logp, s.entropy, s.divergence, s.ref_logp, s.lse
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,
         g_logp: Tensor | None,
@@ -142,8 +143,8 @@ class _LinearLogprob(torch.autograd.Function):
         _: None,
         g_lse: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        hidden, weight, bias, ref_hidden, ref_weight, ref_bias, lse, entropy, divergence, ref_lse, half = (
-            ctx.saved_tensors
+        hidden, weight, bias, ref_hidden, ref_weight, ref_bias, lse, entropy, divergence, ref_lse, half, __ = (
+            ctx.saved_tensors  # the ids too: changed in place since, they raise here
         )
         # Without a gradient of the divergence the reference has no part in the backward pass.
         kind = ctx.plan.divergence if g_divergence is not None else None

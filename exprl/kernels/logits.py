@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from exprl.kernels.arguments import (
     check_device,
@@ -18,6 +17,7 @@ from exprl.kernels.arguments import (
     inverse_temperature,
 )
 from exprl.kernels.backends import Backend, choose, row_operations
+from exprl.kernels.once import differentiable_once
 from exprl.kernels.rows import FIELDS, GradientCoefficients, Tokens
 
 _EAGER_COLUMNS = 8192
@@ -69,7 +69,9 @@ def logprob_entropy(
     name = choose(backend, logits.device, logits.dtype, len(ids))
     dtype = torch.promote_types(logits.dtype, torch.float32)
     fixed = Tokens(
-        ids=ids, rows=rows, inverse_temperature=inverse_temperature(temperature, torch.empty_like(ids, dtype=dtype))
+        ids=ids.contiguous(),
+        rows=rows,
+        inverse_temperature=inverse_temperature(temperature, torch.empty_like(ids, dtype=dtype)),
     )
     logp, entropy = _LogprobEntropy.apply(logits, fixed, name, inplace_backward)  # type: ignore[no-untyped-call]
     if rows is None:
@@ -92,20 +94,20 @@ class _LogprobEntropy(torch.autograd.Function):
         m, s, t, chosen = state[:4]
         log_s = s.log()
         lse, entropy = m + log_s, log_s - t / s
-        ctx.save_for_backward(logits, lse, entropy)
+        ctx.save_for_backward(logits, lse, entropy, tokens.ids)
         ctx.tokens, ctx.backend, ctx.inplace, ctx.spent = tokens, backend, inplace, False
         ctx.set_materialize_grads(False)
         return chosen - lse, entropy
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, g_logp: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if ctx.spent:
             raise RuntimeError(
                 "inplace_backward: the logits were replaced by their gradient in an earlier backward pass; use "
                 "inplace_backward=False to go backward twice"
             )
-        logits, lse, entropy = ctx.saved_tensors
+        logits, lse, entropy, _ = ctx.saved_tensors  # the ids too: changed in place since, they raise here
         g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
         g_entropy = torch.zeros_like(lse) if g_entropy is None else g_entropy
         coefficients = GradientCoefficients(

@@ -7,15 +7,16 @@ through the current policy's log-probs only.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from exprl.kernels.arguments import check_device, check_vector
 from exprl.kernels.backends import Backend, choose
+from exprl.kernels.once import differentiable_once
 
 KL = Literal["k1", "k2", "k3"]
 
@@ -72,20 +73,24 @@ def policy_token_loss(
     Raises:
         ValueError: naming the argument with a wrong shape, dtype, device or value.
     """
-    check_vector("logp", logp, len(logp))
+    tokens = logp.shape[0] if logp.dim() == 1 else -1
+    check_vector("logp", logp, tokens)
     tensors = {"old_logp": old_logp, "advantages": advantages, "is_weight": is_weight, "ref_logp": ref_logp}
     for name, tensor in tensors.items():
         if tensor is not None:
-            check_vector(name, tensor, len(logp))
+            check_vector(name, tensor, tokens)
     if mask is not None:
-        check_vector("mask", mask, len(logp), torch.bool)
+        check_vector("mask", mask, tokens, torch.bool)
     check_device(logp.device, **tensors, mask=mask)
     options = _Options(clip_low, clip_high, dual_clip, kl_coef, kl)
     if kl_coef and ref_logp is None:
         raise ValueError(f"ref_logp: required with kl_coef {kl_coef}, but got None")
-    old_logp, advantages = old_logp.detach(), advantages.detach()
-    weight = torch.ones_like(old_logp) if is_weight is None else is_weight.detach()
-    ref_logp = None if ref_logp is None else ref_logp.detach()
+    wide = torch.promote_types(logp.dtype, torch.float32)
+    old_logp, advantages = old_logp.detach().to(wide), advantages.detach().to(wide)
+    weight = torch.ones_like(old_logp) if is_weight is None else is_weight.detach().to(wide)
+    weight = weight if mask is None else weight.masked_fill(~mask, 0.0)
+    ref_logp = None if ref_logp is None else ref_logp.detach().to(wide)
+    logp = logp.to(wide)
     name = choose(backend, logp.device, logp.dtype, len(logp))
     if name == "triton":
         loss, ratio, clipped, estimate = _Fused.apply(logp, old_logp, advantages, weight, ref_logp, mask, options)  # type: ignore[no-untyped-call]
@@ -113,6 +118,8 @@ class _Options:
             raise ValueError(f"clip_high: expected at least 0, but got {self.clip_high}")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip: expected above 1 or None, but got {self.dual_clip}")
+        if not math.isfinite(self.kl_coef):
+            raise ValueError(f"kl_coef: expected a finite number, but got {self.kl_coef}")
         if self.kl not in get_args(KL):
             raise ValueError(f"kl: expected one of {', '.join(get_args(KL))}, but got {self.kl!r}")
 
@@ -185,7 +192,7 @@ def _token_loss(
     if mask is not None:
         # Before the arithmetic: 0 · NaN would let a masked token into the gradient.
         logp = logp.masked_fill(~mask, 0.0)
-        old_logp, advantages, weight = (x.masked_fill(~mask, 0.0) for x in (old_logp, advantages, weight))
+        old_logp, advantages = (x.masked_fill(~mask, 0.0) for x in (old_logp, advantages))
         ref_logp = None if ref_logp is None else ref_logp.masked_fill(~mask, 0.0)
     ratio = ratio_of(logp, old_logp)
     loss, clipped = clipped_surrogate(
@@ -246,7 +253,7 @@ class _Fused(torch.autograd.Function):
         return out.loss, out.ratio, out.clipped, out.kl
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, g_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         (derivative,) = ctx.saved_tensors
         return None if g_loss is None else g_loss * derivative, None, None, None, None, None, None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ FIELDS = 8
 the chosen id; and d = Σ exp(z - m)((z - m) - (z_q - m_q)) for rkl, or that with the two heads exchanged for fkl."""
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """What is fixed for each of T tokens.
 
     `ids` [T] int64; `inverse_temperature` [T]; `softcap` c of c·tanh(z / c), applied before the temperature; `rows` [T]
@@ -37,8 +36,7 @@ class Tokens:
     rows: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class GradientCoefficients:
+class GradientCoefficients(NamedTuple):
     """For each token [T], the gradient of its logits in a form that needs no more sums over the vocabulary.
 
     dz_j = p_j (a + b log p_j) + [j is chosen] g + the divergence's terms times d, where `lse` and `ref_lse` give log p
@@ -95,17 +93,17 @@ def merge(
         z_ref = _tempered(_capped(z_ref, tokens, state.dtype), tokens)
         c_ref, e_ref, scale_ref, shift_ref, top_ref = _online(z_ref, m_ref)
         if divergence == "rkl":
-            d.copy_(scale * (d + s * (shift - shift_ref)) + _expectation(e, c - c_ref))
+            d = _rescaled(scale, d + s * (shift - shift_ref)) + _expectation(e, c - c_ref)
         elif divergence == "fkl":
-            d.copy_(scale_ref * (d + s_ref * (shift_ref - shift)) + _expectation(e_ref, c_ref - c))
-        s_ref.copy_(scale_ref * s_ref + e_ref.sum(1))
-        m_ref.copy_(top_ref)
-        _pick(chosen_ref, z_ref, first, tokens.ids)
+            d = _rescaled(scale_ref, d + s_ref * (shift_ref - shift)) + _expectation(e_ref, c_ref - c)
+        s_ref, m_ref = scale_ref * s_ref + e_ref.sum(1), top_ref
+        chosen_ref = _picked(chosen_ref, z_ref, first, tokens.ids)
     if entropy:
-        t.copy_(scale * (t + s * shift) + _expectation(e, c))
-    s.copy_(scale * s + e.sum(1))
-    m.copy_(top)
-    _pick(chosen, z, first, tokens.ids)
+        t = scale * (t + s * shift) + _expectation(e, c)
+    s, m = scale * s + e.sum(1), top
+    chosen = _picked(chosen, z, first, tokens.ids)
+    # One write of the whole state: written view by view, Dynamo would compile for every number of tokens.
+    state.copy_(torch.stack((m, s, t, chosen, m_ref, s_ref, chosen_ref, d)))
 
 
 def merge_jsd(sums: Tensor, z: Tensor, z_ref: Tensor, tokens: Tokens, lse: Tensor, ref_lse: Tensor) -> None:
@@ -113,8 +111,8 @@ def merge_jsd(sums: Tensor, z: Tensor, z_ref: Tensor, tokens: Tokens, lse: Tenso
     log_p = _tempered(_capped(z, tokens, sums.dtype), tokens) - lse[:, None]
     log_q = _tempered(_capped(z_ref, tokens, sums.dtype), tokens) - ref_lse[:, None]
     log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
-    sums[0] += 0.5 * _expectation(log_p.exp(), log_p - log_mean)
-    sums[1] += 0.5 * _expectation(log_q.exp(), log_q - log_mean)
+    halves = (_expectation(log_p.exp(), log_p - log_mean), _expectation(log_q.exp(), log_q - log_mean))
+    sums += 0.5 * torch.stack(halves)
 
 
 def gradient(
@@ -179,9 +177,14 @@ def _expectation(weights: Tensor, values: Tensor) -> Tensor:
     return torch.where(weights > 0, weights * values, 0.0).sum(1)
 
 
-def _pick(chosen: Tensor, z: Tensor, first: int, ids: Tensor) -> None:
+def _rescaled(scale: Tensor, total: Tensor) -> Tensor:
+    """Scale · total, where a scale that underflows to 0 makes nothing of an infinite total."""
+    return torch.where(scale > 0, scale * total, 0.0)
+
+
+def _picked(chosen: Tensor, z: Tensor, first: int, ids: Tensor) -> Tensor:
     inside, column = _inside(z, first, ids)
-    chosen.copy_(torch.where(inside, z.gather(1, column[:, None])[:, 0], chosen))
+    return torch.where(inside, z.gather(1, column[:, None])[:, 0], chosen)
 
 
 def _add_chosen(dz: Tensor, g: Tensor, first: int, ids: Tensor) -> None:

@@ -34,6 +34,10 @@ class ModelProvider(Component):
     def load(self) -> LanguageModel:
         """The model in its initial state, each call a fresh copy; raises `ModelError`."""
 
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone, for who talks to the model elsewhere."""
+        return self.load().tokenizer
+
     @classmethod
     def from_config(cls, config: Any, resources: Any) -> ModelProvider:
         """Providers need nothing from a run: they come first."""

@@ -43,11 +43,20 @@ class PretrainedModel(ModelProvider):
         Raises:
             ModelError: nothing is found at `path`, or it cannot be loaded as a causal language model.
         """
+        tokenizer = self.load_tokenizer()
+        return LanguageModel(
+            model=self._load_model(self._location()).eval(), tokenizer=tokenizer, name=self.config.path
+        )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone; raises `ModelError` as `load` does."""
+        return self._load_tokenizer(self._location())
+
+    def _location(self) -> str:
         location = locate(self.config.path)
-        if self.config.gguf_file is not None:
-            location = str(unpacked(_find_gguf(location, self.config.gguf_file)))
-        tokenizer = self._load_tokenizer(location)
-        return LanguageModel(model=self._load_model(location).eval(), tokenizer=tokenizer, name=self.config.path)
+        if self.config.gguf_file is None:
+            return location
+        return str(unpacked(_find_gguf(location, self.config.gguf_file)))
 
     def _load_model(self, location: str) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from exprl.component import Component
 from exprl.progress import Advance, no_progress
-from exprl.types import AnyReward, Problem, RolloutGroup
+from exprl.types import AnyReward, Problem, Rollout, RolloutGroup
 
 
 class Reward(Component):
@@ -22,6 +22,9 @@ class Reward(Component):
 
         `advance` is called with the number of things scored as they are, for a progress bar.
         """
+
+    def start(self, problem: Problem, rollout: Rollout) -> None:
+        """A hint that `score` will be asked about this rollout, given while others are still being sampled."""
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise, naming the first problem that lacks what this reward needs, before a run starts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from exprl.progress import Advance, no_progress
 from exprl.registry import JUDGES
 from exprl.rewards.base import Reward
 from exprl.rewards.normalization import Normalization, normalize
-from exprl.types import Judgement, JudgeRequest, Problem
+from exprl.types import Judgement, JudgeRequest, Problem, Rollout
 
 SHOWN_REPLIES = 3
 
@@ -53,6 +54,18 @@ class JudgedReward(Reward):
     def sync(self) -> None:
         """Pass a policy update on to the judge."""
         self.judge.sync()
+
+    @abstractmethod
+    def requests(self, problem: Problem, rollout: Rollout) -> list[JudgeRequest]:
+        """What the judge is asked about one rollout, in order; nothing about one that is cut off."""
+
+    def start(self, problem: Problem, rollout: Rollout) -> None:
+        """Let the judge begin with this rollout."""
+        self.judge.start([request for request in self.requests(problem, rollout) if request.trace.strip()])
+
+    def cut_off(self, rollout: Rollout) -> bool:
+        """Whether a rollout earns nothing for having reached the length limit."""
+        return bool(self.config.clip_length) and rollout.finish_reason == "length"
 
     def ask(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
         """Judge every request; an empty trace scores 1 without being asked about.

@@ -9,7 +9,7 @@ from exprl.progress import Advance, no_progress
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards.judged import JudgedReward
-from exprl.types import AnyReward, JudgeRequest, Rollout, RolloutGroup, RolloutReward
+from exprl.types import AnyReward, JudgeRequest, Problem, Rollout, RolloutGroup, RolloutReward
 
 
 @REWARDS.register("outcome")
@@ -25,22 +25,16 @@ class OutcomeReward(JudgedReward):
 
     def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
         """One judgement a rollout, all asked for in one call; a cut-off rollout is not asked about."""
-        requests = [
-            JudgeRequest(problem=group.problem, trace=rollout.text)
-            for group in groups
-            for rollout in group.rollouts
-            if not self._cut_off(rollout)
-        ]
+        requests = [r for group in groups for rollout in group.rollouts for r in self.requests(group.problem, rollout)]
         judgements = iter(self.ask(requests, advance))
         return [
-            tuple(
-                self._reward(rollout, () if self._cut_off(rollout) else (next(judgements),)) for rollout in g.rollouts
-            )
+            tuple(self._reward(rollout, () if self.cut_off(rollout) else (next(judgements),)) for rollout in g.rollouts)
             for g in groups
         ]
 
-    def _cut_off(self, rollout: Rollout) -> bool:
-        return bool(self.config.clip_length) and rollout.finish_reason == "length"
+    def requests(self, problem: Problem, rollout: Rollout) -> list[JudgeRequest]:
+        """One request about the whole rollout."""
+        return [] if self.cut_off(rollout) else [JudgeRequest(problem=problem, trace=rollout.text)]
 
     def _reward(self, rollout: Rollout, judgements: tuple[Any, ...]) -> AnyReward:
         value = self.value(judgements[0]) if judgements else 0.0

@@ -48,7 +48,7 @@ class ProcessReward(JudgedReward):
             request
             for group, sliced in zip(groups, cuts, strict=True)
             for rollout, segments in zip(group.rollouts, sliced, strict=True)
-            for request in self._requests(group.problem, rollout, segments)
+            for request in self._about(group.problem, rollout, segments)
         ]
         judgements = iter(self.ask(requests, advance))
         return [
@@ -56,8 +56,12 @@ class ProcessReward(JudgedReward):
             for g, s in zip(groups, cuts, strict=True)
         ]
 
-    def _requests(self, problem: Problem, rollout: Rollout, segments: Sequence[Segment]) -> list[JudgeRequest]:
-        if self._cut_off(rollout):
+    def requests(self, problem: Problem, rollout: Rollout) -> list[JudgeRequest]:
+        """One request a segment."""
+        return self._about(problem, rollout, self.slicer.slice(rollout))
+
+    def _about(self, problem: Problem, rollout: Rollout, segments: Sequence[Segment]) -> list[JudgeRequest]:
+        if self.cut_off(rollout):
             return []
         whole = self.config.show == "prefix"
         return [
@@ -65,11 +69,8 @@ class ProcessReward(JudgedReward):
             for s in segments
         ]
 
-    def _cut_off(self, rollout: Rollout) -> bool:
-        return bool(self.config.clip_length) and rollout.finish_reason == "length"
-
     def _reward(self, rollout: Rollout, segments: tuple[Segment, ...], judgements: Iterator[Judgement]) -> AnyReward:
-        if self._cut_off(rollout):
+        if self.cut_off(rollout):
             return SegmentRewards(segments=segments, values=(), cut_off=True)
         own = tuple(islice(judgements, len(segments)))
         return SegmentRewards(segments=segments, values=tuple(map(self.value, own)), judgements=own)

@@ -108,6 +108,8 @@ class ExpRLModule(LightningModule):
         with self.phases.run("sampling", len(prompts) * sampling.n) as advance:
             for index, rollout in self.parts.engine.generate(prompts, sampling):
                 rollouts[index].append(rollout)
+                # A judge that can begins here, while the engine is still sampling.
+                self.parts.reward.start(problems[index], rollout)
                 advance(1)
         return [RolloutGroup(problem=p, rollouts=tuple(r)) for p, r in zip(problems, rollouts, strict=True)]
 

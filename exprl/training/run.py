@@ -60,9 +60,12 @@ class TrainingRun:
         module = self.prepare()
         self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
         prepared = time.perf_counter() - start
-        before = self.evaluated("before", module)
-        self.fit(module)
-        after = self.evaluated("after", module)
+        try:
+            before = self.evaluated("before", module)
+            self.fit(module)
+            after = self.evaluated("after", module)
+        finally:
+            module.parts.engine.close()
         self.write_summary(module, before, after, prepared, time.perf_counter() - start)
         return self.report()
 

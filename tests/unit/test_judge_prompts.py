@@ -25,7 +25,7 @@ PROBLEM = Problem(
 
 
 def backend(language_model: LanguageModel, **options) -> HuggingFaceBackend:
-    return HuggingFaceBackend(language_model, **{"batch_tokens": 4096, "batch_size": 64, **options})
+    return HuggingFaceBackend(HuggingFaceBackend.Config(**options), language_model)
 
 
 def judge_of(language_model: LanguageModel, **options) -> SameModelJudge:

@@ -23,7 +23,7 @@ from exprl.judges import (
 from exprl.judges.backend import Reply
 from exprl.judges.checkpoint import steps_reached
 from exprl.judges.huggingface import HuggingFaceBackend, _batches_by_length
-from exprl.judges.scoring import by_expectation, by_rationale, expected_score
+from exprl.judges.scoring import expected_score, judgement_of
 from exprl.judges.tree_forward import understands_trees
 from exprl.models.base import LanguageModel
 from exprl.progress import no_progress
@@ -43,7 +43,8 @@ def problem(problem_id: str, text: str = "What is 2 + 3?", reference: str | None
 
 
 def backend(language_model: LanguageModel, **options) -> HuggingFaceBackend:
-    return HuggingFaceBackend(language_model, **{"batch_tokens": 4096, "batch_size": 64, **options})
+    share = options.pop("share_prefixes", True)
+    return HuggingFaceBackend(HuggingFaceBackend.Config(**options), language_model, share_prefixes=share)
 
 
 def nested_requests() -> list[JudgeRequest]:
@@ -99,10 +100,9 @@ class Canned:
     def __init__(self, *replies: Reply, room: tuple[int, int | None] = (10, None)) -> None:
         self.replies, self._room = list(replies), room
 
-    def complete(self, prompts, max_new_tokens, advance):
-        return self.replies
+    identity = "canned"
 
-    def label_probabilities(self, prompts, labels, reply_start, advance):
+    def run(self, queries, advance):
         return self.replies
 
     def room(self, prompt):
@@ -117,7 +117,7 @@ def test_failures_keep_their_status_and_their_reply():
         Reply(text="I would rather not say."),
         Reply(text="Good. Score: 4"),
     )
-    judgements = by_rationale(canned, [], 10, no_progress)
+    judgements = [judgement_of(reply, "rationale", 0.01) for reply in canned.replies]
     assert [judgement.status for judgement in judgements] == ["timeout", "error", "empty", "unparseable", "ok"]
     assert [judgement.score for judgement in judgements] == [None, None, None, None, 4.0]
     assert judgements[3].rationale == "I would rather not say."
@@ -130,11 +130,11 @@ def test_too_little_mass_on_the_scores_is_unparseable():
         Reply(probabilities=(0.02, 0, 0, 0, 0.06)),
         Reply(status="error", text="boom"),
     )
-    judgements = by_expectation(canned, [], 0.01, no_progress)
+    judgements = [judgement_of(reply, "expected", 0.01) for reply in canned.replies]
     assert [judgement.status for judgement in judgements] == ["unparseable", "unparseable", "ok", "error"]
     assert judgements[2].score == pytest.approx(4.0)
     assert "less than min_mass 0.01" in judgements[0].rationale
-    assert by_expectation(canned, [], 0.0, no_progress)[1].status == "unparseable", "nothing to divide by"
+    assert judgement_of(canned.replies[1], "expected", 0.0).status == "unparseable", "nothing to divide by"
 
 
 # ------------------------------------------------------------------ the Hugging Face backend
@@ -255,7 +255,7 @@ def test_weights_must_be_chosen():
         validate_choice(JUDGES, {"name": "same_model"}, "reward.judge")
 
 
-@pytest.mark.parametrize("option", [{"batch_size": 0}, {"max_new_tokens": 0}, {"min_mass": 1.5}])
+@pytest.mark.parametrize("option", [{"cache_size": -1}, {"max_new_tokens": 0}, {"min_mass": 1.5}])
 def test_options_out_of_range(option):
     with pytest.raises(ConfigError, match=next(iter(option))):
         validate_choice(JUDGES, {"name": "same_model", "weights": "frozen", **option}, "judge")
@@ -314,13 +314,13 @@ def test_smaller_model_loads_its_own(tiny, folder):
 
 def test_swapping_the_name_keeps_the_options(folder):
     base = {"name": "same_model", "weights": "live", "scoring": "rationale", "max_new_tokens": 99}
-    smaller = {"name": "smaller_model", "model": {"name": "pretrained", "path": folder}, "batch_size": 7}
+    smaller = {"name": "smaller_model", "model": {"name": "pretrained", "path": folder}, "backend": {"name": "transformers", "batch_size": 7}}
     for name in ("no_reference", "wrong_reference"):
         config = swapped(base, name)
         assert (config.weights, config.scoring, config.max_new_tokens) == ("live", "rationale", 99)
         assert config.model is None
         own = swapped(smaller, name)
-        assert (own.model.config.path, own.batch_size) == (folder, 7)
+        assert (own.model.config.path, own.backend.config.batch_size) == (folder, 7)
     assert swapped({"name": "checkpoint", "strict": False}, "wrong_reference").strict is False
 
 

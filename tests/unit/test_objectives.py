@@ -7,14 +7,7 @@ import torch
 
 from exprl.config import validate
 from exprl.errors import ConfigError
-from exprl.objectives import (
-    Clipped,
-    Reinforce,
-    clipped_surrogate,
-    importance_weight,
-    kl_estimate,
-    ratio_of,
-)
+from exprl.objectives import Clipped, Reinforce
 from exprl.registry import OBJECTIVES
 
 
@@ -47,62 +40,12 @@ def gradient(loss, logp):
 # ------------------------------------------------------------------ by hand
 
 
-def test_clipped_surrogate_by_hand():
-    # clip_low 0.2, clip_high 0.28, c = 3:
-    #   rho 1.5, A +1: min(1.5, 1.28) = 1.28, clipped   | rho 0.5, A +1: min(0.5, 0.8) = 0.5
-    #   rho 0.5, A -1: min(-0.5, -0.8) = -0.8, clipped  | rho 1.5, A -1: min(-1.5, -1.28) = -1.5
-    #   rho 4.0, A -2: -8, held at c A = -6, clipped    | rho 1.0, A 0: 0
-    ratio = tensor(1.5, 0.5, 0.5, 1.5, 4.0, 1.0, grad=True)
-    advantages = tensor(1.0, 1.0, -1.0, -1.0, -2.0, 0.0)
-    loss, clipped = clipped_surrogate(ratio, advantages, clip_low=0.2, clip_high=0.28, dual_clip=3.0)
-    assert loss.tolist() == pytest.approx([-1.28, -0.5, 0.8, 1.5, 6.0, 0.0])
-    assert clipped.tolist() == [True, False, True, False, True, False]
-    assert gradient(loss, ratio).tolist() == pytest.approx([0.0, -1.0, 0.0, 1.0, 0.0, 0.0])
-    loss, clipped = clipped_surrogate(ratio, advantages, clip_low=0.2, clip_high=0.28, dual_clip=None)
-    assert (loss[4].item(), clipped[4].item()) == (8.0, False)
-
-
 def test_on_policy_the_gradient_is_that_of_reinforce():
     logp = tensor(-1.0, -2.0, grad=True)
     advantages = tensor(0.5, -1.5)
     for objective in (Clipped(), Reinforce()):
         loss = objective.token_loss(logp, logp.detach(), advantages).loss
         assert gradient(loss, logp).tolist() == pytest.approx([-0.5, 1.5])
-
-
-def test_kl_estimates_by_hand():
-    # log pi = log 0.5, log pi_ref = log 0.25: delta = -log 2
-    logp, ref = tensor(math.log(0.5), grad=True), tensor(math.log(0.25))
-    log2 = math.log(2)
-    k1, k2, k3 = (kl_estimate(logp, ref, kind) for kind in ("k1", "k2", "k3"))
-    assert [k.item() for k in (k1, k2, k3)] == pytest.approx([log2, log2**2 / 2, 0.5 + log2 - 1])
-    # d/dlogp: k1: 1; k2: -delta; k3: 1 - exp(delta)
-    assert [gradient(k, logp).item() for k in (k1, k2, k3)] == pytest.approx([1.0, log2, 0.5])
-
-
-def test_kl_gradients_in_expectation():
-    # Over a whole distribution: sum of pi(x) times the gradient of each estimate.
-    logits = tensor(0.3, -0.8, 1.1, grad=True)
-    reference = torch.log_softmax(tensor(-0.5, 0.4, 0.2), -1)
-
-    def expected(kind):
-        logp = torch.log_softmax(logits, -1)
-        return torch.autograd.grad((logp.exp().detach() * kl_estimate(logp, reference, kind)).sum(), logits)[0]
-
-    logp = torch.log_softmax(logits, -1)
-    reverse = torch.autograd.grad((logp.exp() * (logp - reference)).sum(), logits)[0]
-    forward = torch.autograd.grad((reference.exp() * (reference - torch.log_softmax(logits, -1))).sum(), logits)[0]
-    torch.testing.assert_close(expected("k1"), torch.zeros(3, dtype=torch.float64))
-    torch.testing.assert_close(expected("k2"), reverse)
-    torch.testing.assert_close(expected("k3"), forward)
-
-
-def test_importance_weights_by_hand():
-    # pi_old / pi_sampler = 0.5 / 0.4 = 1.25; 0.5 / 0.1 = 5, held at 2; 0.1 / 0.5 = 0.2
-    old, sampler = tensor(0.5, 0.5, 0.1).log(), tensor(0.4, 0.1, 0.5).log()
-    assert importance_weight(old, sampler, 2.0).tolist() == pytest.approx([1.25, 2.0, 0.2])
-    assert importance_weight(old, sampler, None).tolist() == [1.0, 1.0, 1.0]
-    assert importance_weight(old, None, 2.0).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_token_loss_puts_the_parts_together():
@@ -202,11 +145,6 @@ def test_gradient_flows_through_the_current_policy_only(objective):
     result.loss.sum().backward()
     assert logp.grad is not None
     assert [x.grad for x in (old, advantages, sampler, ref)] == [None] * 4
-
-
-def test_huge_differences_stay_finite():
-    assert ratio_of(tensor(0.0, -500.0), tensor(-500.0, 0.0)).tolist() == pytest.approx([math.exp(20), math.exp(-20)])
-    assert kl_estimate(tensor(-500.0), tensor(0.0), "k3").isfinite().all()
 
 
 def test_needs_reference():

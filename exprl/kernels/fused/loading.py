@@ -37,6 +37,12 @@ def expectation(weights, values):
 
 
 @triton.jit
+def rescaled(scale, total):
+    """Scale · total, where a scale that underflows to 0 makes nothing of an infinite total."""
+    return tl.where(scale > 0.0, scale * total, 0.0)
+
+
+@triton.jit
 def log_mean(log_p, log_q):
     """Log of (p + q) / 2."""
     high = tl.maximum(log_p, log_q)

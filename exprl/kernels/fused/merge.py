@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from exprl.kernels.fused.loading import capped, expectation, load_capped, rebased
+from exprl.kernels.fused.loading import capped, expectation, load_capped, rebased, rescaled
 
 
 # Numbers that differ from call to call are not specialised on: no length is compiled for.
@@ -52,9 +52,9 @@ def merge_kernel(
             x_ref = load_capped(z_ref, columns, inside, softcap, HAS_SOFTCAP) * inverse
             c_ref, e_ref, scale_ref, shift_ref, top_ref = rebased(x_ref, m_ref)
             if DIVERGENCE == "rkl":
-                d = scale * (d + s * (shift - shift_ref)) + expectation(e, c - c_ref)
+                d = rescaled(scale, d + s * (shift - shift_ref)) + expectation(e, c - c_ref)
             if DIVERGENCE == "fkl":
-                d = scale_ref * (d + s_ref * (shift_ref - shift)) + expectation(e_ref, c_ref - c)
+                d = rescaled(scale_ref, d + s_ref * (shift_ref - shift)) + expectation(e_ref, c_ref - c)
             s_ref = scale_ref * s_ref + tl.sum(e_ref, axis=0)
             m_ref = top_ref
         if ENTROPY:

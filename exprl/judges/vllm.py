@@ -1,0 +1,115 @@
+"""The judge backend on vLLM: on the engine that samples, or on one of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exprl.component import option
+from exprl.engines.vllm import VLLMEngine
+from exprl.engines.vllm_host import HostOptions, Ticket, VLLMHost, step_all
+from exprl.errors import ConfigError
+from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.huggingface import load_own
+from exprl.judges.prompting import JudgePrompt
+from exprl.judges.tokens import JudgeTokenizer
+from exprl.progress import Advance
+from exprl.registry import BACKENDS
+
+if TYPE_CHECKING:
+    from exprl.resources import Resources
+
+
+@BACKENDS.register("vllm")
+class VLLMBackend(JudgeBackend):
+    """Runs a judge in vLLM, while rollouts are still being sampled.
+
+    Live weights are those of the sampling engine, so the judge shares it; frozen weights and a model of its own take a
+    second engine in this process. The prompts for the prefixes of one rollout begin alike, and vLLM's prefix cache
+    computes what they share once.
+
+    Args:
+        config: how a second engine is set up.
+        host: the engine.
+        live: whether its weights train.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HostOptions, JudgeBackend.Config):
+        """How a second engine is set up; with live weights the rollouts' options count."""
+
+        gpu_memory_utilization: float = option(0.3, "share of a GPU's memory for the judge's own engine")
+
+    def __init__(self, config: Config, host: VLLMHost, *, live: bool = False) -> None:
+        super().__init__(config)
+        self._host = host
+        self._live = live
+        self._updates = 0
+        self._tokens = JudgeTokenizer(host.language_model.tokenizer, host.language_model.name)
+        self._started: dict[Query, Ticket | Reply] = {}
+
+    @classmethod
+    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
+        """On the sampling engine (live), or on an engine started here with the weights as they are now."""
+        judge = f"judge {model.judge!r}"
+        if model.weights == "live":
+            engine = resources.need_engine(judge)
+            if not isinstance(engine, VLLMEngine):
+                raise ConfigError(f"{judge}: live weights in vLLM need rollout.name=vllm, whose engine holds them.")
+            return cls(config, engine.host, live=True)
+        source = load_own(model, resources) if model.weights == "own" else resources.need_policy(judge)
+        host = VLLMHost(source, config)
+        host.start()  # now: later the policy is no longer the initial one
+        return cls(config, host)
+
+    @property
+    def identity(self) -> str:  # type: ignore[override]
+        """Model, precision, and how often it was updated."""
+        return f"{self._host.language_model.name} in {self._host.dtype} updated {self._updates} times"
+
+    def sync(self) -> None:
+        """Weights that train are other weights now."""
+        self._updates += self._live
+
+    def start(self, queries: Sequence[Query]) -> None:
+        """Queue them; they are answered while the rollouts go on."""
+        for query in queries:
+            if query not in self._started:
+                self._started[query] = self._submit(query)
+
+    def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
+        """See `JudgeBackend`."""
+        self.start(queries)
+        replies = []
+        for query in queries:
+            work = self._started.pop(query)
+            replies.append(work if isinstance(work, Reply) else self._finish(work, query))
+            advance(1)
+        return replies
+
+    def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
+        """The prompt's length in tokens, and vLLM's longest sequence."""
+        return len(self._tokens.encode(prompt)), self._host.max_model_len
+
+    def _submit(self, query: Query) -> Ticket | Reply:
+        ids, labels = self._tokens.encode(query.prompt), tuple[int, ...]()
+        if query.labels:
+            ids, labels = self._tokens.encode_for_labels(query.prompt, query.reply_start, query.labels)
+        new = query.max_new_tokens or 1
+        if len(ids) + new > self._host.max_model_len:
+            return Reply(
+                status="error",
+                text=f"judge prompt of {len(ids)} tokens + {new} new ones exceeds max_model_len "
+                f"{self._host.max_model_len}",
+            )
+        return self._host.submit(ids, labels=labels, max_tokens=new, temperature=0.0)
+
+    def _finish(self, ticket: Ticket, query: Query) -> Reply:
+        while ticket.output is None:
+            step_all()
+        if query.labels:
+            return Reply(probabilities=tuple(map(math.exp, ticket.output.label_logprobs)))
+        tokenizer = self._host.language_model.tokenizer
+        return Reply(text=str(tokenizer.decode(list(ticket.output.token_ids), skip_special_tokens=True)))

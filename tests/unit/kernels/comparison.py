@@ -68,3 +68,9 @@ def check(place, inputs, *, alone=False, bias=True, bound=None, **options):
         for of, a, b in zip(("hidden", "weight", "bias"), ours_grad, their_grad, strict=False):
             assert b.abs().max() > 0, f"{group} {of}: the reference's gradient shows nothing"
             assert_same(a, b, **close)
+
+
+def gradient_penalty(total, leaf):
+    """Backward through the square of a gradient, and through something else that would go on without it."""
+    (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
+    (gradient.square().sum() + leaf.sum()).backward()

@@ -121,6 +121,18 @@ def test_autocast_rounds_hidden_and_weight_but_not_the_logits_nor_the_gradient(f
     assert (ours[1] != ours[1].to(BF16)).any()
 
 
+def test_autocast_changes_nothing_for_a_bf16_head(fp32):
+    # Not the products inside either, forward or backward.
+    x = head_inputs(4, 300, 48).to(BF16, fp32.device)
+    runs = []
+    for enabled in (False, True):
+        with torch.autocast(fp32.device, dtype=BF16, enabled=enabled):
+            got = run(fp32, x)
+            runs.append([*got, *torch.autograd.grad(loss_of(got), x.trained)])
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_autocast_leaves_float64_alone():
     x = head_inputs(3, 517, 48).to(torch.float64)
     with torch.autocast("cpu", dtype=BF16):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from exprl.resources import Resources
 
 CANARY_TOKENS = 64
+_HOTTEST = 2
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Mean absolute difference of log-probs that two implementations of one model may have, by the engine's dtype."""
 
@@ -49,8 +50,10 @@ class VLLMEngine(Engine):
         def __post_init__(self) -> None:
             HostOptions.__post_init__(self)
             Engine.Config.__post_init__(self)
-            if self.temperature > 2:
-                raise ValueError(f"temperature must be at most 2 for vLLM, but got {self.temperature}")
+            if self.temperature > _HOTTEST:
+                raise ValueError(f"temperature must be at most {_HOTTEST} for vLLM, but got {self.temperature}")
+            if self.canary_tolerance is not None and not self.canary_tolerance > 0:
+                raise ValueError(f"canary_tolerance must be above 0 or null, but got {self.canary_tolerance}")
 
     config: Config
 
@@ -60,6 +63,7 @@ class VLLMEngine(Engine):
         self.host = VLLMHost(model, config)
         self._policy_version = 0
         self._canary: tuple[int, ...] = ()
+        self._checked = False
 
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> VLLMEngine:
@@ -71,15 +75,22 @@ class VLLMEngine(Engine):
 
         Raises (at the call, before anything is sampled):
             TypeError: something other than a `Prompt` is given.
+            ValueError: a temperature that vLLM cannot sample at.
             ModelError: a prompt and `max_new_tokens` together exceed `max_model_len`, or a prompt is empty.
             EngineError: the canary finds other weights in vLLM than in the trainer.
         """
+        if not 0 < sampling.temperature <= _HOTTEST:
+            raise ValueError(
+                f"temperature must be above 0 and at most {_HOTTEST}, but got {sampling.temperature}; top_k=1 samples "
+                "greedily"
+            )
         for prompt in prompts:
             if not isinstance(prompt, Prompt):
                 raise TypeError(f"an engine takes Prompt objects only, but got {type(prompt).__name__}")
             self._check_length(prompt, sampling.max_new_tokens)
         if prompts and not self._canary:
             self._canary = prompts[0].token_ids[:CANARY_TOKENS]
+        if self._canary and not self._checked:
             self._check_weights()
         return self._stream(tuple(prompts), sampling)
 
@@ -91,20 +102,21 @@ class VLLMEngine(Engine):
         """
         self.host.load(self._language_model.model.state_dict().items())
         self._policy_version = policy_version
+        self._checked = False
         if self._canary:
             self._check_weights()
 
     def close(self) -> None:
         """Shut vLLM down."""
         self.host.close()
+        self._checked = False
 
     def _stream(self, prompts: tuple[Prompt, ...], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
-        waiting = {
-            (index, sample): self._submit(prompt, index, sample, sampling)
-            for index, prompt in enumerate(prompts)
-            for sample in range(sampling.n)
-        }
+        waiting: dict[tuple[int, int], Ticket] = {}
         try:
+            for index, prompt in enumerate(prompts):
+                for sample in range(sampling.n):
+                    waiting[index, sample] = self._submit(prompt, index, sample, sampling)
             while waiting:
                 step_all()
                 for place in [place for place, ticket in waiting.items() if ticket.output is not None]:
@@ -165,7 +177,8 @@ class VLLMEngine(Engine):
         trainer = trainer_logprobs(self._language_model, self._canary)
         gap = float((engine - trainer).abs().mean())
         tolerance = self.config.canary_tolerance or TOLERANCES[self.host.dtype]
-        if not gap <= tolerance:
+        self._checked = gap <= tolerance
+        if not self._checked:
             raise EngineError(
                 f"vLLM and the trainer disagree after the sync to policy version {self._policy_version}: on "
                 f"{len(engine)} fixed tokens the mean log-prob is {float(engine.mean()):.4f} in vLLM and "

@@ -9,13 +9,16 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import os
+import random
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,6 +104,7 @@ class VLLMHost:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._names = count()
         self._open: dict[str, Ticket] = {}
+        self._counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "generated_tokens"), 0)
         _HOSTS.add(self)
 
     # ------------------------------------------------------------------ requests
@@ -132,11 +136,19 @@ class VLLMHost:
 
     def step(self) -> None:
         """One forward pass over everything that is queued; finished tickets get their output."""
-        for result in self._llm.llm_engine.step():
+        with _random_states_kept():
+            results = self._llm.llm_engine.step()
+        for result in results:
             if result.finished:
+                self._count(result)
                 ticket = self._open.pop(_base(result.request_id), None)
                 if ticket is not None:
                     ticket.output = _output(result, ticket)
+
+    def _count(self, result: Any) -> None:
+        self._counts["prompt_tokens"] += len(result.prompt_token_ids)
+        self._counts["cached_tokens"] += result.num_cached_tokens or 0
+        self._counts["generated_tokens"] += sum(len(output.token_ids) for output in result.outputs)
 
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Drop requests that nobody waits for any more."""
@@ -160,15 +172,23 @@ class VLLMHost:
     def start(self) -> Any:
         """The running engine; the first call starts it, with the model's present weights."""
         if self._llm is None:
-            self._llm = self._started()
-            self.load(self.language_model.model.state_dict().items())
+            with _random_states_kept():
+                self._llm = self._started()
+            _RUNNING.append(self._llm)
+            self._retire = finalize(self, _retire, self._llm)  # also when a host is dropped without close()
+            try:
+                self.load(self.language_model.model.state_dict().items())
+            except BaseException:
+                self.close()  # it has no weights yet, so it must not pass for a running engine
+                raise
         return self._llm
 
     def close(self) -> None:
         """Free the engine and what it holds; later calls start it again."""
         if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
-            self._llm, self._open = None, {}
+            self.cancel(self._open.values())
+            self._llm = None
+            self._retire()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -223,15 +243,43 @@ class VLLMHost:
             raise ConfigError("rollout.max_model_len: required, since the model's config names no context length.")
         return context
 
-    def counters(self) -> dict[str, float]:
-        """VLLM's own counts since it started: prompt tokens asked and found cached, tokens generated."""
-        values = {metric.name: getattr(metric, "value", 0) for metric in reversed(self.start().get_metrics())}
-        asked, cached = values["vllm:prefix_cache_queries"], values["vllm:prefix_cache_hits"]
-        generated = values["vllm:generation_tokens"]
-        return {"prompt_tokens": asked, "cached_tokens": cached, "generated_tokens": generated}
+    def counters(self) -> dict[str, int]:
+        """What vLLM reports of this host's finished requests, summed.
+
+        Prompt tokens, those of them that were found in the prefix cache, and tokens generated. (vLLM's metrics mix the
+        engines of a process.)
+        """
+        return dict(self._counts)
 
 
 _HOSTS = WeakSet()
+
+_RUNNING: list[Any] = []
+_RETIRED: list[Any] = []
+"""Engines whose host is gone. vLLM's engines share process-wide state that the first shutdown takes down, so they wait
+here, without work, until the last one is retired."""
+
+
+def _retire(llm: Any) -> None:
+    _RUNNING.remove(llm)
+    _RETIRED.append(llm)
+    if not _RUNNING:
+        for engine in _RETIRED:
+            engine.llm_engine.engine_core.shutdown()
+        _RETIRED.clear()
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """VLLM seeds and draws from the global generators; a run's own states are what they would be without it."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
 
 
 def step_all() -> None:

@@ -82,3 +82,6 @@ class JudgeBackend(Component):
 
     def sync(self) -> None:
         """Called after every policy update."""
+
+    def close(self) -> None:
+        """Free what the backend holds; called when a run ends, also by an error."""

@@ -38,5 +38,8 @@ class Judge(Component):
                     "Add it, drop the row, or use the judge 'no_reference' or the reward 'sparse'."
                 )
 
+    def close(self) -> None:
+        """Free what the judge holds; called when a run ends, also by an error."""
+
     def sync(self) -> None:
         """Called after every policy update; a judge with live weights or caches reacts here."""

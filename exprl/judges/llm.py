@@ -73,6 +73,10 @@ class LLMJudge(Judge):
         """Pass a policy update on to the model."""
         self.backend.sync()
 
+    def close(self) -> None:
+        """Let the backend free its model."""
+        self.backend.close()
+
     def query(self, request: JudgeRequest) -> Query:
         """What the backend is asked for one request."""
         return query_for(self.prompt(request), self.config.scoring, self.config.max_new_tokens)

@@ -91,11 +91,12 @@ class ServerBackend(JudgeBackend):
     def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
         """See `JudgeBackend`."""
         self.start(queries)
-        replies = []
+        replies: dict[Query, Reply] = {}
         for query in queries:
-            replies.append(self._started.pop(query).result())
+            if query not in replies:
+                replies[query] = self._started.pop(query).result()
             advance(1)
-        return replies
+        return [replies[query] for query in queries]
 
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
         """The prompt's length in tokens, and the context length where the config gives it."""
@@ -112,26 +113,39 @@ class ServerBackend(JudgeBackend):
             except (TimeoutError, openai.APITimeoutError):
                 return Reply(status="timeout", text=f"no answer from {self.config.url} within the time limits")
             except openai.OpenAIError as error:
-                return Reply(status="error", text=f"{self.config.url}: {type(error).__name__}: {error}")
+                return self._failed(error)
+            except ValueError as error:  # no JSON
+                return self._failed(error)
 
     async def _complete(self, query: Query) -> Reply:
         if not query.labels:
             ids = self._tokens.encode(query.prompt)
-            answer = await self._post(prompt=ids, max_tokens=query.max_new_tokens)
-            return Reply(text=answer.choices[0].text)
+            choice = _first_choice(await self._post(prompt=ids, max_tokens=query.max_new_tokens))
+            return Reply(text=choice.text)
         ids, label_ids = self._tokens.encode_for_labels(query.prompt, query.reply_start, query.labels)
         # The ids of tokens, not their texts: two tokens can have the same text.
-        answer = await self._post(
-            prompt=ids, max_tokens=1, logprobs=_TOP_LOGPROBS, extra_body={"return_tokens_as_token_ids": True}
-        )
-        first = answer.choices[0].logprobs
+        wanted = {"return_tokens_as_token_ids": True}
+        answer = await self._post(prompt=ids, max_tokens=1, logprobs=_TOP_LOGPROBS, extra_body=wanted)
+        first = _first_choice(answer).logprobs
         top = first.top_logprobs[0] if first is not None and first.top_logprobs else None
         if top is None:
             return Reply(status="error", text=f"{self.config.url} gives no log-probs: set scoring: rationale")
         return Reply(probabilities=tuple(math.exp(top.get(f"token_id:{i}", -math.inf)) for i in label_ids))
 
     async def _post(self, **request: Any) -> Any:
-        return await self._client.completions.create(model=self.config.model, temperature=0.0, **request)
+        import openai
+
+        # The library insists on a key; where there is none, no such header is sent.
+        headers = None if os.environ.get(self.config.api_key_env) else {"Authorization": openai.Omit()}
+        return await self._client.completions.create(
+            model=self.config.model, temperature=0.0, extra_headers=headers, **request
+        )
+
+    def _failed(self, error: Exception) -> Reply:
+        text = f"{self.config.url}: {type(error).__name__}: {error}"
+        key = os.environ.get(self.config.api_key_env)
+        # A server may quote the key it refuses, and replies are saved.
+        return Reply(status="error", text=text.replace(key, "(key)") if key else text)
 
 
 def _client(config: ServerBackend.Config) -> Any:
@@ -139,9 +153,16 @@ def _client(config: ServerBackend.Config) -> Any:
         import openai
     except ImportError as error:
         raise JudgeError("backend 'server' needs the package openai: pip install 'exprl[server]'") from error
-    # The library insists on some key; a server without keys ignores it.
     key = os.environ.get(config.api_key_env) or "none"
     return openai.AsyncOpenAI(base_url=config.url, api_key=key, timeout=config.timeout, max_retries=config.retries)
+
+
+def _first_choice(answer: Any) -> Any:
+    """The first choice of a completion; raises ValueError when the server answered something else."""
+    choices = getattr(answer, "choices", None)
+    if not choices or not isinstance(choices[0].text, str):
+        raise ValueError(f"the answer is no completion: {str(answer)[:200]}")
+    return choices[0]
 
 
 def _longest_wait(config: ServerBackend.Config) -> float:

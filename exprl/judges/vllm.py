@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exprl.component import option
+from exprl.engines.transformers import ends_of
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import HostOptions, Ticket, VLLMHost, step_all
 from exprl.errors import ConfigError
@@ -52,17 +53,15 @@ class VLLMBackend(JudgeBackend):
 
     @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
-        """On the sampling engine (live), or on an engine started here with the weights as they are now."""
+        """On the sampling engine (live), or on one of its own with the run's frozen copy or the judge's own model."""
         judge = f"judge {model.judge!r}"
         if model.weights == "live":
             engine = resources.need_engine(judge)
             if not isinstance(engine, VLLMEngine):
                 raise ConfigError(f"{judge}: live weights in vLLM need rollout.name=vllm, whose engine holds them.")
             return cls(config, engine.host, live=True)
-        source = load_own(model, resources) if model.weights == "own" else resources.need_policy(judge)
-        host = VLLMHost(source, config)
-        host.start()  # now: later the policy is no longer the initial one
-        return cls(config, host)
+        source = load_own(model, resources) if model.weights == "own" else resources.need_reference_model(judge)
+        return cls(config, VLLMHost(source, config))
 
     @property
     def identity(self) -> str:  # type: ignore[override]
@@ -70,8 +69,16 @@ class VLLMBackend(JudgeBackend):
         return f"{self._host.language_model.name} in {self._host.dtype} updated {self._updates} times"
 
     def sync(self) -> None:
-        """Weights that train are other weights now."""
-        self._updates += self._live
+        """Weights that train are other weights now: what was begun with the old ones is dropped."""
+        if self._live:
+            self._updates += 1
+            self._host.cancel(work for work in self._started.values() if isinstance(work, Ticket))
+            self._started.clear()
+
+    def close(self) -> None:
+        """Shut down an engine of its own; a shared one is closed by the rollouts' engine."""
+        if not self._live:
+            self._host.close()
 
     def start(self, queries: Sequence[Query]) -> None:
         """Queue them; they are answered while the rollouts go on."""
@@ -82,12 +89,13 @@ class VLLMBackend(JudgeBackend):
     def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
         """See `JudgeBackend`."""
         self.start(queries)
-        replies = []
+        replies: dict[Query, Reply] = {}
         for query in queries:
-            work = self._started.pop(query)
-            replies.append(work if isinstance(work, Reply) else self._finish(work, query))
+            if query not in replies:
+                work = self._started.pop(query)
+                replies[query] = work if isinstance(work, Reply) else self._finish(work, query)
             advance(1)
-        return replies
+        return [replies[query] for query in queries]
 
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
         """The prompt's length in tokens, and vLLM's longest sequence."""
@@ -104,7 +112,9 @@ class VLLMBackend(JudgeBackend):
                 text=f"judge prompt of {len(ids)} tokens + {new} new ones exceeds max_model_len "
                 f"{self._host.max_model_len}",
             )
-        return self._host.submit(ids, labels=labels, max_tokens=new, temperature=0.0)
+        model, tokenizer = self._host.language_model.model, self._host.language_model.tokenizer
+        ends = sorted(ends_of(model, tokenizer).token_ids)
+        return self._host.submit(ids, labels=labels, max_tokens=new, temperature=0.0, stop_token_ids=ends)
 
     def _finish(self, ticket: Ticket, query: Query) -> Reply:
         while ticket.output is None:

@@ -94,6 +94,10 @@ class WrongReferenceJudge(Judge):
         """Let the other judge check the swapped problems."""
         self.inner.check([self.swapped(problem) for problem in problems])
 
+    def close(self) -> None:
+        """Pass it on."""
+        self.inner.close()
+
     def sync(self) -> None:
         """Pass a policy update on."""
         self.inner.sync()

@@ -29,5 +29,8 @@ class Reward(Component):
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise, naming the first problem that lacks what this reward needs, before a run starts."""
 
+    def close(self) -> None:
+        """Free what the reward holds; called when a run ends, also by an error."""
+
     def sync(self) -> None:
         """Called after every policy update."""

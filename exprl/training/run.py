@@ -65,6 +65,7 @@ class TrainingRun:
             self.fit(module)
             after = self.evaluated("after", module)
         finally:
+            module.parts.reward.close()
             module.parts.engine.close()
         self.write_summary(module, before, after, prepared, time.perf_counter() - start)
         return self.report()

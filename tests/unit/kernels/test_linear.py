@@ -15,7 +15,7 @@ def test_values_and_mixed_gradients(place, tokens, vocabulary, width):
     check(place, head_inputs(tokens, vocabulary, width, ref_width=40), divergence="rkl", vocab_block=512)
 
 
-@pytest.mark.parametrize(("tokens", "vocabulary", "width"), [(1, 2053, 64), (33, 517, 48)])
+@pytest.mark.parametrize(("tokens", "vocabulary", "width"), [(1, 2053, 64), (3, 517, 48)])
 def test_one_head(place, tokens, vocabulary, width):
     check(place, head_inputs(tokens, vocabulary, width), ref=False, alone=True, vocab_block=512)
 
@@ -23,7 +23,7 @@ def test_one_head(place, tokens, vocabulary, width):
 @pytest.mark.parametrize("divergence", ["rkl", "fkl", "jsd"])
 def test_every_gradient_alone(place, divergence):
     # D_ref is smaller than D for one, larger for the others.
-    inputs = head_inputs(4, 517, 48, ref_width=40 if divergence == "rkl" else 64)
+    inputs = head_inputs(3, 517, 48, ref_width=40 if divergence == "rkl" else 64)
     check(place, inputs, alone=True, divergence=divergence, vocab_block=256)
 
 
@@ -31,7 +31,7 @@ def test_every_gradient_alone(place, divergence):
 def test_softcap_and_a_temperature_for_each_token(place, divergence):
     inputs = head_inputs(3, 517, 48, ref_width=40, scale=8.0)
     heat = torch.tensor([0.4, 1.0, 2.5], dtype=torch.float64)
-    check(place, inputs, alone=True, divergence=divergence, temperature=heat, softcap=5.0, vocab_block=256)
+    check(place, inputs, divergence=divergence, temperature=heat, softcap=5.0, vocab_block=256)
 
 
 def test_one_temperature_and_no_bias(place):
@@ -65,7 +65,7 @@ def test_without_entropy(place):
 @pytest.mark.parametrize("vocabulary", [517, 2053])
 def test_targets_in_every_part_of_a_slice(place, vocab_block, vocabulary):
     # The first and last id of a slice, of the last and partial slice, and of the interpreter's blocks of 256.
-    edges = [0, 127, 128, 255, 256, 511, 512, vocabulary - 2, vocabulary - 1]
+    edges = [0, 127, 128, 255, 256, 511, 512, 515, 516] if vocabulary == 517 else [0, 511, 2047, 2048, 2052]
     inputs = head_inputs(len(edges), vocabulary, 48)._replace(ids=torch.tensor(edges))
     ours, got, theirs, expected = both(place, inputs, ref=False, vocab_block=vocab_block)
     assert_same(got.logp, expected.logp, **place.close)

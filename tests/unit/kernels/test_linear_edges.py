@@ -53,7 +53,7 @@ FIRST, MIDDLE, LAST, SOME = slice(0, 256), slice(256, 290), slice(512, 517), sli
 @pytest.mark.parametrize("out", [(FIRST,), (MIDDLE, LAST), (FIRST, SOME, LAST)])
 def test_both_heads_rule_out_the_same(place, divergence, out):
     # Whole slices of 128, whole blocks of 256, and parts.
-    check(place, ruled_out(head_inputs(2, 517, 48), out, out), alone=True, divergence=divergence, vocab_block=128)
+    check(place, ruled_out(head_inputs(2, 517, 48), out, out), divergence=divergence, vocab_block=128)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_both_heads_rule_out_the_same(place, divergence, out):
     ],
 )
 def test_one_head_rules_out_more(place, divergence, policy, ref):
-    check(place, ruled_out(head_inputs(2, 517, 48), policy, ref), alone=True, divergence=divergence, vocab_block=128)
+    check(place, ruled_out(head_inputs(2, 517, 48), policy, ref), divergence=divergence, vocab_block=128)
 
 
 @pytest.mark.parametrize("part", [FIRST, SOME, LAST])
@@ -138,7 +138,7 @@ def test_masked_tokens_leave_no_trace(place, divergence):
     heat = torch.tensor([0.5, float("nan"), 1.0, -1.0, 0.0, 2.0], dtype=torch.float64)
     inputs = masked(head_inputs(6, 517, 48, ref_width=40), mask)
     options = {"divergence": divergence, "mask": mask, "temperature": heat, "vocab_block": 256}
-    check(place, inputs, alone=True, **options)
+    check(place, inputs, **options)
     ours, got, *_ = both(place, inputs, **options)
     on_mask = mask.to(place.device)
     for x in got:

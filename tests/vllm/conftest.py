@@ -1,0 +1,48 @@
+"""What the vLLM tests share: one engine a file on a small policy, and the end of all engines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+
+from exprl.engines.vllm import VLLMEngine
+from exprl.engines.vllm_host import close_all
+from exprl.models.base import LanguageModel
+from tests.vllm.helpers import engine_of, load, small_policy
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[VLLMEngine]:
+    """One running engine a file on a small random policy with tied embeddings: starting one takes seconds."""
+    engine = engine_of(small_policy())
+    yield engine
+    close_all()
+
+
+@pytest.fixture
+def engine(shared: VLLMEngine) -> Iterator[VLLMEngine]:
+    """The file's engine; a test may change the policy's weights, which are put back."""
+    model = shared.host.language_model.model
+    before = copy.deepcopy(model.state_dict())
+    shared._canary = ()
+    yield shared
+    while shared.host.busy:  # what a failed test has left
+        shared.host.step()
+    load(model, before)
+    shared._canary = ()
+    shared.sync(0)
+
+
+@pytest.fixture
+def policy(engine: VLLMEngine) -> LanguageModel:
+    """The policy of `engine`."""
+    return engine.host.language_model
+
+
+@pytest.fixture
+def others_closed() -> Iterator[None]:
+    """Every engine is shut down after the test: one that shares its process with a test's own may not survive it."""
+    yield
+    close_all()

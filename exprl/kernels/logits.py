@@ -97,7 +97,7 @@ class _LogprobEntropy(torch.autograd.Function):
         ctx.save_for_backward(logits, lse, entropy, tokens.ids)
         ctx.tokens, ctx.backend, ctx.inplace, ctx.spent = tokens, backend, inplace, False
         ctx.set_materialize_grads(False)
-        return chosen - lse, entropy
+        return chosen - m - log_s, entropy
 
     @staticmethod
     @differentiable_once

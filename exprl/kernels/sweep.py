@@ -23,7 +23,7 @@ _GPU_SLICE_BYTES = 384 * 2**20
 """Memory of one slice's logits and their gradient. At 16,384 tokens: 4,096 columns of one head, 2,048 of two."""
 
 _CPU_SLICE_BYTES = 32 * 2**20
-"""Plain torch holds about five times this: each step of its arithmetic makes a copy."""
+"""Plain torch holds six to eight times this: each step of its arithmetic makes a copy."""
 
 
 class LinearHead(NamedTuple):
@@ -75,7 +75,7 @@ def statistics(head: LinearHead, plan: Plan) -> Statistics:
     lse = m + log_s
     entropy = log_s - t / s if plan.entropy else None
     if plan.ref is None:
-        return Statistics(chosen - lse, lse, entropy, None, None, None, None)
+        return Statistics(chosen - m - log_s, lse, entropy, None, None, None, None)
     ref_log_s = s_ref.log()
     ref_lse = m_ref + ref_log_s
     divergence, half = None, None
@@ -88,7 +88,9 @@ def statistics(head: LinearHead, plan: Plan) -> Statistics:
         for _, z, z_ref in sweep:
             operations.merge_jsd(sums, z, z_ref, tokens, lse, ref_lse)
         divergence, half = sums[0] + sums[1], sums[0].clone()
-    return Statistics(chosen - lse, lse, entropy, divergence, chosen_ref - ref_lse, ref_lse, half)
+    # Subtracted one after the other: large logits cancel before anything small is added.
+    logp, ref_logp = chosen - m - log_s, chosen_ref - m_ref - ref_log_s
+    return Statistics(logp, lse, entropy, divergence, ref_logp, ref_lse, half)
 
 
 def gradients(
@@ -192,7 +194,8 @@ class _Sweep:
     def of(cls, head: LinearHead, ref: LinearHead | None, plan: Plan) -> _Sweep:
         vocabulary = len(head.weight)
         heat = plan.tokens.inverse_temperature
-        shape = (len(head.hidden), min(plan.vocab_block, vocabulary))
+        # Rows begin at multiples of 16, so that Triton compiles once for every vocabulary and length.
+        shape = (len(head.hidden), -(-min(plan.vocab_block, vocabulary) // 16) * 16)
         return cls(
             policy=_Operands(head, plan),
             ref=None if ref is None else _Operands(ref, plan),

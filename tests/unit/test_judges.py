@@ -314,7 +314,9 @@ def test_smaller_model_loads_its_own(tiny, folder):
 
 def test_swapping_the_name_keeps_the_options(folder):
     base = {"name": "same_model", "weights": "live", "scoring": "rationale", "max_new_tokens": 99}
-    smaller = {"name": "smaller_model", "model": {"name": "pretrained", "path": folder}, "backend": {"name": "transformers", "batch_size": 7}}
+    own_model = {"name": "pretrained", "path": folder}
+    backend_node = {"name": "transformers", "batch_size": 7}
+    smaller = {"name": "smaller_model", "model": own_model, "backend": backend_node}
     for name in ("no_reference", "wrong_reference"):
         config = swapped(base, name)
         assert (config.weights, config.scoring, config.max_new_tokens) == ("live", "rationale", 99)

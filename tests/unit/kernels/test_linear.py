@@ -61,8 +61,9 @@ def test_without_entropy(place):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("vocab_block", [128, 256, 512, None])
-@pytest.mark.parametrize("vocabulary", [517, 2053])
+@pytest.mark.parametrize(
+    ("vocabulary", "vocab_block"), [(517, 128), (517, 256), (517, 512), (517, None), (2053, 512), (2053, None)]
+)
 def test_targets_in_every_part_of_a_slice(place, vocab_block, vocabulary):
     # The first and last id of a slice, of the last and partial slice, and of the interpreter's blocks of 256.
     edges = [0, 127, 128, 255, 256, 511, 512, 515, 516] if vocabulary == 517 else [0, 511, 2047, 2048, 2052]
@@ -78,7 +79,7 @@ def test_targets_in_every_part_of_a_slice(place, vocab_block, vocabulary):
 @pytest.mark.parametrize("divergence", ["rkl", "fkl", "jsd"])
 def test_slices_change_nothing(place, divergence):
     inputs = head_inputs(2, 517, 48, ref_width=40)
-    blocks = [None, 517, 10_000, 512, 128, *([7] if place.backend == "eager" else [])]
+    blocks = [None, 10_000, 512, 128, *([7] if place.backend == "eager" else [])]
     runs = []
     for vocab_block in blocks:
         ours, got, *_ = both(place, inputs, divergence=divergence, vocab_block=vocab_block)

@@ -4,38 +4,56 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+
+import torch
 
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.evaluation.evaluate import EvaluationResult, evaluate
 from exprl.experiment import Experiment
+from exprl.models import lora
 from exprl.models.base import LanguageModel
 from exprl.progress import Advance
 from exprl.prompts import PromptBuilder
 from exprl.resources import Resources
+from exprl.seeding import derive_seed
 from exprl.types import Problem
 from exprl.verifiers.base import Verifier
 
 
 @dataclass(frozen=True)
 class Build:
-    """Builds the parts of one experiment, each once and only when asked for."""
+    """Builds the parts of one experiment, each once and only when asked for; `training`: the policy will be updated."""
 
     experiment: Experiment
+    training: bool = False
 
     @cached_property
     def policy(self) -> LanguageModel:
         """The initial policy."""
-        model: LanguageModel = self.experiment.model.build(Resources()).load()
-        return model
+        policy: LanguageModel = self.experiment.model.build(Resources()).load()
+        precision = self.experiment.trainer.precision
+        if self.experiment.lora.rank:
+            lora.attach(policy.model, self.experiment.lora, seed=derive_seed(self.experiment.seed, "lora"))
+        elif self.training and not precision.endswith("-true"):
+            policy.model.float()  # an update of 1e-6 is lost on bfloat16 weights
+        return replace(policy, compute_dtype=torch.bfloat16) if precision == "bf16-mixed" else policy
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether anyone has asked for the reference."""
+        return "reference" in self.__dict__
 
     @cached_property
     def reference(self) -> LanguageModel:
-        """A frozen copy of the initial policy; ask for it before the policy changes."""
+        """The frozen initial policy: the policy without its adapter, or else a copy; ask before the policy changes."""
+        name = f"{self.policy.name} (frozen)"
+        if self.experiment.lora.rank:
+            return replace(self.policy, name=name, adapter=False)
         model = copy.deepcopy(self.policy.model).eval().requires_grad_(False)
-        return LanguageModel(model=model, tokenizer=self.policy.tokenizer, name=f"{self.policy.name} (frozen)")
+        return replace(self.policy, name=name, model=model)
 
     @cached_property
     def train_problems(self) -> list[Problem]:
@@ -110,14 +128,17 @@ class Build:
             seed=options.seed,
         )
 
-    def evaluate(self, advance: Advance) -> EvaluationResult:
-        """pass@k of the policy as it is now on the held-out problems."""
+    def evaluate(
+        self, advance: Advance, *, problems: Sequence[Problem] | None = None, seed: int | None = None
+    ) -> EvaluationResult:
+        """pass@k of the policy as it is now on the held-out problems, or on some of them with another seed."""
+        sampling = self.evaluation_sampling
         return evaluate(
             self.engine,
             self.prompts,
-            self.evaluation_problems,
+            self.evaluation_problems if problems is None else problems,
             self.verifier,
-            self.evaluation_sampling,
+            sampling if seed is None else replace(sampling, seed=seed),
             ks=self.experiment.evaluation.k,
             advance=advance,
         )

@@ -15,7 +15,7 @@ from rich.console import Console
 from exprl import __version__
 from exprl import config as configuration
 from exprl.component import Choice
-from exprl.errors import ConfigError, ExprlError, did_you_mean
+from exprl.errors import ConfigError, ExprlError, PeerError, did_you_mean
 from exprl.experiment import load_experiment
 from exprl.registry import FAMILIES, import_plugins
 from exprl.run_directory import RunDirectory
@@ -26,11 +26,14 @@ OVERRIDES = "key.path=value items that win over the file, for example reward.jud
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn an `ExprlError` into one clear line and exit code 2."""
-    options = parser().parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
     sys.path.insert(0, str(Path.cwd()))  # plugins lie beside the experiment
     show_messages()
     try:
         options.run(options)
+    except PeerError as error:
+        raise SystemExit(2) from error  # the rank that failed has said why
     except ExprlError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from error
@@ -77,6 +80,19 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, help="also write the figures and per-problem counts to this JSON file")
     evaluate.set_defaults(run=run_evaluate)
 
+    export = commands.add_parser(
+        "export",
+        help="the policy of a run as a folder that transformers and vLLM load",
+        description="Example: exprl export runs/quickstart exported/quickstart",
+    )
+    export.add_argument("source", type=Path, metavar="RUN | CHECKPOINT", help="of a run the latest checkpoint is taken")
+    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    export.add_argument("--adapter", action="store_true", help="only the adapter of a run with lora.rank, for peft")
+    export.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="precision to write; by default as trained"
+    )
+    export.set_defaults(run=run_export)
+
     listing = commands.add_parser("list", help="every component with its options")
     listing.add_argument("family", nargs="?", help=f"one of: {', '.join(r.family for r in FAMILIES)}")
     listing.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="import these first")
@@ -93,9 +109,19 @@ def run_train(options: argparse.Namespace) -> None:
     """`exprl train`."""
     experiment = load_experiment(options.config, options.overrides)
     run_dir = experiment.run_dir or Path("runs") / Path(options.config).stem
-    from exprl.training.run import train  # imports Lightning: only once the config is known to be right
+    from exprl.training import launch  # imports torch: only once the config is known to be right
 
-    train(experiment, run_dir, resume=options.resume, console=Console())
+    count = launch.devices_here(experiment.trainer)
+    if count > 1 and launch.launched() is None:
+        raise SystemExit(launch.start_ranks(count, options.arguments))
+    from exprl.training.interruption import Interrupted
+    from exprl.training.run import train
+
+    try:
+        train(experiment, run_dir, resume=options.resume, console=Console())
+    except Interrupted as error:
+        Console(stderr=True).print(f"{error}; go on with --resume", highlight=False)
+        raise SystemExit(error.exit_code) from None
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -112,6 +138,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from exprl.evaluation.command import evaluate_model
 
     evaluate_model(experiment, checkpoint=checkpoint, output=options.output, console=Console())
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """`exprl export`."""
+    from exprl.export import export  # imports torch and transformers
+
+    export(options.source, options.folder, adapter=options.adapter, dtype=options.dtype, console=Console())
 
 
 def run_config(options: argparse.Namespace) -> None:

@@ -34,6 +34,18 @@ class RunDirectoryError(ExprlError):
     """The run directory cannot be used without overwriting finished work."""
 
 
+class CheckpointError(ExprlError):
+    """A checkpoint cannot be written, read or used with this run."""
+
+
+class DistributedError(ExprlError):
+    """The ranks of a run cannot go on together; the message names rank and phase."""
+
+
+class PeerError(DistributedError):
+    """Another rank failed, and has said why itself."""
+
+
 def did_you_mean(given: str, choices: Iterable[str]) -> str:
     """A sentence that suggests the closest choice and lists all of them.
 

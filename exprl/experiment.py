@@ -28,6 +28,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Train a low-rank adapter instead of the whole policy; the frozen reference is then the policy without it."""
+
+    rank: int = option(0, "rank of the adapter; 0: train all weights")
+    alpha: int = option(32, "the adapter's part is scaled by alpha / rank")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = option(
+        "all-linear", "linear layers that get one, as ends of their names, for example [q_proj, v_proj]; never the head"
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha < 1:
+            raise ValueError(f"rank must be at least 0 and alpha at least 1, but got {self.rank} and {self.alpha}")
+        if not self.target_modules:
+            raise ValueError("target_modules must name at least one layer, or be all-linear")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule."""
 
@@ -51,7 +68,14 @@ class UpdateConfig:
 
     prompts_per_update: int | None = option(None, "prompts in one optimizer update; null: all of the step, one update")
     epochs: int = option(1, "passes over the rollouts of a step")
-    micro_batch_tokens: int = option(8192, "padded tokens in one forward and backward; changes memory, never the loss")
+    micro_batch_tokens: int = option(
+        16384, "tokens in one forward and backward, padding included; changes memory and speed, never the loss"
+    )
+    packing: Literal["auto"] | bool = option(
+        "auto", "lay rollouts end to end instead of padding them; auto: where attention skips what is between them"
+    )
+    activation_checkpointing: bool = option(False, "compute activations again in backward: less memory, a third slower")
+    offload_reference: bool = option(False, "keep the frozen reference in CPU memory while it is not used")
     signal_tolerance: float = option(
         1e-6, "a group whose advantages all lie within this of 0 is dropped from the update and counted"
     )
@@ -92,15 +116,24 @@ class TrainerConfig:
 
     max_steps: int = option(100, "steps: sample, score, update")
     accelerator: str = option("auto", "Lightning accelerator: auto, cpu, cuda, mps")
-    devices: int | Literal["auto"] = option(1, "devices of one node")
-    precision: str = option("32-true", "Lightning precision, for example bf16-mixed")
-    checkpoint_every: int = option(0, "steps between checkpoints; 0: only at the end and when interrupted")
+    devices: int | Literal["auto"] = option("auto", "devices of one node; auto: the launcher's, else all GPUs, else 1")
+    strategy: Literal["auto", "ddp", "fsdp2"] = option(
+        "auto", "on several devices: ddp, all weights on each (auto), or fsdp2, a part of them on each"
+    )
+    cpu_offload: bool = option(False, "fsdp2: keep weights, gradients and optimizer state in CPU memory")
+    precision: str = option("32-true", "Lightning precision; bf16-mixed: bf16 arithmetic on float32 weights")
+    timeout: float = option(1800.0, "seconds a rank may keep the others waiting before the run stops")
+    checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end and when interrupted")
     keep_checkpoints: int = option(2, "the latest checkpoints that are kept")
     print_samples: int = option(1, "rollouts a step printed as a table of segments")
 
     def __post_init__(self) -> None:
         if self.max_steps < 1 or self.keep_checkpoints < 1:
             raise ValueError("max_steps and keep_checkpoints must be at least 1")
+        if self.timeout <= 0:
+            raise ValueError(f"timeout must be above 0 seconds, but got {self.timeout}")
+        if self.cpu_offload and self.strategy != "fsdp2":
+            raise ValueError("cpu_offload needs strategy: fsdp2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +144,7 @@ class Experiment:
     run_dir: str | None = option(None, "folder of the run; null: runs/<config name>")
     plugins: list[str] = option([], "modules to import first, so that their components register")
     model: Annotated[Choice, MODELS] = choose(MODELS, "pretrained", "the initial policy")
+    lora: LoRAConfig = option(LoRAConfig(), "a low-rank adapter instead of all weights")
     prompt: PromptConfig = option(PromptConfig(), "how a question becomes a prompt")
     data: DataConfig = option(DataConfig(), "training problems")
     rollout: Annotated[Choice, ENGINES] = choose(ENGINES, "transformers", "the engine that samples")

@@ -64,9 +64,13 @@ class RunDirectory:
                 "Resume with the same config, or set run_dir=... for a new run."
             )
 
+    def all_checkpoints(self) -> list[Path]:
+        """Complete checkpoints, the oldest first; a file each, or a folder where ranks hold parts of the weights."""
+        return sorted(self.checkpoints.glob("step-*.ckpt"))
+
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint with the highest step, if there is one."""
-        found = sorted(self.checkpoints.glob("step-*.ckpt"))
+        found = self.all_checkpoints()
         return found[-1] if found else None
 
     def checkpoint(self, step: int) -> Path:

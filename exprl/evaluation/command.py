@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from transformers import PreTrainedModel
 
 from exprl.build import Build
-from exprl.errors import ConfigError, ModelError
+from exprl.checkpoints import load_policy
+from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
@@ -35,15 +34,3 @@ def evaluate_model(
         write_json(output, result.to_json())
         console.print(f"figures and per-problem counts: {output}")
     return result
-
-
-def load_policy(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Put the policy's weights of a run's checkpoint into `model`; raises `ModelError`."""
-    if not checkpoint.is_file():
-        raise ModelError(f"no checkpoint {checkpoint}. Give a .ckpt file of a run's checkpoints/ folder.")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
-    weights = {name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ModelError(f"{checkpoint} does not fit the model of this config: {error}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,25 @@ class EvaluationResult:
         }
         fields.pop("summary")
         return cls(**fields)
+
+    @classmethod
+    def joined(cls, parts: Sequence[EvaluationResult | None]) -> EvaluationResult:
+        """One result of parts that took the problems in turn, as `problems[rank::ranks]`; None: a part without any."""
+        made = [part for part in parts if part is not None]
+        total = sum(part.total for part in made)
+        return replace(
+            made[0],
+            problem_ids=_in_turn([part.problem_ids for part in made]),
+            correct=_in_turn([part.correct for part in made]),
+            progress=None if made[0].progress is None else _in_turn([part.progress or () for part in made]),
+            guessed=None if made[0].guessed is None else _in_turn([part.guessed or () for part in made]),
+            length=sum(part.length * part.total for part in made) / total,
+            cut_off=sum(part.cut_off * part.total for part in made) / total,
+        )
+
+
+def _in_turn(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(value for row in zip_longest(*parts) for value in row if value is not None)
 
 
 def evaluate(

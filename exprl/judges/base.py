@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from exprl.component import Component
 from exprl.errors import JudgeError
@@ -40,6 +40,13 @@ class Judge(Component):
 
     def close(self) -> None:
         """Free what the judge holds; called when a run ends, also by an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this judge; it must pickle."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
 
     def sync(self) -> None:
         """Called after every policy update; a judge with live weights or caches reacts here."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -93,6 +93,14 @@ class WrongReferenceJudge(Judge):
     def check(self, problems: Sequence[Problem]) -> None:
         """Let the other judge check the swapped problems."""
         self.inner.check([self.swapped(problem) for problem in problems])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The other judge's."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.inner.load_state_dict(state)
 
     def close(self) -> None:
         """Pass it on."""

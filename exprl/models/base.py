@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from exprl.component import Component
+from exprl.models.lora import without_adapter
+from exprl.models.modes import evaluating
+from exprl.models.sharding import gathered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,11 +21,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A Hugging Face causal LM and the tokenizer that belongs to it."""
+    """A Hugging Face causal LM and the tokenizer that belongs to it.
+
+    Attributes:
+        model: its weights may train.
+        tokenizer: of the model.
+        name: in messages.
+        adapter: whether the model's adapter, if there is one, takes part; without it this is the model's frozen base.
+        compute_dtype: what it is run in under mixed precision; None: the dtype of the weights.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    adapter: bool = True
+    compute_dtype: torch.dtype | None = None
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients, eval mode, whole weights, no adapter where it takes no part; afterwards all is as it was.
+
+        Never around a `yield`: whoever consumes the generator would find gradients off.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(evaluating(self.model))
+            stack.enter_context(gathered(self.model))
+            if not self.adapter:
+                stack.enter_context(without_adapter(self.model))
+            yield
 
     @property
     def context_length(self) -> int | None:

@@ -20,19 +20,19 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def draft_of(folder: Path) -> Iterator[Path]:
+def draft_of(folder: Path, *, advice: str = f"set {CACHE_VARIABLE} to another folder") -> Iterator[Path]:
     """An empty folder to fill; it takes the name `folder` at once when the block ends, and goes when it raises.
 
     Where another process was faster its folder stays: both hold the same.
 
     Raises:
-        ModelError: the cache folder cannot be written.
+        ModelError: the folder's place cannot be written; `advice` says what to do then.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise ModelError(f"cannot write {folder.parent} ({error}): set {CACHE_VARIABLE} to another folder.") from error
+        raise ModelError(f"cannot write {folder.parent} ({error}): {advice}.") from error
     try:
         yield draft
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from exprl.checkpoints import CHECKPOINT_SUFFIX, is_run
 from exprl.component import option
 from exprl.errors import ModelError
 from exprl.models.base import LanguageModel, ModelProvider
@@ -21,13 +22,16 @@ PACKAGE_PREFIX = "package:"
 
 @MODELS.register("pretrained")
 class PretrainedModel(ModelProvider):
-    """A causal language model and its tokenizer from the Hugging Face hub, a folder, or an installed package."""
+    """A causal language model and its tokenizer from the hub, a folder, a run, or an installed package."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Where the weights are and how to load them."""
 
-        path: str = option(help="hub id, local folder, or package:<name> for weights inside an installed package")
+        path: str = option(
+            help="hub id, local folder, run folder (its latest checkpoint) or .ckpt of one, or package:<name> for "
+            "weights inside an installed package"
+        )
         gguf_file: str | None = option(None, "load this GGUF file of that place, unpacked to full precision")
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
             "auto", "precision of the weights; auto: as stored (float32 for a GGUF file)"
@@ -92,6 +96,10 @@ def locate(path: str) -> str:
     if path.startswith(PACKAGE_PREFIX):
         return _package_folder(path.removeprefix(PACKAGE_PREFIX))
     folder = Path(path).expanduser()
+    if is_run(folder) or (folder.suffix == CHECKPOINT_SUFFIX and folder.exists()):
+        from exprl.export import exported  # builds the run's own model, which may come from here
+
+        return str(exported(folder))
     if folder.is_dir():
         return str(folder)
     if path.startswith(("/", "~", ".")) or path.count("/") > 1:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from exprl.component import Component
 from exprl.progress import Advance, no_progress
@@ -31,6 +31,13 @@ class Reward(Component):
 
     def close(self) -> None:
         """Free what the reward holds; called when a run ends, also by an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this reward; it must pickle."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
 
     def sync(self) -> None:
         """Called after every policy update."""

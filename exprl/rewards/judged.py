@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -54,6 +54,14 @@ class JudgedReward(Reward):
     def close(self) -> None:
         """Let the judge free its model."""
         self.judge.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The judge's."""
+        return self.judge.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.judge.load_state_dict(state)
 
     def sync(self) -> None:
         """Pass a policy update on to the judge."""

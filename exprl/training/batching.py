@@ -1,9 +1,10 @@
-"""Rollouts with advantages as padded micro-batches under a token budget."""
+"""Rollouts with advantages as micro-batches of tensors, packed end to end or padded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class TokenSequence:
         )
 
     @property
+    def ids(self) -> tuple[int, ...]:
+        """Prompt and response."""
+        return self.prompt_ids + self.response_ids
+
+    @property
     def total_tokens(self) -> int:
         """Prompt and response tokens together."""
         return len(self.prompt_ids) + len(self.response_ids)
@@ -38,12 +44,14 @@ class TokenSequence:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """B padded sequences of S tokens, and the N response tokens in them, flat.
+    """B rows of S tokens, and the N response tokens in them, flat.
 
     Attributes:
-        input_ids: [B, S], right-padded.
-        attention_mask: [B, S], 1 on real tokens.
-        rows: [N] the sequence each response token belongs to.
+        input_ids: [B, S]; one row of all sequences end to end when packed, else right-padded.
+        attention_mask: [B, S], 1 on real tokens; None where nothing is padded.
+        position_ids: [1, S], starting again at 0 with each packed sequence, by which transformers keeps them apart;
+            None when padded.
+        rows: [N] the row of each response token.
         columns: [N] the position whose hidden state predicts it, one before its own.
         ids: [N] the sampled ids.
         advantages: [N].
@@ -51,7 +59,8 @@ class MicroBatch:
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
     rows: Tensor
     columns: Tensor
     ids: Tensor
@@ -59,42 +68,52 @@ class MicroBatch:
     sampler_logprobs: Tensor
 
 
-def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in micro-batches: sorted by length, so that padding is small, rows times longest within `budget`.
-
-    A sequence longer than the budget goes alone.
-
-    >>> split_by_tokens([5, 2, 3], budget=6)
-    [[0], [2, 1]]
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[batches[-1][0]] if batches else 0
-        if batches and longest * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+def collate(
+    sequences: Sequence[TokenSequence], *, pad_token_id: int, device: torch.device, packed: bool = False
+) -> MicroBatch:
+    """Lay the sequences end to end in one row, or pad them to the longest, and flatten the response side."""
+    layout = _end_to_end(sequences) if packed else _padded(sequences, pad_token_id)
+    placed: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in layout.items()}
+    return MicroBatch(
+        **placed,
+        ids=torch.tensor([i for s in sequences for i in s.response_ids], device=device),
+        advantages=torch.tensor([a for s in sequences for a in s.advantages], device=device),
+        sampler_logprobs=torch.tensor([p for s in sequences for p in s.sampler_logprobs], device=device),
+    )
 
 
-def collate(sequences: Sequence[TokenSequence], *, pad_token_id: int, device: torch.device) -> MicroBatch:
-    """Pad to the longest and flatten the response side."""
+def _end_to_end(sequences: Sequence[TokenSequence]) -> dict[str, Tensor | None]:
+    columns, start = [], 0
+    for sequence in sequences:
+        end = start + sequence.total_tokens
+        columns.append(torch.arange(start + len(sequence.prompt_ids) - 1, end - 1))
+        start = end
+    flat = torch.cat(columns)
+    return {
+        "input_ids": torch.tensor([[i for sequence in sequences for i in sequence.ids]]),
+        "attention_mask": None,
+        "position_ids": torch.cat([torch.arange(sequence.total_tokens) for sequence in sequences])[None],
+        "rows": torch.zeros_like(flat),
+        "columns": flat,
+    }
+
+
+def _padded(sequences: Sequence[TokenSequence], pad_token_id: int) -> dict[str, Tensor | None]:
     width = max(sequence.total_tokens for sequence in sequences)
     input_ids = torch.full((len(sequences), width), pad_token_id)
     attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)
     rows, columns = [], []
     for row, sequence in enumerate(sequences):
         total = sequence.total_tokens
-        input_ids[row, :total] = torch.tensor(sequence.prompt_ids + sequence.response_ids)
+        input_ids[row, :total] = torch.tensor(sequence.ids)
         attention_mask[row, :total] = 1
         rows.append(torch.full((len(sequence.response_ids),), row))
         columns.append(torch.arange(len(sequence.prompt_ids) - 1, total - 1))
-    return MicroBatch(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        rows=torch.cat(rows).to(device),
-        columns=torch.cat(columns).to(device),
-        ids=torch.tensor([i for s in sequences for i in s.response_ids], device=device),
-        advantages=torch.tensor([a for s in sequences for a in s.advantages], device=device),
-        sampler_logprobs=torch.tensor([p for s in sequences for p in s.sampler_logprobs], device=device),
-    )
+    return {
+        "input_ids": input_ids,
+        # Without a mask attention needs no [S, S] tensor, which 16K tokens would not forgive.
+        "attention_mask": None if bool(attention_mask.all()) else attention_mask,
+        "position_ids": None,
+        "rows": torch.cat(rows),
+        "columns": torch.cat(columns),
+    }

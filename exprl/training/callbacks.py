@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
+from exprl.errors import CheckpointError, ExprlError
 from exprl.run_directory import RunDirectory, append_line
+from exprl.training.interruption import Interruption
 from exprl.training.module import ExpRLModule
 from exprl.training.samples import print_sample, sample_records
+
+log = logging.getLogger(__name__)
 
 
 class StepLog(Callback):
@@ -29,9 +36,9 @@ class StepLog(Callback):
     ) -> None:
         """After each step."""
         assert isinstance(pl_module, ExpRLModule)
-        step, metrics = pl_module.steps_done, pl_module.last_metrics
-        if not trainer.is_global_zero:
+        if not pl_module.world.first:
             return
+        step, metrics = pl_module.steps_done, pl_module.last_metrics
         append_line(self.directory.metrics, {"step": step, **metrics})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
@@ -72,38 +79,101 @@ class Checkpoints(Callback):
         """After every `every` steps."""
         assert isinstance(pl_module, ExpRLModule)
         if self.every and pl_module.steps_done % self.every == 0:
-            self.save(trainer, pl_module.steps_done)
+            self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step."""
         assert isinstance(pl_module, ExpRLModule)
-        self.save(trainer, pl_module.steps_done)
+        self.save(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the finished steps of an interrupted or failed run; a half-made update is not one of them."""
         assert isinstance(pl_module, ExpRLModule)
-        if pl_module.steps_done and not pl_module.updating:
-            self.save(trainer, pl_module.steps_done)
+        if not pl_module.steps_done or pl_module.updating or isinstance(exception, CheckpointError):
+            return
+        # The other ranks may be waiting for this one; they come here too once they know that it failed.
+        pl_module.world.fail(f"{type(exception).__name__}: {exception}")
+        try:
+            pl_module.world.meet("the emergency checkpoint", despite_failure=True)
+            self.save(trainer, pl_module)
+        except ExprlError as error:
+            log.error("no emergency checkpoint: %s", error)
 
-    def save(self, trainer: Trainer, step: int) -> None:
-        """Write beside the target and rename, then drop the oldest."""
-        target = self.directory.checkpoint(step)
+    def save(self, trainer: Trainer, module: ExpRLModule) -> None:
+        """Write beside the target and rename, then drop the oldest; all ranks together.
+
+        Raises:
+            CheckpointError: it cannot be written; the checkpoints before it are untouched.
+        """
+        target = self.directory.checkpoint(module.steps_done)
         if target.exists():
             return
         unfinished = target.with_suffix(".writing")
-        trainer.save_checkpoint(unfinished)
-        if trainer.is_global_zero:
+        if module.world.first:
+            remove(unfinished)  # what a killed run left
+        module.world.meet(f"writing the checkpoint of step {module.steps_done}", despite_failure=True)
+        module.world.exchanging = True
+        try:
+            trainer.save_checkpoint(unfinished)
+        except (OSError, RuntimeError) as error:
+            remove(unfinished)
+            raise CheckpointError(
+                f"cannot write {target}: {error}. Make room or set run_dir elsewhere, then go on with --resume; the "
+                f"last checkpoint is {self.directory.latest_checkpoint() or 'missing: none was made before'}."
+            ) from error
+        finally:
+            module.world.exchanging = False
+        if module.world.first:
             os.replace(unfinished, target)  # noqa: PTH105 - atomic on every platform
-            for old in sorted(self.directory.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
-                Path(old).unlink()
+            for old in self.directory.all_checkpoints()[: -self.keep]:
+                remove(old)
+        module.world.meet(f"the end of the checkpoint of step {module.steps_done}", despite_failure=True)
 
 
-class EvaluateEvery(Callback):
-    """Evaluates on the held-out problems every so many steps."""
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint, file or folder, if it is there."""
+    if checkpoint.is_dir():
+        shutil.rmtree(checkpoint)
+    else:
+        checkpoint.unlink(missing_ok=True)
 
-    def __init__(self, every: int, evaluate: Callable[[int], object]) -> None:
+
+class Interrupts(Callback):
+    """SIGTERM and Ctrl-C end the run between updates, with its finished steps saved."""
+
+    def __init__(self, module: ExpRLModule) -> None:
+        self.interruption = Interruption(lambda: module.updating or module.world.exchanging)
+        self.listening = ExitStack()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning has set its own handlers by now, which would start a collective from within a signal."""
+        self.listening.enter_context(self.interruption.listening())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A signal that came during the update is heard now."""
+        self.interruption.check()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The handlers of before."""
+        self.listening.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The handlers of before."""
+        self.listening.close()
+
+
+class Evaluations(Callback):
+    """Evaluates on the held-out problems before, after, and every so many steps of training."""
+
+    def __init__(self, every: int, evaluate: Callable[[str], object]) -> None:
         self.every = every
         self.evaluate = evaluate
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first step; the one epoch is the whole run, and the engine has its weights by now."""
+        self.evaluate("before")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -111,4 +181,8 @@ class EvaluateEvery(Callback):
         """After every `every` steps."""
         assert isinstance(pl_module, ExpRLModule)
         if self.every and pl_module.steps_done % self.every == 0:
-            self.evaluate(pl_module.steps_done)
+            self.evaluate(f"step-{pl_module.steps_done:06d}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last."""
+        self.evaluate("after")

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from exprl.advantages import Advantage, has_signal
+from exprl.advantages import Advantage
 from exprl.engines.base import Engine, Sampling
 from exprl.experiment import OptimizerConfig, UpdateConfig
-from exprl.kernels import TokenStatistics
 from exprl.models.base import LanguageModel
+from exprl.models.sharding import awaken, gathered
 from exprl.objectives import Objective
 from exprl.prompts import PromptBuilder
 from exprl.rewards.base import Reward
 from exprl.seeding import derive_seed
 from exprl.training import metrics
-from exprl.training.batching import MicroBatch, TokenSequence, collate, split_by_tokens
 from exprl.training.optimizer import build_optimizer
+from exprl.training.parallel import clip_gradients, on_device, place, shard_for, sum_gradients
 from exprl.training.phases import Phases
-from exprl.training.policy import response_logprobs
-from exprl.types import Problem, Rollout, RolloutGroup, ScoredGroup
+from exprl.training.randomness import random_state, restore_random_state
+from exprl.training.update import PolicyUpdate, Update
+from exprl.training.world import World
+from exprl.types import AnyReward, Problem, Rollout, RolloutGroup, ScoredGroup
 from exprl.verifiers.base import Verifier
+
+Rewarded = tuple[RolloutGroup, tuple[AnyReward, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The components one step runs through, in order."""
+    """The components one step runs through, in order.
+
+    `reference`, the frozen initial policy, is there if the loss, the logged KL (`log_kl`) or a judge needs it.
+    """
 
     prompts: PromptBuilder
     engine: Engine
@@ -50,12 +56,13 @@ class ExpRLModule(LightningModule):
 
     Args:
         policy: the model to train.
-        parts: the components of a step. `parts.reference`, the frozen initial policy, stays out of the module tree so
-            that it is neither moved into checkpoints nor trained.
+        parts: the components of a step. `parts.reference` stays out of the module tree so that it is neither moved into
+            checkpoints nor trained.
         sampling: how rollouts are sampled; its seed is replaced each step.
         optimizer: AdamW and its schedule.
         update: how rollouts become optimizer updates.
-        seed: every step's sampling seed derives from it and the step number.
+        seed: every step's sampling seed derives from it, the step number and the rank.
+        world: the ranks; None: those of the Trainer.
     """
 
     def __init__(
@@ -67,17 +74,19 @@ class ExpRLModule(LightningModule):
         optimizer: OptimizerConfig,
         update: UpdateConfig,
         seed: int = 0,
+        world: World | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy.model
-        self.tokenizer = policy.tokenizer
+        self.language_model = policy
         self.parts = parts
         self.sampling = sampling
         self.optimizer_config = optimizer
         self.update = update
         self.seed = seed
-        self.phases = Phases()
+        self.world = world or World()
+        self.phases = Phases(lambda name: self.world.enter(f"{name} of step {self.steps_done + 1}"))
         self.steps_done = 0
         self.unlocked: set[str] = set()
         self.updating = False
@@ -87,18 +96,21 @@ class ExpRLModule(LightningModule):
     # ------------------------------------------------------------------ one step
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
-        """One step on a list of problems."""
+        """One step on this rank's problems."""
         del batch_idx
-        groups = self.sample(problems)
-        scored = self.score(groups)
+        with self.whole_models():
+            rewarded = self.score(self.sample(problems))
+        scored = self.compare(rewarded)
         self.updating = True
+        self.parts.engine.sleep()
         update = self.learn(scored)
         self.steps_done += 1
         self.parts.engine.sync(self.steps_done)
         self.parts.reward.sync()
         self.updating = False
         self.last_scored = scored
-        self.last_metrics = {**self.describe(scored), **update, **self.timing(groups)}
+        if self.world.first:
+            self.last_metrics = {**self.describe(scored), **update, **self.timing(scored)}
 
     def sample(self, problems: Sequence[Problem]) -> list[RolloutGroup]:
         """Rollouts for each problem; the engine is given prompts made from questions, nothing else."""
@@ -115,117 +127,103 @@ class ExpRLModule(LightningModule):
 
     def sampling_of_step(self) -> Sampling:
         """The run's sampling with this step's own seed."""
-        seed = derive_seed(self.seed, "rollout", self.steps_done, self.global_rank)
+        seed = derive_seed(self.seed, "rollout", self.steps_done, self.world.rank)
         return replace(self.sampling, seed=seed)
 
-    def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        """Rewards and advantages of each group."""
+    def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:
+        """Rewards of each group."""
         with self.phases.run("judging", unit="verdict") as advance:
-            rewards = self.parts.reward.score(groups, advance)
+            return list(zip(groups, self.parts.reward.score(groups, advance), strict=True))
+
+    def compare(self, rewarded: Sequence[Rewarded]) -> list[ScoredGroup]:
+        """Advantages over the groups of all ranks, rank by rank: the same list on every rank."""
+        everyone = self.world.gather(list(rewarded), f"the update of step {self.steps_done + 1}")
+        groups, rewards = zip(*(pair for own in everyone for pair in own), strict=True)
         advantages = self.parts.advantage.estimate(rewards)
         return [
             ScoredGroup(group=group, rewards=reward, advantages=advantage)
             for group, reward, advantage in zip(groups, rewards, advantages, strict=True)
         ]
 
+    @contextmanager
+    def whole_models(self) -> Iterator[None]:
+        """Inside, this rank holds all weights of the policy and the reference, on its device."""
+        with ExitStack() as stack:
+            stack.enter_context(gathered(self.policy))
+            if self.frozen is not None:
+                stack.enter_context(on_device(self.frozen, self.device, offload=self.update.offload_reference))
+                stack.enter_context(gathered(self.frozen))
+            yield
+
+    @property
+    def frozen(self) -> PreTrainedModel | None:
+        """The reference's own weights; None without one, and with an adapter, where it is the policy without that."""
+        reference = self.parts.reference
+        return None if reference is None or reference.model is self.policy else reference.model
+
     # ------------------------------------------------------------------ the update
 
     def learn(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
         """Update the policy on every group with a learning signal; returns the update's metrics."""
-        size, tolerance = self.update.prompts_per_update or len(scored), self.update.signal_tolerance
-        kept = [s if has_signal(s.advantages, tolerance) else None for s in scored]
-        chunks = [trainable([s for s in kept[i : i + size] if s]) for i in range(0, len(kept), size)]
-        updates = [samples for samples in chunks if samples]
+        computing = self.policy_update()
+        updates, dropped = computing.plan(scored)
+        what = f"the update of step {self.steps_done + 1}"
         totals: defaultdict[str, float] = defaultdict(float)
-        with self.phases.run("updating", len(updates) * self.update.epochs, unit="update") as advance:
-            old = self.old_logprobs(updates)
+        with (
+            self.world.collective(what),
+            self.phases.run("updating", len(updates) * self.update.epochs, unit="update") as advance,
+        ):
+            reference = self.reference_logprobs(computing, updates)
+            old = self.old_logprobs(computing, updates)
             for _ in range(self.update.epochs):
-                for samples, old_logprobs in zip(updates, old, strict=True):
-                    for name, value in self.update_once(samples, old_logprobs).items():
+                for update, before, frozen in zip(updates, old, reference, strict=True):
+                    for name, value in self.update_once(computing, update, before, frozen).items():
                         totals[name] += value
                     advance(1)
-        dropped = {"update/dropped_groups": float(kept.count(None)), "update/count": totals.pop("updates", 0.0)}
-        return {**average(totals), **dropped}
+        counts = {"update/dropped_groups": float(dropped), "update/count": totals.pop("updates", 0.0)}
+        return {**average(totals), **counts}
 
-    def old_logprobs(self, updates: Sequence[Sequence[TokenSequence]]) -> list[list[Tensor] | None]:
+    def policy_update(self) -> PolicyUpdate:
+        """What computes gradients, on this module's device."""
+        return PolicyUpdate(
+            self.language_model,
+            self.parts.objective,
+            self.update,
+            temperature=self.sampling.temperature,
+            world=self.world,
+            device=self.device,
+        )
+
+    def reference_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
+        """Log-probs under the frozen initial policy, where the loss or the logged KL takes them."""
+        reference = self.parts.reference
+        if reference is None or not (self.parts.objective.needs_reference or self.update.log_kl):
+            return [None for _ in updates]
+        with on_device(self.frozen, self.device, offload=self.update.offload_reference):
+            return [computing.frozen_logprobs(reference, update) for update in updates]
+
+    def old_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
         """Log-probs before the step's first update; None where the policy still is that policy when it updates."""
         if len(updates) * self.update.epochs <= 1:
             return [None for _ in updates]
-        return [self.frozen_logprobs(samples) for samples in updates]
+        return [computing.frozen_logprobs(self.language_model, update) for update in updates]
 
-    @torch.no_grad()
-    def frozen_logprobs(self, samples: Sequence[TokenSequence]) -> list[Tensor]:
-        """[T] log-probs of each sample under the current policy, without gradient."""
-        result: dict[int, Tensor] = {}
-        for indices in self.split(samples):
-            chosen = [samples[i] for i in indices]
-            logp = self.logprobs(self.policy, self.collate(chosen)).logp
-            pieces = logp.split([len(sample.response_ids) for sample in chosen])
-            result.update(zip(indices, pieces, strict=True))
-        return [result[i] for i in range(len(samples))]
-
-    def update_once(self, samples: Sequence[TokenSequence], old_logprobs: list[Tensor] | None) -> dict[str, float]:
-        """One optimizer update over `samples` in micro-batches; sums of the per-token statistics."""
-        optimizer = self.optimizers()
+    def update_once(
+        self, computing: PolicyUpdate, update: Update, old: list[Tensor] | None, reference: list[Tensor] | None
+    ) -> dict[str, float]:
+        """One optimizer update; sums of the per-token statistics over all ranks."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert not isinstance(optimizer, list)
-        optimizer.zero_grad()
-        sums = self.accumulate_gradients(samples, old_logprobs)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_config.max_grad_norm)
-        optimizer.step()
-        scheduler = self.lr_schedulers()
         assert scheduler is not None
         assert not isinstance(scheduler, list)
+        optimizer.zero_grad()
+        sums = computing.accumulate(update, self.manual_backward, old=old, reference=reference)
+        sum_gradients(self.policy, self.world)
+        norm = clip_gradients(self.policy, self.optimizer_config.max_grad_norm)
+        optimizer.step()
         scheduler.step()
-        return {**sums, "updates": 1.0, "grad_norm": float(norm), "lr": float(scheduler.get_last_lr()[0])}
-
-    def accumulate_gradients(
-        self, samples: Sequence[TokenSequence], old_logprobs: list[Tensor] | None = None
-    ) -> dict[str, float]:
-        """Add the gradient of the token-mean loss over all of `samples`, whatever the micro-batch size."""
-        tokens = sum(len(sample.response_ids) for sample in samples)
-        sums: defaultdict[str, float] = defaultdict(float)
-        for indices in self.split(samples):
-            old = torch.cat([old_logprobs[i] for i in indices]) if old_logprobs is not None else None
-            loss, stats = self.token_loss([samples[i] for i in indices], old)
-            self.manual_backward(loss / tokens)
-            for name, value in stats.items():
-                sums[name] += value.detach().sum().item()
-        return {**sums, "tokens": float(tokens)}
-
-    def token_loss(self, samples: Sequence[TokenSequence], old: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss of one micro-batch, and per-token statistics [N]."""
-        batch = self.collate(samples)
-        current = self.logprobs(self.policy, batch, entropy=True)
-        assert current.entropy is not None
-        reference = None
-        if self.parts.reference is not None:
-            with torch.no_grad():
-                reference = self.logprobs(self.parts.reference.model, batch).logp
-        result = self.parts.objective.token_loss(
-            current.logp,
-            current.logp.detach() if old is None else old,
-            batch.advantages,
-            sampler_logp=batch.sampler_logprobs,
-            ref_logp=reference,
-        )
-        gap = (current.logp.detach() if old is None else old) - batch.sampler_logprobs
-        stats = {**result.stats, "entropy": current.entropy.detach(), "sampler_gap": gap.abs(), "loss": result.loss}
-        return result.loss.sum(), stats
-
-    def logprobs(self, model: PreTrainedModel, batch: MicroBatch, *, entropy: bool = False) -> TokenStatistics:
-        """Statistics [N] of the batch's response tokens under a model, at the temperature that sampled them."""
-        temperature, backend = self.sampling.temperature, self.update.kernels
-        return response_logprobs(model, batch, temperature=temperature, backend=backend, entropy=entropy)
-
-    def split(self, samples: Sequence[TokenSequence]) -> list[list[int]]:
-        """Indices of `samples` in micro-batches under the token budget."""
-        return split_by_tokens([sample.total_tokens for sample in samples], self.update.micro_batch_tokens)
-
-    def collate(self, samples: Sequence[TokenSequence]) -> MicroBatch:
-        """A padded micro-batch on the policy's device."""
-        pad = self.tokenizer.pad_token_id
-        assert isinstance(pad, int)
-        return collate(samples, pad_token_id=pad, device=self.device)
+        rate = float(scheduler.get_last_lr()[0])
+        return {**self.world.sum(sums), "tokens": float(update.tokens), "updates": 1.0, "grad_norm": norm, "lr": rate}
 
     # ------------------------------------------------------------------ what is logged
 
@@ -243,15 +241,22 @@ class ExpRLModule(LightningModule):
         self.unlocked |= {s.group.problem.id for s, group in zip(scored, correct, strict=True) if any(group)}
         return {**described, **metrics.outcome_metrics(correct), "outcome/unlocked_prompts": float(len(self.unlocked))}
 
-    def timing(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """Seconds of each phase and sampled tokens a second of the whole step."""
+    def timing(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
+        """Seconds of each phase on this rank, and sampled tokens of all ranks a second of the whole step."""
         seconds = self.phases.take()
-        tokens = sum(len(rollout) for group in groups for rollout in group.rollouts)
+        tokens = sum(len(rollout) for s in scored for rollout in s.group.rollouts)
         total = sum(seconds.values())
         rates = {"time/tokens_per_second": tokens / total if total else 0.0, "time/step_seconds": total}
         return {**{f"time/{name}_seconds": value for name, value in seconds.items()}, **rates}
 
     # ------------------------------------------------------------------ Lightning
+
+    def configure_model(self) -> None:
+        """Shard policy and reference where the strategy shards."""
+        precision = str(self.trainer.precision)
+        shard_for(self.trainer.strategy, self.policy, precision)
+        if self.frozen is not None:
+            shard_for(self.trainer.strategy, self.frozen, precision, offload=self.update.offload_reference)
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up."""
@@ -260,34 +265,30 @@ class ExpRLModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Give the engine the weights of the checkpoint, if the run goes on from one."""
+        awaken(self.policy, self.device)
+        if self.frozen is not None:
+            awaken(self.frozen, self.device)
+            place(self.frozen, torch.device("cpu") if self.update.offload_reference else self.device)
         self.parts.engine.sync(self.steps_done)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Steps, unlocked prompts and the random state, none of which Lightning keeps."""
+        """What Lightning does not keep: steps, unlocked prompts, and each rank's random states and judge's cache."""
+        own = {"rng": random_state(), "reward": self.parts.reward.state_dict()}
         checkpoint["exprl"] = {
             "steps_done": self.steps_done,
             "unlocked": sorted(self.unlocked),
-            "rng": {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()},
+            "ranks": self.world.gather(own, f"the checkpoint of step {self.steps_done}", despite_failure=True),
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """The inverse of `on_save_checkpoint`."""
+        """The inverse of `on_save_checkpoint`; a rank that did not save starts with fresh random states."""
         state = checkpoint["exprl"]
         self.steps_done = state["steps_done"]
         self.unlocked = set(state["unlocked"])
-        torch.set_rng_state(state["rng"]["torch"])
-        np.random.set_state(state["rng"]["numpy"])
-        random.setstate(state["rng"]["python"])
-
-
-def trainable(scored: Sequence[ScoredGroup]) -> list[TokenSequence]:
-    """The rollouts that enter the loss: valid ones with at least one token."""
-    return [
-        TokenSequence.of(rollout, advantages)
-        for s in scored
-        for rollout, advantages in zip(s.group.rollouts, s.advantages, strict=True)
-        if advantages.valid and len(rollout)
-    ]
+        if self.world.rank < len(state["ranks"]):
+            own = state["ranks"][self.world.rank]
+            restore_random_state(own["rng"])
+            self.parts.reward.load_state_dict(own["reward"])
 
 
 def average(totals: Mapping[str, float]) -> dict[str, float]:

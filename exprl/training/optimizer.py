@@ -12,12 +12,14 @@ from exprl.experiment import OptimizerConfig
 
 def build_optimizer(model: nn.Module, options: OptimizerConfig) -> tuple[AdamW, LambdaLR]:
     """AdamW over the trainable parameters with linear warm-up from lr / (warmup_updates + 1)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        trained,
         lr=options.lr,
         betas=(options.betas[0], options.betas[1]),
         eps=options.eps,
         weight_decay=options.weight_decay,
+        fused=all(parameter.is_cuda for parameter in trained),  # otherwise temporaries as large as the weights
     )
     warmup = options.warmup_updates
     return optimizer, LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / (warmup + 1)))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class Phases:
-    """Seconds spent in each named phase, with a bar while it runs (on a terminal only).
+    """Seconds spent in each named phase, with a bar while it runs (on a terminal only); `announce` hears each name.
 
     >>> phases = Phases()
     >>> with phases.run("sampling", total=2) as advance:
@@ -20,7 +20,8 @@ class Phases:
     ['sampling']
     """
 
-    def __init__(self, *, bars: bool = True) -> None:
+    def __init__(self, announce: Callable[[str], object] = str, *, bars: bool = True) -> None:
+        self._announce = announce
         self._bars = bars
         self._step: dict[str, float] = {}
         self.total: defaultdict[str, float] = defaultdict(float)
@@ -29,6 +30,7 @@ class Phases:
     def run(self, name: str, total: int | None = None, unit: str = "rollout") -> Iterator[Callable[[int], object]]:
         """Time a block; the value is called with the number of things done."""
         start = time.perf_counter()
+        self._announce(name)
         with tqdm(total=total, desc=name, unit=unit, leave=False, disable=None if self._bars else True) as bar:
             yield bar.update
         seconds = time.perf_counter() - start

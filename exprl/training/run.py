@@ -28,8 +28,12 @@ from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import comparison_table, differences, result_table
 from exprl.experiment import Experiment
 from exprl.run_directory import RunDirectory, write_json
-from exprl.training.callbacks import Checkpoints, EvaluateEvery, StepLog
+from exprl.seeding import derive_seed
+from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
+from exprl.training.launch import devices_here, launched, wants_gpu
 from exprl.training.module import ExpRLModule, Parts
+from exprl.training.parallel import strategy_for
+from exprl.training.world import join
 
 
 @dataclass
@@ -41,7 +45,17 @@ class TrainingRun:
     console: Console
 
     def __post_init__(self) -> None:
-        self.build = Build(self.experiment)
+        options = self.experiment.trainer
+        self.devices = devices_here(options)
+        if self.devices > 1 and launched() is None:
+            raise ConfigError(
+                f"trainer.devices: {self.devices} devices need a process each: start the run with `exprl train`, "
+                "torchrun or `fabric run`, or set trainer.devices=1."
+            )
+        self.world = join(options.timeout, on_gpu=wants_gpu(options))
+        self.build = Build(self.experiment, training=True)
+        if not self.world.first:
+            self.console = Console(quiet=True)
 
     def execute(self, *, resume: bool) -> dict[str, Any]:
         """Run to the end, or go on where a stopped run was; returns the summary.
@@ -49,34 +63,42 @@ class TrainingRun:
         Raises:
             ExprlError: any of its children, before work is lost.
         """
-        config_yaml = configuration.to_yaml(self.experiment)
-        self.directory.check(config_yaml, resume=resume)
-        if self.directory.summary.is_file():
-            self.console.print(f"{self.directory.path} is finished; this is its result.")
-            return self.report()
-        quiet_libraries()
         start = time.perf_counter()
-        lightning.seed_everything(self.experiment.seed, verbose=False)
-        module = self.prepare()
-        self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
+        config_yaml = configuration.to_yaml(self.experiment)
+        quiet_libraries()
+        with self.world.first_before_others("the start"):
+            if self.world.first:
+                self.directory.check(config_yaml, resume=resume)
+            if self.directory.summary.is_file():
+                self.console.print(f"{self.directory.path} is finished; this is its result.")
+                return self.report()
+            lightning.seed_everything(self.experiment.seed, verbose=False)
+            module = self.prepare()
+            if self.world.first:
+                self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
         prepared = time.perf_counter() - start
         try:
-            before = self.evaluated("before", module)
             self.fit(module)
-            after = self.evaluated("after", module)
+            # Made at the end of training already, unless the run was killed in between.
+            before, after = (self.evaluated(name, module) for name in ("before", "after"))
+        except Exception as error:
+            self.world.fail(f"{type(error).__name__}: {error}")
+            raise
         finally:
             module.parts.reward.close()
             module.parts.engine.close()
-        self.write_summary(module, before, after, prepared, time.perf_counter() - start)
-        return self.report()
+        if self.world.first:
+            self.write_summary(module, before, after, prepared, time.perf_counter() - start)
+            return self.report()
+        return {}
 
     # ------------------------------------------------------------------ the stages of a run
 
     def prepare(self) -> ExpRLModule:
         """Load and check everything that can fail before any rollout."""
         build, experiment = self.build, self.experiment
-        self.check_devices()
         problems, held_out = build.train_problems, build.evaluation_problems
+        self.check_shares()
         self.console.print(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.print(f"{len(problems)} training problems, {len(held_out)} held-out problems")
         reward = experiment.reward.build(build.resources)
@@ -84,7 +106,8 @@ class TrainingRun:
         objective = experiment.objective.build(build.resources)
         build.check_lengths(problems, build.sampling.max_new_tokens)
         build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)
-        wants_reference = objective.needs_reference or experiment.update.log_kl
+        if objective.needs_reference or experiment.update.log_kl:
+            build.reference  # noqa: B018 - made now, before the policy changes
         parts = Parts(
             prompts=build.prompts,
             engine=build.engine,
@@ -92,7 +115,7 @@ class TrainingRun:
             advantage=experiment.advantage.build(build.resources),
             objective=objective,
             verifier=build.verifier,
-            reference=build.reference if wants_reference else None,
+            reference=build.reference if build.has_reference else None,
         )
         return ExpRLModule(
             build.policy,
@@ -101,36 +124,52 @@ class TrainingRun:
             optimizer=experiment.optimizer,
             update=experiment.update,
             seed=experiment.seed,
+            world=self.world,
         )
 
-    def check_devices(self) -> None:
-        """This version updates on one device."""
-        devices = self.experiment.trainer.devices
-        if devices not in (1, "auto"):
-            raise ConfigError(f"trainer.devices: {devices}, but this version trains on one device. Set it to 1.")
+    def check_shares(self) -> None:
+        """Ranks have equal parts of a step and of an update; raises `ConfigError`."""
+        ranks, data, update = self.world.size, self.experiment.data, self.experiment.update
+        for key, prompts in (
+            ("data.prompts_per_step", data.prompts_per_step),
+            ("update.prompts_per_update", update.prompts_per_update or ranks),
+        ):
+            if prompts % ranks:
+                raise ConfigError(f"{key}: {prompts} cannot be shared by {ranks} ranks. Make it a multiple of {ranks}.")
 
     def evaluated(self, name: str, module: ExpRLModule) -> EvaluationResult | None:
         """The evaluation called `name`, from its file if it was made before."""
         if not self.build.evaluation_problems:
             return None
         path = self.directory.evaluation(name)
-        if path.is_file():
+        if self.world.gather(path.is_file(), f"the evaluation {name}")[0]:  # as rank 0, which writes it, sees it
             return EvaluationResult.from_json(json.loads(path.read_text()))
-        total = len(self.build.evaluation_problems) * self.build.evaluation_sampling.n
-        with module.phases.run(f"evaluate_{name}", total) as advance:
-            result = self.build.evaluate(advance)
-        module.phases.take()
-        write_json(path, result.to_json())
-        self.console.print(result_table(result, title=name))
+        with module.whole_models():
+            result = self.evaluate_together(name, module)
+        if self.world.first:
+            write_json(path, result.to_json())
+            self.console.print(result_table(result, title=name))
         return result
+
+    def evaluate_together(self, name: str, module: ExpRLModule) -> EvaluationResult:
+        """Every rank takes its part of the held-out problems."""
+        world, sampling = self.world, self.build.evaluation_sampling
+        mine = self.build.evaluation_problems[world.rank :: world.size]
+        seed = derive_seed(sampling.seed, world.rank) if world.rank else sampling.seed
+        with module.phases.run(f"evaluate_{name}", len(mine) * sampling.n) as advance:
+            part = self.build.evaluate(advance, problems=mine, seed=seed) if mine else None
+            parts = world.gather(part, f"the evaluation {name}")
+        module.phases.take()
+        return EvaluationResult.joined(parts)
 
     def fit(self, module: ExpRLModule) -> None:
         """Train to `max_steps`, from the latest checkpoint if there is one."""
         options = self.experiment.trainer
-        checkpoint = self.directory.latest_checkpoint()
+        checkpoint, step = self.directory.latest_checkpoint(), 0
         if checkpoint is not None:
             step = int(checkpoint.stem.removeprefix("step-"))
-            self.directory.drop_lines_after(step)
+            if self.world.first:
+                self.directory.drop_lines_after(step)
             self.console.print(f"resuming after step {step} from {checkpoint}")
         data = ExpRLDataModule(
             self.build.train_problems,
@@ -140,10 +179,12 @@ class TrainingRun:
         )
         trainer = Trainer(
             accelerator=options.accelerator,
-            devices=1,
+            devices=self.devices,
+            num_nodes=self.world.size // self.devices,
+            strategy=strategy_for(options, self.world),
             precision=options.precision,  # type: ignore[arg-type]
             max_epochs=1,
-            logger=TensorBoardLogger(self.directory.path, name="", version="tensorboard"),
+            logger=TensorBoardLogger(self.directory.path, name="", version="tensorboard", purge_step=step + 1),
             callbacks=self.callbacks(module),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -158,8 +199,9 @@ class TrainingRun:
         options = self.experiment.trainer
         return [
             StepLog(self.directory, self.console, max_steps=options.max_steps, print_samples=options.print_samples),
-            EvaluateEvery(self.experiment.evaluation.every, lambda step: self.evaluated(f"step-{step:06d}", module)),
             Checkpoints(self.directory, every=options.checkpoint_every, keep=options.keep_checkpoints),
+            Evaluations(self.experiment.evaluation.every, lambda name: self.evaluated(name, module)),
+            Interrupts(module),
         ]
 
     # ------------------------------------------------------------------ the result

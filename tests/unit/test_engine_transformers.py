@@ -232,16 +232,17 @@ def test_rollouts_carry_the_version_last_synced(tiny, prompts):
 def test_modes_are_restored_and_gradients_stay_on(tiny, prompts):
     model = copy.deepcopy(tiny.model).train()
     model.model.layers[0].eval()
+    computed = []
+    model.register_forward_hook(lambda *_: computed.append((model.training, torch.is_grad_enabled())))
     stream = engine_of(LanguageModel(model=model, tokenizer=tiny.tokenizer, name="t")).generate(
         prompts, Sampling(n=2, max_new_tokens=9)
     )
-    next(stream)
-    assert not model.training
-    assert torch.is_grad_enabled()
-    stream.close()
-    assert model.training
-    assert not model.model.layers[0].training
-    assert model.model.layers[1].training
+    for _ in stream:  # between two rollouts everything is the consumer's
+        assert torch.is_grad_enabled()
+        assert model.training
+        assert not model.model.layers[0].training
+        assert model.model.layers[1].training
+    assert set(computed) == {(False, False)}
 
 
 def test_from_config_needs_the_policy(tiny, prompts):

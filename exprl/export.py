@@ -1,0 +1,129 @@
+"""`exprl export`: the policy of a checkpoint as an ordinary Hugging Face folder, or its adapter as one of peft's."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from exprl.checkpoints import find_checkpoint, load_policy
+from exprl.errors import ModelError
+from exprl.experiment import load_experiment
+from exprl.models.cache import draft_of
+from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from exprl.models.base import LanguageModel
+    from exprl.run_directory import RunDirectory
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def export(
+    source: Path, folder: Path, *, adapter: bool = False, dtype: Precision | None = None, console: Console
+) -> None:
+    """Write the policy of `source`, a run or a checkpoint, to the new `folder`, whole or not at all.
+
+    Args:
+        source: a run folder, whose latest checkpoint is taken, or a checkpoint where its run left it.
+        folder: must be missing or empty.
+        adapter: write the adapter alone, instead of the weights with it merged in.
+        dtype: precision of what is written; None: as trained.
+        console: is told what was written, and how to load it.
+
+    Raises:
+        ExprlError: there is no such checkpoint or it cannot be read, `folder` is in use or cannot be written, or an
+            adapter is asked for and there is none.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder} already holds something. Give a new folder; nothing is overwritten.")
+    run, checkpoint = find_checkpoint(source)
+    policy = trained_policy(run, checkpoint)
+    if adapter and not has_adapter(policy.model):
+        raise ModelError(f"{checkpoint} was trained without an adapter (lora.rank=0). Leave out --adapter.")
+    with draft_of(folder, advice="give another folder") as draft:
+        if adapter:
+            write_adapter(policy.model, draft, dtype)
+        else:
+            write_model(policy, draft, dtype)
+        names = ", ".join(sorted(path.name for path in draft.iterdir()))
+    console.print(f"{checkpoint} -> {folder}: {names}", highlight=False, soft_wrap=True, markup=False)
+    usage = (
+        f"peft.PeftModel.from_pretrained(base, {str(folder)!r}), base being {_base(policy.model)}"
+        if adapter
+        else f"AutoModelForCausalLM.from_pretrained({str(folder)!r}), or exprl train CONFIG model.path={folder}"
+    )
+    console.print(f"load it: {usage}", highlight=False, soft_wrap=True, markup=False)
+
+
+def exported(source: Path) -> Path:
+    """A checkpoint, or the latest one of a run, as a Hugging Face folder inside the run, made unless it is there.
+
+    Raises:
+        ExprlError: the run has no checkpoint yet, it cannot be read, or the run's folder cannot be written.
+    """
+    run, checkpoint = find_checkpoint(source)
+    folder = run.path / "export" / checkpoint.stem
+    if not folder.is_dir():
+        policy = trained_policy(run, checkpoint)
+        with draft_of(folder, advice=f"exprl export {source} to a folder of your own and give that") as draft:
+            write_model(policy, draft)
+    return folder
+
+
+def trained_policy(run: RunDirectory, checkpoint: Path) -> LanguageModel:
+    """The policy of a run as it was at a checkpoint; raises `ExprlError`."""
+    from exprl.build import Build  # builds models, which may be exports themselves
+
+    policy = Build(load_experiment(run.config)).policy
+    load_policy(policy.model, checkpoint)
+    return policy
+
+
+def write_model(policy: LanguageModel, folder: Path, dtype: Precision | None = None) -> None:
+    """Weights with the adapter merged in, configuration and tokenizer into `folder`; the policy is left as it is."""
+    model = policy.model
+    config = copy.deepcopy(model.config)
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict({name: _cast(weight, dtype) for name, weight in merged_weights(model)}, assign=True)
+    plain.tie_weights()
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    plain.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    _open_to_all(folder)
+
+
+def write_adapter(model: PreTrainedModel, folder: Path, dtype: Precision | None = None) -> None:
+    """The adapter alone, as peft reads it, into `folder`."""
+    from safetensors.torch import save_file
+
+    tensors = {name: _cast(tensor, dtype).contiguous() for name, tensor in adapter_tensors(model).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {**adapter_config(model), "base_model_name_or_path": _base(model)}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _open_to_all(folder)
+
+
+def _open_to_all(folder: Path) -> None:
+    """Drafts and safetensors files begin as their owner's alone, but a server may run as somebody else."""
+    folder.chmod(0o755)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def _cast(tensor: Tensor, dtype: Precision | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(getattr(torch, dtype))
+
+
+def _base(model: PreTrainedModel) -> str:
+    """Where the base model came from: a hub id, or a folder by its whole path."""
+    place = str(model.name_or_path)
+    return str(Path(place).resolve()) if Path(place).is_dir() else place

@@ -1,0 +1,152 @@
+"""Low-rank adapters on a model's linear layers: attached in place, switched off for a while, read, and merged.
+
+The adapter is peft's, injected by transformers itself, so the model keeps its class and its `base_model`. It has no
+dropout: the log-probs before and after an update must be those of one policy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from exprl.errors import ConfigError
+from exprl.models.sharding import whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from exprl.experiment import LoRAConfig
+
+_NAME = "default"  # transformers' name for a model's one adapter
+_BASE = "base_layer"
+
+
+def attach(model: PreTrainedModel, options: LoRAConfig, *, seed: int = 0) -> None:
+    """Freeze `model` and add a float32 adapter that changes nothing yet.
+
+    Its first weights depend on `seed` alone; the global random state is left as it was.
+
+    Raises:
+        ConfigError: peft is not installed, or `lora.target_modules` names what is no linear layer of this model.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("lora.rank: an adapter needs peft: pip install 'exprl[lora]'; or set lora.rank=0.")
+    from peft import LoraConfig
+
+    targets = options.target_modules
+    if not isinstance(targets, str):
+        _check_targets(model, targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model.add_adapter(
+            LoraConfig(
+                r=options.rank,
+                lora_alpha=options.alpha,
+                lora_dropout=0.0,
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                task_type="CAUSAL_LM",
+            )
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.train(model.training)  # the new modules are in training mode, whatever the model's
+
+
+@contextmanager
+def without_adapter(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model computes as its base; afterwards each layer as it did before. Without adapter: no change."""
+    # Not peft's own switch: that one also turns requires_grad off, which FSDP takes over for good when the first
+    # forward pass of a sharded model happens inside.
+    layers = [layer for _, layer in _adapted(model)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = disabled
+
+
+def has_adapter(model: torch.nn.Module) -> bool:
+    """Whether an adapter is attached."""
+    return next(_adapted(model), None) is not None
+
+
+def adapter_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The adapter's weights, A [rank, in] and B [out, rank] of each layer, under the names of peft's files."""
+    return {
+        f"base_model.model.{name}.{part}.weight": whole(getattr(layer, part)[_NAME].weight.detach())
+        for name, layer in _adapted(model)
+        for part in ("lora_A", "lora_B")
+    }
+
+
+def adapter_config(model: PreTrainedModel) -> dict[str, Any]:
+    """What peft writes to adapter_config.json."""
+    config: Any = model.peft_config[_NAME]
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=sorted))  # target_modules is a set
+    return {**plain, "inference_mode": True}
+
+
+def merged_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights the model computes with, under their plain Hugging Face names.
+
+    An adapted layer gives W + alpha / rank * B A in the dtype of W, made when it is its turn; inside `without_adapter`
+    it gives W. All others are the model's own tensors, tied ones under each of their names.
+    """
+    layers = dict(_adapted(model))
+    added = {f"{name}.{inner}" for name, layer in layers.items() for inner in layer.state_dict() if _is_added(inner)}
+    for name, weight in model.state_dict().items():
+        if name in added:
+            continue
+        owner, _, parameter = name.rpartition(f".{_BASE}.")
+        if owner not in layers:
+            yield name, whole(weight)
+        elif parameter == "weight" and not layers[owner].disable_adapters:
+            with torch.no_grad():
+                yield f"{owner}.weight", (whole(weight) + whole(layers[owner].get_delta_weight(_NAME))).to(weight.dtype)
+        else:
+            yield f"{owner}.{parameter}", whole(weight)
+
+
+def _is_added(name: str) -> bool:
+    return not name.startswith(f"{_BASE}.")
+
+
+def _adapted(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Each adapted layer with its name; none where no adapter was ever attached, with or without peft."""
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    """Each target must end the name of a linear layer, and none that of an embedding or the head."""
+    from transformers.pytorch_utils import Conv1D
+
+    # The loss reads the head's weight itself and would pass an adapter by; embeddings may be the same weight.
+    unfit = {id(model.get_output_embeddings()), id(model.get_input_embeddings())}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module) not in unfit
+    ]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ConfigError(
+                f"lora.target_modules: {target!r} names no linear layer inside this model (embeddings and head cannot "
+                f"be adapted). Choose among {known}, or all-linear."
+            )

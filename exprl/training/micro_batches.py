@@ -1,0 +1,75 @@
+"""Which rank computes which rollouts together: pure functions on lengths, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Indices = list[int]
+
+
+def share(lengths: Sequence[int], *, budget: int, ranks: int, packed: bool) -> list[list[Indices]]:
+    """For each rank its micro-batches, each the indices of the sequences in it; the same number on every rank.
+
+    The longest go first and to the rank that has least to do. A rank with fewer micro-batches than the others gets
+    empty ones at the end. A sequence longer than the budget goes alone.
+
+    >>> share([5, 2, 3, 4], budget=6, ranks=2, packed=True)
+    [[[0], []], [[3, 1], [2]]]
+
+    Args:
+        lengths: tokens of each sequence.
+        budget: tokens of a micro-batch, padding included.
+        ranks: how many share the sequences.
+        packed: sequences lie end to end; otherwise they are padded to the longest.
+    """
+    if ranks > 1 and lengths:
+        # Where one rank's budget would hold everything, smaller micro-batches give every rank its part.
+        budget = min(budget, max(*lengths, -(-sum(lengths) // ranks)))
+    batches = fill(lengths, budget) if packed else split_by_tokens(lengths, budget)
+    loads = [sum(lengths[index] for index in batch) for batch in batches]
+    shares: list[list[Indices]] = [[] for _ in range(ranks)]
+    totals = [0] * ranks
+    largest_first = sorted(range(len(batches)), key=lambda number: -loads[number])
+    for start in range(0, len(largest_first), ranks):
+        # One a rank in each round, so that all have the same number.
+        by_load = sorted(range(ranks), key=totals.__getitem__)
+        for rank, number in zip(by_load, largest_first[start : start + ranks], strict=False):
+            shares[rank].append(batches[number])
+            totals[rank] += loads[number]
+    rounds = -(-len(batches) // ranks)
+    return [own + [[] for _ in range(rounds - len(own))] for own in shares]
+
+
+def fill(lengths: Sequence[int], budget: int) -> list[Indices]:
+    """Sequences end to end: each goes to the first micro-batch with room for it, the longest first.
+
+    >>> fill([5, 2, 3, 1], budget=6)
+    [[0, 3], [2, 1]]
+    """
+    batches: list[Indices] = []
+    rooms: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = next((n for n, room in enumerate(rooms) if room >= lengths[index]), None)
+        if place is None:
+            batches.append([])
+            rooms.append(budget)
+            place = len(batches) - 1
+        batches[place].append(index)
+        rooms[place] -= lengths[index]
+    return batches
+
+
+def split_by_tokens(lengths: Sequence[int], budget: int) -> list[Indices]:
+    """Sequences padded to the longest: sorted by length, so that padding is small, rows times longest within `budget`.
+
+    >>> split_by_tokens([5, 2, 3], budget=6)
+    [[0], [2, 1]]
+    """
+    batches: list[Indices] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,99 @@
+"""How a run spreads over devices: Lightning strategies, and what the update does differently under each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+
+from exprl.experiment import TrainerConfig
+from exprl.models.sharding import is_sharded, shard
+from exprl.training.policy import SHARDED_FORWARD, response_statistics
+from exprl.training.world import World
+
+
+class ReplicatedStrategy(DDPStrategy):
+    """Every rank holds all weights. Gradients are summed once an update, by the update itself.
+
+    Lightning's DDP would sum them at every backward pass, in buckets as large as the weights, and would hang where
+    ranks have different numbers of micro-batches.
+    """
+
+    def configure_ddp(self) -> None:
+        """No wrapper; all ranks start from the weights of rank 0."""
+        assert self.model is not None
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            dist.broadcast(tensor.detach(), src=0)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Every rank holds a part of weights, gradients and optimizer state (FSDP2)."""
+
+    def __init__(self, ranks: int, *, offload: bool, **options: Any) -> None:
+        super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, **options)
+        self.offload = offload
+
+    def model_to_device(self) -> None:
+        """Offloaded weights stay in CPU memory."""
+        if not self.offload:
+            super().model_to_device()
+
+
+def strategy_for(options: TrainerConfig, world: World) -> Strategy | str:
+    """What Lightning's Trainer is given for `trainer.strategy`."""
+    if world.size == 1 and options.strategy != "fsdp2":
+        return "auto"
+    if options.strategy == "fsdp2":
+        return ShardedStrategy(world.size, offload=options.cpu_offload)
+    return ReplicatedStrategy()
+
+
+def shard_for(strategy: Strategy, model: nn.Module, precision: str, *, offload: bool = False) -> None:
+    """Shard `model` where the strategy wants it, once; `offload` keeps its parts in CPU memory."""
+    if not isinstance(strategy, ModelParallelStrategy) or is_sharded(model):
+        return
+    mesh = strategy.device_mesh["data_parallel"]
+    dtype = torch.bfloat16 if precision.startswith("bf16") else None
+    offload = offload or (isinstance(strategy, ShardedStrategy) and strategy.offload)
+    shard(model, mesh, dtype=dtype, offload=offload, forward=(SHARDED_FORWARD, response_statistics))
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move a model that no strategy moves; sharded ones lie where they belong."""
+    if not is_sharded(model):
+        model.to(device)
+
+
+@contextmanager
+def on_device(model: nn.Module | None, device: torch.device, *, offload: bool) -> Iterator[None]:
+    """Inside, `model` (if there is one) is on `device`; with `offload` it goes back to CPU memory."""
+    if model is not None:
+        place(model, device)
+    try:
+        yield
+    finally:
+        if model is not None and offload:
+            place(model, torch.device("cpu"))
+
+
+def sum_gradients(model: nn.Module, world: World) -> None:
+    """Add up every rank's gradients, which FSDP has done already; a rank without one counts as 0."""
+    if world.size == 1 or is_sharded(model):
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for work in [dist.all_reduce(parameter.grad, async_op=True) for parameter in trained]:
+        work.wait()
+
+
+def clip_gradients(model: nn.Module, limit: float) -> float:
+    """Scale the gradients to at most this global norm; returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

@@ -1,0 +1,229 @@
+"""The policy update: rollouts with advantages to gradients, in micro-batches that are shared by the ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from exprl.advantages import has_signal
+from exprl.errors import ConfigError
+from exprl.experiment import UpdateConfig
+from exprl.kernels import TokenStatistics
+from exprl.models.base import LanguageModel
+from exprl.models.modes import evaluating
+from exprl.models.sharding import is_sharded
+from exprl.objectives import Objective
+from exprl.training.batching import MicroBatch, TokenSequence, collate
+from exprl.training.micro_batches import share
+from exprl.training.policy import response_logprobs
+from exprl.training.world import World
+from exprl.types import ScoredGroup
+
+Backward = Callable[[Tensor], None]
+MicroBatchSequences = tuple[TokenSequence, ...]
+
+PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Attention that skips what lies between packed sequences; sdpa and eager pack exactly too, but build an S x S mask."""
+
+
+_FILLER = TokenSequence(prompt_ids=(0,), response_ids=(0,), advantages=(0.0,), sampler_logprobs=(0.0,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One optimizer update as one rank sees it.
+
+    Attributes:
+        micro_batches: this rank's; an empty one keeps it in step with ranks that have more.
+        tokens: response tokens of all ranks together, the denominator of the loss.
+    """
+
+    micro_batches: tuple[MicroBatchSequences, ...]
+    tokens: int
+
+
+class PolicyUpdate:
+    """Computes the gradient of the token-mean loss of one update, whatever the micro-batches and the ranks.
+
+    Args:
+        policy: the model that trains.
+        objective: the loss of a token.
+        options: micro-batch budget, packing, epochs.
+        temperature: of the sampling, applied to every log-prob.
+        world: the ranks.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        policy: LanguageModel,
+        objective: Objective,
+        options: UpdateConfig,
+        *,
+        temperature: float,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        self.policy = policy
+        self.objective = objective
+        self.options = options
+        self.temperature = temperature
+        self.world = world
+        self.device = device
+        self.packed = wants_packing(policy.model, options)
+
+    # ------------------------------------------------------------------ what is computed together
+
+    def plan(self, scored: Sequence[ScoredGroup]) -> tuple[list[Update], int]:
+        """The step's updates in order, and the number of groups without a learning signal, which are left out.
+
+        `scored` are the groups of all ranks, rank by rank; an update takes the same part of each rank's.
+        """
+        ranks = self.world.size
+        own = len(scored) // ranks
+        size = (self.options.prompts_per_update or len(scored)) // ranks
+        kept = [s if has_signal(s.advantages, self.options.signal_tolerance) else None for s in scored]
+        chunks = [
+            [s for rank in range(ranks) for s in kept[rank * own + start : rank * own + start + size] if s]
+            for start in range(0, own, size)
+        ]
+        samples = [trainable(chunk) for chunk in chunks]
+        return [self.share(sequences) for sequences in samples if sequences], kept.count(None)
+
+    def share(self, sequences: Sequence[TokenSequence]) -> Update:
+        """This rank's micro-batches of `sequences`, which every rank has in the same order."""
+        shares = share(
+            [sequence.total_tokens for sequence in sequences],
+            budget=self.options.micro_batch_tokens,
+            ranks=self.world.size,
+            packed=self.packed,
+        )
+        return Update(
+            micro_batches=tuple(tuple(sequences[i] for i in batch) for batch in shares[self.world.rank]),
+            tokens=sum(len(sequence.response_ids) for sequence in sequences),
+        )
+
+    # ------------------------------------------------------------------ log-probs
+
+    def frozen_logprobs(self, model: LanguageModel, update: Update) -> list[Tensor]:
+        """[N] log-probs of each micro-batch's response tokens under a model as it is, without gradient."""
+        with model.inference():
+            return [self.logprobs(model, batch).logp for _, batch in self.batches(update)]
+
+    def logprobs(self, model: LanguageModel, batch: MicroBatch, *, entropy: bool = False) -> TokenStatistics:
+        """Statistics [N] of a micro-batch's response tokens, at the temperature that sampled them."""
+        backend = self.options.kernels
+        return response_logprobs(model.model, batch, temperature=self.temperature, backend=backend, entropy=entropy)
+
+    def batches(self, update: Update) -> Iterator[tuple[bool, MicroBatch]]:
+        """Each micro-batch as tensors, and whether it counts.
+
+        Sharded weights are gathered by all ranks together, so a rank with nothing left computes something for nothing.
+        """
+        for sequences in update.micro_batches:
+            if sequences or is_sharded(self.policy.model):
+                yield bool(sequences), self.collate(sequences or (_FILLER,))
+            self.world.progress()
+
+    def collate(self, sequences: Sequence[TokenSequence]) -> MicroBatch:
+        """A micro-batch on the policy's device."""
+        pad = self.policy.tokenizer.pad_token_id
+        assert isinstance(pad, int)
+        return collate(sequences, pad_token_id=pad, device=self.device, packed=self.packed)
+
+    # ------------------------------------------------------------------ the loss
+
+    def accumulate(
+        self,
+        update: Update,
+        backward: Backward,
+        *,
+        old: Sequence[Tensor] | None = None,
+        reference: Sequence[Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Add this rank's part of the gradient; returns its sums of the per-token statistics.
+
+        Args:
+            update: what to compute.
+            backward: called with each micro-batch's scaled loss.
+            old: [N] log-probs of each micro-batch before the step's first update; None: this is the first.
+            reference: [N] log-probs of each micro-batch under the frozen initial policy.
+        """
+        # FSDP averages over ranks what here is a sum.
+        scale = (self.world.size if is_sharded(self.policy.model) else 1) / update.tokens
+        sums: defaultdict[str, float] = defaultdict(float)
+        recompute = self.options.activation_checkpointing
+        with evaluating(self.policy.model), checkpointing(self.policy.model, on=recompute):
+            for number, (counts, batch) in enumerate(self.batches(update)):
+                before = old[number] if old is not None else None
+                loss, stats = self.token_loss(batch, before, reference[number] if reference is not None else None)
+                backward(loss * (scale if counts else 0.0))
+                for name, value in stats.items() if counts else ():
+                    sums[name] += value.detach().sum().item()
+        return dict(sums)
+
+    def token_loss(
+        self, batch: MicroBatch, old: Tensor | None, reference: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss of one micro-batch, and per-token statistics [N]."""
+        current = self.logprobs(self.policy, batch, entropy=True)
+        assert current.entropy is not None
+        before = current.logp.detach() if old is None else old
+        result = self.objective.token_loss(
+            current.logp, before, batch.advantages, sampler_logp=batch.sampler_logprobs, ref_logp=reference
+        )
+        gap = (before - batch.sampler_logprobs).abs()
+        stats = {**result.stats, "entropy": current.entropy.detach(), "sampler_gap": gap, "loss": result.loss}
+        return result.loss.sum(), stats
+
+
+def trainable(scored: Sequence[ScoredGroup]) -> list[TokenSequence]:
+    """The rollouts that enter the loss: valid ones with at least one token."""
+    return [
+        TokenSequence.of(rollout, advantages)
+        for s in scored
+        for rollout, advantages in zip(s.group.rollouts, s.advantages, strict=True)
+        if advantages.valid and len(rollout)
+    ]
+
+
+def wants_packing(model: PreTrainedModel, options: UpdateConfig) -> bool:
+    """Whether rollouts are packed; raises `ConfigError` where the model would mix packed sequences."""
+    config = model.config
+    attention = str(getattr(config, "_attn_implementation", ""))
+    kinds = set(getattr(config, "layer_types", None) or ())
+    recurrent = {kind for kind in kinds if "attention" not in kind or "linear" in kind}
+    if options.packing is True and recurrent:
+        raise ConfigError(
+            f"update.packing: layers of kind {', '.join(sorted(recurrent))} would carry state from one packed rollout "
+            "into the next. Set update.packing=false."
+        )
+    if options.packing == "auto":
+        return attention in PACKING_ATTENTION and not recurrent
+    return bool(options.packing)
+
+
+@contextmanager
+def checkpointing(model: PreTrainedModel, *, on: bool) -> Iterator[None]:
+    """Inside, activations of the decoder layers are computed again in backward instead of kept, if `on`.
+
+    transformers does so for a layer in training mode; what is inside the layer stays in eval mode, without dropout.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if on else []
+    if layers:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False

@@ -1,7 +1,8 @@
 """Engines: who samples rollouts."""
 
 from exprl.engines.base import Engine, Sampling
+from exprl.engines.server import ServerEngine
 from exprl.engines.transformers import TransformersEngine
 from exprl.engines.vllm import VLLMEngine
 
-__all__ = ["Engine", "Sampling", "TransformersEngine", "VLLMEngine"]
+__all__ = ["Engine", "Sampling", "ServerEngine", "TransformersEngine", "VLLMEngine"]

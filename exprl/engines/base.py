@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from exprl.component import Component, option
 from exprl.types import Prompt, Rollout
@@ -29,6 +30,9 @@ class Sampling:
 
 class Engine(Component):
     """Samples rollouts from prompts. It accepts `Prompt` alone, so no problem and no scaffold can reach it."""
+
+    trains: ClassVar[bool] = True
+    """Whether its weights follow the policy, so that a run can train on its rollouts."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -55,6 +59,9 @@ class Engine(Component):
 
     def close(self) -> None:
         """Free what the engine holds beside the policy; called when a run ends, also by an error."""
+
+    def sleep(self) -> None:
+        """Free what memory it can while the policy updates; the `sync` after that, or its next use, takes it back."""
 
     def sync(self, policy_version: int) -> None:
         """Take over the policy's current weights, those after `policy_version` steps; later rollouts carry it."""

@@ -14,7 +14,6 @@ from exprl.engines.decoding import Decoded, Decoding, Ends
 from exprl.engines.prefill import prefill
 from exprl.engines.sampling import uniforms_for
 from exprl.errors import ModelError
-from exprl.models.modes import evaluating
 from exprl.registry import ENGINES
 from exprl.tokenization import decode_with_ends
 from exprl.types import Prompt, Rollout
@@ -96,13 +95,25 @@ class TransformersEngine(Engine):
         # neighbours of like length need little padding
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
         slots = [(index, sample) for index in order for sample in range(sampling.n)]
-        with evaluating(model):
-            for start in range(0, len(slots), self.config.batch_size):
-                batch = slots[start : start + self.config.batch_size]
-                version = self._policy_version
-                for decoded in self._decoding(prompts, batch, sampling, ends).run():
-                    index = batch[decoded.slot][0]
-                    yield index, _rollout(prompts[index], decoded, tokenizer, version)
+        for start in range(0, len(slots), self.config.batch_size):
+            batch = slots[start : start + self.config.batch_size]
+            version = self._policy_version
+            for decoded in self._decoded(prompts, batch, sampling, ends):
+                index = batch[decoded.slot][0]
+                yield index, _rollout(prompts[index], decoded, tokenizer, version)
+
+    def _decoded(
+        self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends
+    ) -> Iterator[Decoded]:
+        """Rows as they finish; between two of them the model is as its user has it."""
+        with self._language_model.inference():
+            rows = self._decoding(prompts, batch, sampling, ends).run()
+        while True:
+            with self._language_model.inference():
+                decoded = next(rows, None)
+            if decoded is None:
+                return
+            yield decoded
 
     def _decoding(
         self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends

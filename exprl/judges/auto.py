@@ -25,7 +25,7 @@ class AutoBackend(JudgeBackend):
         """Options of both."""
 
         second_engine: bool = option(
-            False, "vllm: whether frozen weights may take a second engine beside the policy's, with its own memory"
+            False, "vllm: whether weights the policy's engine does not hold may take a second one, with its own memory"
         )
 
     @classmethod
@@ -33,7 +33,8 @@ class AutoBackend(JudgeBackend):
         """The backend that fits the run's engine."""
         engine = resources.engine() if resources.engine is not None else None
         if isinstance(engine, VLLMEngine):
-            if model.weights != "live" and not config.second_engine:
+            held = model.weights == "live" or (model.weights == "frozen" and engine.host.adapted)
+            if not held and not config.second_engine:
                 raise ConfigError(
                     f"judge {model.judge!r}: with rollout.name=vllm its weights, which do not train, need an engine of "
                     "their own. Say which: backend.second_engine=true (a second vLLM engine in this process), "

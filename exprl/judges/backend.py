@@ -25,12 +25,14 @@ class Query:
         max_new_tokens: length limit of the greedy reply; 0 where labels are given.
         labels: instead of a reply, the probability of each of them right after `reply_start`.
         reply_start: how the reply is made to begin.
+        pattern: a regular expression the reply is made to match; empty: none. Only backends that constrain take one.
     """
 
     prompt: JudgePrompt
     max_new_tokens: int = 0
     labels: tuple[str, ...] = ()
     reply_start: str = ""
+    pattern: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,12 @@ class JudgeBackend(Component):
 
     identity: str = ""
     """Names model and weights: the same identity and the same query give the same reply."""
+
+    constrains: bool = False
+    """Whether it can make a reply match `Query.pattern`."""
+
+    updates: int = 0
+    """Policy updates that live weights have seen."""
 
     @classmethod
     @abstractmethod

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import count
+from typing import Any
 
 from exprl.judges.backend import JudgeBackend, Query, Reply
 from exprl.progress import Advance
@@ -54,6 +56,14 @@ class ReplyCache:
         for _ in range(len(self._replies) - self._capacity):
             self._replies.popitem(last=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The replies, as plain values, by digests of what was asked, from which no prompt can be read back."""
+        return {key: asdict(reply) for key, reply in self._replies.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._replies = OrderedDict((key, Reply(**reply)) for key, reply in state.items())
+
     def __len__(self) -> int:
         return len(self._replies)
 
@@ -63,7 +73,9 @@ def key_of(identity: str, query: Query) -> str:
     digest = hashlib.blake2b(digest_size=16)
     pieces = [f"{piece.ours:d}{piece.text}" for piece in query.prompt.pieces]
     for number, text in zip(
-        count(), [identity, str(query.max_new_tokens), query.reply_start, *query.labels, "\0", *pieces], strict=False
+        count(),
+        [identity, str(query.max_new_tokens), query.reply_start, query.pattern, *query.labels, "\0", *pieces],
+        strict=False,
     ):
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(f"{number}:{len(encoded)}:".encode())

@@ -20,7 +20,6 @@ from exprl.judges.tokens import JudgeTokenizer
 from exprl.judges.tree import build_tree, pack
 from exprl.judges.tree_forward import tree_logits, tree_prefill, understands_trees
 from exprl.models.base import LanguageModel
-from exprl.models.modes import evaluating
 from exprl.progress import Advance
 from exprl.registry import BACKENDS
 
@@ -69,7 +68,6 @@ class HuggingFaceBackend(JudgeBackend):
         self._share = share_prefixes and understands_trees(language_model.model)
         self._beside = beside
         self._live = live
-        self._updates = 0
 
     @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> HuggingFaceBackend:
@@ -84,11 +82,11 @@ class HuggingFaceBackend(JudgeBackend):
     @property
     def identity(self) -> str:  # type: ignore[override]
         """The model's name, and how often it was updated."""
-        return f"{self._language_model.name} updated {self._updates} times"
+        return f"{self._language_model.name} updated {self.updates} times"
 
     def sync(self) -> None:
         """Weights that train are other weights now."""
-        self._updates += self._live
+        self.updates += self._live
 
     def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
         """See `JudgeBackend`; queries of one kind are computed together."""
@@ -135,7 +133,6 @@ class HuggingFaceBackend(JudgeBackend):
         """The prompt's length in tokens, and the model's context length."""
         return len(self._tokens.encode(prompt)), self._language_model.context_length
 
-    @torch.no_grad()
     def _run(
         self,
         sequences: list[list[int]],
@@ -151,7 +148,7 @@ class HuggingFaceBackend(JudgeBackend):
         model = self._language_model.model
         if self._beside is not None:
             model.to(self._beside.model.device)  # type: ignore[arg-type]
-        with evaluating(model):
+        with self._language_model.inference():
             for batch in self._batches([sequences[index] for index in fitting]):
                 indices = [fitting[row] for row in batch]
                 for index, reply in zip(indices, answer([sequences[index] for index in indices]), strict=True):

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from exprl.component import Choice, choose, option
-from exprl.errors import JudgeError
+from exprl.errors import ConfigError, JudgeError
 from exprl.judges.backend import JudgeBackend, JudgeModel, Query
 from exprl.judges.base import Judge
 from exprl.judges.cache import ReplyCache
 from exprl.judges.prompting import JudgePrompt, compose, read_prompt
-from exprl.judges.scoring import Scoring, judgement_of, query_for
+from exprl.judges.scoring import SHORTEST_CONSTRAINED, Scoring, judgement_of, query_for
 from exprl.progress import Advance, no_progress
 from exprl.registry import BACKENDS
 from exprl.resources import Resources
@@ -36,6 +36,9 @@ class LLMJudge(Judge):
             "expected", "expected: mean score under the probabilities of 1..5, one token; rationale: let it write first"
         )
         max_new_tokens: int = option(512, "length limit of a rationale in tokens (the paper: 2048)")
+        constrained: bool = option(
+            False, "rationale: make every reply end in a score; its text then has at most max_new_tokens characters"
+        )
         min_mass: float = option(
             0.01, "expected: below this total probability of the five scores the judgement counts as unparseable"
         )
@@ -47,6 +50,10 @@ class LLMJudge(Judge):
                 raise ValueError("max_new_tokens must be at least 1 and cache_size at least 0")
             if not 0.0 <= self.min_mass <= 1.0:
                 raise ValueError(f"min_mass must lie in [0, 1], but got {self.min_mass}")
+            if self.constrained and (self.scoring != "rationale" or self.max_new_tokens < SHORTEST_CONSTRAINED):
+                raise ValueError(
+                    f"constrained needs scoring: rationale and max_new_tokens of at least {SHORTEST_CONSTRAINED}"
+                )
 
     template: ClassVar[str]
     """The name of the prompt's text file."""
@@ -73,13 +80,23 @@ class LLMJudge(Judge):
         """Pass a policy update on to the model."""
         self.backend.sync()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The replies kept, and how often live weights were updated, which is part of what they are kept by."""
+        return {"replies": self.cache.state_dict(), "updates": self.backend.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.cache.load_state_dict(state["replies"])
+        self.backend.updates = state["updates"]
+
     def close(self) -> None:
         """Let the backend free its model."""
         self.backend.close()
 
     def query(self, request: JudgeRequest) -> Query:
         """What the backend is asked for one request."""
-        return query_for(self.prompt(request), self.config.scoring, self.config.max_new_tokens)
+        config = self.config
+        return query_for(self.prompt(request), config.scoring, config.max_new_tokens, constrained=config.constrained)
 
     def prompt(self, request: JudgeRequest) -> JudgePrompt:
         """The prompt for one request: the attempt comes last, so that prompts for longer prefixes continue it."""
@@ -117,6 +134,15 @@ class ReferenceJudge(LLMJudge):
 
 
 def open_backend(config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
-    """The backend of a judge's config on the model it judges with."""
+    """The backend of a judge's config on the model it judges with.
+
+    Raises:
+        ConfigError: `constrained` is set, and the backend cannot constrain what a model writes.
+    """
     backend: JudgeBackend = config.backend.cls.open(config.backend.config, model, resources)
+    if config.constrained and not backend.constrains:
+        raise ConfigError(
+            f"judge {model.judge!r}: constrained=true needs a backend that can constrain what the model writes: "
+            "backend.name=vllm, or backend.name=server with backend.structured_outputs=true."
+        )
     return backend

@@ -16,11 +16,29 @@ LABELS = ("1", "2", "3", "4", "5")
 REPLY_START = "Score: "
 
 
-def query_for(prompt: JudgePrompt, scoring: Scoring, max_new_tokens: int) -> Query:
+_SCORE_LINE = len("#Score: 5") + 1  # with the line break, and the end-of-sequence token
+
+SHORTEST_CONSTRAINED = 32
+"""Tokens a constrained rationale takes at least, so that there is room for some text before its score."""
+
+
+def query_for(prompt: JudgePrompt, scoring: Scoring, max_new_tokens: int, *, constrained: bool = False) -> Query:
     """How the judge is asked: to write, greedily, and end with a score (the paper's way), or for "1".."5" alone."""
     if scoring == "rationale":
-        return Query(prompt=prompt, max_new_tokens=max_new_tokens)
+        pattern = rationale_pattern(max_new_tokens) if constrained else ""
+        return Query(prompt=prompt, max_new_tokens=max_new_tokens, pattern=pattern)
     return Query(prompt=prompt, labels=LABELS, reply_start=REPLY_START)
+
+
+def rationale_pattern(max_new_tokens: int) -> str:
+    r"""A regular expression of replies that end in a score and fit `max_new_tokens`, however they become tokens.
+
+    A token is at least a character of the printable ASCII the text may have, so its characters are bounded instead.
+
+    >>> rationale_pattern(110)
+    '[ -~\\n]{1,100}\\nScore: [1-5]'
+    """
+    return rf"[ -~\n]{{1,{max_new_tokens - _SCORE_LINE}}}\nScore: [1-5]"
 
 
 def judgement_of(reply: Reply, scoring: Scoring, min_mass: float) -> Judgement:

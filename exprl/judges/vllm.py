@@ -27,15 +27,19 @@ if TYPE_CHECKING:
 class VLLMBackend(JudgeBackend):
     """Runs a judge in vLLM, while rollouts are still being sampled.
 
-    Live weights are those of the sampling engine, so the judge shares it; frozen weights and a model of its own take a
-    second engine in this process. The prompts for the prefixes of one rollout begin alike, and vLLM's prefix cache
-    computes what they share once.
+    Live weights are those of the sampling engine, so the judge shares it; so are frozen ones where only an adapter
+    trains: the judge then asks the base. Other frozen weights and a model of its own take a second engine in this
+    process. The prompts for the prefixes of one rollout begin alike, and vLLM's prefix cache computes what they share
+    once.
 
     Args:
         config: how a second engine is set up.
         host: the engine.
-        live: whether its weights train.
+        live: whether the judge's weights train.
+        shared: whether the engine is the rollouts'; shared but not live asks the base of a model with an adapter.
     """
+
+    constrains = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HostOptions, JudgeBackend.Config):
@@ -43,41 +47,44 @@ class VLLMBackend(JudgeBackend):
 
         gpu_memory_utilization: float = option(0.3, "share of a GPU's memory for the judge's own engine")
 
-    def __init__(self, config: Config, host: VLLMHost, *, live: bool = False) -> None:
+    def __init__(self, config: Config, host: VLLMHost, *, live: bool = False, shared: bool = False) -> None:
         super().__init__(config)
         self._host = host
         self._live = live
-        self._updates = 0
+        self._shared = shared or live
         self._tokens = JudgeTokenizer(host.language_model.tokenizer, host.language_model.name)
         self._started: dict[Query, Ticket | Reply] = {}
 
     @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
-        """On the sampling engine (live), or on one of its own with the run's frozen copy or the judge's own model."""
+        """On the sampling engine, or on one of its own with the run's frozen copy or the judge's own model."""
         judge = f"judge {model.judge!r}"
         if model.weights == "live":
             engine = resources.need_engine(judge)
             if not isinstance(engine, VLLMEngine):
                 raise ConfigError(f"{judge}: live weights in vLLM need rollout.name=vllm, whose engine holds them.")
             return cls(config, engine.host, live=True)
+        if model.weights == "frozen" and (host := host_with_base(resources)) is not None:
+            return cls(config, host, shared=True)
         source = load_own(model, resources) if model.weights == "own" else resources.need_reference_model(judge)
         return cls(config, VLLMHost(source, config))
 
     @property
     def identity(self) -> str:  # type: ignore[override]
         """Model, precision, and how often it was updated."""
-        return f"{self._host.language_model.name} in {self._host.dtype} updated {self._updates} times"
+        base = " without its adapter" if self._shared and not self._live else ""
+        return f"{self._host.language_model.name}{base} in {self._host.dtype} updated {self.updates} times"
 
     def sync(self) -> None:
         """Weights that train are other weights now: what was begun with the old ones is dropped."""
         if self._live:
-            self._updates += 1
+            self.updates += 1
             self._host.cancel(work for work in self._started.values() if isinstance(work, Ticket))
             self._started.clear()
 
     def close(self) -> None:
         """Shut down an engine of its own; a shared one is closed by the rollouts' engine."""
-        if not self._live:
+        if not self._shared:
             self._host.close()
 
     def start(self, queries: Sequence[Query]) -> None:
@@ -114,7 +121,16 @@ class VLLMBackend(JudgeBackend):
             )
         model, tokenizer = self._host.language_model.model, self._host.language_model.tokenizer
         ends = sorted(ends_of(model, tokenizer).token_ids)
-        return self._host.submit(ids, labels=labels, max_tokens=new, temperature=0.0, stop_token_ids=ends)
+        constraint = {"regex": query.pattern} if query.pattern else {}
+        return self._host.submit(
+            ids,
+            labels=labels,
+            adapter=self._live or not self._shared,
+            max_tokens=new,
+            temperature=0.0,
+            stop_token_ids=ends,
+            **constraint,
+        )
 
     def _finish(self, ticket: Ticket, query: Query) -> Reply:
         while ticket.output is None:
@@ -123,3 +139,9 @@ class VLLMBackend(JudgeBackend):
             return Reply(probabilities=tuple(map(math.exp, ticket.output.label_logprobs)))
         tokenizer = self._host.language_model.tokenizer
         return Reply(text=str(tokenizer.decode(list(ticket.output.token_ids), skip_special_tokens=True)))
+
+
+def host_with_base(resources: Resources) -> VLLMHost | None:
+    """The rollouts' engine where it also computes the frozen initial policy, since only an adapter trains."""
+    engine = resources.engine() if resources.engine is not None else None
+    return engine.host if isinstance(engine, VLLMEngine) and engine.host.adapted else None

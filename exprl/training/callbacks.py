@@ -21,6 +21,9 @@ from exprl.training.samples import print_sample, sample_records
 
 log = logging.getLogger(__name__)
 
+EMERGENCY_WAIT = 20.0
+"""Seconds to wait for the other ranks before saving in an emergency: launchers kill half a minute after they ask."""
+
 
 class StepLog(Callback):
     """Metrics to `metrics.jsonl` and TensorBoard, rollouts to `samples.jsonl`, one line and a sample to the console."""
@@ -94,7 +97,7 @@ class Checkpoints(Callback):
         # The other ranks may be waiting for this one; they come here too once they know that it failed.
         pl_module.world.fail(f"{type(exception).__name__}: {exception}")
         try:
-            pl_module.world.meet("the emergency checkpoint", despite_failure=True)
+            pl_module.world.meet("the emergency checkpoint", despite_failure=True, limit=EMERGENCY_WAIT)
             self.save(trainer, pl_module)
         except ExprlError as error:
             log.error("no emergency checkpoint: %s", error)
@@ -114,7 +117,8 @@ class Checkpoints(Callback):
         module.world.meet(f"writing the checkpoint of step {module.steps_done}", despite_failure=True)
         module.world.exchanging = True
         try:
-            trainer.save_checkpoint(unfinished)
+            with module.world.collective(f"writing the checkpoint of step {module.steps_done}"):
+                trainer.save_checkpoint(unfinished)
         except (OSError, RuntimeError) as error:
             remove(unfinished)
             raise CheckpointError(

@@ -80,8 +80,8 @@ class World:
 
     # ------------------------------------------------------------------ meeting
 
-    def meet(self, what: str, *, despite_failure: bool = False) -> None:
-        """Wait until every rank is here.
+    def meet(self, what: str, *, despite_failure: bool = False, limit: float | None = None) -> None:
+        """Wait until every rank is here, `limit` seconds at most (None: the timeout).
 
         Raises:
             DistributedError: naming the ranks that did not come within the timeout and what they were doing, or the
@@ -93,7 +93,8 @@ class World:
         self.enter(f"waiting for the other ranks before {what}, after {before}")
         self._meetings[what] += 1
         keys = [f"meet/{what}/{self._meetings[what]}/{rank}" for rank in range(self.size)]
-        deadline = time.monotonic() + self.timeout
+        limit = min(limit or self.timeout, self.timeout)
+        deadline = time.monotonic() + limit
         try:
             self._store.set(keys[self.rank], "here")
             while not self._store.check(keys):
@@ -101,17 +102,17 @@ class World:
                     raise PeerError(self._store.get("failed").decode())
                 if time.monotonic() > deadline:
                     late = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-                    raise DistributedError(self._late(late, what))
+                    raise DistributedError(self._late(late, what, limit))
                 time.sleep(_POLL)
         except (RuntimeError, ConnectionError) as error:  # the store went with the process that held it
             raise DistributedError(f"rank {self.rank}, {self.phase}: the ranks' store is gone ({error})") from error
         self.enter(before)
 
-    def _late(self, ranks: list[int], what: str) -> str:
+    def _late(self, ranks: list[int], what: str, limit: float) -> str:
         names = " and ".join(f"rank {rank}" for rank in ranks)
         return (
-            f"{names} did not come to {what} within {self.timeout:.0f} s (trainer.timeout). Last seen:\n"
-            f"{self.report()}\nGo on from the last checkpoint with --resume."
+            f"{names} did not come to {what} within {limit:.0f} s (trainer.timeout is {self.timeout:.0f}). Last "
+            f"seen:\n{self.report()}\nGo on from the last checkpoint with --resume."
         )
 
     @contextmanager

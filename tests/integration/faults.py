@@ -1,0 +1,74 @@
+"""A plugin for tests: makes a run die, stall or fail at the place that the environment variable FAULT names.
+
+FAULT is `what:where:step[:rank]`, for example `kill:sampling:2` or `stall:judging:3:1`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from exprl.training import update
+from exprl.training.module import ExpRLModule
+
+
+def _act(what: str) -> None:
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "stall":
+        time.sleep(1000)
+    elif what == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        raise RuntimeError("this machine is on fire")
+
+
+def _around(owner: Any, name: str, at: Callable[[Any], bool], what: str) -> None:
+    original = getattr(owner, name)
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        if at(args[0]):
+            _act(what)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, faulty)
+
+
+def _install(fault: str) -> None:
+    what, where, step, *rank = fault.split(":")
+    if rank and os.environ.get("RANK", "0") != rank[0]:
+        return
+    before = int(step) - 1
+    if where == "sampling":
+        _around(ExpRLModule, "sample", lambda module: module.steps_done == before, what)
+    elif where == "judging":
+        _around(ExpRLModule, "score", lambda module: module.steps_done == before, what)
+    elif where == "updating":
+        _around(ExpRLModule, "update_once", lambda module: module.steps_done == before, what)
+    elif where == "gradients":
+        steps = {"now": 0}
+        _around(ExpRLModule, "learn", lambda module: steps.update(now=module.steps_done + 1) or False, what)
+        _around(update.PolicyUpdate, "token_loss", lambda _: steps["now"] == before + 1, what)
+    elif where == "writing":
+        save = torch.save
+
+        def half(content: Any, *args: Any, **kwargs: Any) -> None:
+            save({**content, "state_dict": {}}, *args, **kwargs)
+            _act(what)
+
+        def faulty(content: Any, *args: Any, **kwargs: Any) -> None:
+            done = content["exprl"]["steps_done"] if isinstance(content, dict) and "exprl" in content else -1
+            (half if done == before + 1 else save)(content, *args, **kwargs)
+
+        torch.save = faulty
+    else:
+        raise ValueError(fault)
+
+
+if os.environ.get("FAULT"):
+    _install(os.environ["FAULT"])

@@ -1,0 +1,105 @@
+"""Two real processes: every way to start them, killing and resuming, ranks that die, stall or fail."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.processes import TORCHRUN, assert_same_run, execute, lines, steps
+
+DDP = ("trainer.devices=2", "trainer.accelerator=cpu")
+FSDP2 = (*DDP, "trainer.strategy=fsdp2")
+FABRIC = (
+    *(sys.executable, "-m", "lightning.fabric.cli", "run", "--accelerator", "cpu", "--devices", "2"),
+    str(Path(sys.executable).parent / "exprl"),
+)
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ddp") / "run"
+    done = execute(folder, *DDP, "evaluation.source={name: chain, count: 3, steps: 2}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("step 4/4") == 1, "rank 0 alone prints"
+    return folder
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, FABRIC], ids=["torchrun", "fabric"])
+def test_launchers_start_the_same_run(ddp: Path, tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    done = execute(tmp_path / "run", "trainer.accelerator=cpu", launcher=launcher)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_run(tmp_path / "run", ddp)
+
+
+def test_sharded_weights_train_as_replicated_ones(ddp: Path, tmp_path: Path) -> None:
+    done = execute(tmp_path / "run", *FSDP2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "run/checkpoints/step-000004.ckpt").is_dir()
+    for sharded, replicated in zip(lines(tmp_path / "run/metrics.jsonl"), lines(ddp / "metrics.jsonl"), strict=True):
+        for name in ("update/loss", "update/grad_norm", "update/kl", "reward/mean"):
+            assert sharded[name] == pytest.approx(replicated[name], rel=1e-3, abs=1e-6), name
+
+
+def test_every_rank_samples_its_own_problems(ddp: Path) -> None:
+    first = [line["problem_id"] for line in lines(ddp / "samples.jsonl") if line["step"] == 1]
+    assert len(first) == 16
+    assert len(set(first)) == 4
+
+
+def test_held_out_problems_are_shared_and_put_together_in_order(ddp: Path) -> None:
+    import json
+
+    result = json.loads((ddp / "evaluation/after.json").read_text())
+    assert len(result["problem_ids"]) == len(set(result["problem_ids"])) == 3
+    assert result["problem_ids"] == sorted(result["problem_ids"], key=lambda i: int(i.rsplit("-", 1)[-1]))
+
+
+@pytest.mark.parametrize("options", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_a_killed_rank_stops_the_run_which_resumes_bitwise(ddp: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    folder = tmp_path / "run"
+    killed = execute(folder, *options, fault="kill:gradients:3:1")
+    assert killed.returncode == 128 + 9
+    assert "rank 1 was killed by SIGKILL" in killed.stderr
+    assert steps(folder)[-1] == 2
+    resumed = execute(folder, *options)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    if options is DDP:
+        assert_same_run(folder, ddp)
+    else:
+        whole = execute(tmp_path / "whole", *options)
+        assert whole.returncode == 0
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            assert lines(folder / name) == lines(tmp_path / "whole" / name)
+
+
+@pytest.mark.parametrize("where", ["judging", "gradients"])
+def test_a_stalled_rank_stops_the_others_and_is_named(tmp_path: Path, where: str) -> None:
+    done = execute(tmp_path / "run", *DDP, "trainer.timeout=4", fault=f"stall:{where}:2:1")
+    assert done.returncode == 2
+    assert "rank 1" in done.stderr
+    phase = {"judging": "judging of step 2", "gradients": "updating of step 2"}[where]
+    assert phase in done.stderr
+    assert steps(tmp_path / "run") == [1]
+
+
+def test_a_failing_rank_stops_the_others_and_finished_steps_are_saved(tmp_path: Path) -> None:
+    done = execute(tmp_path / "run", *DDP, "trainer.checkpoint_every=0", fault="fail:judging:3:1")
+    assert done.returncode == 1
+    assert "this machine is on fire" in done.stderr
+    assert steps(tmp_path / "run") == [2]
+
+
+def test_devices_that_contradict_the_launcher_are_refused(tmp_path: Path) -> None:
+    done = execute(tmp_path / "run", "trainer.devices=4", launcher=TORCHRUN)
+    assert done.returncode != 0
+    assert "trainer.devices: 4, but the launcher (torchrun or fabric run) started 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_ranks_cannot_share_are_refused_once(tmp_path: Path) -> None:
+    done = execute(tmp_path / "run", *DDP, "data.prompts_per_step=3", "update.prompts_per_update=null")
+    assert done.returncode == 2
+    assert done.stderr.count("data.prompts_per_step: 3 cannot be shared by 2 ranks") == 1
+    assert not (tmp_path / "run").exists()

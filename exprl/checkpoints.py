@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,12 +88,11 @@ def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _read_file(checkpoint: Path) -> Mapping[str, Tensor]:
-    # Beside tensors and plain values a checkpoint holds numpy's random state, an array. Nothing else is unpickled.
-    with torch.serialization.safe_globals(_numpy_globals()):
-        try:
-            content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise _unreadable(checkpoint, error) from error
+    # Tensors and plain values, nothing else is unpickled.
+    try:
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise _unreadable(checkpoint, error) from error
     state = content.get(_STATE, {}) if isinstance(content, dict) else {}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
@@ -134,8 +132,3 @@ def _unreadable(checkpoint: Path, error: BaseException) -> ModelError:
     return ModelError(
         f"{checkpoint} cannot be read, it may be cut off ({first}). Give an earlier checkpoint of the run."
     )
-
-
-def _numpy_globals() -> list[Any]:
-    rebuild: Any = np.zeros(0, np.uint32).__reduce__()[0]
-    return [rebuild, np.ndarray, np.dtype, type(np.dtype(np.uint32))]

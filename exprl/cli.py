@@ -27,7 +27,7 @@ OVERRIDES = "key.path=value items that win over the file, for example reward.jud
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn an `ExprlError` into one clear line and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+    options = parsed(arguments)
     sys.path.insert(0, str(Path.cwd()))  # plugins lie beside the experiment
     show_messages()
     try:
@@ -40,6 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; go on with --resume", highlight=False)
         raise SystemExit(130) from None
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The options; overrides may also stand after a flag, where argparse alone does not look for them."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments, argparse.Namespace(arguments=arguments))
+    late = [item for item in rest if "=" in item and not item.startswith("-")]
+    if len(late) < len(rest) or (late and not hasattr(options, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        options.overrides += late
+    return options
 
 
 def show_messages() -> None:
@@ -74,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         "evaluation.source.path=test.jsonl evaluation.samples_per_prompt=64 'evaluation.k=[1,4,16,64]'",
     )
     evaluate.add_argument(
-        "items", nargs="*", metavar="CONFIG | RUN | key=value", help=f"a YAML or run, and {OVERRIDES}"
+        "overrides", nargs="*", metavar="CONFIG | RUN | key=value", help=f"a YAML or run, and {OVERRIDES}"
     )
     evaluate.add_argument("--checkpoint", type=Path, help="a .ckpt file of a run; for a run folder its latest is taken")
     evaluate.add_argument("--output", type=Path, help="also write the figures and per-problem counts to this JSON file")
@@ -126,8 +138,8 @@ def run_train(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """`exprl evaluate`."""
-    overrides = [item for item in options.items if "=" in item]
-    files = [Path(item) for item in options.items if "=" not in item]
+    overrides = [item for item in options.overrides if "=" in item]
+    files = [Path(item) for item in options.overrides if "=" not in item]
     if len(files) > 1:
         raise ConfigError(f"give one config or run, but got {', '.join(map(str, files))}; overrides are key=value.")
     config, checkpoint = (files[0] if files else None), options.checkpoint

@@ -10,7 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from exprl.errors import RunDirectoryError
+
+FREE = (
+    "run_dir",
+    "trainer.max_steps",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.timeout",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    "trainer.print_samples",
+)
+"""What may be another when a run is resumed."""
 
 
 class RunDirectory:
@@ -39,11 +53,10 @@ class RunDirectory:
             self._check_resumable(config_yaml, resume)
 
     def create(self, config_yaml: str) -> None:
-        """The folder with its config, if it is not there yet; raises `RunDirectoryError` if it cannot be written."""
+        """The folder, if it is not there yet, with its config; raises `RunDirectoryError` if it cannot be written."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            if not self.config.is_file():
-                write_text(self.config, config_yaml)
+            write_text(self.config, config_yaml)  # on a resume, what may change has changed
         except OSError as error:
             raise RunDirectoryError(f"run_dir {self.path}: cannot be written ({error}). Set run_dir=...") from error
 
@@ -57,11 +70,11 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"run_dir {self.path} exists but has no config.yaml, so it is no run to resume. Set run_dir=..."
             )
-        difference = first_difference(self.config.read_text(), config_yaml)
-        if difference is not None:
+        found = differences(self.config.read_text(), config_yaml)
+        if found:
             raise RunDirectoryError(
-                f"run_dir {self.path} was started with another config ({difference}). "
-                "Resume with the same config, or set run_dir=... for a new run."
+                f"run_dir {self.path} was started with another config ({'; '.join(found)}). "
+                f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(FREE)} may change."
             )
 
     def all_checkpoints(self) -> list[Path]:
@@ -96,6 +109,26 @@ def _step_of(line: str) -> int | None:
         return int(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
         return None  # the last line of a killed run may be half written
+
+
+def differences(old: str, new: str) -> list[str]:
+    """Where two configs differ, as `key: old -> new`, apart from keys that change nothing of what a step computes.
+
+    >>> differences("{seed: 0, trainer: {max_steps: 1}}", "{seed: 1, trainer: {max_steps: 2}}")
+    ['seed: 0 -> 1']
+    """
+    before, after = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old, new))
+    return [
+        f"{key}: {before.get(key, '(nothing)')} -> {after.get(key, '(nothing)')}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and key not in FREE
+    ]
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}
 
 
 def first_difference(old: str, new: str) -> str | None:

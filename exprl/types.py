@@ -6,6 +6,7 @@ a reference. The reference lives in `Scaffold`, wrapped in `Hidden`, and only ju
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
@@ -38,6 +39,10 @@ class Hidden(Generic[T]):
     def reveal(self) -> T:
         """The value itself; for the judge's and the verifier's side only."""
         return self._value
+
+    def digest(self) -> str:
+        """A hash by which a change is noticed, the same on every machine; the value cannot be read back from it."""
+        return hashlib.sha256(repr(self._value).encode("utf-8", "backslashreplace")).hexdigest()
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("Hidden is immutable")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
@@ -70,7 +71,13 @@ class ExpRLDataModule(LightningDataModule):
             rank=rank,
             ranks=ranks,
         )
-        return StepLoader(self.problems, batch_sampler=sampler, collate_fn=list, num_workers=0)  # type: ignore[arg-type]
+        return StepLoader(
+            self.problems,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=list,
+            num_workers=0,
+            generator=torch.Generator(),  # a loader draws a seed when it starts: not from the run's, also on a resume
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Problems have no tensors; Lightning's own transfer refuses frozen dataclasses."""
@@ -155,8 +162,15 @@ class StepLoader(DataLoader[Problem]):
 
 
 def fingerprint(problems: Sequence[Problem]) -> dict[str, str]:
-    """A short hash of each question by its id, in order."""
-    return {p.id: hashlib.sha256(p.question.text.encode()).hexdigest()[:16] for p in problems}
+    """A short hash of each problem by its id, in order: question, reference, answer and steps."""
+    return {p.id: hashlib.sha256(_content(p).encode("utf-8", "surrogatepass")).hexdigest()[:16] for p in problems}
+
+
+def _content(problem: Problem) -> str:
+    hidden = (problem.scaffold.reference, problem.scaffold.answer, problem.scaffold.steps)
+    return repr(
+        (problem.question.text, problem.domain, *(None if value is None else value.digest() for value in hidden))
+    )
 
 
 def first_difference(saved: Mapping[str, str], current: Mapping[str, str]) -> str | None:
@@ -173,7 +187,7 @@ def first_difference(saved: Mapping[str, str], current: Mapping[str, str]) -> st
         if old_id != new_id:
             return f"{counts}; problem {number} was {old_id!r} and is {new_id!r}"
         if old_hash != new_hash:
-            return f"{counts}; the question of {old_id!r} (problem {number}) has changed"
+            return f"{counts}; question, reference or answer of {old_id!r} (problem {number}) has changed"
     longer, which = (before, "is gone") if len(before) > len(now) else (now, "is new")
     number = min(len(before), len(now))
     return f"{counts}; problem {number + 1}, {longer[number][0]!r}, {which}"

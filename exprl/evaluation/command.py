@@ -23,6 +23,11 @@ def evaluate_model(
     if experiment.evaluation.source is None:
         raise ConfigError("evaluation.source: required here, but missing. For example evaluation.source.name=champ.")
     build = Build(experiment)
+    if checkpoint is not None and not build.engine.trains:
+        raise ConfigError(
+            f"rollout.name: the engine {experiment.rollout.name!r} has weights of its own, not those of {checkpoint}. "
+            "Choose vllm or transformers, or name a config instead of a run or checkpoint."
+        )
     if checkpoint is not None:
         load_policy(build.policy.model, checkpoint)
         console.print(f"weights: {checkpoint}")

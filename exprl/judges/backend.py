@@ -91,5 +91,8 @@ class JudgeBackend(Component):
     def sync(self) -> None:
         """Called after every policy update."""
 
+    def prepare(self) -> None:
+        """Called on every rank when a run starts, with all weights in place: an engine of its own starts here."""
+
     def close(self) -> None:
         """Free what the backend holds; called when a run ends, also by an error."""

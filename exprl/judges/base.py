@@ -38,6 +38,9 @@ class Judge(Component):
                     "Add it, drop the row, or use the judge 'no_reference' or the reward 'sparse'."
                 )
 
+    def prepare(self) -> None:
+        """Called on every rank when a run starts, with all weights in place."""
+
     def close(self) -> None:
         """Free what the judge holds; called when a run ends, also by an error."""
 

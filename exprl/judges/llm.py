@@ -89,6 +89,10 @@ class LLMJudge(Judge):
         self.cache.load_state_dict(state["replies"])
         self.backend.updates = state["updates"]
 
+    def prepare(self) -> None:
+        """Let the backend start."""
+        self.backend.prepare()
+
     def close(self) -> None:
         """Let the backend free its model."""
         self.backend.close()

@@ -82,6 +82,10 @@ class VLLMBackend(JudgeBackend):
             self._host.cancel(work for work in self._started.values() if isinstance(work, Ticket))
             self._started.clear()
 
+    def prepare(self) -> None:
+        """Start the engine: sharded weights can only be read by all ranks together."""
+        self._host.start()
+
     def close(self) -> None:
         """Shut down an engine of its own; a shared one is closed by the rollouts' engine."""
         if not self._shared:

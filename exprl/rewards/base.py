@@ -29,6 +29,9 @@ class Reward(Component):
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise, naming the first problem that lacks what this reward needs, before a run starts."""
 
+    def prepare(self) -> None:
+        """Called on every rank when a run starts, with all weights in place."""
+
     def close(self) -> None:
         """Free what the reward holds; called when a run ends, also by an error."""
 

@@ -51,6 +51,10 @@ class JudgedReward(Reward):
         """Let the judge see that every problem has what it needs."""
         self.judge.check(problems)
 
+    def prepare(self) -> None:
+        """Pass it on to the judge."""
+        self.judge.prepare()
+
     def close(self) -> None:
         """Let the judge free its model."""
         self.judge.close()

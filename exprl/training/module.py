@@ -270,6 +270,7 @@ class ExpRLModule(LightningModule):
             awaken(self.frozen, self.device)
             place(self.frozen, torch.device("cpu") if self.update.offload_reference else self.device)
         self.parts.engine.sync(self.steps_done)
+        self.parts.reward.prepare()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What Lightning does not keep: steps, unlocked prompts, and each rank's random states and judge's cache."""

@@ -11,8 +11,10 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Python's, NumPy's, torch's, and that of the current CUDA device."""
-    state = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+    """Python's, NumPy's, torch's, and that of the current CUDA device; tensors and plain values only."""
+    name, keys, *rest = np.random.get_state()
+    numpy_state = (name, np.asarray(keys).tolist(), *rest)  # arrays cannot be loaded without running code
+    state = {"torch": torch.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}
     return {**state, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
 
 

@@ -23,7 +23,7 @@ import exprl
 from exprl import config as configuration
 from exprl.build import Build
 from exprl.data.datamodule import ExpRLDataModule
-from exprl.errors import ConfigError
+from exprl.errors import ConfigError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import comparison_table, differences, result_table
 from exprl.experiment import Experiment
@@ -70,6 +70,7 @@ class TrainingRun:
             if self.world.first:
                 self.directory.check(config_yaml, resume=resume)
             if self.directory.summary.is_file():
+                self.check_finished()
                 self.console.print(f"{self.directory.path} is finished; this is its result.")
                 return self.report()
             lightning.seed_everything(self.experiment.seed, verbose=False)
@@ -99,6 +100,11 @@ class TrainingRun:
         build, experiment = self.build, self.experiment
         problems, held_out = build.train_problems, build.evaluation_problems
         self.check_shares()
+        if not build.engine.trains:
+            raise ConfigError(
+                f"rollout.name: the engine {experiment.rollout.name!r} only evaluates, its weights cannot follow the "
+                "policy. Choose vllm or transformers."
+            )
         self.console.print(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.print(f"{len(problems)} training problems, {len(held_out)} held-out problems")
         reward = experiment.reward.build(build.resources)
@@ -126,6 +132,16 @@ class TrainingRun:
             seed=experiment.seed,
             world=self.world,
         )
+
+    def check_finished(self) -> None:
+        """A finished run has its evaluation and stays as it is; raises `RunDirectoryError` if more steps are wanted."""
+        done = int(json.loads(self.directory.summary.read_text())["steps"])
+        wanted = self.experiment.trainer.max_steps
+        if wanted > done:
+            raise RunDirectoryError(
+                f"run_dir {self.directory.path} is finished after {done} steps: trainer.max_steps={wanted} comes late. "
+                f"To train on, start a new run from it: model.path={self.directory.path} run_dir=..."
+            )
 
     def check_shares(self) -> None:
         """Ranks have equal parts of a step and of an update; raises `ConfigError`."""
@@ -192,7 +208,7 @@ class TrainingRun:
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     def callbacks(self, module: ExpRLModule) -> list[Any]:
         """What is written and printed after each step."""

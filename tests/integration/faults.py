@@ -30,9 +30,11 @@ def _act(what: str) -> None:
 
 def _around(owner: Any, name: str, at: Callable[[Any], bool], what: str) -> None:
     original = getattr(owner, name)
+    happened = []
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
-        if at(args[0]):
+        if at(args[0]) and not happened:
+            happened.append(what)
             _act(what)
         return original(*args, **kwargs)
 

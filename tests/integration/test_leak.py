@@ -30,8 +30,8 @@ from exprl.verifiers import ExactVerifier
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "exprl"
 
-MAY_REVEAL = {"judges", "verifiers", "evaluation/evaluate.py", "types.py"}
-"""Where `reveal()` may be called: whoever is on the judge's side, and the evaluation's measure of progress."""
+MAY_REVEAL = {"judges", "verifiers", "evaluation/evaluate.py", "evaluation/mine.py", "types.py"}
+"""Where `reveal()` may be called: the judge's side, the evaluation's measure of progress, and the data set mined."""
 
 
 class Recording(Engine):
@@ -122,7 +122,7 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
     module = ExpRLModule(
         tiny, parts, Sampling(n=2, max_new_tokens=10), optimizer=OptimizerConfig(), update=UpdateConfig()
     )
-    scored = module.score(module.sample(problems))
+    scored = module.compare(module.score(module.sample(problems)))
 
     sequences = [
         TokenSequence.of(rollout, advantages)

@@ -11,10 +11,8 @@ from tests.integration.processes import TORCHRUN, assert_same_run, execute, line
 
 DDP = ("trainer.devices=2", "trainer.accelerator=cpu")
 FSDP2 = (*DDP, "trainer.strategy=fsdp2")
-FABRIC = (
-    *(sys.executable, "-m", "lightning.fabric.cli", "run", "--accelerator", "cpu", "--devices", "2"),
-    str(Path(sys.executable).parent / "exprl"),
-)
+BIN = Path(sys.executable).parent
+FABRIC = (str(BIN / "fabric"), "run", "--accelerator", "cpu", "--devices", "2", str(BIN / "exprl"))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,7 @@ def test_a_stalled_rank_stops_the_others_and_is_named(tmp_path: Path, where: str
 
 def test_a_failing_rank_stops_the_others_and_finished_steps_are_saved(tmp_path: Path) -> None:
     done = execute(tmp_path / "run", *DDP, "trainer.checkpoint_every=0", fault="fail:judging:3:1")
-    assert done.returncode == 1
+    assert done.returncode in (1, 2)  # that of the rank that is gone first
     assert "this machine is on fire" in done.stderr
     assert steps(tmp_path / "run") == [2]
 

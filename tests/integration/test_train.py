@@ -55,6 +55,8 @@ def test_an_existing_run_is_resumed_or_refused_but_never_overwritten(small: Any,
     assert run(experiment, resume=True) == first
     with pytest.raises(RunDirectoryError, match="another config"):
         run(small("trainer.max_steps=1", "seed=1"), resume=True)
+    with pytest.raises(RunDirectoryError, match=r"finished after 1 steps.*model\.path="):
+        run(small("trainer.max_steps=2"), resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(RunDirectoryError, match=r"no config\.yaml"):
@@ -86,6 +88,23 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert straight["exprl"]["unlocked"] == stopped["exprl"]["unlocked"]
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert untimed(tmp_path / "straight" / name) == untimed(tmp_path / "stopped" / name)
+
+
+def test_a_stopped_run_may_be_given_more_steps(
+    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: ExpRLModule, groups: Any) -> Any:
+        raise RuntimeError("the machine is gone")
+
+    run(small("trainer.max_steps=3", "evaluation.source=null"), "straight")
+    with monkeypatch.context() as patched:
+        score = ExpRLModule.score
+        patched.setattr(ExpRLModule, "score", lambda m, g: failing(m, g) if m.steps_done else score(m, g))
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            run(small("trainer.max_steps=2", "evaluation.source=null"), "longer")
+    changed = ["trainer.max_steps=3", "trainer.print_samples=0", "trainer.checkpoint_every=1"]
+    assert run(small(*changed, "evaluation.source=null"), "longer", resume=True)["steps"] == 3
+    assert untimed(tmp_path / "longer/metrics.jsonl") == untimed(tmp_path / "straight/metrics.jsonl")
 
 
 def test_a_run_killed_before_its_last_evaluation_makes_it(small: Any, run: Any, tmp_path: Path) -> None:

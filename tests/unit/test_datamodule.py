@@ -226,7 +226,7 @@ class TestChangedData:
             data(count=6).load_state_dict(state)
         with pytest.raises(DataError, match=r"5 problems then, 4 now; problem 5, 'p4', is gone"):
             data(count=4).load_state_dict(state)
-        with pytest.raises(DataError, match=r"the question of 'p0' \(problem 1\) has changed"):
+        with pytest.raises(DataError, match=r"answer of 'p0' \(problem 1\) has changed"):
             data(count=5, text="other").load_state_dict(state)
 
     def test_order_counts(self):

@@ -97,7 +97,8 @@ class Checkpoints(Callback):
         # The other ranks may be waiting for this one; they come here too once they know that it failed.
         pl_module.world.fail(f"{type(exception).__name__}: {exception}")
         try:
-            pl_module.world.meet("the emergency checkpoint", despite_failure=True, limit=EMERGENCY_WAIT)
+            what = f"the emergency checkpoint of step {pl_module.steps_done}"
+            pl_module.world.meet(what, despite_failure=True, limit=EMERGENCY_WAIT)
             self.save(trainer, pl_module)
         except ExprlError as error:
             log.error("no emergency checkpoint: %s", error)

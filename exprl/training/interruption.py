@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+SAME_REQUEST = 3.0
+"""Seconds in which further signals count as the first: a launcher asks as well when Ctrl-C reaches all processes."""
 
 
 class Interrupted(BaseException):
@@ -26,14 +31,15 @@ class Interruption:
     def __init__(self, busy: Callable[[], bool]) -> None:
         self._busy = busy
         self._pending: int | None = None
+        self._since: float | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the signals come here; a second one is not waited with."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.getsignal(number) for number in numbers}
-        for number in numbers:
-            signal.signal(number, self._handle)
+        """Inside, the signals come here; one that comes some seconds after the first is not waited with."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
@@ -47,8 +53,13 @@ class Interruption:
             raise Interrupted(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._busy() and self._pending is None:
-            self._pending = number
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            if self._busy():
+                self._pending = number
+                return
+        elif now - self._since < SAME_REQUEST:
             return
         self._pending = None
         raise Interrupted(number)

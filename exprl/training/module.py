@@ -24,7 +24,7 @@ from exprl.rewards.base import Reward
 from exprl.seeding import derive_seed
 from exprl.training import metrics
 from exprl.training.optimizer import build_optimizer
-from exprl.training.parallel import clip_gradients, on_device, place, shard_for, sum_gradients
+from exprl.training.parallel import check_strategy, clip_gradients, on_device, place, shard_for, sum_gradients
 from exprl.training.phases import Phases
 from exprl.training.randomness import random_state, restore_random_state
 from exprl.training.update import PolicyUpdate, Update
@@ -85,6 +85,7 @@ class ExpRLModule(LightningModule):
         self.optimizer_config = optimizer
         self.update = update
         self.seed = seed
+        self.given_world = world
         self.world = world or World()
         self.phases = Phases(lambda name: self.world.enter(f"{name} of step {self.steps_done + 1}"))
         self.steps_done = 0
@@ -250,6 +251,12 @@ class ExpRLModule(LightningModule):
         return {**{f"time/{name}_seconds": value for name, value in seconds.items()}, **rates}
 
     # ------------------------------------------------------------------ Lightning
+
+    def setup(self, stage: str) -> None:
+        """Take the ranks of a Trainer of one's own; raises `ConfigError` if its strategy sums gradients itself."""
+        check_strategy(self.trainer.strategy)
+        if self.given_world is None:
+            self.world = World()
 
     def configure_model(self) -> None:
         """Shard policy and reference where the strategy shards."""

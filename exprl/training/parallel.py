@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 
+from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
 from exprl.models.sharding import is_sharded, shard
 from exprl.training.policy import SHARDED_FORWARD, response_statistics
@@ -51,6 +52,16 @@ def strategy_for(options: TrainerConfig, world: World) -> Strategy | str:
     if options.strategy == "fsdp2":
         return ShardedStrategy(world.size, offload=options.cpu_offload)
     return ReplicatedStrategy()
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raise `ConfigError` for a strategy of Lightning's that exchanges gradients on its own."""
+    known = (SingleDeviceStrategy, ReplicatedStrategy, ModelParallelStrategy)
+    if not isinstance(strategy, known):
+        raise ConfigError(
+            f"Trainer(strategy=...): {type(strategy).__name__} exchanges gradients at every backward pass, but the "
+            "update sums them itself. Give it ReplicatedStrategy() or ShardedStrategy(...) of exprl.training.parallel."
+        )
 
 
 def shard_for(strategy: Strategy, model: nn.Module, precision: str, *, offload: bool = False) -> None:

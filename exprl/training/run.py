@@ -160,7 +160,8 @@ class TrainingRun:
         path = self.directory.evaluation(name)
         if self.world.gather(path.is_file(), f"the evaluation {name}")[0]:  # as rank 0, which writes it, sees it
             return EvaluationResult.from_json(json.loads(path.read_text()))
-        with module.whole_models():
+        # Samples as in training: under mixed precision the weights alone would be float32.
+        with module.trainer.precision_plugin.forward_context(), module.whole_models():
             result = self.evaluate_together(name, module)
         if self.world.first:
             write_json(path, result.to_json())

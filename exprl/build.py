@@ -11,6 +11,7 @@ import torch
 
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ConfigError, DataError, ModelError
+from exprl.evaluation.detectors import BehaviourDetector
 from exprl.evaluation.evaluate import EvaluationResult, evaluate
 from exprl.experiment import Experiment
 from exprl.models import lora
@@ -85,6 +86,12 @@ class Build:
         return PromptBuilder(self.policy.tokenizer, self.experiment.prompt)
 
     @cached_property
+    def detector(self) -> BehaviourDetector:
+        """Who says which samples of an evaluation show which behaviour."""
+        detector: BehaviourDetector = self.experiment.evaluation.behaviours.build(self.resources)
+        return detector
+
+    @cached_property
     def engine(self) -> Engine:
         """Who samples."""
         engine: Engine = self.experiment.rollout.build(self.resources)
@@ -140,6 +147,7 @@ class Build:
             self.verifier,
             sampling if seed is None else replace(sampling, seed=seed),
             ks=self.experiment.evaluation.k,
+            detector=self.detector,
             advance=advance,
         )
 

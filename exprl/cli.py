@@ -105,6 +105,31 @@ def parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=run_export)
 
+    study = commands.add_parser(
+        "study",
+        help="arms of stages over seeds, compared with intervals",
+        description="Example: exprl study configs/studies/miniature.yaml --jobs 2. Started again it goes on.",
+    )
+    study.add_argument("study", help="the study's YAML")
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="key.path=value items that win over the file")
+    study.add_argument("--jobs", type=int, help="runs at once; by default one for each GPU, or one")
+    study.add_argument("--only", nargs="+", default=[], metavar="ARM", help="run these arms alone")
+    study.add_argument("--dry-run", action="store_true", help="check everything and list the runs")
+    study.set_defaults(run=run_study)
+
+    mine = commands.add_parser(
+        "mine",
+        help="the problems a model solves rarely or never, as a new data set",
+        description="Samples data.train, evaluation.samples_per_prompt times a problem, and keeps problems by their "
+        "solve rate. Example: exprl mine my.yaml evaluation.samples_per_prompt=64 --output hard.jsonl",
+    )
+    mine.add_argument("config", help="the experiment's YAML")
+    mine.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    mine.add_argument("--output", type=Path, required=True, help="the .jsonl file; begun before: goes on")
+    mine.add_argument("--min-rate", type=float, default=0.0, help="least share of right samples (default: 0)")
+    mine.add_argument("--max-rate", type=float, default=0.0, help="largest share of right samples (default: 0)")
+    mine.set_defaults(run=run_mine)
+
     listing = commands.add_parser("list", help="every component with its options")
     listing.add_argument("family", nargs="?", help=f"one of: {', '.join(r.family for r in FAMILIES)}")
     listing.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="import these first")
@@ -157,6 +182,46 @@ def run_export(options: argparse.Namespace) -> None:
     from exprl.export import export  # imports torch and transformers
 
     export(options.source, options.folder, adapter=options.adapter, dtype=options.dtype, console=Console())
+
+
+def run_study(options: argparse.Namespace) -> None:
+    """`exprl study`."""
+    from exprl.study.plan import Plan
+
+    late = [item for item in options.only if "=" in item]  # overrides that stand after the names
+    only = [item for item in options.only if "=" not in item]
+    plan = Plan.load(options.study, [*options.overrides, *late])
+    plan.check_arms(only)
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, but got {options.jobs}.")
+    from exprl.study import command  # imports torch
+    from exprl.study.runner import Devices
+    from exprl.training.interruption import Interrupted
+
+    if options.dry_run:
+        command.show_plan(plan, only or list(plan.arms), Console())
+        return
+    try:
+        failures = command.study(plan, devices=Devices.found(options.jobs), only=only, console=Console())
+    except Interrupted as error:
+        Console(stderr=True).print(f"{error}; start the same command again to go on", highlight=False)
+        raise SystemExit(error.exit_code) from None
+    if failures:
+        names = ", ".join(failure.run.name for failure in failures)
+        Console(stderr=True).print(f"not finished: {_escaped(names)}", highlight=False, soft_wrap=True)
+        raise SystemExit(1)
+
+
+def run_mine(options: argparse.Namespace) -> None:
+    """`exprl mine`."""
+    experiment = load_experiment(options.config, options.overrides)
+    from exprl.evaluation.mine import Rates, mine  # imports torch
+
+    try:
+        mine(experiment, options.output, Rates(options.min_rate, options.max_rate), console=Console())
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; start the same command again to go on", highlight=False)
+        raise SystemExit(130) from None
 
 
 def run_config(options: argparse.Namespace) -> None:

@@ -41,8 +41,12 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     Raises:
         ConfigError: naming the file or the full key path.
     """
-    layers = [*_load_file(Path(path), seen=()), parse_overrides(overrides)]
-    return from_layers(schema, layers)
+    return from_layers(schema, [*load_layers(path), parse_overrides(overrides)])
+
+
+def load_layers(path: str | Path) -> list[Node]:
+    """A YAML file after those it `extends`, as plain dictionaries; raises `ConfigError` naming the file."""
+    return _load_file(Path(path), seen=())
 
 
 def from_layers(schema: type[S], layers: Sequence[Node]) -> S:

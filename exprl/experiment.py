@@ -12,7 +12,7 @@ from exprl.component import Choice, choose, option
 from exprl.errors import ConfigError
 from exprl.kernels import Backend
 from exprl.prompts import PromptConfig
-from exprl.registry import ADVANTAGES, ENGINES, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
+from exprl.registry import ADVANTAGES, BEHAVIOURS, ENGINES, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,9 @@ class EvaluationConfig:
     top_p: float = option(1.0, "nucleus sampling; 1 is off")
     top_k: int = option(0, "keep the k likeliest tokens; 0 is off")
     max_new_tokens: int | None = option(None, "length limit; null: that of `rollout`")
+    behaviours: Annotated[Choice, BEHAVIOURS] = choose(
+        BEHAVIOURS, "lexical", "who says which samples verify, correct themselves, go back or try another way"
+    )
     every: int = option(0, "also evaluate every so many steps; 0: only before and after")
     seed: int = option(20260617, "seed of the evaluation's samples, apart from the training's")
 

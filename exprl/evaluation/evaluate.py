@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from exprl.engines.base import Engine, Sampling
+from exprl.evaluation.behaviours import BehaviourRates
+from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector
 from exprl.evaluation.pass_at_k import bootstrap, pass_at_k
 from exprl.evaluation.progress import reference_progress
 from exprl.progress import Advance, no_progress
 from exprl.prompts import PromptBuilder
 from exprl.types import Problem
 from exprl.verifiers.base import Verifier
+
+READ_AT_ONCE = 256
+"""Samples whose behaviours are looked for together: a model that is asked works in batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,8 @@ class EvaluationResult:
         length: mean response length in tokens.
         cut_off: share of samples cut off at the length limit.
         ks: the k of pass@k to report.
+        shown: samples that show each behaviour, by name.
+        judged: samples with a verdict on each.
     """
 
     problem_ids: tuple[str, ...]
@@ -41,6 +48,8 @@ class EvaluationResult:
     length: float
     cut_off: float
     ks: tuple[int, ...]
+    shown: dict[str, int] = field(default_factory=dict)
+    judged: dict[str, int] = field(default_factory=dict)
 
     def per_problem(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[P] values of `pass@k` or `progress`."""
@@ -67,6 +76,7 @@ class EvaluationResult:
             "samples_per_problem": self.samples,
             "length_mean": self.length,
             "cut_off_rate": self.cut_off,
+            **{f"{name}_rate": self.shown[name] / count if count else None for name, count in self.judged.items()},
         }
 
     @property
@@ -86,6 +96,8 @@ class EvaluationResult:
             "length": self.length,
             "cut_off": self.cut_off,
             "ks": list(self.ks),
+            "shown": self.shown,
+            "judged": self.judged,
         }
 
     @classmethod
@@ -110,6 +122,8 @@ class EvaluationResult:
             guessed=None if made[0].guessed is None else _in_turn([part.guessed or () for part in made]),
             length=sum(part.length * part.total for part in made) / total,
             cut_off=sum(part.cut_off * part.total for part in made) / total,
+            shown={name: sum(part.shown[name] for part in made) for name in made[0].shown},
+            judged={name: sum(part.judged[name] for part in made) for name in made[0].judged},
         )
 
 
@@ -125,14 +139,19 @@ def evaluate(
     sampling: Sampling,
     *,
     ks: Sequence[int],
+    detector: BehaviourDetector | None = None,
     advance: Advance = no_progress,
 ) -> EvaluationResult:
-    """Draw `sampling.n` samples of each problem and verify them; `advance` is called as samples finish."""
+    """Draw `sampling.n` samples of each problem and verify them; `advance` is called as samples finish.
+
+    `detector` says which behaviours they show; None: the lexical one.
+    """
     count = len(problems)
     correct, guessed = [0] * count, [0] * count
     progress, lengths, cut_off = [0.0] * count, 0, 0
     has_steps = all(problem.scaffold.steps is not None for problem in problems)
     built = [prompts.build(problem.question) for problem in problems]
+    rates, unread = BehaviourRates(detector), list[str]()
     for index, rollout in engine.generate(built, sampling):
         problem = problems[index]
         right = verifier.verify(problem, rollout.text)
@@ -143,7 +162,12 @@ def evaluate(
             reached = reference_progress(rollout.text, problem.scaffold.steps.reveal())
             progress[index] += reached / sampling.n
             guessed[index] += right and reached < 1.0
+        unread.append(rollout.text)
+        if len(unread) == READ_AT_ONCE:
+            rates.update(unread)
+            unread.clear()
         advance(1)
+    rates.update(unread)
     total = count * sampling.n
     return EvaluationResult(
         problem_ids=tuple(problem.id for problem in problems),
@@ -154,4 +178,6 @@ def evaluate(
         length=lengths / total,
         cut_off=cut_off / total,
         ks=tuple(ks),
+        shown=dict(zip(BEHAVIOUR_NAMES, rates.shown.tolist(), strict=True)),
+        judged=dict(zip(BEHAVIOUR_NAMES, rates.judged.tolist(), strict=True)),
     )

@@ -22,8 +22,9 @@ from exprl.kernels.rows import FIELDS, Divergence, GradientCoefficients, Tokens
 _GPU_SLICE_BYTES = 384 * 2**20
 """Memory of one slice's logits and their gradient. At 16,384 tokens: 4,096 columns of one head, 2,048 of two."""
 
-_CPU_SLICE_BYTES = 32 * 2**20
-"""Plain torch holds six to eight times this: each step of its arithmetic makes a copy."""
+_CPU_SLICE_BYTES = 16 * 2**20
+"""Plain torch holds six to eight times this: each step of its arithmetic makes a copy. glibc gives copies of 32 MiB or
+more back to the system each time, and fetching them again took longer than the arithmetic."""
 
 
 class LinearHead(NamedTuple):

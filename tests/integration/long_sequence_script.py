@@ -1,4 +1,4 @@
-"""One update on a rollout of 16,384 tokens with a vocabulary of 151,936: `python -m ...` prints what it took as JSON."""
+"""One update on a response of 16,384 tokens with a vocabulary of 151,936: `python -m ...` prints JSON about it."""
 
 from __future__ import annotations
 

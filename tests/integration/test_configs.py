@@ -8,9 +8,11 @@ import pytest
 
 from exprl.config import from_layers, to_node, to_yaml
 from exprl.experiment import Experiment, load_experiment
+from exprl.study.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(ROOT.glob("configs/**/*.yaml"))
+SHIPPED = sorted(path for path in ROOT.glob("configs/**/*.yaml") if path.parent.name != "studies")
+STUDIES = sorted(ROOT.glob("configs/studies/*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
@@ -19,6 +21,13 @@ def test_a_shipped_config_loads_and_survives_saving(path: Path) -> None:
     assert from_layers(Experiment, [to_node(experiment)]) == experiment
     assert "reference_solution" not in to_yaml(experiment)
     assert len(path.read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_a_shipped_study_plans(path: Path) -> None:
+    plan = Plan.load(path)
+    assert plan.study.baseline in plan.arms
+    assert len(path.read_text().splitlines()) <= 45
 
 
 def test_the_papers_settings() -> None:

@@ -1,0 +1,607 @@
+"""One policy update on random weights and synthetic rollouts: exprl's `PolicyUpdate` against TRL's GRPOTrainer.
+
+    python benchmarks/update_step.py > table.md                                   the tiny config, on a CPU
+    python benchmarks/update_step.py --config cpu-16k --variant ours
+    python benchmarks/update_step.py --config qwen3-0.6b qwen3-4b-16k             on a GPU
+
+An update is forward, backward, gradient clipping and AdamW. TRL's side is `GRPOTrainer._compute_loss` with the loss
+`dapo`, the token mean of the whole batch, on the same sequences in micro-batches of the same budget; both compute
+log-probs and entropies. Every variant runs in a fresh process, one after another. tokens/s counts prompts and responses
+and no padding. The model FLOPs behind the MFU are
+
+    6 · N · tokens + 6 · V · D · response tokens + Σ over sequences of 6 · layers · heads · head size · length²
+
+with N the parameters outside embedding and LM head; what checkpointing computes again does not count. Peak memory
+holds weights, gradients and optimizer state too: on a GPU all that is allocated, on a CPU the peak of the resident
+memory less what was resident after a tiny update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import is_flash_attn_2_available
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from exprl.experiment import OptimizerConfig, UpdateConfig  # noqa: E402
+from exprl.models.base import LanguageModel  # noqa: E402
+from exprl.objectives import Clipped  # noqa: E402
+from exprl.training.batching import TokenSequence  # noqa: E402
+from exprl.training.micro_batches import share  # noqa: E402
+from exprl.training.optimizer import build_optimizer  # noqa: E402
+from exprl.training.parallel import clip_gradients  # noqa: E402
+from exprl.training.update import PolicyUpdate  # noqa: E402
+from exprl.training.world import World  # noqa: E402
+
+GIB = 2**30
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
+"""Dense bf16, by what is in the device's name."""
+
+VARIANTS = {"ours": "exprl", "trl": "TRL"}
+CLIP_LOW, CLIP_HIGH = 0.2, 0.28
+
+Gradients = Callable[[], float]
+"""Adds the gradient of one update to the model's and returns the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model's shape and a batch of rollouts.
+
+    Attributes:
+        shape: arguments of `Qwen3Config`.
+        rollouts: sequences of one update.
+        tokens: of the longest sequence, its prompt included.
+        shortest: length of the shortest, as a part of the longest.
+        micro_batch_tokens: padding included.
+        device: "cpu" or "cuda".
+        bf16: whether weights in float32 are run in bf16.
+        warm_up: whole updates before the first that is timed.
+        compare: whether both gradients are also held against each other, in one process.
+    """
+
+    shape: dict[str, Any]
+    rollouts: int
+    tokens: int
+    shortest: float = 1.0
+    micro_batch_tokens: int
+    device: str
+    bf16: bool = False
+    warm_up: int = 1
+    compare: bool = False
+
+
+def shape(
+    hidden: int, layers: int, heads: int, kv_heads: int, head: int, inner: int, vocabulary: int
+) -> dict[str, Any]:
+    """Arguments of `Qwen3Config`; embedding and LM head share their weights."""
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+    }
+
+
+CONFIGS = {
+    "tiny": Config(
+        shape=shape(64, 2, 4, 2, 16, 128, 1000),
+        rollouts=8,
+        tokens=256,
+        shortest=0.25,
+        micro_batch_tokens=512,
+        device="cpu",
+        compare=True,
+    ),
+    "cpu-16k": Config(
+        shape=shape(64, 2, 4, 2, 16, 128, 151936),
+        rollouts=1,
+        tokens=16384,
+        micro_batch_tokens=16384,
+        device="cpu",
+        warm_up=0,
+    ),
+    "qwen3-0.6b": Config(
+        shape=shape(1024, 28, 16, 8, 128, 3072, 151936),
+        rollouts=8,
+        tokens=4096,
+        shortest=0.25,
+        micro_batch_tokens=16384,
+        device="cuda",
+        bf16=True,
+    ),
+    "qwen3-4b-16k": Config(
+        shape=shape(2560, 36, 32, 8, 128, 9728, 151936),
+        rollouts=2,
+        tokens=16384,
+        micro_batch_tokens=16384,
+        device="cuda",
+        bf16=True,
+    ),
+}
+
+
+def main() -> None:
+    options = parse()
+    if options.here:
+        print(json.dumps(in_this_process(options.here, CONFIGS[options.config[0]], options)))
+        return
+    wanted = list(VARIANTS) if options.variant == "all" else [options.variant]
+    rows = []
+    if not options.json:
+        print(header(options), flush=True)
+    for name in options.config:
+        if not options.json:
+            print(f"\n## {name}\n\n{describe(CONFIGS[name], options)}\n\n{TABLE_HEAD}", flush=True)
+        found = {}
+        for variant in wanted:
+            found[variant] = in_fresh_process(variant, name, options)
+            rows.append({"config": name, "variant": variant, **found[variant]})
+            if not options.json:
+                print(table_row(VARIANTS[variant], found[variant]), flush=True)
+        if options.variant == "all" and CONFIGS[name].compare:
+            found["both"] = in_fresh_process("both", name, options)
+            rows.append({"config": name, "variant": "both", **found["both"]})
+        if not options.json:
+            print("\n" + "\n".join(comparison(found)), flush=True)
+    if options.json:
+        print(json.dumps({"versions": versions(), "device": device_name(), "rows": rows}, indent=2))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", nargs="+", choices=CONFIGS, default=["tiny"], help="model and rollouts")
+    parser.add_argument("--variant", choices=[*VARIANTS, "all"], default="all", help="whose update")
+    parser.add_argument("--packing", action="store_true", help="exprl: end to end instead of padded (TRL always pads)")
+    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations, in both")
+    parser.add_argument("--repeats", type=int, default=3, help="timed updates; the median counts")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
+    parser.add_argument("--memory-gib", type=float, default=8.0, help="on a CPU: what a variant may take")
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds for a variant")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, lengths, tokens and advantages")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument("--here", choices=[*VARIANTS, "both"], help="measure in this process; what the program calls")
+    options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, but got {options.repeats}")
+    return options
+
+
+# ---------------------------------------------------------------------- what is updated
+
+
+def build_model(config: Config, options: argparse.Namespace) -> LanguageModel:
+    """The config's model with random weights in float32, made on its device."""
+    torch.manual_seed(options.seed)
+    arguments = config.shape | {"max_position_embeddings": config.tokens}
+    with torch.device(config.device):
+        model = Qwen3ForCausalLM._from_config(Qwen3Config(**arguments), attn_implementation=attention(config, options))
+    return LanguageModel(model=model, tokenizer=tokenizer(), name="benchmark")
+
+
+def attention(config: Config, options: argparse.Namespace) -> str:
+    """sdpa, but for packed rollouts on a GPU one that skips what lies between them."""
+    if not options.packing or config.device == "cpu":
+        return "sdpa"
+    return "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """What trainers ask for padding and the end."""
+    backend = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
+
+
+def build_rollouts(config: Config, seed: int) -> list[TokenSequence]:
+    """Random tokens, one advantage a rollout, a sixteenth of each is the prompt.
+
+    The log-probs of the old policy lie around those of a uniform one, so that some ratios are clipped.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = config.shape["vocab_size"]
+    parts = 1 - (1 - config.shortest) * torch.rand(config.rollouts, generator=generator)
+    sequences = []
+    for length in [config.tokens, *(parts[1:] * config.tokens).long().tolist()]:
+        prompt, response = length // 16, length - length // 16
+        ids = torch.randint(2, vocabulary, (length,), generator=generator).tolist()
+        noise = 0.2 * torch.randn(response, generator=generator)
+        sequences.append(
+            TokenSequence(
+                prompt_ids=tuple(ids[:prompt]),
+                response_ids=tuple(ids[prompt:]),
+                advantages=(float(torch.randn((), generator=generator)),) * response,
+                sampler_logprobs=tuple((noise - math.log(vocabulary)).tolist()),
+            )
+        )
+    return sequences
+
+
+def ours(
+    model: LanguageModel, sequences: Sequence[TokenSequence], config: Config, options: argparse.Namespace
+) -> Gradients:
+    """The update as a run of exprl computes it."""
+    device = torch.device(config.device)
+    computing = PolicyUpdate(
+        model,
+        Clipped(Clipped.Config(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, is_cap=None)),
+        UpdateConfig(
+            micro_batch_tokens=config.micro_batch_tokens,
+            packing=options.packing,
+            activation_checkpointing=not options.no_checkpointing,
+        ),
+        temperature=1.0,
+        world=World(),
+        device=device,
+    )
+    update = computing.share(sequences)
+    old = [batch.sampler_logprobs for _, batch in computing.batches(update)]
+
+    def gradients() -> float:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            sums = computing.accumulate(update, lambda loss: loss.backward(), old=old)
+        return sums["loss"] / update.tokens
+
+    return gradients
+
+
+def trl(
+    model: LanguageModel, sequences: Sequence[TokenSequence], config: Config, options: argparse.Namespace
+) -> Gradients:
+    """TRL's loss as its trainer computes it, without sampling, rewards and logging to files."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    recompute = not options.no_checkpointing
+    arguments = GRPOConfig(
+        output_dir=tempfile.gettempdir(),  # nothing is written
+        use_cpu=config.device == "cpu",
+        bf16=config.bf16,
+        use_vllm=False,
+        report_to="none",
+        loss_type="dapo",  # sums over the tokens of the whole batch: what exprl divides by, too
+        beta=0.0,
+        epsilon=CLIP_LOW,
+        epsilon_high=CLIP_HIGH,
+        temperature=1.0,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        gradient_accumulation_steps=1,
+        gradient_checkpointing=recompute,
+    )
+    trainer = GRPOTrainer(
+        model=model.model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": "x"}] * 2),
+        processing_class=model.tokenizer,
+    )
+    # What its training loop does before the first step.
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    if recompute:
+        trainer.model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
+    lengths = [sequence.total_tokens for sequence in sequences]
+    [rows] = share(lengths, budget=config.micro_batch_tokens, ranks=1, packed=False)
+    tokens = sum(len(sequence.response_ids) for sequence in sequences)
+    batches = [trl_inputs([sequences[i] for i in row], tokens, torch.device(config.device)) for row in rows]
+
+    def gradients() -> float:
+        total = 0.0
+        for batch in batches:
+            loss = trainer._compute_loss(trainer.model, batch)
+            trainer.accelerator.backward(loss)
+            total += loss.item()
+        return total
+
+    return gradients
+
+
+def trl_inputs(sequences: Sequence[TokenSequence], tokens: int, device: torch.device) -> dict[str, Tensor]:
+    """A micro-batch as TRL lays it out: prompts padded on the left, responses on the right, [B, P] and [B, C]."""
+    prompts = max(len(sequence.prompt_ids) for sequence in sequences)
+    responses = max(len(sequence.response_ids) for sequence in sequences)
+    inputs = {
+        "prompt_ids": torch.zeros(len(sequences), prompts, dtype=torch.long),
+        "prompt_mask": torch.zeros(len(sequences), prompts, dtype=torch.long),
+        "completion_ids": torch.zeros(len(sequences), responses, dtype=torch.long),
+        "completion_mask": torch.zeros(len(sequences), responses, dtype=torch.long),
+        "old_per_token_logps": torch.zeros(len(sequences), responses),
+        "advantages": torch.tensor([sequence.advantages[0] for sequence in sequences]),
+        "num_items_in_batch": torch.tensor(tokens),
+    }
+    for row, sequence in enumerate(sequences):
+        start, length = prompts - len(sequence.prompt_ids), len(sequence.response_ids)
+        inputs["prompt_ids"][row, start:] = torch.tensor(sequence.prompt_ids)
+        inputs["prompt_mask"][row, start:] = 1
+        inputs["completion_ids"][row, :length] = torch.tensor(sequence.response_ids)
+        inputs["completion_mask"][row, :length] = 1
+        inputs["old_per_token_logps"][row, :length] = torch.tensor(sequence.sampler_logprobs)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+BUILDERS = {"ours": ours, "trl": trl}
+
+
+# ---------------------------------------------------------------------- one variant, in its own process
+
+
+def in_fresh_process(variant: str, config: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The measurement, or {"failed": why there is none}."""
+    if CONFIGS[config].device == "cuda" and not torch.cuda.is_available():
+        return {"failed": "not measured: needs a GPU"}
+    passed = [f"--{name}" for name in ("packing", "no-checkpointing") if getattr(options, name.replace("-", "_"))]
+    for name in ("repeats", "threads", "memory-gib", "seed"):
+        passed += [f"--{name}", str(getattr(options, name.replace("-", "_")))]
+    command = [sys.executable, __file__, "--config", config, "--here", variant, *passed]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
+    try:
+        process = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=options.limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"no result within {options.limit:.0f} s"}
+    if process.returncode == -9:
+        return {"failed": "out of memory (killed)"}
+    if process.returncode:
+        print(process.stderr, file=sys.stderr)
+        return {"failed": (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]}
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
+
+
+def in_this_process(variant: str, config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """See `in_fresh_process`."""
+    if config.device == "cpu":
+        torch.set_num_threads(options.threads)
+    if variant == "both":
+        return agreement(config, options)
+    build = BUILDERS[variant]
+    if config.device == "cpu":
+        take(build, CONFIGS["tiny"], options, updates=1)  # loads what is loaded once
+        limit_memory(options.memory_gib)
+    memory = Memory(config.device)
+    try:
+        return asdict(measure(partial(take, build, config, options), memory, config, options))
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+    return {"failed": f"out of memory ({memory.total_gib(options):.3g} GiB)"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Median `seconds` of an update; `loss` and `grad_norm` are the first update's."""
+
+    seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    peak_gib: float
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Of each update the seconds, the loss and the norm of the gradient."""
+
+    seconds: list[float]
+    losses: list[float]
+    norms: list[float]
+    flops: float
+
+
+def take(build: Callable[..., Gradients], config: Config, options: argparse.Namespace, *, updates: int) -> Taken:
+    """Build model and batch, and update."""
+    model = build_model(config, options)
+    sequences = build_rollouts(config, options.seed)
+    gradients = build(model, sequences, config, options)
+    optimizer, _ = build_optimizer(model.model, OptimizerConfig())
+    taken = Taken(seconds=[], losses=[], norms=[], flops=model_flops(model.model, sequences))
+    for _ in range(updates):
+        synchronize(config.device)
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        taken.losses.append(gradients())
+        taken.norms.append(clip_gradients(model.model, 1.0))
+        optimizer.step()
+        synchronize(config.device)
+        taken.seconds.append(time.perf_counter() - start)
+    return taken
+
+
+def measure(
+    take_updates: Callable[..., Taken], memory: Memory, config: Config, options: argparse.Namespace
+) -> Measurement:
+    """Time, throughput and memory."""
+    taken = take_updates(updates=config.warm_up + options.repeats)
+    seconds = statistics.median(taken.seconds[config.warm_up :])
+    tokens = sum(sequence.total_tokens for sequence in build_rollouts(config, options.seed))
+    peak = next(
+        (flops for name, flops in PEAK_FLOPS.items() if config.device == "cuda" and name in device_name()), None
+    )
+    return Measurement(
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        mfu=None if peak is None else taken.flops / seconds / peak,
+        peak_gib=memory.peak_gib(),
+        loss=taken.losses[0],
+        grad_norm=taken.norms[0],
+    )
+
+
+def model_flops(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> float:
+    """FLOPs of forward and backward, as the module's docstring counts them."""
+    config = model.config
+    head = model.get_output_embeddings().weight.numel()
+    body = sum(x.numel() for x in model.parameters()) - head  # tied: the embedding is the head
+    tokens = sum(sequence.total_tokens for sequence in sequences)
+    responses = sum(len(sequence.response_ids) for sequence in sequences)
+    width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    squares = sum(sequence.total_tokens**2 for sequence in sequences)
+    return float(6 * body * tokens + 6 * head * responses + 6 * width * squares)
+
+
+def agreement(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """Both losses and gradients on the same weights: the relative differences."""
+    model = build_model(config, options)
+    sequences = build_rollouts(config, options.seed)
+    found = []
+    for build in BUILDERS.values():
+        gradients = build(model, sequences, config, options)
+        model.model.zero_grad()
+        loss = gradients()
+        flat = torch.cat([x.grad.flatten().double() for x in model.model.parameters() if x.grad is not None])
+        found.append((loss, flat))
+    (loss, gradient), (other_loss, other_gradient) = found
+    return {
+        "loss": abs(loss - other_loss) / abs(other_loss),
+        "gradient": float((gradient - other_gradient).norm() / other_gradient.norm()),
+    }
+
+
+class Memory:
+    """Peak memory from here on: allocated on a GPU; on a CPU resident, less what is resident now."""
+
+    def __init__(self, device: str) -> None:
+        self.gpu = device == "cuda"
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            self.before = status_bytes("VmRSS")
+
+    def peak_gib(self) -> float:
+        """The peak so far."""
+        return (torch.cuda.max_memory_allocated() if self.gpu else status_bytes("VmHWM") - self.before) / GIB
+
+    def total_gib(self, options: argparse.Namespace) -> float:
+        """What there was."""
+        return torch.cuda.mem_get_info()[1] / GIB if self.gpu else float(options.memory_gib)
+
+
+def limit_memory(gib: float) -> None:
+    """Let this process take no more than `gib` from here on; should memory run out, it goes, not another job's."""
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    limit = status_bytes("VmData") + int(gib * GIB)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def status_bytes(field: str) -> int:
+    """A line of /proc/self/status, which is in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+# ---------------------------------------------------------------------- Markdown
+
+ABOUT = """Forward, backward, gradient clipping and AdamW on random weights and synthetic rollouts, each variant in a
+fresh process; seconds are the median. Peak GiB holds weights, gradients and optimizer state too (on a CPU: resident
+memory beyond the libraries). MFU is 6·N·tokens + 6·V·D·response tokens + Σ 6·layers·heads·head size·length² over the
+peak FLOPS (dense bf16: {peaks}); on a CPU there is none."""
+
+TABLE_HEAD = "| | seconds | tokens/s | MFU | peak GiB | loss | gradient norm |\n|---|---:|---:|---:|---:|---:|---:|"
+
+
+def header(options: argparse.Namespace) -> str:
+    """What is measured, on what."""
+    threads = "" if torch.cuda.is_available() else f" threads: {options.threads};"
+    machine = f"{device_name()}, Python {platform.python_version()}, {versions()};{threads} {date.today()}."
+    command = f"    python benchmarks/update_step.py {' '.join(sys.argv[1:])}".rstrip()
+    peaks = ", ".join(f"{name} {flops / 1e12:.0f}e12" for name, flops in PEAK_FLOPS.items())
+    return "\n\n".join(["# One policy update", machine, command, ABOUT.format(peaks=peaks)])
+
+
+def describe(config: Config, options: argparse.Namespace) -> str:
+    """A config in a line."""
+    sizes = config.shape
+    lengths = [sequence.total_tokens for sequence in build_rollouts(config, options.seed)]
+    return (
+        f"{sizes['num_hidden_layers']} layers of {sizes['hidden_size']}, vocabulary {sizes['vocab_size']:,}, "
+        f"{'bf16 on float32 weights' if config.bf16 else 'float32'}; {config.rollouts} rollouts of "
+        f"{min(lengths):,} to {max(lengths):,} tokens, micro-batches of {config.micro_batch_tokens:,}, "
+        f"{'no ' if options.no_checkpointing else ''}activation checkpointing, "
+        f"{'packed (TRL: padded)' if options.packing else 'padded'}; median of {options.repeats}."
+    )
+
+
+def table_row(name: str, result: dict[str, Any]) -> str:
+    if "failed" in result:
+        return f"| {name} | {result['failed']} | | | | | |"
+    mfu = "-" if result["mfu"] is None else f"{100 * result['mfu']:.1f} %"
+    return (
+        f"| {name} | {result['seconds']:.2f} | {result['tokens_per_second']:,.0f} | {mfu} | {result['peak_gib']:.2f} | "
+        f"{result['loss']:.6f} | {result['grad_norm']:.6f} |"
+    )
+
+
+def comparison(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Both against each other, where both were measured."""
+    measured = [found[name] for name in VARIANTS if name in found and "failed" not in found[name]]
+    if len(measured) < len(VARIANTS):
+        return ["No comparison: one of the two is missing."]
+    own, other = measured
+    lines = [
+        f"exprl / TRL: seconds {own['seconds'] / other['seconds']:.2f}, memory "
+        f"{own['peak_gib'] / other['peak_gib']:.2f}; relative difference of the losses "
+        f"{abs(own['loss'] - other['loss']) / abs(other['loss']):.1e}, of the gradients' norms "
+        f"{abs(own['grad_norm'] - other['grad_norm']) / other['grad_norm']:.1e}."
+    ]
+    both = found.get("both", {})
+    if "failed" in both:
+        lines.append(f"In one process: {both['failed']}.")
+    elif both:
+        lines.append(
+            f"On the same weights in one process: relative difference of the losses {both['loss']:.1e}, of the "
+            f"gradients {both['gradient']:.1e}."
+        )
+    return lines
+
+
+def versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

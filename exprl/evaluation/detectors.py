@@ -1,0 +1,206 @@
+"""Who says whether a trace shows a behaviour: patterns of words, or a language model that is asked.
+
+Four behaviours, those the paper counts in traces:
+
+- `verification`: it checks its own result or step.
+- `self_correction`: it says that something it wrote is wrong.
+- `backtracking`: it goes back to an earlier point of its own attempt.
+- `exploration`: it tries another way, or starts again.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from exprl.component import Choice, Component, choose, option, required_choice
+from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.prompting import compose, read_prompt
+from exprl.progress import Advance, no_progress
+from exprl.registry import BACKENDS, BEHAVIOURS, MODELS
+from exprl.resources import Resources
+
+BEHAVIOUR_NAMES = ("verification", "self_correction", "backtracking", "exploration")
+
+Shown = dict[str, bool | None]
+"""Whether one trace shows each behaviour; None where that could not be found out."""
+
+
+class BehaviourDetector(Component):
+    """Says of each trace which behaviours it shows."""
+
+    @abstractmethod
+    def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
+        """One verdict a text, in order, with every name of `BEHAVIOUR_NAMES`; `advance` hears of texts done."""
+
+
+# ------------------------------------------------------------------ by words
+
+# Problems are full of people who check, return and try again. So a pattern asks for the writer (`let me`, `we should`)
+# or for something only a solution has (`my answer`, `step 3`, `another method`).
+_WE = (
+    r"\b(?:let me|let's|let us|(?:i|we)(?:'ll| will| can| could| should| must| need to| have to)?) "
+    r"(?:just |now |also |quickly |instead |perhaps |actually |first )*"
+)
+_SAYS = r"(?:^|[.!?:\n]\s*)(?:(?:so|now|okay|ok|hmm|wait|but|no)[,. ]+)*"  # where a sentence or line begins
+_WORK = (
+    r"(?:final |last |previous )?(?:answers?|results?|work|working|calculations?|computation|arithmetic|algebra|"
+    r"solutions?|steps?|reasoning|equations?|conditions?)\b"
+)
+_WAY = r"(?:approach|method|way|strategy|idea|path|angle|route|technique|formula|substitution)\b"
+_OTHER = r"(?:a |an |some |the )?(?:\w+ )?(?:different|another|other|alternative|new|fresh)"
+_EARLIER = (
+    r"(?:step|equation|line|case|(?:the|my|our) (?:previous|earlier|original|first|last|start|beginning|definition))\b"
+)
+_WRONG = (
+    r"(?:(?:'s| is| was| looks| seems) (?:wrong|incorrect|not right|not correct|a mistake|an error|off)|"
+    r" (?:isn't|can't be|cannot be|doesn't look) (?:right|correct))\b"
+)
+
+PATTERNS: Mapping[str, tuple[str, ...]] = {
+    "verification": (
+        rf"{_WE}(?:double|re|cross|sanity)[- ]?check\b",
+        rf"{_WE}(?:verify|confirm|check) (?:if |whether |that |this\b|it\b|each step)",
+        rf"\b(?:check|verify|confirm|test)(?:ing)? (?:this|that|my|our|the|these|each|both) {_WORK}",
+        rf"\b(?:double|re|cross|sanity)[- ]?check(?:ing)? (?:my|our|this|that|the) {_WORK}",
+        r"\b(?:plug|put|substitut)\w* (?:this|that|it|them|these|the \w+|[a-z] ?= ?\S+) back\b",
+        r"\b(?:as a (?:quick |sanity )?|quick |sanity )check\b",
+        rf"{_SAYS}(?:check|verification)\s*:",
+        r"\b(?:which|this) (?:checks out|confirms (?:the|my|our|that))\b",
+    ),
+    "self_correction": (
+        r"\b(?:i|we)(?:'ve| have)? made (?:a|an|some|the|another) (?:\w+ )?(?:mistake|error|slip)\b",
+        r"\b(?:i|we)(?:'ve| have)? (?:mis(?:calculated|read|counted|computed|stated|applied)|mixed up)\b",
+        r"\b(?:i|we) (?:was|were|am) (?:wrong|mistaken|incorrect)\b",
+        r"\bmy (?:mistake|error|bad)\b",
+        rf"{_SAYS}(?:oops|correction|scratch that)\b",
+        rf"\b(?:wait|hmm|no|oops|actually)\b[,.! ]+(?:no[, ]+)?(?:that|this|it){_WRONG}",
+        rf"{_SAYS}(?:that|this){_WRONG}",
+        rf"{_WE}(?:fix|correct|redo|recompute|recalculate) (?:this|that|it|my|the|these)\b",
+    ),
+    "backtracking": (
+        rf"{_WE}(?:go|step|turn|come|jump) back to {_EARLIER}",
+        rf"{_WE}(?:go|step) back(?: and\b|[.,:;]| a (?:step|bit|moment))",
+        rf"{_WE}(?:backtrack|rewind|retrace|undo)\b",
+        rf"\b(?:going|stepping|turning|returning) (?:back )?to {_EARLIER}",
+        rf"{_WE}return to {_EARLIER}",
+        rf"{_SAYS}(?:back to {_EARLIER}|backtracking\b)",
+        r"\b(?:i|we|this|it)(?:'ve| have| has|'s)? (?:reached|hit|is|at|leads to|led to) a dead end\b",
+        r"\bthis(?: path| route| approach| way)? (?:leads|led|goes|gets us|is getting us) nowhere\b",
+    ),
+    "exploration": (
+        rf"{_WE}(?:try|consider|use|take|explore|look for|think of|find|attempt) {_OTHER} {_WAY}",
+        rf"{_WE}(?:approach|attack|look at|think about|see) (?:this|it|the problem) (?:differently\b|another way\b|"
+        r"(?:from|in) (?:a different|another)\b)",
+        rf"\b(?:another|a different|an alternative) {_WAY} (?:is|would be|might|could|to (?:solve|see|do|get))\b",
+        rf"{_WE}(?:start|begin) (?:all )?(?:over|again|afresh|anew|from scratch)\b",
+        rf"{_SAYS}(?:starting|beginning) (?:all )?(?:over|again|afresh|anew|from scratch)\b",
+        rf"{_SAYS}(?:alternatively\b|another {_WAY})",
+        r"\bwhat if (?:i|we) (?:try|tried|use|used|consider|instead|start|started|rewrite|rewrote)\b",
+        rf"{_WE}try (?:something else|again|instead)\b",
+    ),
+}
+
+
+@BEHAVIOURS.register("lexical")
+class LexicalDetector(BehaviourDetector):
+    """English phrases with which models do each of the four; cheap, and blind to what is not put in such words.
+
+    It errs on both sides: a solution that quietly tries a second formula is missed, and a quoted "let me double-check"
+    counts. Compare rates between runs rather than read one by itself.
+    """
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self._patterns = {
+            name: re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.MULTILINE)
+            for name, patterns in PATTERNS.items()
+        }
+
+    def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
+        """See `BehaviourDetector`; every verdict is given."""
+        found: list[Shown] = []
+        for text in texts:
+            plain = normal(text)
+            found.append({name: pattern.search(plain) is not None for name, pattern in self._patterns.items()})
+            advance(1)
+        return found
+
+
+def normal(text: str) -> str:
+    r"""Lower case, straight apostrophes, one space between words; lines stay, since some patterns begin one.
+
+    >>> normal("Let’s  CHECK\nthis")
+    "let's check\nthis"
+    """
+    return re.sub(r"[ \t]+", " ", text.lower().replace("\u2019", "'"))
+
+
+# ------------------------------------------------------------------ by a model
+
+QUESTIONS: Mapping[str, str] = {
+    "verification": "Does the writer check a result or a step of their own, for example by computing it a second way, "
+    "or by putting it back into the problem?",
+    "self_correction": "Does the writer state that something they wrote before is wrong, and change it?",
+    "backtracking": "Does the writer give up the point they have reached and go back to an earlier one of the attempt?",
+    "exploration": "Does the writer try a different way of solving the problem, or start the solution again?",
+}
+LABELS = ("Y", "N")
+REPLY_START = "Answer: "
+
+
+@BEHAVIOURS.register("judged")
+class JudgedDetector(BehaviourDetector):
+    """Asks a language model a yes-or-no question for each behaviour, and reads the probabilities of the two answers.
+
+    Args:
+        config: which model, and who runs it.
+        backend: runs the model.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Which model is asked."""
+
+        model: Annotated[Choice, MODELS] = required_choice(MODELS, "the model that reads the traces")
+        backend: Annotated[Choice, BACKENDS] = choose(BACKENDS, "transformers", "who runs it")
+        min_mass: float = option(0.1, "below this total probability of the two answers there is no verdict")
+
+        def __post_init__(self) -> None:
+            if not 0.0 <= self.min_mass <= 1.0:
+                raise ValueError(f"min_mass must lie in [0, 1], but got {self.min_mass}")
+
+    def __init__(self, config: Any, backend: JudgeBackend) -> None:
+        super().__init__(config)
+        self.backend = backend
+
+    @classmethod
+    def from_config(cls, config: Any, resources: Resources) -> JudgedDetector:
+        """On a model of its own, beside the policy where there is one."""
+        model = JudgeModel(weights="own", own=config.model, judge="judged (behaviour)")
+        return cls(config, config.backend.cls.open(config.backend.config, model, resources))
+
+    def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
+        """See `BehaviourDetector`; a failed or undecided answer is None."""
+        queries = [query(text, name) for text in texts for name in BEHAVIOUR_NAMES]
+        answers = iter(self.backend.run(queries, no_progress))
+        found: list[Shown] = []
+        for _ in texts:
+            found.append({name: self._verdict(next(answers)) for name in BEHAVIOUR_NAMES})
+            advance(1)
+        return found
+
+    def _verdict(self, reply: Reply) -> bool | None:
+        if reply.status != "ok" or sum(reply.probabilities) < self.config.min_mass:
+            return None
+        yes, no = reply.probabilities
+        return yes > no
+
+
+def query(text: str, behaviour: str) -> Query:
+    """The question about one behaviour of one trace; the trace comes last in the shared part, the question after it."""
+    prompt = compose(read_prompt("behaviour"), {"question": QUESTIONS[behaviour]}, {"attempt": text})
+    return Query(prompt=prompt, labels=LABELS, reply_start=REPLY_START)

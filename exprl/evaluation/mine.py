@@ -1,0 +1,272 @@
+"""`exprl mine`: sample every training problem and keep those a model solves rarely, as a data set."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from exprl import config as configuration
+from exprl.build import Build
+from exprl.errors import ConfigError, DataError
+from exprl.experiment import Experiment
+from exprl.progress import Advance
+from exprl.run_directory import append_line, differences, write_json, write_text
+from exprl.seeding import derive_seed
+from exprl.training.phases import Phases
+from exprl.types import Problem
+
+BATCH = 64
+"""Problems sampled in one call of the engine; what is sampled depends on it, so it is no option."""
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Problems with a solve rate from `low` to `high`, both included, are kept."""
+
+    low: float = 0.0
+    high: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low <= self.high <= 1.0:
+            raise ConfigError(
+                f"--min-rate and --max-rate: need 0 <= min <= max <= 1, but got {self.low} and {self.high}."
+            )
+
+    def keep(self, count: Count) -> bool:
+        """Whether a problem's solve rate lies within."""
+        return self.low <= count.rate <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How often a problem was solved."""
+
+    id: str
+    samples: int
+    correct: int
+
+    @property
+    def rate(self) -> float:
+        """Share of right samples."""
+        return self.correct / self.samples
+
+
+@dataclass(frozen=True)
+class Files:
+    """What mining leaves: the data set, and beside it the counts of all problems, the options and a summary."""
+
+    dataset: Path
+
+    def __post_init__(self) -> None:
+        if self.dataset.suffix != ".jsonl":
+            raise ConfigError(f"--output: {self.dataset} must end in .jsonl, the format it is written in.")
+
+    @property
+    def counts(self) -> Path:
+        """One line a finished problem, kept or not."""
+        return self.dataset.with_suffix(".counts.jsonl")
+
+    @property
+    def config(self) -> Path:
+        """The resolved experiment."""
+        return self.dataset.with_suffix(".config.yaml")
+
+    @property
+    def summary(self) -> Path:
+        """The histogram of solve rates."""
+        return self.dataset.with_suffix(".summary.json")
+
+    def claim(self, experiment: Experiment) -> None:
+        """Begin, or go on with the same experiment.
+
+        Raises:
+            DataError: the file is there without the counts it was made from, or they are of another experiment.
+        """
+        text = configuration.to_yaml(experiment)
+        if not self.config.is_file():
+            if self.dataset.exists():
+                raise DataError(f"--output: {self.dataset} exists and was not made by `exprl mine`. Choose another.")
+            write_text(self.config, text)
+            return
+        found = differences(self.config.read_text(), text)
+        if found:
+            raise DataError(
+                f"--output: {self.dataset} was begun with another experiment ({'; '.join(found)}). Choose another file."
+            )
+
+    def finished(self) -> list[Count]:
+        """The problems done so far; the line that a killed run did not finish is left out."""
+        if not self.counts.is_file():
+            return []
+        lines = self.counts.read_text().splitlines(keepends=True)
+        return [Count(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console) -> list[Count]:
+    """Sample `data.train`, `evaluation.samples_per_prompt` times a problem, and write the problems within `rates`.
+
+    Problems are done in batches, and a batch that is done stays done: started again, the run goes on after it, and
+    writes what it would have written. Other rates over the same samples need no new sampling.
+
+    Returns:
+        The count of every problem, in order.
+    """
+    files = Files(output)
+    files.claim(experiment)
+    build = Build(experiment)
+    problems = build.train_problems
+    build.verifier.check(problems)
+    build.check_lengths(problems, build.evaluation_sampling.max_new_tokens)
+    counts = files.finished()
+    counts = counts[: len(counts) // BATCH * BATCH] if len(counts) < len(problems) else counts
+    write_text(files.counts, "".join(f"{json.dumps(vars(count))}\n" for count in counts))
+    write_rows(files.dataset, problems, counts, rates)
+    if len(counts) < len(problems):
+        console.print(f"{len(problems)} problems, {len(counts)} done before", highlight=False)
+        counts = sample(build, problems, counts, files, rates)
+    summary = summarize(counts, rates)
+    write_json(files.summary, summary)
+    console.print(histogram_table(counts))
+    console.print(f"{summary['kept']} of {summary['problems']} problems kept: {files.dataset}", soft_wrap=True)
+    if summary["kept"]:
+        console.print(f"data.train: {reading(problems, files.dataset)}", highlight=False, soft_wrap=True, markup=False)
+    return counts
+
+
+def sample(build: Build, problems: Sequence[Problem], counts: list[Count], files: Files, rates: Rates) -> list[Count]:
+    """Do the batches that are left; returns all counts."""
+    per_problem, phases = build.evaluation_sampling.n, Phases()
+    try:
+        with phases.run("mining", len(problems) * per_problem) as advance:
+            advance(len(counts) * per_problem)
+            for start in range(len(counts), len(problems), BATCH):
+                batch = problems[start : start + BATCH]
+                done = count_batch(build, batch, start, advance)
+                with files.counts.open("a") as file:
+                    file.write("".join(f"{json.dumps(vars(count))}\n" for count in done))
+                append_rows(files.dataset, batch, done, rates)
+                counts = [*counts, *done]
+    finally:
+        build.engine.close()
+    return counts
+
+
+def count_batch(build: Build, batch: Sequence[Problem], start: int, advance: Advance) -> list[Count]:
+    """Sample and verify some problems; their samples depend on their place in the source alone."""
+    sampling = build.evaluation_sampling
+    seeded = replace(sampling, seed=derive_seed(sampling.seed, "mine", start))
+    correct: Counter[int] = Counter()
+    prompts = [build.prompts.build(problem.question) for problem in batch]
+    for index, rollout in build.engine.generate(prompts, seeded):
+        correct[index] += build.verifier.verify(batch[index], rollout.text)
+        advance(1)
+    return [Count(id=p.id, samples=sampling.n, correct=correct[index]) for index, p in enumerate(batch)]
+
+
+# ------------------------------------------------------------------ the data set
+
+
+def row(problem: Problem, count: Count) -> dict[str, Any]:
+    """A problem as the source `jsonl` reads it; a column for what the problem does not have is left out.
+
+    The reference is revealed into a file, which is a data set for later runs; nothing here makes a prompt.
+    """
+    scaffold = problem.scaffold
+    columns = {
+        "id": problem.id,
+        "question": problem.question.text,
+        "reference": scaffold.reference.reveal() if scaffold.reference is not None else None,
+        "answer": scaffold.answer.reveal() if scaffold.answer is not None else None,
+        "steps": list(scaffold.steps.reveal()) if scaffold.steps is not None else None,
+        "domain": problem.domain,
+    }
+    counted = {"samples": count.samples, "correct": count.correct, "solve_rate": count.rate}
+    return {**{name: value for name, value in columns.items() if value is not None}, **counted}
+
+
+def kept_rows(problems: Sequence[Problem], counts: Sequence[Count], rates: Rates) -> Iterator[dict[str, Any]]:
+    """The rows within `rates`; raises `DataError` where the source has other problems than were counted."""
+    for problem, count in zip(problems, counts, strict=False):  # what is not counted yet comes later
+        if problem.id != count.id:
+            raise DataError(
+                f"data.train: has problem {problem.id!r} where {count.id!r} was counted, so the source has changed. "
+                "Choose another --output."
+            )
+        if rates.keep(count):
+            yield row(problem, count)
+
+
+def write_rows(path: Path, problems: Sequence[Problem], counts: Sequence[Count], rates: Rates) -> None:
+    """The whole data set so far."""
+    write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept_rows(problems, counts, rates)))
+
+
+def append_rows(path: Path, problems: Sequence[Problem], counts: Sequence[Count], rates: Rates) -> None:
+    """The rows of a batch; one lost by a kill is written when the run goes on."""
+    for line in kept_rows(problems, counts, rates):
+        append_line(path, line)
+
+
+def reading(problems: Sequence[Problem], path: Path) -> str:
+    """The YAML that reads the data set back, with every column that all problems have.
+
+    A column that only some have is left out, as the source wants a column in every row.
+    """
+    has = {
+        "reference": all(problem.scaffold.reference is not None for problem in problems),
+        "answer": all(problem.scaffold.answer is not None for problem in problems),
+        "steps": all(problem.scaffold.steps is not None for problem in problems),
+    }
+    columns = ["id: id", "domain: domain", *(f"{name}: {name if has[name] else 'null'}" for name in has)]
+    return f"{{name: jsonl, path: {path}, columns: {{{', '.join(columns)}}}}}"
+
+
+# ------------------------------------------------------------------ the summary
+
+
+def histogram(counts: Sequence[Count]) -> dict[str, int]:
+    """Problems by solve rate: never, in ten equal parts, and always.
+
+    >>> histogram([Count(id="a", samples=4, correct=0), Count(id="b", samples=4, correct=1)])["0.2 to 0.3"]
+    1
+    """
+    inner = {f"{low / BINS:.1f} to {(low + 1) / BINS:.1f}": 0 for low in range(BINS)}
+    bins = {"0": 0, **inner, "1": 0}
+    names = list(inner)
+    for count in counts:
+        if count.correct in (0, count.samples):
+            bins["0" if count.correct == 0 else "1"] += 1
+        else:
+            bins[names[count.correct * BINS // count.samples]] += 1
+    return bins
+
+
+def summarize(counts: Sequence[Count], rates: Rates) -> dict[str, Any]:
+    """What the summary's file holds."""
+    return {
+        "problems": len(counts),
+        "kept": sum(rates.keep(count) for count in counts),
+        "rates": [rates.low, rates.high],
+        "samples_per_problem": counts[0].samples,
+        "mean_rate": sum(count.rate for count in counts) / len(counts),
+        "histogram": histogram(counts),
+    }
+
+
+def histogram_table(counts: Sequence[Count]) -> Table:
+    """The histogram for the console."""
+    table = Table(title=f"solve rates in {counts[0].samples} samples", title_justify="left")
+    for column in ("rate", "problems", ""):
+        table.add_column(column, justify="right" if column else "left")
+    for name, number in histogram(counts).items():
+        table.add_row(name, str(number), "█" * round(40 * number / len(counts)))
+    return table

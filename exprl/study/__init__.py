@@ -1,0 +1,1 @@
+"""Studies: arms of stages, over seeds, compared."""

@@ -1,0 +1,115 @@
+"""`exprl study`: tune, run, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from exprl.run_directory import write_json, write_text
+from exprl.study.plan import Place, Plan, Run
+from exprl.study.plots import write_plots
+from exprl.study.results import collect, markdown, mean_of, measures_of, rich_table, table_numbers
+from exprl.study.runner import Devices, Failure, Runner, locked, with_parents
+
+
+def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console) -> list[Failure]:
+    """Run what is not finished of the arms in `only` (none named: all) and write what the study has found so far.
+
+    Returns:
+        The runs that did not finish.
+
+    Raises:
+        ExprlError: the folder holds or runs another study, or nothing can be compared.
+    """
+    arms = list(only) or list(plan.arms)
+    with locked(plan.folder, console.print) as lock:
+        plan.claim()
+        runner = Runner(devices, console, lock)
+        chosen, failures = tune(plan, arms, runner, console)
+        runs = [plan.run(p, s, chosen) for s in plan.study.seeds for p in runnable(plan, arms, chosen)]
+        failures += runner.execute(runs, "study")
+        report(plan, chosen, failures, console)
+    return failures
+
+
+def tune(plan: Plan, arms: Sequence[str], runner: Runner, console: Console) -> tuple[dict[str, Any], list[Failure]]:
+    """The best value for each place, by the mean over the tuning seeds; a place with an unfinished run gets none."""
+    options = plan.study.tune
+    chosen: dict[str, Any] = {}
+    failures: list[Failure] = []
+    if options is None:
+        return chosen, failures
+    selected = plan.places(arms)
+    for group in plan.tuned_places(plan.arms):
+        places = [place for place in group if place.parent is None or place.parent.label in chosen]
+        trials = {place.label: trials_of(plan, place, chosen) for place in places}
+        wanted = [run for place in places if place in selected for runs in trials[place.label] for run in runs]
+        failures += runner.execute(wanted, "tuning")
+        for place in places:
+            if all(run.finished for runs in trials[place.label] for run in runs):
+                means = [mean_of(runs, options.measure) for runs in trials[place.label]]
+                best = max(range(len(means)), key=means.__getitem__)
+                chosen[place.label] = options.values[best]
+                shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in zip(options.values, means, strict=True))
+                console.print(f"{place.label}: {options.key}={options.values[best]} ({options.measure} {shown})")
+    return chosen, failures
+
+
+def trials_of(plan: Plan, place: Place, chosen: dict[str, Any]) -> list[list[Run]]:
+    """For each value the runs that try it."""
+    options = plan.study.tune
+    assert options is not None
+    return [[plan.tuning_run(place, value, seed, chosen) for seed in options.seeds] for value in options.values]
+
+
+def runnable(plan: Plan, arms: Sequence[str], chosen: dict[str, Any]) -> list[Place]:
+    """The places of these arms that have all their tuned values."""
+    tuned = {place.label for group in plan.tuned_places(arms) for place in group if place.number}
+    places: list[Place] = []
+    for place in plan.places(arms):
+        if (place.label in chosen or place.label not in tuned) and (place.parent is None or place.parent in places):
+            places.append(place)
+    return places
+
+
+def report(plan: Plan, chosen: dict[str, Any], failures: Sequence[Failure], console: Console) -> None:
+    """`study.json`, `study.md`, plots, and the tables on the console."""
+    findings = collect(plan, chosen)
+    write_json(plan.folder / "study.json", findings.to_json())
+    write_text(plan.folder / "study.md", markdown(findings, [failure.run.name for failure in failures]))
+    if not findings.entries:
+        console.print("no run has finished", highlight=False)
+        return
+    drawn = write_plots(findings, plan.folder)
+    for number in table_numbers(findings):
+        for measure in measures_of(findings, number):
+            console.print(rich_table(findings, number, measure))
+    plots = "plots/" if drawn else "no plots (pip install 'exprl[plots]')"
+    console.print(f"{plan.folder}: study.md, study.json, {plots}, tensorboard/", highlight=False, soft_wrap=True)
+
+
+def show_plan(plan: Plan, arms: Sequence[str], console: Console) -> None:
+    """What would be run, without running anything; of a tuned study each value stands for the chosen one."""
+    options = plan.study.tune
+    chosen: dict[str, Any] = {}
+    for group in plan.tuned_places(arms):
+        for place in group:
+            assert options is not None
+            if place.number and (place.parent is None or place.parent.label in chosen):
+                chosen[place.label] = options.values[0]
+    for group in plan.tuned_places(arms):
+        for run in with_parents([run for place in group for by in trials_of(plan, place, chosen) for run in by]):
+            console.print(f"{state(run):>8}  {run.name}", highlight=False, soft_wrap=True)
+    runs = with_parents([plan.run(p, s, chosen) for s in plan.study.seeds for p in plan.places(arms)])
+    for run in runs:
+        console.print(f"{state(run):>8}  {run.name}", highlight=False, soft_wrap=True)
+    for arm in arms:
+        console.print(f"arm {arm}: {' → '.join(place.label for place in plan.arms[arm])}", highlight=False)
+
+
+def state(run: Run) -> str:
+    """How far a run is."""
+    return "finished" if run.finished else "begun" if Path(run.directory).is_dir() else "to do"

@@ -1,0 +1,311 @@
+"""From a study to its runs: which there are, what each is told, and which arms share one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exprl import config as configuration
+from exprl.errors import ConfigError, RunDirectoryError, did_you_mean
+from exprl.experiment import Experiment
+from exprl.run_directory import RunDirectory, differences, write_text
+from exprl.study.schema import Node, Study, load_study
+
+PREVIOUS = "(the previous stage)"
+
+Chosen = Mapping[str, Any]
+"""The tuned value by the label of its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A stage where an arm has it: after the stages before it. Arms that agree so far share it.
+
+    Attributes:
+        arm: the first arm that has it, in whose folder its runs lie.
+        number: 1 for a first stage; 0 for the untouched initial policy.
+        stage: its name; None for the initial policy.
+        parent: the place before it; None where the experiment's own model is what it starts from.
+    """
+
+    arm: str
+    number: int
+    stage: str | None
+    parent: Place | None
+
+    @property
+    def folder(self) -> str:
+        """The name of a run's own folder."""
+        return f"{self.number}-{self.stage or 'initial'}"
+
+    @property
+    def label(self) -> str:
+        """Names the place within the study."""
+        return f"{self.arm}/{self.folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One process: a stage of an arm with a seed, or the evaluation of the initial policy.
+
+    Attributes:
+        name: its folder within the study's.
+        directory: its folder.
+        experiment: all of its options.
+        parent: the run it starts from, which must be finished first.
+        trains: False: only the initial policy is evaluated.
+    """
+
+    name: str
+    directory: Path
+    experiment: Experiment = field(repr=False, compare=False)
+    parent: Run | None = field(default=None, repr=False)
+    trains: bool = True
+
+    @property
+    def config(self) -> Path:
+        """What the process reads."""
+        return RunDirectory(self.directory).config
+
+    @property
+    def log(self) -> Path:
+        """What the process prints."""
+        return self.directory / "log.txt"
+
+    @property
+    def result(self) -> Path:
+        """Per-problem counts of the finished run."""
+        run = RunDirectory(self.directory)
+        return run.evaluation("after") if self.trains else self.directory / "evaluation.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return (RunDirectory(self.directory).summary if self.trains else self.result).is_file()
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the `exprl` command."""
+        if self.trains:
+            return ["train", str(self.config), "--resume"]
+        return ["evaluate", str(self.config), "--output", str(self.result)]
+
+    def prepare(self) -> None:
+        """Write what the process reads; raises `RunDirectoryError` where a run with other options was begun."""
+        text = configuration.to_yaml(self.experiment)
+        if not self.config.is_file():
+            write_text(self.config, text)
+            return
+        found = differences(self.config.read_text(), text)
+        if found:
+            raise RunDirectoryError(
+                f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it, or set study_dir=..."
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study with everything checked that can be before a run: every place's experiment validates.
+
+    Args:
+        study: the validated YAML.
+        file: where it lies; its name names the folder, and `experiment` is relative to it.
+    """
+
+    study: Study
+    file: Path
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Plan:
+        """Read and check; raises `ConfigError` naming the key."""
+        plan = cls(load_study(path, list(overrides)), Path(path))
+        plan.check()
+        return plan
+
+    # ------------------------------------------------------------------ what there is
+
+    @cached_property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return Path(self.study.study_dir) if self.study.study_dir else Path("runs") / self.file.stem
+
+    @cached_property
+    def layers(self) -> list[Node]:
+        """The experiment's YAML, unmerged, so that swapping a component's name works as everywhere."""
+        return configuration.load_layers(self.file.parent / self.study.experiment)
+
+    @cached_property
+    def arms(self) -> dict[str, tuple[Place, ...]]:
+        """The places of each arm in order; equal stages after equal places are one place."""
+        known: dict[tuple[Place | None, str], Place] = {}
+        arms = {}
+        for arm, stages in self.study.arms.items():
+            places: list[Place] = []
+            for number, stage in enumerate(stages, start=1):
+                parent = places[-1] if places else None
+                new = Place(arm=arm, number=number, stage=stage, parent=parent)
+                places.append(known.setdefault((parent, self._identity(new)), new))
+            if not stages:
+                new = Place(arm=arm, number=0, stage=None, parent=None)
+                places.append(known.setdefault((None, "initial"), new))
+            arms[arm] = tuple(places)
+        return arms
+
+    @property
+    def stages(self) -> int:
+        """Stages of the longest arm."""
+        return max(places[-1].number for places in self.arms.values())
+
+    def places(self, arms: Iterable[str]) -> list[Place]:
+        """Every place of these arms once, earlier stages first."""
+        found = dict.fromkeys(place for arm in arms for place in self.arms[arm])
+        return sorted(found, key=lambda place: place.number)
+
+    # ------------------------------------------------------------------ runs
+
+    def run(self, place: Place, seed: int, chosen: Chosen) -> Run:
+        """The run of a place with one of the study's seeds, given the tuned values."""
+        parent = self.run(place.parent, seed, chosen) if place.parent else None
+        name = f"{place.arm}/seed-{seed}/{place.folder}"
+        tuned = self._option(chosen[place.label]) if place.label in chosen else {}
+        return self._run(place, name, parent, tuned, seed)
+
+    def tuning_run(self, place: Place, value: Any, seed: int, chosen: Chosen) -> Run:
+        """The run that tries `value` at a place; it starts from the tuning run of the place before."""
+        assert self.study.tune is not None
+        before = place.parent
+        parent = self.tuning_run(before, chosen[before.label], seed, chosen) if before else None
+        slug = "".join(c if c.isalnum() or c in "._-+" else "_" for c in json.dumps(value).strip('"'))
+        name = f"tune/{place.label}/{slug}/seed-{seed}"
+        return self._run(place, name, parent, self._option(value), seed, self.study.tune.overrides)
+
+    def tuned_places(self, arms: Iterable[str]) -> Iterator[list[Place]]:
+        """The places whose value is chosen; each list needs what was chosen for those before it."""
+        tune, places = self.study.tune, self.places(arms)
+        if tune is None:
+            return
+        for number in range(1, (self.stages if tune.stages == "all" else 1) + 1):
+            yield [place for place in places if place.number == number]
+
+    def _run(
+        self,
+        place: Place,
+        name: str,
+        parent: Run | None,
+        tuned: Node,
+        seed: int,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Run:
+        directory = self.folder / name
+        layers = [tuned, dict(extra or {}), {"run_dir": str(directory)}]
+        experiment = self._experiment(place, str(parent.directory) if parent else None, seed, layers)
+        return Run(name=name, directory=directory, experiment=experiment, parent=parent, trains=place.number > 0)
+
+    def _experiment(self, place: Place, starts_from: str | None, seed: int, layers: list[Node]) -> Experiment:
+        """What a place is told; a later stage's model is the run before it, whatever the first began with."""
+        stage = self.study.stages[place.stage] if place.stage is not None else {}
+        start: Node = {}
+        if starts_from is not None:
+            start = {"model": {"name": "pretrained", "path": starts_from, "gguf_file": None}}
+        own = [*layers, {"seed": seed}, start]
+        try:
+            return configuration.from_layers(Experiment, [*self.layers, self.study.overrides, stage, *own])
+        except ConfigError as error:
+            where = f"stages.{place.stage}" if place.stage is not None else "overrides"
+            raise ConfigError(f"{where}.{error}") from error
+
+    def _option(self, value: Any) -> Node:
+        assert self.study.tune is not None
+        node: Any = value
+        for key in reversed(self.study.tune.key.split(".")):
+            node = {key: node}
+        return dict(node)
+
+    def _identity(self, place: Place) -> str:
+        return configuration.to_yaml(self._example(place))
+
+    def _example(self, place: Place, *layers: Node) -> Experiment:
+        """A place's experiment with the first seed, before there is anything to start from."""
+        return self._experiment(place, PREVIOUS if place.parent else None, self.study.seeds[0], list(layers))
+
+    # ------------------------------------------------------------------ checks
+
+    def check(self) -> None:
+        """Validate every place's experiment; raises `ConfigError` naming the stage and the key."""
+        tune = self.study.tune
+        for place in self.places(self.arms):
+            experiment = self._example(place)
+            where = f"stages.{place.stage}." if place.stage is not None else ""
+            if experiment.evaluation.source is None:
+                raise ConfigError(
+                    f"{where}evaluation.source: required in a study, but missing: arms are compared by it."
+                )
+            self._check_references(place, experiment)
+            if tune is not None and place.number:
+                self._check_tuned(place, experiment)
+
+    def _check_references(self, place: Place, experiment: Experiment) -> None:
+        """A later stage sees references only where its own options ask for it, never by what it inherits."""
+        if place.number < 2 or place.stage is None:
+            return
+        own = self.study.stages[place.stage]
+        for key in ("reward", "method"):
+            if reads_references(getattr(experiment, key, None)) and "name" not in own.get(key, {}):
+                raise ConfigError(
+                    f"stages.{place.stage}.{key}.name: required, but missing. As stage {place.number} of arm "
+                    f"{place.arm!r} it would inherit {getattr(experiment, key).name!r}, which reads references. Name "
+                    "one, for example reward: {name: sparse}."
+                )
+
+    def _check_tuned(self, place: Place, experiment: Experiment) -> None:
+        tune = self.study.tune
+        assert tune is not None
+        measures = [f"pass@{k}" for k in experiment.evaluation.k]
+        if tune.measure not in (*measures, "progress"):
+            raise ConfigError(
+                f"tune.measure: {tune.measure!r} is not measured. Choose {', '.join(measures)} or progress."
+            )
+        for value in tune.values:
+            try:
+                self._example(place, self._option(value), tune.overrides)
+            except ConfigError as error:
+                raise ConfigError(f"tune: {tune.key}={value!r} with {error}") from error
+
+    def check_arms(self, arms: Iterable[str]) -> None:
+        """Raise `ConfigError` for an arm that is not there."""
+        for arm in arms:
+            if arm not in self.arms:
+                raise ConfigError(f"--only: unknown arm {arm!r}. {did_you_mean(arm, self.arms)}")
+
+    def claim(self) -> None:
+        """Write `study.yaml`, or compare with the one there; raises `RunDirectoryError` naming the difference."""
+        path = self.folder / "study.yaml"
+        if not path.is_file():
+            write_text(path, self.text)
+            return
+        found = differences(path.read_text(), self.text)
+        if found:
+            raise RunDirectoryError(
+                f"study_dir {self.folder} holds another study ({'; '.join(found)}). Start that, or set study_dir=..."
+            )
+
+    @property
+    def text(self) -> str:
+        """The study and its experiment as YAML, without the folder."""
+        node = configuration.to_node(replace(self.study, study_dir=None))
+        layers = {f"layer {number}": layer for number, layer in enumerate(self.layers, start=1)}
+        return str(yaml.safe_dump({**node, "experiment": layers}, sort_keys=False, allow_unicode=True))
+
+
+def reads_references(component: Any) -> bool:
+    """Whether a reward's judge, or a method, reads reference solutions."""
+    if component is None:
+        return False
+    judge = getattr(component.config, "judge", None)
+    return bool(getattr(judge.cls if judge is not None else component.cls, "needs_reference", False))

@@ -1,0 +1,343 @@
+"""What a study found: figures of every arm after every stage, with intervals and paired differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from exprl.errors import DataError
+from exprl.evaluation.evaluate import EvaluationResult
+from exprl.evaluation.pass_at_k import Interval
+from exprl.evaluation.table import LABELS
+from exprl.run_directory import RunDirectory
+from exprl.study.plan import Chosen, Place, Plan, Run
+
+Array = npt.NDArray[np.float64]
+
+CHUNK = 512  # resamples computed at a time: bounds memory with many problems
+
+
+def crossed_bootstrap(values: Array, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Interval:
+    """Percentile interval of the mean over seeds and problems, both resampled (Owen 2007, the pigeonhole bootstrap).
+
+    Each resample draws S seeds and, apart from them, P problems, with replacement, and takes the mean over all pairs of
+    the two. So what a lucky seed gives to all problems, and what an easy problem gives to all seeds, widens the
+    interval; it is rather too wide than too narrow. For a paired difference give the difference of two arms, seed by
+    seed and problem by problem. With one seed only the problems count: the interval then says nothing of other seeds.
+
+    Args:
+        values: [S, P] one value a seed and problem.
+        seed: makes the interval repeatable.
+        resamples: how often both are drawn.
+        level: the interval's coverage.
+
+    Raises:
+        ValueError: no values, or one is not finite.
+    """
+    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"needs one finite value a seed and problem, but got an array of shape {values.shape}")
+    generator = np.random.default_rng(seed)
+    seeds, problems = values.shape
+    means = []
+    for start in range(0, resamples, CHUNK):
+        size = min(CHUNK, resamples - start)
+        by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
+        by_problem = generator.multinomial(problems, np.full(problems, 1 / problems), size=size)
+        means.append(((by_seed @ values) * by_problem).sum(1) / values.size)
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(low=float(low), high=float(high), mean=float(values.mean()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An arm after one of its stages: the finished runs and their outcomes by seed.
+
+    Attributes:
+        arm: the arm.
+        place: the stage.
+        runs: by seed, finished ones alone.
+        results: their evaluations by seed.
+    """
+
+    arm: str
+    place: Place
+    runs: Mapping[int, Run]
+    results: Mapping[int, EvaluationResult]
+
+    def values(self, measure: str, seeds: Sequence[int]) -> Array:
+        """[S, P] of a measure."""
+        return np.stack([self.results[seed].per_problem(measure) for seed in seeds])
+
+    def interval(self, measure: str) -> Interval:
+        """Mean with its interval over seeds and problems."""
+        return crossed_bootstrap(self.values(measure, list(self.results)))
+
+    def difference(self, baseline: Entry, measure: str) -> Interval | None:
+        """Paired difference to a baseline over the seeds that both have; None where they share none."""
+        seeds = [seed for seed in self.results if seed in baseline.results]
+        if not seeds or baseline.arm == self.arm:
+            return None
+        return crossed_bootstrap(self.values(measure, seeds) - baseline.values(measure, seeds))
+
+    @property
+    def measures(self) -> list[str]:
+        """Those every seed has."""
+        first, *rest = self.results.values()
+        return [name for name in first.measures if all(name in other.measures for other in rest)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Everything a study has so far.
+
+    Attributes:
+        plan: the study.
+        chosen: tuned values by place.
+        stages: by number of stages done, the arms that have some result there; 0 is the initial policy.
+    """
+
+    plan: Plan
+    chosen: Chosen
+    stages: Mapping[int, Sequence[Entry]]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All of them, stage by stage."""
+        return [entry for stage in self.stages.values() for entry in stage]
+
+    def baseline_of(self, number: int) -> Entry | None:
+        """The baseline after as many stages, or after its last one."""
+        name = self.plan.study.baseline
+        found = [e for e in self.entries if e.arm == name and e.place.number <= number]
+        return found[-1] if found else None
+
+    def shown(self, number: int) -> list[Entry]:
+        """The rows of a stage's table: the untouched policy, then every arm that has this stage, as the file orders."""
+        rows = [entry for entry in self.entries if entry.place.number in (0, number)]
+        order = list(self.plan.arms)
+        return sorted(rows, key=lambda entry: order.index(entry.arm))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `study.json` holds; it depends on the runs' figures alone, not on times or on the machine."""
+        arms: dict[str, list[Any]] = {arm: [] for arm in self.plan.arms}
+        for entry in self.entries:
+            arms[entry.arm].append(self._entry_json(entry))
+        return {
+            "study": self.plan.file.stem,
+            "seeds": self.plan.study.seeds,
+            "baseline": self.plan.study.baseline,
+            "tuned": dict(self.chosen),
+            "arms": arms,
+            "differences": {str(number): self._differences(number) for number in self.stages},
+        }
+
+    def _differences(self, number: int) -> dict[str, Any]:
+        """Of each arm in a stage's table to the baseline, by arm and measure."""
+        baseline = self.baseline_of(number)
+        if baseline is None:
+            return {}
+        found = {
+            entry.arm: {m: entry.difference(baseline, m) for m in entry.measures if m in baseline.measures}
+            for entry in self.shown(number)
+        }
+        return {arm: {m: _json(d) for m, d in by.items() if d is not None} for arm, by in found.items()}
+
+    def _entry_json(self, entry: Entry) -> dict[str, Any]:
+        figures = {measure: _json(entry.interval(measure)) for measure in entry.measures}
+        runs = [
+            {
+                "seed": seed,
+                "folder": run.name,
+                "counts": str(run.result.relative_to(self.plan.folder)),
+                "figures": entry.results[seed].summary(),
+            }
+            for seed, run in entry.runs.items()
+        ]
+        return {"stage": entry.place.stage, "number": entry.place.number, "measures": figures, "runs": runs}
+
+
+def collect(plan: Plan, chosen: Chosen) -> Findings:
+    """Read every finished run; raises `DataError` where arms were evaluated on different problems."""
+    stages: dict[int, list[Entry]] = {}
+    problems: tuple[str, ...] | None = None
+    for arm, places in plan.arms.items():
+        for place in places:
+            if not _known(plan, place, chosen):
+                continue
+            runs = {seed: plan.run(place, seed, chosen) for seed in plan.study.seeds}
+            finished = {seed: run for seed, run in runs.items() if run.finished}
+            results = {seed: read_result(run.result) for seed, run in finished.items()}
+            for seed, result in results.items():
+                problems = problems or result.problem_ids
+                if result.problem_ids != problems:
+                    raise DataError(
+                        f"{finished[seed].name}: evaluated on other problems than the runs before it, which cannot be "
+                        "paired. Keep evaluation.source the same for all stages and seeds."
+                    )
+            if results:
+                entry = Entry(arm=arm, place=place, runs=finished, results=results)
+                stages.setdefault(place.number, []).append(entry)
+    return Findings(plan=plan, chosen=chosen, stages=dict(sorted(stages.items())))
+
+
+def _known(plan: Plan, place: Place, chosen: Chosen) -> bool:
+    """Whether all that is tuned on the way to a place has been."""
+    tuned = {p.label for group in plan.tuned_places(plan.arms) for p in group}
+    here: Place | None = place
+    while here is not None:
+        if here.number and here.label in tuned and here.label not in chosen:
+            return False
+        here = here.parent
+    return True
+
+
+def read_result(path: Path) -> EvaluationResult:
+    """An evaluation's file."""
+    return EvaluationResult.from_json(json.loads(path.read_text()))
+
+
+def mean_of(runs: Sequence[Run], measure: str) -> float:
+    """The mean of a measure over finished runs."""
+    return float(np.mean([read_result(run.result).per_problem(measure).mean() for run in runs]))
+
+
+# ------------------------------------------------------------------ over steps
+
+
+CURVES: Mapping[str, str] = {
+    "update/entropy": "token entropy",
+    "update/kl": "KL to the initial policy",
+    "outcome/unlocked_prompts": "unlocked prompts",
+    "outcome/accuracy": "accuracy on training prompts",
+    "reward/mean": "reward",
+}
+"""What `metrics.jsonl` says of each step, and what people call it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A metric over steps: its mean over seeds, and the smallest and largest seed."""
+
+    steps: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def curve(entry: Entry, metric: str) -> Curve | None:
+    """Over the steps that some seed has a value for (a step without an update has no entropy); None without any."""
+    by_step: dict[int, list[float]] = {}
+    for run in entry.runs.values():
+        for step, value in _metric(run, metric).items():
+            by_step.setdefault(step, []).append(value)
+    if not by_step:
+        return None
+    steps = sorted(by_step)
+    return Curve(
+        steps=tuple(steps),
+        mean=tuple(float(np.mean(by_step[step])) for step in steps),
+        low=tuple(min(by_step[step]) for step in steps),
+        high=tuple(max(by_step[step]) for step in steps),
+    )
+
+
+def _metric(run: Run, metric: str) -> dict[int, float]:
+    lines = RunDirectory(run.directory).metrics
+    records = [json.loads(line) for line in lines.read_text().splitlines()] if lines.is_file() else []
+    return {record["step"]: record[metric] for record in records if record.get(metric) is not None}
+
+
+# ------------------------------------------------------------------ tables
+
+
+def measures_of(findings: Findings, number: int) -> list[str]:
+    """The measures that all arms of a stage's table have."""
+    first, *rest = findings.shown(number)
+    return [measure for measure in first.measures if all(measure in entry.measures for entry in rest)]
+
+
+def rows(findings: Findings, number: int, measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table after `number` stages."""
+    baseline, entries = findings.baseline_of(number), findings.shown(number)
+    header = ["arm", "stage", "seeds"]
+    for measure in measures:
+        header += [LABELS.get(measure, measure), *([f"− {baseline.arm}"] if baseline else [])]
+    table = []
+    for entry in entries:
+        cells = [entry.arm, entry.place.stage or "–", str(len(entry.results))]
+        for measure in measures:
+            cells.append(_cell(entry.interval(measure)))
+            if baseline:
+                cells.append(_cell(entry.difference(baseline, measure), sign=True))
+        table.append(cells)
+    return header, table
+
+
+def title(findings: Findings, number: int) -> str:
+    """What a stage's table is of."""
+    result = next(iter(findings.shown(number)[0].results.values()))
+    what = f"After stage {number}" if number else "The initial policy"
+    return f"{what}: {len(result.problem_ids)} problems, {result.samples} samples each, %, 95 % intervals"
+
+
+def rich_table(findings: Findings, number: int, measure: str) -> Table:
+    """A stage's table for the console, which has no room for more than one measure."""
+    header, body = rows(findings, number, [measure])
+    table = Table(title=title(findings, number), title_justify="left")
+    for place, column in enumerate(header):
+        table.add_column(column, justify="left" if place < 2 else "right")
+    for cells in body:
+        table.add_row(*cells)
+    return table
+
+
+def markdown(findings: Findings, failures: Sequence[str]) -> str:
+    """What `study.md` holds."""
+    plan = findings.plan
+    text = [f"# {plan.file.stem}", ""]
+    for number in table_numbers(findings):
+        header, body = rows(findings, number, measures_of(findings, number))
+        text += [f"## {title(findings, number)}", "", _line(header), _line(["---"] * 2 + ["---:"] * (len(header) - 2))]
+        text += [*map(_line, body), ""]
+    text += [
+        "Means over seeds and problems; intervals are bootstrapped over both. A difference is paired, seed by seed and "
+        "problem by problem: an interval that excludes 0 is hardly the luck of these seeds and problems.",
+        "",
+    ]
+    if findings.chosen:
+        tune = plan.study.tune
+        assert tune is not None
+        text += [f"## {tune.key}, chosen by {tune.measure} on seeds {', '.join(map(str, tune.seeds))}", ""]
+        text += [f"- {place}: {value}" for place, value in findings.chosen.items()]
+        text += [""]
+    if failures:
+        text += ["## Not finished", "", *(f"- {name}" for name in failures), ""]
+    return "\n".join(text)
+
+
+def table_numbers(findings: Findings) -> list[int]:
+    """The stages that get a table: all of them, or the initial policy where nothing else is."""
+    return [number for number in findings.stages if number] or list(findings.stages)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(interval: Interval | None, *, sign: bool = False) -> str:
+    if interval is None:
+        return "–"
+    form = "+.1f" if sign else ".1f"
+    mean, low, high = (format(100 * value, form) for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} ({low} to {high})"
+
+
+def _json(interval: Interval) -> dict[str, Any]:
+    return {"mean": interval.mean, "interval_95": [interval.low, interval.high]}

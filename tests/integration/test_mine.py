@@ -1,0 +1,191 @@
+"""`exprl mine`: what is written, that it reads back, and that a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from exprl.config import from_layers
+from exprl.engines.transformers import TransformersEngine
+from exprl.errors import ConfigError, DataError
+from exprl.evaluation import mine as mining
+from exprl.evaluation.mine import Count, Rates, histogram, mine
+from exprl.experiment import Experiment
+from exprl.resources import Resources
+from tests.integration.conftest import ROOT, SMALL
+from tests.vllm.serving import serving
+
+ALL = Rates(0.0, 1.0)
+
+
+@pytest.fixture
+def rows(small: Any, tmp_path: Path) -> Any:
+    """Mine the small world in batches of four; returns the rows written."""
+
+    def execute(name: str = "hard.jsonl", rates: Rates = ALL, *overrides: str) -> list[dict[str, Any]]:
+        with (tmp_path / "log").open("a") as log:
+            mine(small(*overrides), tmp_path / name, rates, console=Console(file=log, width=100))
+        return read(tmp_path / name)
+
+    return execute
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mining, "BATCH", 4)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_data_set_reads_back_whole(small: Any, rows: Any, tmp_path: Path) -> None:
+    written = rows()
+    problems = small().data.train.build(Resources()).load()
+    assert len(written) == len(problems) == 16
+    assert any(0 < row["correct"] < row["samples"] for row in written)
+    printed = next(line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("data.train: "))
+    node = {"data": {"train": yaml.safe_load(printed.removeprefix("data.train: "))}, "model": {"path": "unused"}}
+    again = from_layers(Experiment, [node]).data.train
+    assert again is not None
+    assert again.build(Resources()).load() == problems
+
+
+def test_the_counts_are_right(small: Any, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exprl.verifiers import ExactVerifier
+
+    seen: dict[str, list[bool]] = {}
+    verify = ExactVerifier.verify
+
+    def noting(self: Any, problem: Any, response: str) -> bool:
+        right = verify(self, problem, response)
+        seen.setdefault(problem.id, []).append(right)
+        return right
+
+    monkeypatch.setattr(ExactVerifier, "verify", noting)
+    written = rows()
+    assert {row["id"]: row["correct"] for row in written} == {name: sum(right) for name, right in seen.items()}
+    assert {row["samples"] for row in written} == {4}
+    assert all(row["solve_rate"] == row["correct"] / 4 for row in written)
+
+
+def test_rates_choose_and_changing_them_samples_nothing(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = rows()
+    monkeypatch.setattr(TransformersEngine, "generate", lambda *_: pytest.fail("sampled again"))
+    hard = rows("hard.jsonl", Rates())
+    assert hard == [row for row in every if row["correct"] == 0]
+    some = rows("hard.jsonl", Rates(0.25, 0.5))
+    assert some == [row for row in every if row["correct"] in (1, 2)]
+    assert 0 < len(hard) < len(every)
+
+
+def test_batches_do_not_sample_alike(rows: Any) -> None:
+    # equal problems in the same place of two batches: equal random numbers would give equal counts in every batch
+    counts = [row["correct"] for row in rows("a.jsonl", ALL, "evaluation.samples_per_prompt=16")]
+    assert len({tuple(counts[start : start + 4]) for start in range(0, 16, 4)}) > 1
+
+
+@pytest.mark.parametrize("cut", ["between batches", "within a batch", "within a line", "before the rows"])
+def test_what_a_kill_leaves_is_gone_on_with(rows: Any, tmp_path: Path, cut: str) -> None:
+    whole = rows("whole.jsonl")
+    rows()
+    counts, dataset = tmp_path / "hard.counts.jsonl", tmp_path / "hard.jsonl"
+    lines = counts.read_text().splitlines(keepends=True)
+    kept = {"between batches": 8, "within a batch": 10, "within a line": 9, "before the rows": 8}[cut]
+    counts.write_text("".join(lines[:kept]) + ('{"id": "ch' if cut == "within a line" else ""))
+    dataset.write_text("" if cut == "before the rows" else "".join(dataset.read_text().splitlines(True)[:10]))
+    (tmp_path / "hard.summary.json").unlink()
+    assert rows() == whole
+    assert counts.read_text() == "".join(lines)
+    assert json.loads((tmp_path / "hard.summary.json").read_text())["problems"] == 16
+
+
+def test_another_experiment_or_file_is_refused(rows: Any, tmp_path: Path) -> None:
+    rows()
+    with pytest.raises(DataError, match=r"evaluation\.temperature: 1\.0 -> 0\.5"):
+        rows("hard.jsonl", ALL, "evaluation.temperature=0.5")
+    (tmp_path / "mine.jsonl").write_text("somebody's own\n")
+    with pytest.raises(DataError, match="was not made by"):
+        rows("mine.jsonl")
+    assert (tmp_path / "mine.jsonl").read_text() == "somebody's own\n"
+    with pytest.raises(ConfigError, match=r"must end in \.jsonl"):
+        rows("mine.csv")
+    with pytest.raises(ConfigError, match="--min-rate"):
+        Rates(0.5, 0.1)
+
+
+def test_the_histogram_counts_every_problem_once() -> None:
+    counts = [Count(id=str(right), samples=20, correct=right) for right in range(21)]
+    assert histogram(counts) == {"0": 1, "0.0 to 0.1": 1, **{f"0.{n} to 0.{n + 1}": 2 for n in range(1, 9)}} | {
+        "0.9 to 1.0": 2,
+        "1": 1,
+    }
+
+
+def test_killed_and_started_again_through_the_command_line(tmp_path: Path) -> None:
+    options = [*SMALL, "data.train.count=160", "evaluation.samples_per_prompt=64", "evaluation.k=[1,64]"]
+    command = [sys.executable, "-m", "exprl", "mine", "configs/quickstart.yaml", *options, "--max-rate", "0.2"]
+
+    def start(name: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, "--output", str(tmp_path / name)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    killed, counts = start("hard.jsonl"), tmp_path / "hard.counts.jsonl"
+    deadline = time.monotonic() + 120
+    while (not counts.is_file() or not counts.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(read(counts)) in (64, 128)
+    outputs = []
+    for name in ("hard.jsonl", "straight.jsonl"):
+        process = start(name)
+        outputs.append(process.communicate(timeout=240)[0])
+        assert process.returncode == 0, outputs[-1]
+    assert "done before" in outputs[0]
+    assert "of 160 problems kept" in outputs[0]
+    assert (tmp_path / "hard.jsonl").read_text() == (tmp_path / "straight.jsonl").read_text() != ""
+
+
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_other_engines_mine_as_well(small: Any, tmp_path: Path, engine: str) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    shrunk = [item for item in SMALL if not item.startswith("rollout.batch_size")]  # which these engines do not have
+    options = [*shrunk, "evaluation.samples_per_prompt=16", "evaluation.k=[1]", f"rollout.name={engine}"]
+    with ExitStack() as stack:
+        if engine == "server":
+            policy = small().model.build(Resources()).load()
+            server = stack.enter_context(serving(policy, tmp_path, "--max-model-len", "128"))
+            options += [f"rollout.url={server.url}", "rollout.model=judge"]
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "exprl", "mine", "configs/quickstart.yaml", *options),
+                *("--output", str(tmp_path / "any.jsonl"), "--max-rate", "1"),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = read(tmp_path / "any.jsonl")
+    assert [row["id"] for row in written] == [p.id for p in small().data.train.build(Resources()).load()]
+    assert 0 < sum(row["correct"] for row in written) < 16 * 16  # the small policy is right now and then

@@ -81,6 +81,7 @@ BACKENDS: Registry[Any] = Registry("backend", module="exprl.judges.backends")
 REWARDS: Registry[Any] = Registry("reward", module="exprl.rewards")
 ADVANTAGES: Registry[Any] = Registry("advantage", module="exprl.advantages")
 OBJECTIVES: Registry[Any] = Registry("objective", module="exprl.objectives")
+METHODS: Registry[Any] = Registry("method", module="exprl.training.methods")
 
 FAMILIES: tuple[Registry[Any], ...] = (
     SOURCES,
@@ -93,6 +94,7 @@ FAMILIES: tuple[Registry[Any], ...] = (
     REWARDS,
     ADVANTAGES,
     OBJECTIVES,
+    METHODS,
 )
 
 

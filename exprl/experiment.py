@@ -12,7 +12,7 @@ from exprl.component import Choice, choose, option
 from exprl.errors import ConfigError
 from exprl.kernels import Backend
 from exprl.prompts import PromptConfig
-from exprl.registry import ADVANTAGES, BEHAVIOURS, ENGINES, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
+from exprl.registry import ADVANTAGES, BEHAVIOURS, ENGINES, METHODS, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,7 @@ class Experiment:
     seed: int = option(0, "seed of data order, sampling and everything random")
     run_dir: str | None = option(None, "folder of the run; null: runs/<config name>")
     plugins: list[str] = option([], "modules to import first, so that their components register")
+    method: Annotated[Choice, METHODS] = choose(METHODS, "rl", "what a training step does")
     model: Annotated[Choice, MODELS] = choose(MODELS, "pretrained", "the initial policy")
     lora: LoRAConfig = option(LoRAConfig(), "a low-rank adapter instead of all weights")
     prompt: PromptConfig = option(PromptConfig(), "how a question becomes a prompt")
@@ -161,8 +162,9 @@ class Experiment:
     trainer: TrainerConfig = option(TrainerConfig(), "length, devices, checkpoints")
 
     def __post_init__(self) -> None:
+        method = self.method.cls
         granularity, accepts = self.reward.cls.granularity, self.advantage.cls.accepts
-        if granularity not in accepts:
+        if method.scores and granularity not in accepts:
             raise ConfigError(
                 f"advantage.name: {self.advantage.name!r} takes one reward a {' or '.join(sorted(accepts))}, but "
                 f"reward {self.reward.name!r} gives one a {granularity}. Choose an advantage of `exprl list advantage` "
@@ -173,7 +175,7 @@ class Experiment:
             raise ConfigError(
                 f"update.prompts_per_update: {size} must divide data.prompts_per_step ({self.data.prompts_per_step})."
             )
-        if self.rollout.config.top_p < 1 or self.rollout.config.top_k > 0:
+        if method.samples and (self.rollout.config.top_p < 1 or self.rollout.config.top_k > 0):
             raise ConfigError(
                 "rollout.top_p / rollout.top_k: training needs samples of the whole distribution, since the trainer's "
                 "log-probs are those of the whole distribution. Truncate at test time, under `evaluation`."

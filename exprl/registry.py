@@ -82,6 +82,7 @@ REWARDS: Registry[Any] = Registry("reward", module="exprl.rewards")
 ADVANTAGES: Registry[Any] = Registry("advantage", module="exprl.advantages")
 OBJECTIVES: Registry[Any] = Registry("objective", module="exprl.objectives")
 BEHAVIOURS: Registry[Any] = Registry("behaviour", module="exprl.evaluation.detectors")
+METHODS: Registry[Any] = Registry("method", module="exprl.training.methods")
 
 FAMILIES: tuple[Registry[Any], ...] = (
     SOURCES,
@@ -95,6 +96,7 @@ FAMILIES: tuple[Registry[Any], ...] = (
     ADVANTAGES,
     OBJECTIVES,
     BEHAVIOURS,
+    METHODS,
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 _GATHERED = "_exprl_gathered"
 
 
-def shard(model: nn.Module, mesh: Any, *, dtype: torch.dtype | None, offload: bool, forward: tuple[str, Any]) -> None:
+def shard(
+    model: nn.Module,
+    mesh: Any,
+    *,
+    dtype: torch.dtype | None,
+    offload: bool,
+    forwards: Mapping[str, Callable[..., Any]],
+) -> None:
     """Shard a transformers model in place over `mesh`: a group for each decoder layer, one for the rest.
 
     Args:
@@ -21,8 +28,8 @@ def shard(model: nn.Module, mesh: Any, *, dtype: torch.dtype | None, offload: bo
         mesh: the data-parallel `DeviceMesh`.
         dtype: in which layers compute and weights travel; None: that of the weights. Gradients are summed in float32.
         offload: keep weights, gradients and optimizer state in CPU memory.
-        forward: a name and a function of (model, ...) to be called as the method of that name; the weights are gathered
-            around it as around `model.forward`.
+        forwards: functions of (model, ...) to be called as the methods of these names; the weights are gathered around
+            each as around `model.forward`.
     """
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
@@ -40,9 +47,9 @@ def shard(model: nn.Module, mesh: Any, *, dtype: torch.dtype | None, offload: bo
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     fully_shard(model, **options)
-    name, function = forward
-    setattr(model, name, types.MethodType(function, model))
-    register_fsdp_forward_method(model, name)
+    for name, function in forwards.items():
+        setattr(model, name, types.MethodType(function, model))
+        register_fsdp_forward_method(model, name)
 
 
 def awaken(model: nn.Module, device: torch.device) -> None:

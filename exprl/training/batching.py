@@ -55,7 +55,7 @@ class MicroBatch:
         columns: [N] the position whose hidden state predicts it, one before its own.
         ids: [N] the sampled ids.
         advantages: [N].
-        sampler_logprobs: [N].
+        sampler_logprobs: [N]; None where no engine sampled the responses.
     """
 
     input_ids: Tensor
@@ -65,20 +65,21 @@ class MicroBatch:
     columns: Tensor
     ids: Tensor
     advantages: Tensor
-    sampler_logprobs: Tensor
+    sampler_logprobs: Tensor | None
 
 
 def collate(
     sequences: Sequence[TokenSequence], *, pad_token_id: int, device: torch.device, packed: bool = False
 ) -> MicroBatch:
     """Lay the sequences end to end in one row, or pad them to the longest, and flatten the response side."""
+    sampled = [p for s in sequences for p in s.sampler_logprobs]
     layout = _end_to_end(sequences) if packed else _padded(sequences, pad_token_id)
     placed: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in layout.items()}
     return MicroBatch(
         **placed,
         ids=torch.tensor([i for s in sequences for i in s.response_ids], device=device),
         advantages=torch.tensor([a for s in sequences for a in s.advantages], device=device),
-        sampler_logprobs=torch.tensor([p for s in sequences for p in s.sampler_logprobs], device=device),
+        sampler_logprobs=torch.tensor(sampled, device=device) if sampled else None,
     )
 
 

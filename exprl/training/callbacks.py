@@ -16,7 +16,7 @@ from rich.console import Console
 from exprl.errors import CheckpointError, ExprlError
 from exprl.run_directory import RunDirectory, append_line
 from exprl.training.interruption import Interruption
-from exprl.training.module import ExpRLModule
+from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.samples import print_sample, sample_records
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class StepLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After each step."""
-        assert isinstance(pl_module, ExpRLModule)
+        assert isinstance(pl_module, PolicyModule)
         if not pl_module.world.first:
             return
         step, metrics = pl_module.steps_done, pl_module.last_metrics
@@ -50,22 +50,13 @@ class StepLog(Callback):
             append_line(self.directory.samples, record)
         for record in records[: self.print_samples]:
             print_sample(self.console, record)
-        self.console.print(self.line(step, metrics), highlight=False, soft_wrap=True)
+        self.console.print(self.line(step, metrics, pl_module.shown), highlight=False, soft_wrap=True)
 
-    def line(self, step: int, metrics: dict[str, float]) -> str:
-        """The step in one line."""
-        accuracy = metrics.get("outcome/accuracy")
-        parts = [
-            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}",
-            f"reward {metrics['reward/mean']:.3f}",
-            *([f"accuracy {accuracy:.3f}"] if accuracy is not None else []),
-            f"entropy {metrics['update/entropy']:.3f}",
-            f"kl {metrics['update/kl']:.4f}",
-            f"length {metrics['rollout/length_mean']:.0f}",
-            f"cut off {metrics['rollout/cut_off_rate']:.0%}",
-            f"{metrics['time/step_seconds']:.1f} s",
-        ]
-        return "  ".join(parts)
+    def line(self, step: int, metrics: dict[str, float], shown: Shown) -> str:
+        """The step in one line, without the metrics it does not have."""
+        start = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
+        parts = [f"{label} {metrics[name]:{form}}" for name, label, form in shown if name in metrics]
+        return "  ".join([start, *parts, f"{metrics['time/step_seconds']:.1f} s"])
 
 
 class Checkpoints(Callback):
@@ -80,18 +71,18 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After every `every` steps."""
-        assert isinstance(pl_module, ExpRLModule)
+        assert isinstance(pl_module, PolicyModule)
         if self.every and pl_module.steps_done % self.every == 0:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step."""
-        assert isinstance(pl_module, ExpRLModule)
+        assert isinstance(pl_module, PolicyModule)
         self.save(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the finished steps of an interrupted or failed run; a half-made update is not one of them."""
-        assert isinstance(pl_module, ExpRLModule)
+        assert isinstance(pl_module, PolicyModule)
         if not pl_module.steps_done or pl_module.updating or isinstance(exception, CheckpointError):
             return
         # The other ranks may be waiting for this one; they come here too once they know that it failed.
@@ -103,7 +94,7 @@ class Checkpoints(Callback):
         except ExprlError as error:
             log.error("no emergency checkpoint: %s", error)
 
-    def save(self, trainer: Trainer, module: ExpRLModule) -> None:
+    def save(self, trainer: Trainer, module: PolicyModule) -> None:
         """Write beside the target and rename, then drop the oldest; all ranks together.
 
         Raises:
@@ -146,7 +137,7 @@ def remove(checkpoint: Path) -> None:
 class Interrupts(Callback):
     """SIGTERM and Ctrl-C end the run between updates, with its finished steps saved."""
 
-    def __init__(self, module: ExpRLModule) -> None:
+    def __init__(self, module: PolicyModule) -> None:
         self.interruption = Interruption(lambda: module.updating or module.world.exchanging)
         self.listening = ExitStack()
 
@@ -184,7 +175,7 @@ class Evaluations(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After every `every` steps."""
-        assert isinstance(pl_module, ExpRLModule)
+        assert isinstance(pl_module, PolicyModule)
         if self.every and pl_module.steps_done % self.every == 0:
             self.evaluate(f"step-{pl_module.steps_done:06d}")
 

@@ -19,7 +19,7 @@ from exprl.prompts import PromptBuilder
 from exprl.seeding import derive_seed
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.policy import response_logprobs
-from exprl.training.sft import StopAtTarget, train_supervised
+from exprl.training.supervised import StopAtTarget, train_supervised
 from exprl.types import Question
 
 MEASURED_PROBLEMS = 16

@@ -14,7 +14,7 @@ from torch import nn
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
 from exprl.models.sharding import is_sharded, shard
-from exprl.training.policy import SHARDED_FORWARD, response_statistics
+from exprl.training.policy import SHARDED_FORWARDS
 from exprl.training.world import World
 
 
@@ -71,7 +71,7 @@ def shard_for(strategy: Strategy, model: nn.Module, precision: str, *, offload: 
     mesh = strategy.device_mesh["data_parallel"]
     dtype = torch.bfloat16 if precision.startswith("bf16") else None
     offload = offload or (isinstance(strategy, ShardedStrategy) and strategy.offload)
-    shard(model, mesh, dtype=dtype, offload=offload, forward=(SHARDED_FORWARD, response_statistics))
+    shard(model, mesh, dtype=dtype, offload=offload, forwards=SHARDED_FORWARDS)
 
 
 def place(model: nn.Module, device: torch.device) -> None:

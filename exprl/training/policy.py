@@ -2,47 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from exprl.kernels import Backend, TokenStatistics, linear_logprob
+from exprl.kernels import Backend, Divergence, LinearHead, TokenStatistics, linear_logprob
 from exprl.training.batching import MicroBatch
 
-SHARDED_FORWARD = "exprl_response_statistics"
-"""The name under which a sharded model carries `response_statistics`, so that FSDP gathers its weights around it."""
+_STATISTICS, _HIDDEN = "exprl_response_statistics", "exprl_response_hidden"
 
 
 def response_logprobs(
-    model: PreTrainedModel, batch: MicroBatch, *, temperature: float, backend: Backend = "auto", entropy: bool = False
+    model: PreTrainedModel,
+    batch: MicroBatch,
+    *,
+    temperature: float,
+    backend: Backend = "auto",
+    entropy: bool = False,
+    ref: LinearHead | None = None,
+    divergence: Divergence | None = None,
 ) -> TokenStatistics:
     """Statistics [N] of the tempered distribution at each of the N response tokens.
 
-    The backbone runs over the whole batch, the LM head over the response positions only.
+    The backbone runs over the whole batch, the LM head over the response positions only. `ref`, a frozen head over the
+    same N positions, gives the full-vocabulary `divergence` from it.
     """
-    compute = getattr(model, SHARDED_FORWARD, None) or partial(response_statistics, model)
-    return TokenStatistics(*compute(batch, temperature, backend, entropy))
+    compute = getattr(model, _STATISTICS, None) or partial(response_statistics, model)
+    return TokenStatistics(*compute(batch, temperature, backend, entropy, ref, divergence))
+
+
+def response_hidden(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """[N, D] last hidden states that predict the N response tokens."""
+    compute = getattr(model, _HIDDEN, None) or partial(hidden_states, model)
+    hidden: Tensor = compute(batch)
+    return hidden
 
 
 def response_statistics(
-    model: PreTrainedModel, batch: MicroBatch, temperature: float, backend: Backend, entropy: bool
+    model: PreTrainedModel,
+    batch: MicroBatch,
+    temperature: float,
+    backend: Backend,
+    entropy: bool,
+    ref: LinearHead | None,
+    divergence: Divergence | None,
 ) -> tuple[Tensor | None, ...]:
     """See `response_logprobs`; a plain tuple, in which FSDP finds the tensors that carry gradient."""
-    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    outputs = model.base_model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions
-    )
     head = model.get_output_embeddings()
     return tuple(
         linear_logprob(
-            outputs.last_hidden_state[batch.rows, batch.columns],
+            hidden_states(model, batch),
             head.weight,
             batch.ids,
             bias=getattr(head, "bias", None),
             temperature=temperature,
             softcap=getattr(model.config, "final_logit_softcapping", None),
             entropy=entropy,
+            ref=ref,
+            divergence=divergence,
             backend=backend,
         )
     )
+
+
+def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """See `response_hidden`."""
+    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+    outputs = model.base_model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions
+    )
+    hidden: Tensor = outputs.last_hidden_state[batch.rows, batch.columns]
+    return hidden
+
+
+SHARDED_FORWARDS: dict[str, Callable[..., Any]] = {_STATISTICS: response_statistics, _HIDDEN: hidden_states}
+"""What a sharded model carries under these names, so that FSDP gathers its weights around each."""

@@ -31,8 +31,8 @@ from exprl.run_directory import RunDirectory, write_json
 from exprl.seeding import derive_seed
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
 from exprl.training.launch import devices_here, launched, wants_gpu
-from exprl.training.module import ExpRLModule, Parts
 from exprl.training.parallel import strategy_for
+from exprl.training.policy_module import PolicyModule
 from exprl.training.world import join
 
 
@@ -86,8 +86,7 @@ class TrainingRun:
             self.world.fail(f"{type(error).__name__}: {error}")
             raise
         finally:
-            module.parts.reward.close()
-            module.parts.engine.close()
+            module.close()
         if self.world.first:
             self.write_summary(module, before, after, prepared, time.perf_counter() - start)
             return self.report()
@@ -95,7 +94,7 @@ class TrainingRun:
 
     # ------------------------------------------------------------------ the stages of a run
 
-    def prepare(self) -> ExpRLModule:
+    def prepare(self) -> PolicyModule:
         """Load and check everything that can fail before any rollout."""
         build, experiment = self.build, self.experiment
         problems, held_out = build.train_problems, build.evaluation_problems
@@ -107,31 +106,9 @@ class TrainingRun:
             )
         self.console.print(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.print(f"{len(problems)} training problems, {len(held_out)} held-out problems")
-        reward = experiment.reward.build(build.resources)
-        reward.check(problems)
-        objective = experiment.objective.build(build.resources)
-        build.check_lengths(problems, build.sampling.max_new_tokens)
+        module: PolicyModule = experiment.method.build(build.resources).prepare(build, self.world)
         build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)
-        if objective.needs_reference or experiment.update.log_kl:
-            build.reference  # noqa: B018 - made now, before the policy changes
-        parts = Parts(
-            prompts=build.prompts,
-            engine=build.engine,
-            reward=reward,
-            advantage=experiment.advantage.build(build.resources),
-            objective=objective,
-            verifier=build.verifier,
-            reference=build.reference if build.has_reference else None,
-        )
-        return ExpRLModule(
-            build.policy,
-            parts,
-            build.sampling,
-            optimizer=experiment.optimizer,
-            update=experiment.update,
-            seed=experiment.seed,
-            world=self.world,
-        )
+        return module
 
     def check_finished(self) -> None:
         """A finished run has its evaluation and stays as it is; raises `RunDirectoryError` if more steps are wanted."""
@@ -153,7 +130,7 @@ class TrainingRun:
             if prompts % ranks:
                 raise ConfigError(f"{key}: {prompts} cannot be shared by {ranks} ranks. Make it a multiple of {ranks}.")
 
-    def evaluated(self, name: str, module: ExpRLModule) -> EvaluationResult | None:
+    def evaluated(self, name: str, module: PolicyModule) -> EvaluationResult | None:
         """The evaluation called `name`, from its file if it was made before."""
         if not self.build.evaluation_problems:
             return None
@@ -168,7 +145,7 @@ class TrainingRun:
             self.console.print(result_table(result, title=name))
         return result
 
-    def evaluate_together(self, name: str, module: ExpRLModule) -> EvaluationResult:
+    def evaluate_together(self, name: str, module: PolicyModule) -> EvaluationResult:
         """Every rank takes its part of the held-out problems."""
         world, sampling = self.world, self.build.evaluation_sampling
         mine = self.build.evaluation_problems[world.rank :: world.size]
@@ -179,7 +156,7 @@ class TrainingRun:
         module.phases.take()
         return EvaluationResult.joined(parts)
 
-    def fit(self, module: ExpRLModule) -> None:
+    def fit(self, module: PolicyModule) -> None:
         """Train to `max_steps`, from the latest checkpoint if there is one."""
         options = self.experiment.trainer
         checkpoint, step = self.directory.latest_checkpoint(), 0
@@ -211,7 +188,7 @@ class TrainingRun:
         )
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
-    def callbacks(self, module: ExpRLModule) -> list[Any]:
+    def callbacks(self, module: PolicyModule) -> list[Any]:
         """What is written and printed after each step."""
         options = self.experiment.trainer
         return [
@@ -225,7 +202,7 @@ class TrainingRun:
 
     def write_summary(
         self,
-        module: ExpRLModule,
+        module: PolicyModule,
         before: EvaluationResult | None,
         after: EvaluationResult | None,
         prepared: float,

@@ -1,94 +1,102 @@
-"""Supervised training on references: the one place where a policy is meant to read them.
+"""Supervised training on reference solutions: here, and only here, the policy is MEANT to read them.
 
-Stage I never comes here. It serves as the SFT baseline's update and as the warm-up of the miniature world.
+A baseline to compare ExpRL with. `rl` never imports this module (tests/integration/test_methods.py holds it to that).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from tqdm import tqdm
 
-from exprl.experiment import OptimizerConfig
+from exprl.engines.base import Engine
+from exprl.errors import ModelError
+from exprl.kernels import TokenLoss
 from exprl.models.base import LanguageModel
-from exprl.training.batching import TokenSequence, collate
-from exprl.training.optimizer import build_optimizer
-from exprl.training.policy import response_logprobs
+from exprl.objectives import Objective
+from exprl.prompts import PromptBuilder
+from exprl.training.batching import TokenSequence
+from exprl.training.policy_module import PolicyModule, Shown
+from exprl.training.update import PolicyUpdate
+from exprl.types import Problem
 
 
-class SFTModule(LightningModule):
-    """Maximises the mean log-prob of the responses' tokens; prompts carry no loss."""
+class Likelihood(Objective):
+    """-A log π of responses nobody sampled; with A = 1, which `lesson` gives each token, their negative log-prob."""
 
-    def __init__(self, policy: LanguageModel, optimizer: OptimizerConfig) -> None:
-        super().__init__()
-        self.policy = policy.model
-        self.tokenizer = policy.tokenizer
-        self.optimizer_config = optimizer
-
-    def training_step(self, examples: Sequence[TokenSequence], batch_idx: int) -> Tensor:
-        """The token-mean negative log-likelihood of one batch."""
-        pad = self.tokenizer.pad_token_id
-        assert isinstance(pad, int)
-        batch = collate(examples, pad_token_id=pad, device=self.device)
-        loss: Tensor = -response_logprobs(self.policy, batch, temperature=1.0).logp.mean()
-        return loss
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave it: `collate` puts the tensors where they belong."""
-        return batch
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up, stepped every update."""
-        optimizer, schedule = build_optimizer(self.policy, self.optimizer_config)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def weighted_loss(
+        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, ref_logp: Tensor | None
+    ) -> TokenLoss:
+        """No ratio, no clip, no KL term."""
+        return TokenLoss(-advantages * logp, {})
 
 
-class StopAtTarget(Callback):
-    """Measures every so many updates, shows the measure, and stops the training once it reaches the target."""
+class SupervisedUpdate(PolicyUpdate):
+    """The update of the likelihood, which has fewer statistics: nothing here was sampled from the policy."""
 
-    def __init__(self, measure: Callable[[], float], *, target: float, every: int) -> None:
-        self.measure = measure
-        self.target = target
-        self.every = every
-        self.value = float("nan")
-        self.bar = tqdm(desc="supervised", unit="update", leave=False, disable=None)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """After every `every` updates."""
-        self.bar.update(1)
-        if (batch_idx + 1) % self.every:
-            return
-        self.value = self.measure()
-        self.bar.set_postfix(measure=f"{self.value:.3f}", target=self.target)
-        trainer.should_stop = self.value >= self.target
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear the bar."""
-        self.bar.close()
+    statistics: ClassVar[tuple[str, ...]] = ("loss", "entropy")
 
 
-def train_supervised(
-    policy: LanguageModel, batches: Iterable[Sequence[TokenSequence]], optimizer: OptimizerConfig, stop: StopAtTarget
-) -> int:
-    """Train in place over `batches` until they end or `stop` is satisfied; returns the number of updates."""
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        callbacks=[stop],
-        logger=False,
-        gradient_clip_val=optimizer.max_grad_norm,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+class SFTModule(PolicyModule):
+    """Maximises the token-mean log-prob of the references of a step's problems; prompts carry no loss.
+
+    Args:
+        policy: the model to train.
+        engine: is given the weights of each step, for the evaluation.
+        prompts: question to prompt.
+        options: see `PolicyModule`.
+    """
+
+    shown: ClassVar[Shown] = (*PolicyModule.shown, ("sft/length_mean", "length", ".0f"))
+
+    def __init__(self, policy: LanguageModel, engine: Engine, prompts: PromptBuilder, **options: Any) -> None:
+        super().__init__(policy, engine, **options)
+        self.prompts = prompts
+
+    def training_step(self, problems: list[Problem], batch_idx: int) -> None:
+        """One step on this rank's problems."""
+        del batch_idx
+        own = [lesson(problem, self.prompts, self.language_model) for problem in problems]
+        everyone = self.world.gather(own, f"the update of step {self.steps_done + 1}")
+        lessons = [sequence for rank in everyone for sequence in rank]
+        computing = self.policy_update()
+        with self.changing_policy():
+            updates = [computing.share(part) for part in computing.parts(lessons)]
+            metrics = self.update_policy(computing, updates)
+        if self.world.first:
+            tokens = sum(len(sequence.response_ids) for sequence in lessons)
+            self.last_metrics = {"sft/length_mean": tokens / len(lessons), **metrics, **self.timing(tokens)}
+
+    def policy_update(self) -> PolicyUpdate:
+        """The likelihood at temperature 1: nothing was sampled."""
+        return SupervisedUpdate(
+            self.language_model, Likelihood(), self.update, temperature=1.0, world=self.world, device=self.device
+        )
+
+
+def lesson(problem: Problem, prompts: PromptBuilder, policy: LanguageModel) -> TokenSequence:
+    """The problem's prompt and its reference with the end-of-sequence token.
+
+    The reference is text from outside: nothing in it becomes a control token.
+
+    Raises:
+        ModelError: together they are longer than the policy's context, or the tokenizer has no end of sequence.
+    """
+    reference = problem.scaffold.reference
+    assert reference is not None, "the method checks"
+    tokenizer = policy.tokenizer
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise ModelError(f"model: the tokenizer of {policy.name} has no end-of-sequence token to end a reference with.")
+    text = reference.reveal()
+    ids = (*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], end)
+    sequence = TokenSequence(
+        prompt_ids=prompts.build(problem.question).token_ids, response_ids=ids, advantages=(1.0,) * len(ids)
     )
-    policy.model.train()
-    trainer.fit(SFTModule(policy, optimizer), train_dataloaders=batches)
-    policy.model.eval()
-    return trainer.global_step
+    context = policy.context_length
+    if context is not None and sequence.total_tokens > context:
+        raise ModelError(
+            f"data.train: problem {problem.id!r}: its prompt and reference have {sequence.total_tokens} tokens, but "
+            f"the context of {policy.name} has {context}. Drop the row, or choose a model with a longer context."
+        )
+    return sequence

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from exprl.advantages import has_signal
 from exprl.errors import ConfigError
 from exprl.experiment import UpdateConfig
-from exprl.kernels import TokenStatistics
+from exprl.kernels import Divergence, LinearHead, TokenStatistics
 from exprl.models.base import LanguageModel
 from exprl.models.modes import evaluating
 from exprl.models.sharding import is_sharded
@@ -26,13 +27,11 @@ from exprl.training.world import World
 from exprl.types import ScoredGroup
 
 Backward = Callable[[Tensor], None]
+T = TypeVar("T")
 MicroBatchSequences = tuple[TokenSequence, ...]
 
 PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Attention that skips what lies between packed sequences; sdpa and eager pack exactly too, but build an S x S mask."""
-
-
-_FILLER = TokenSequence(prompt_ids=(0,), response_ids=(0,), advantages=(0.0,), sampler_logprobs=(0.0,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +59,14 @@ class PolicyUpdate:
         device: where it computes.
     """
 
+    statistics: ClassVar[tuple[str, ...]] = ("loss", "entropy", "kl", "clipped", "ratio", "is_weight", "sampler_gap")
+    """What is logged of the tokens; NaN for what a run has not."""
+
+    filler: ClassVar[TokenSequence] = TokenSequence(
+        prompt_ids=(0,), response_ids=(0,), advantages=(0.0,), sampler_logprobs=(0.0,)
+    )
+    """What a rank with nothing left computes for nothing."""
+
     def __init__(
         self,
         policy: LanguageModel,
@@ -85,21 +92,37 @@ class PolicyUpdate:
 
         `scored` are the groups of all ranks, rank by rank; an update takes the same part of each rank's.
         """
+        kept = [s if self.teaches(s) else None for s in scored]
+        samples = [self.sequences([s for s in part if s is not None]) for part in self.parts(kept)]
+        return [self.share(sequences) for sequences in samples if sequences], kept.count(None)
+
+    def teaches(self, scored: ScoredGroup) -> bool:
+        """Whether a group has a learning signal."""
+        return has_signal(scored.advantages, self.options.signal_tolerance)
+
+    def sequences(self, scored: Sequence[ScoredGroup]) -> list[TokenSequence]:
+        """The rollouts that enter the loss: valid ones with at least one token."""
+        return [
+            TokenSequence.of(rollout, advantages)
+            for s in scored
+            for rollout, advantages in zip(s.group.rollouts, s.advantages, strict=True)
+            if advantages.valid and len(rollout)
+        ]
+
+    def parts(self, items: Sequence[T]) -> list[list[T]]:
+        """What belongs to each update: the same part of each rank's items, of which there is one a prompt."""
         ranks = self.world.size
-        own = len(scored) // ranks
-        size = (self.options.prompts_per_update or len(scored)) // ranks
-        kept = [s if has_signal(s.advantages, self.options.signal_tolerance) else None for s in scored]
-        chunks = [
-            [s for rank in range(ranks) for s in kept[rank * own + start : rank * own + start + size] if s]
+        own = len(items) // ranks
+        size = (self.options.prompts_per_update or len(items)) // ranks
+        return [
+            [item for rank in range(ranks) for item in items[rank * own + start : rank * own + start + size]]
             for start in range(0, own, size)
         ]
-        samples = [trainable(chunk) for chunk in chunks]
-        return [self.share(sequences) for sequences in samples if sequences], kept.count(None)
 
     def share(self, sequences: Sequence[TokenSequence]) -> Update:
         """This rank's micro-batches of `sequences`, which every rank has in the same order."""
         shares = share(
-            [sequence.total_tokens for sequence in sequences],
+            [self.length(sequence) for sequence in sequences],
             budget=self.options.micro_batch_tokens,
             ranks=self.world.size,
             packed=self.packed,
@@ -109,6 +132,10 @@ class PolicyUpdate:
             tokens=sum(len(sequence.response_ids) for sequence in sequences),
         )
 
+    def length(self, sequence: TokenSequence) -> int:
+        """Tokens that a sequence takes of a micro-batch's budget."""
+        return sequence.total_tokens
+
     # ------------------------------------------------------------------ log-probs
 
     def frozen_logprobs(self, model: LanguageModel, update: Update) -> list[Tensor]:
@@ -116,10 +143,25 @@ class PolicyUpdate:
         with model.inference():
             return [self.logprobs(model, batch).logp for _, batch in self.batches(update)]
 
-    def logprobs(self, model: LanguageModel, batch: MicroBatch, *, entropy: bool = False) -> TokenStatistics:
+    def logprobs(
+        self,
+        model: LanguageModel,
+        batch: MicroBatch,
+        *,
+        entropy: bool = False,
+        ref: LinearHead | None = None,
+        divergence: Divergence | None = None,
+    ) -> TokenStatistics:
         """Statistics [N] of a micro-batch's response tokens, at the temperature that sampled them."""
-        backend = self.options.kernels
-        return response_logprobs(model.model, batch, temperature=self.temperature, backend=backend, entropy=entropy)
+        return response_logprobs(
+            model.model,
+            batch,
+            temperature=self.temperature,
+            backend=self.options.kernels,
+            entropy=entropy,
+            ref=ref,
+            divergence=divergence,
+        )
 
     def batches(self, update: Update) -> Iterator[tuple[bool, MicroBatch]]:
         """Each micro-batch as tensors, and whether it counts.
@@ -128,7 +170,7 @@ class PolicyUpdate:
         """
         for sequences in update.micro_batches:
             if sequences or is_sharded(self.policy.model):
-                yield bool(sequences), self.collate(sequences or (_FILLER,))
+                yield bool(sequences), self.collate(sequences or (self.filler,))
             self.world.progress()
 
     def collate(self, sequences: Sequence[TokenSequence]) -> MicroBatch:
@@ -173,24 +215,25 @@ class PolicyUpdate:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss of one micro-batch, and per-token statistics [N]."""
         current = self.logprobs(self.policy, batch, entropy=True)
+        return self.objective_loss(current, batch, batch.advantages, old, reference)
+
+    def objective_loss(
+        self,
+        current: TokenStatistics,
+        batch: MicroBatch,
+        advantages: Tensor,
+        old: Tensor | None,
+        reference: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`token_loss` by the objective, with these advantages [N]."""
         assert current.entropy is not None
         before = current.logp.detach() if old is None else old
-        result = self.objective.token_loss(
-            current.logp, before, batch.advantages, sampler_logp=batch.sampler_logprobs, ref_logp=reference
-        )
-        gap = (before - batch.sampler_logprobs).abs()
-        stats = {**result.stats, "entropy": current.entropy.detach(), "sampler_gap": gap, "loss": result.loss}
+        sampler = batch.sampler_logprobs
+        result = self.objective.token_loss(current.logp, before, advantages, sampler_logp=sampler, ref_logp=reference)
+        stats = {**result.stats, "entropy": current.entropy.detach(), "loss": result.loss}
+        if sampler is not None:
+            stats["sampler_gap"] = (before - sampler).abs()
         return result.loss.sum(), stats
-
-
-def trainable(scored: Sequence[ScoredGroup]) -> list[TokenSequence]:
-    """The rollouts that enter the loss: valid ones with at least one token."""
-    return [
-        TokenSequence.of(rollout, advantages)
-        for s in scored
-        for rollout, advantages in zip(s.group.rollouts, s.advantages, strict=True)
-        if advantages.valid and len(rollout)
-    ]
 
 
 def wants_packing(model: PreTrainedModel, options: UpdateConfig) -> bool:

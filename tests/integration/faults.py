@@ -15,6 +15,7 @@ import torch
 
 from exprl.training import update
 from exprl.training.module import ExpRLModule
+from exprl.training.policy_module import PolicyModule
 
 
 def _act(what: str) -> None:
@@ -51,10 +52,10 @@ def _install(fault: str) -> None:
     elif where == "judging":
         _around(ExpRLModule, "score", lambda module: module.steps_done == before, what)
     elif where == "updating":
-        _around(ExpRLModule, "update_once", lambda module: module.steps_done == before, what)
+        _around(PolicyModule, "update_once", lambda module: module.steps_done == before, what)
     elif where == "gradients":
         steps = {"now": 0}
-        _around(ExpRLModule, "learn", lambda module: steps.update(now=module.steps_done + 1) or False, what)
+        _around(PolicyModule, "update_policy", lambda module: steps.update(now=module.steps_done + 1) or False, what)
         _around(update.PolicyUpdate, "token_loss", lambda _: steps["now"] == before + 1, what)
     elif where == "writing":
         save = torch.save

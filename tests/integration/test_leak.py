@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from exprl.advantages import SegmentDelta
+from exprl.build import Build
 from exprl.config import from_layers
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import TransformersEngine
@@ -24,6 +27,8 @@ from exprl.resources import Resources
 from exprl.training.batching import TokenSequence
 from exprl.training.module import ExpRLModule, Parts
 from exprl.training.samples import sample_records
+from exprl.training.self_distillation import DistillationModule
+from exprl.training.world import World
 from exprl.types import Problem, Prompt, Rollout
 from exprl.verifiers import ExactVerifier
 
@@ -32,6 +37,10 @@ PACKAGE = ROOT / "exprl"
 
 MAY_REVEAL = {"judges", "verifiers", "evaluation/evaluate.py", "evaluation/mine.py", "types.py"}
 """Where `reveal()` may be called: the judge's side, the evaluation's measure of progress, and the data set mined."""
+
+BASELINES_MAY_REVEAL = {"training/sft.py", "training/teacher.py"}
+"""The two baselines that read references in training, which `rl` never imports: SFT, where the policy itself is meant
+to, and the teacher of self-distillation."""
 
 
 class Recording(Engine):
@@ -172,9 +181,79 @@ def calls_reveal(path: Path) -> bool:
 
 def test_only_the_judges_side_reveals() -> None:
     revealing = {str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py") if calls_reveal(p)}
-    assert revealing
-    for path in revealing:
+    assert revealing >= BASELINES_MAY_REVEAL
+    for path in revealing - BASELINES_MAY_REVEAL:
         assert path in MAY_REVEAL or path.split("/")[0] in MAY_REVEAL, f"{path} reveals a hidden value"
+
+
+def imports_of(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    modules = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    return modules | {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+
+
+def test_nothing_but_its_method_imports_what_reads_references_in_training() -> None:
+    importing = {
+        name: {str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py") if f"exprl.training.{name}" in imports_of(p)}
+        for name in ("sft", "teacher", "self_distillation")
+    }
+    assert importing == {
+        "sft": {"training/methods.py"},
+        "teacher": {"training/self_distillation.py"},
+        "self_distillation": {"training/methods.py"},
+    }
+
+
+def test_preparing_rl_loads_nothing_that_reads_references() -> None:
+    code = """
+import sys
+from rich.console import Console
+from exprl.run_directory import RunDirectory
+from exprl.training.run import TrainingRun
+from tests.integration.conftest import ROOT, SMALL
+from exprl.experiment import load_experiment
+experiment = load_experiment(ROOT / "configs/quickstart.yaml", SMALL)
+module = TrainingRun(experiment, RunDirectory("unused"), Console(quiet=True)).prepare()
+reading = ("sft", "teacher", "self_distillation")
+print(type(module).__name__, [name for name in reading if f"exprl.training.{name}" in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "ExpRLModule []", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("source_name", ["champ", "chain", "jsonl"])
+def test_self_distillation_samples_from_questions_alone(
+    source_name: str, tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = {
+        "method": {"name": "self_distillation"},
+        "data": {"train": source(source_name, tmp_path)},
+        "model": {"path": "unused"},
+        "verifier": {"name": "exact"},
+        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 6},
+        "update": {"log_kl": False},
+    }
+    build = Build(from_layers(Experiment, [layer]), training=True)
+    build.__dict__["policy"] = tiny
+    recording = build.__dict__["engine"] = Recording(build.engine)
+    module = build.experiment.method.build(Resources()).prepare(build, World())
+    assert isinstance(module, DistillationModule)
+    problems = build.train_problems
+    update = module.policy_update().plan(module.compare(module.score(module.sample(problems))))[0][0]
+    sequences = [sequence for batch in update.micro_batches for sequence in batch]
+
+    assert len(recording.given) == len(problems)
+    assert len(sequences) == 2 * len(problems)
+    decode = tiny.tokenizer.decode
+    given = [text for prompt in recording.given for text in (prompt.text, decode(prompt.token_ids))]
+    given += [decode(sequence.prompt_ids) for sequence in sequences]
+    for problem in problems:
+        assert problem.scaffold.reference is not None
+        reference, question = problem.scaffold.reference.reveal(), problem.question.text
+        assert not any(leaked_ngram(text, reference, question) for text in given if question in text)
+        taught = [decode(s.teacher_prompt_ids) for s in sequences if question in decode(s.prompt_ids)]
+        assert len(taught) == 2
+        assert all(leaked_ngram(text, reference, question) for text in taught), "the teacher does read it"
 
 
 def test_a_checkpoint_holds_no_reference(small: Any, run: Any, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import HostOptions, VLLMHost
 from exprl.models.base import LanguageModel
 from exprl.models.sharding import shard
-from exprl.training.policy import SHARDED_FORWARD, response_statistics
+from exprl.training.policy import SHARDED_FORWARDS
 from tests.vllm.helpers import (
     engine_logprobs,
     engine_of,
@@ -91,7 +91,7 @@ def sharded(policy: LanguageModel, engine: VLLMEngine) -> dict[str, Any]:
     """Weights that lie in parts on both ranks are streamed whole, by both together."""
     known = copy.deepcopy(policy)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    shard(policy.model, mesh, dtype=None, offload=False, forward=(SHARDED_FORWARD, response_statistics))
+    shard(policy.model, mesh, dtype=None, offload=False, forwards=SHARDED_FORWARDS)
     found: dict[str, Any] = {"gaps": [], "sharded": []}
     questions = [prompt(policy.tokenizer, f"<user>{k}<end><assistant>") for k in range(1 + dist.get_rank())]
     for version in (0, 1, 2):

@@ -1,0 +1,143 @@
+"""The methods of training by the names that YAML uses.
+
+Each imports its own code only when it is chosen: a run with `rl` never loads what reads references for the policy.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from exprl.component import Component, option
+from exprl.errors import DataError
+from exprl.registry import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exprl.build import Build
+    from exprl.training.policy_module import PolicyModule
+    from exprl.training.world import World
+    from exprl.types import Problem
+
+
+class Method(Component):
+    """What one training step does. Options that a method ignores may stand in the YAML: arms share their base."""
+
+    samples: ClassVar[bool] = True
+    """Whether it trains on the policy's own rollouts."""
+
+    scores: ClassVar[bool] = True
+    """Whether `reward` and `advantage` take part."""
+
+    @abstractmethod
+    def prepare(self, build: Build, world: World) -> PolicyModule:
+        """Check what can be checked before any work, raising an `ExprlError`, and make the module that trains."""
+
+
+@METHODS.register("rl")
+class RL(Method):
+    """Policy gradient on rewards of the policy's own rollouts: Stage I, Stage II and the sparse baseline."""
+
+    def prepare(self, build: Build, world: World) -> PolicyModule:
+        """The run's reward, advantage and objective."""
+        from exprl.training.module import ExpRLModule, Parts
+
+        experiment, problems = build.experiment, build.train_problems
+        reward = experiment.reward.build(build.resources)
+        reward.check(problems)
+        objective = experiment.objective.build(build.resources)
+        build.check_lengths(problems, build.sampling.max_new_tokens)
+        if objective.needs_reference or experiment.update.log_kl:
+            build.reference  # noqa: B018 - made now, before the policy changes
+        parts = Parts(
+            prompts=build.prompts,
+            engine=build.engine,
+            reward=reward,
+            advantage=experiment.advantage.build(build.resources),
+            objective=objective,
+            verifier=build.verifier,
+            reference=build.reference if build.has_reference else None,
+        )
+        return ExpRLModule(
+            build.policy,
+            parts,
+            build.sampling,
+            optimizer=experiment.optimizer,
+            update=experiment.update,
+            seed=experiment.seed,
+            world=world,
+        )
+
+
+@METHODS.register("sft")
+class SFT(Method):
+    """Supervised training on the reference solutions, no rollouts; `reward`, `advantage`, `objective` are ignored."""
+
+    samples: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
+
+    def prepare(self, build: Build, world: World) -> PolicyModule:
+        """Every problem's reference must be there and fit."""
+        from exprl.training.sft import SFTModule, lesson
+
+        check_references(build.train_problems, self.registered_name)
+        for problem in build.train_problems:
+            lesson(problem, build.prompts, build.policy)
+        return SFTModule(
+            build.policy,
+            build.engine,
+            build.prompts,
+            optimizer=build.experiment.optimizer,
+            update=build.experiment.update,
+            seed=build.experiment.seed,
+            world=world,
+        )
+
+
+@METHODS.register("self_distillation")
+class SelfDistillation(Method):
+    """On its own rollouts the policy follows its frozen initial self, which also reads the reference.
+
+    `reward` and `advantage` are ignored: the loss is KL(policy ‖ teacher) at every sampled token.
+    """
+
+    scores: ClassVar[bool] = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """The KL's estimator and what the teacher reads."""
+
+        estimator: Literal["sampled", "exact"] = option(
+            "exact",
+            "sampled: policy gradient by `objective` with advantages log π_teacher - log π of the sampled tokens (the "
+            "paper); exact: KL over the whole vocabulary, differentiated; `objective` is ignored",
+        )
+        template: str | None = option(
+            None,
+            "the teacher's user message: {task} is the policy's own, {reference} the solution; null: the one of "
+            "exprl/judges/prompts/teacher.txt",
+        )
+
+        def __post_init__(self) -> None:
+            slots = [] if self.template is None else [s for s in ("{task}", "{reference}") if s not in self.template]
+            if slots:
+                raise ValueError(f"template must have the place {' and '.join(slots)}, but got {self.template!r}")
+
+    def prepare(self, build: Build, world: World) -> PolicyModule:
+        """Every problem needs a reference and an answer, and the teacher's prompt must leave room for a rollout."""
+        from exprl.training.self_distillation import prepare
+
+        check_references(build.train_problems, self.registered_name)
+        return prepare(self.config, build, world)
+
+
+def check_references(problems: Sequence[Problem], method: str) -> None:
+    """Raise `DataError` naming the first problem without a reference solution."""
+    for problem in problems:
+        if problem.scaffold.reference is None:
+            raise DataError(
+                f"data.train: problem {problem.id!r} has no reference solution, but method.name={method} needs one. "
+                "Give the source its column (data.train.columns.reference), drop the row, or choose method.name=rl."
+            )

@@ -1,0 +1,260 @@
+"""What every training method shares: the policy, its optimizer step, its ranks, its checkpoints."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from exprl.engines.base import Engine
+from exprl.experiment import OptimizerConfig, UpdateConfig
+from exprl.models.base import LanguageModel
+from exprl.models.sharding import awaken, gathered
+from exprl.training.optimizer import build_optimizer
+from exprl.training.parallel import check_strategy, clip_gradients, on_device, place, shard_for, sum_gradients
+from exprl.training.phases import Phases
+from exprl.training.randomness import random_state, restore_random_state
+from exprl.training.update import PolicyUpdate, Update
+from exprl.training.world import World
+from exprl.types import Problem, ScoredGroup
+
+Shown = tuple[tuple[str, str, str], ...]
+"""Metrics on the console: name, label, format."""
+
+
+class PolicyModule(LightningModule):
+    """A policy in training. A method says in `training_step` what one step is, and in `policy_update` what its loss is.
+
+    Args:
+        policy: the model to train.
+        engine: samples with the policy's weights, which it is given after each step.
+        optimizer: AdamW and its schedule.
+        update: how what a step learns from becomes optimizer updates.
+        reference: the frozen initial policy. It stays out of the module tree so that it is neither moved into
+            checkpoints nor trained.
+        seed: of the run.
+        world: the ranks; None: those of the Trainer.
+    """
+
+    shown: ClassVar[Shown] = (("update/loss", "loss", ".3f"), ("update/entropy", "entropy", ".3f"))
+    """What the console shows of a step."""
+
+    def __init__(
+        self,
+        policy: LanguageModel,
+        engine: Engine,
+        *,
+        optimizer: OptimizerConfig,
+        update: UpdateConfig,
+        reference: LanguageModel | None = None,
+        seed: int = 0,
+        world: World | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy.model
+        self.language_model = policy
+        self.engine = engine
+        self.reference = reference
+        self.optimizer_config = optimizer
+        self.update = update
+        self.seed = seed
+        self.given_world = world
+        self.world = world or World()
+        self.phases = Phases(lambda name: self.world.enter(f"{name} of step {self.steps_done + 1}"))
+        self.steps_done = 0
+        self.updating = False
+        self.last_scored: list[ScoredGroup] = []
+        self.last_metrics: dict[str, float] = {}
+
+    # ------------------------------------------------------------------ what a method says
+
+    @abstractmethod
+    def training_step(self, problems: list[Problem], batch_idx: int) -> None:
+        """One step on this rank's problems; sets `last_metrics` on rank 0, and `last_scored` if it has rollouts."""
+
+    @abstractmethod
+    def policy_update(self) -> PolicyUpdate:
+        """What computes gradients, on this module's device."""
+
+    @property
+    def needs_reference_logprobs(self) -> bool:
+        """Whether the update takes log-probs under the frozen initial policy."""
+        return False
+
+    def policy_changed(self) -> None:
+        """Called after each step's update, when the engine has the new weights."""
+
+    def rank_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps for each rank, beside its random states."""
+        return {}
+
+    def load_rank_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `rank_state`."""
+
+    def shared_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps once, the same on all ranks, beside the number of steps."""
+        return {}
+
+    def load_shared_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `shared_state`."""
+
+    def close(self) -> None:
+        """Free what the run holds; called when it ends, also by an error."""
+        self.engine.close()
+
+    # ------------------------------------------------------------------ models
+
+    @contextmanager
+    def whole_models(self) -> Iterator[None]:
+        """Inside, this rank holds all weights of the policy and the reference, on its device."""
+        with ExitStack() as stack:
+            stack.enter_context(gathered(self.policy))
+            if self.frozen is not None:
+                stack.enter_context(on_device(self.frozen, self.device, offload=self.update.offload_reference))
+                stack.enter_context(gathered(self.frozen))
+            yield
+
+    @property
+    def frozen(self) -> PreTrainedModel | None:
+        """The reference's own weights; None without one, and with an adapter, where it is the policy without that."""
+        reference = self.reference
+        return None if reference is None or reference.model is self.policy else reference.model
+
+    @contextmanager
+    def changing_policy(self) -> Iterator[None]:
+        """Around a step's update: the engine sleeps meanwhile and has the new weights afterwards.
+
+        An error inside leaves `updating` set: a half-made update must not be saved.
+        """
+        self.updating = True
+        self.engine.sleep()
+        yield
+        self.steps_done += 1
+        self.engine.sync(self.steps_done)
+        self.policy_changed()
+        self.updating = False
+
+    # ------------------------------------------------------------------ the update
+
+    def update_policy(self, computing: PolicyUpdate, updates: Sequence[Update]) -> dict[str, float]:
+        """Make the optimizer updates of a step, `update.epochs` times; returns their metrics."""
+        totals: defaultdict[str, float] = defaultdict(float)
+        with (
+            self.world.collective(f"the update of step {self.steps_done + 1}"),
+            self.phases.run("updating", len(updates) * self.update.epochs, unit="update") as advance,
+        ):
+            reference = self.reference_logprobs(computing, updates)
+            old = self.old_logprobs(computing, updates)
+            for _ in range(self.update.epochs):
+                for update, before, frozen in zip(updates, old, reference, strict=True):
+                    for name, value in self.update_once(computing, update, before, frozen).items():
+                        totals[name] += value
+                    advance(1)
+        return {**average(totals, computing.statistics), "update/count": totals.get("updates", 0.0)}
+
+    def reference_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
+        """Log-probs under the frozen initial policy, where they are needed."""
+        reference = self.reference
+        if reference is None or not self.needs_reference_logprobs:
+            return [None for _ in updates]
+        with on_device(self.frozen, self.device, offload=self.update.offload_reference):
+            return [computing.frozen_logprobs(reference, update) for update in updates]
+
+    def old_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
+        """Log-probs before the step's first update; None where the policy still is that policy when it updates."""
+        if len(updates) * self.update.epochs <= 1:
+            return [None for _ in updates]
+        return [computing.frozen_logprobs(self.language_model, update) for update in updates]
+
+    def update_once(
+        self, computing: PolicyUpdate, update: Update, old: list[Tensor] | None, reference: list[Tensor] | None
+    ) -> dict[str, float]:
+        """One optimizer update; sums of the per-token statistics over all ranks."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert not isinstance(optimizer, list)
+        assert scheduler is not None
+        assert not isinstance(scheduler, list)
+        optimizer.zero_grad()
+        sums = computing.accumulate(update, self.manual_backward, old=old, reference=reference)
+        sum_gradients(self.policy, self.world)
+        norm = clip_gradients(self.policy, self.optimizer_config.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        rate = float(scheduler.get_last_lr()[0])
+        return {**self.world.sum(sums), "tokens": float(update.tokens), "updates": 1.0, "grad_norm": norm, "lr": rate}
+
+    # ------------------------------------------------------------------ what is logged
+
+    def timing(self, tokens: int) -> dict[str, float]:
+        """Seconds of each phase on this rank, and how many of the step's `tokens` the whole step did a second."""
+        seconds = self.phases.take()
+        total = sum(seconds.values())
+        rates = {"time/tokens_per_second": tokens / total if total else 0.0, "time/step_seconds": total}
+        return {**{f"time/{name}_seconds": value for name, value in seconds.items()}, **rates}
+
+    # ------------------------------------------------------------------ Lightning
+
+    def setup(self, stage: str) -> None:
+        """Take the ranks of a Trainer of one's own; raises `ConfigError` if its strategy sums gradients itself."""
+        check_strategy(self.trainer.strategy)
+        if self.given_world is None:
+            self.world = World()
+
+    def configure_model(self) -> None:
+        """Shard policy and reference where the strategy shards."""
+        precision = str(self.trainer.precision)
+        shard_for(self.trainer.strategy, self.policy, precision)
+        if self.frozen is not None:
+            shard_for(self.trainer.strategy, self.frozen, precision, offload=self.update.offload_reference)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up."""
+        optimizer, schedule = build_optimizer(self.policy, self.optimizer_config)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_start(self) -> None:
+        """Give the engine the weights of the checkpoint, if the run goes on from one."""
+        awaken(self.policy, self.device)
+        if self.frozen is not None:
+            awaken(self.frozen, self.device)
+            place(self.frozen, torch.device("cpu") if self.update.offload_reference else self.device)
+        self.engine.sync(self.steps_done)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What Lightning does not keep: steps, the method's own state, and each rank's random states."""
+        own = {"rng": random_state(), **self.rank_state()}
+        checkpoint["exprl"] = {
+            "steps_done": self.steps_done,
+            **self.shared_state(),
+            "ranks": self.world.gather(own, f"the checkpoint of step {self.steps_done}", despite_failure=True),
+        }
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """The inverse of `on_save_checkpoint`; a rank that did not save starts with fresh random states."""
+        state = checkpoint["exprl"]
+        self.steps_done = state["steps_done"]
+        self.load_shared_state(state)
+        if self.world.rank < len(state["ranks"]):
+            own = state["ranks"][self.world.rank]
+            restore_random_state(own["rng"])
+            self.load_rank_state(own)
+
+
+def average(totals: Mapping[str, float], statistics: Sequence[str]) -> dict[str, float]:
+    """Token sums as token means, update sums as update means; NaN for a step without an update.
+
+    >>> average({"tokens": 4.0, "updates": 2.0, "loss": 2.0, "grad_norm": 3.0, "lr": 0.2}, ["loss"])
+    {'update/loss': 0.5, 'update/grad_norm': 1.5, 'update/lr': 0.1}
+    """
+    tokens, updates = totals.get("tokens", 0.0), max(totals.get("updates", 1.0), 1.0)
+    means = {name: totals[name] / tokens if tokens and name in totals else float("nan") for name in statistics}
+    per_update = {name: totals.get(name, float("nan")) / updates for name in ("grad_norm", "lr")}
+    return {f"update/{name}": value for name, value in {**means, **per_update}.items()}

@@ -20,8 +20,9 @@ JUDGEMENT_STATUSES: tuple[JudgementStatus, ...] = ("ok", "unparseable", "timeout
 class Hidden(Generic[T]):
     """A value the policy must never see. Printing, formatting, joining or writing it as JSON never shows it.
 
-    Only `reveal()` gives the value back; judges and verifiers call it, nothing on the policy's side does. Pickling
-    keeps it, so that it can pass between processes.
+    Only `reveal()` gives the value back; judges and verifiers call it, nothing on the policy's side does (but for the
+    baselines that train on references, SFT and self-distillation). Pickling keeps it, so that it can pass between
+    processes.
 
     >>> f"{Hidden('the proof')}"
     '<hidden>'

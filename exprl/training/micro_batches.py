@@ -14,7 +14,7 @@ def share(lengths: Sequence[int], *, budget: int, ranks: int, packed: bool) -> l
     empty ones at the end. A sequence longer than the budget goes alone.
 
     >>> share([5, 2, 3, 4], budget=6, ranks=2, packed=True)
-    [[[0], []], [[3, 1], [2]]]
+    [[[3, 1], []], [[0], [2]]]
 
     Args:
         lengths: tokens of each sequence.

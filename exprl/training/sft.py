@@ -1,6 +1,6 @@
 """Supervised training on reference solutions: here, and only here, the policy is MEANT to read them.
 
-A baseline to compare ExpRL with. `rl` never imports this module (tests/integration/test_methods.py holds it to that).
+A baseline to compare ExpRL with. `rl` never imports this module (tests/integration/test_leak.py holds it to that).
 """
 
 from __future__ import annotations

@@ -45,6 +45,14 @@ def test_the_papers_settings() -> None:
     assert sparse.update.prompts_per_update == 16
 
 
+def test_the_baselines_of_the_paper() -> None:
+    sft = load_experiment(ROOT / "configs/qwen3_4b/sft.yaml")
+    distilled = load_experiment(ROOT / "configs/qwen3_4b/self_distillation.yaml")
+    assert (sft.method.name, sft.optimizer.lr, sft.data.prompts_per_step) == ("sft", 1e-6, 32)
+    assert (distilled.method.name, distilled.method.config.estimator) == ("self_distillation", "sampled")
+    assert (distilled.optimizer.lr, distilled.rollout.config.temperature) == (1e-7, 0.8)
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -58,6 +66,8 @@ def test_the_papers_settings() -> None:
         "advantage.name=segment_group",
         "advantage.name=segment_batch",
         "objective.name=reinforce",
+        "method.name=sft",
+        "method.name=self_distillation",
     ],
 )
 @pytest.mark.parametrize("config", ["quickstart.yaml", "smollm2_champ.yaml", "qwen3_4b/process_delta.yaml"])

@@ -97,14 +97,21 @@ def test_what_is_asked_and_what_becomes_of_it(small):
 
 
 def test_rollouts_come_as_they_finish_and_requests_are_bounded(small):
+    others_came = threading.Event()
+
     def answer(number: int, body: Any) -> Answer:
-        time.sleep(0.6 if body["prompt"] == ids_of(small, "slow") else 0.05)
+        if body["prompt"] == ids_of(small, "slow"):
+            others_came.wait(60)
         return rollout_answer(ids_of(small, "ok"))
 
+    order = []
     with FakeServer(answer) as server:
         prompts = [prompt(small.tokenizer, text) for text in ("slow", "a", "b", "c", "d", "e")]
         engine = engine_at(server.url, small, concurrency=3)
-        order = [index for index, _ in engine.generate(prompts, Sampling(n=2, max_new_tokens=4))]
+        for index, _ in engine.generate(prompts, Sampling(n=2, max_new_tokens=4)):
+            order.append(index)
+            if len(order) == 10:
+                others_came.set()
     assert sorted(order) == sorted([*range(6), *range(6)])
     assert order[-2:] == [0, 0]
     assert server.most_at_once == 3

@@ -8,6 +8,9 @@ shows, and the third by what the second then shows; after 9 comes 0. What do the
                  b+9 649
                  Answer: 649
 
+A terse reference states only every second turn, or every third: a reader has to do more than one turn at a time,
+as with solutions that people write for people.
+
 The number of turns is the difficulty. Every turn needs the dials as the one before left them, and a mistake
 spreads to all three dials, so that wrong steps lead to the right answer about once in a thousand times.
 Questions are split by a hash of their own text: none is in both splits, whatever the seeds.
@@ -66,17 +69,15 @@ class ChainProblem:
         turns = (f"{label}+{by} " for label, by in zip(LABELS, self.turns, strict=False))
         return "".join([*turns, START_PREFIX, show(self.start)])
 
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The reference's results in order, as a trace states them, one a line: every turn, then the answer."""
-        rows = zip(LABELS, self.turns, self.states, strict=False)
-        turns = (f"{label}+{by} {show(dials)}" for label, by, dials in rows)
+    def steps(self, every: int = 1) -> tuple[str, ...]:
+        """The reference's results in order, as a trace states them: each `every`-th turn, then the answer."""
+        rows = list(zip(LABELS, self.turns, self.states, strict=False))
+        turns = (f"{label}+{by} {show(dials)}" for label, by, dials in rows[every - 1 :: every])
         return (*turns, f"{ANSWER_PREFIX}{self.answer}")
 
-    @property
-    def reference(self) -> str:
-        """The worked solution: one turn a line, then the answer."""
-        return DELIMITER.join(self.steps)
+    def reference(self, every: int = 1) -> str:
+        """The worked solution: each `every`-th turn on a line, then the answer."""
+        return DELIMITER.join(self.steps(every))
 
     @property
     def answer(self) -> str:

@@ -28,8 +28,9 @@ class CheckpointJudge(Judge):
 
         strict: bool = option(
             True,
-            "the trace's lines are the steps, and the first that is not the reference's next ends the count; false: "
-            "steps may stand anywhere in order, so that a trace can collect them by listing guesses",
+            "the trace's lines are the steps, and the first that says of the reference's next step something else (all "
+            "but its last word the same) ends the count; false: steps may stand anywhere in order, so that a trace can "
+            "collect them by listing guesses",
         )
 
     config: Config
@@ -66,26 +67,32 @@ def reference_steps(problem: Problem) -> tuple[str, ...]:
 def steps_reached(trace: str, steps: Sequence[str], *, strict: bool) -> int:
     r"""How many of `steps`, from the first on, a trace reaches in order; white space does not matter.
 
-    Strict: the trace's leading lines that are the steps. Otherwise: steps found one after the other anywhere, each as
-    whole words, the next searched for behind the last. Both take time linear in the trace.
+    Strict: the lines that are the steps, up to the first that contradicts the next one: all but its last word is the
+    same, and the last is not. Lines on which the reference is silent are passed over. Otherwise: steps found one after
+    the other anywhere, each as whole words, the next searched for behind the last. Both are linear in the trace.
 
     >>> steps_reached("a 1\nb 2\nc 9\nd 4", ["a 1", "b 2", "c 3", "d 4"], strict=True)
+    2
+    >>> steps_reached("a 1\nb 2\nc 3\nd 4", ["b 2", "d 4"], strict=True)
     2
     >>> steps_reached("so 1 and 55, then 5", ["1", "5"], strict=False)
     2
     """
     wanted = [" ".join(step.split()) for step in steps]
     if strict:
-        return _leading_lines([" ".join(line.split()) for line in trace.splitlines()], wanted)
+        return _lines_in_order([" ".join(line.split()) for line in trace.splitlines()], wanted)
     return _in_order(" ".join(trace.split()), wanted)
 
 
-def _leading_lines(lines: Sequence[str], wanted: Sequence[str]) -> int:
+def _lines_in_order(lines: Sequence[str], wanted: Sequence[str]) -> int:
     reached = 0
     for line in filter(None, lines):
-        if reached == len(wanted) or line != wanted[reached]:
+        if reached == len(wanted):
             break
-        reached += 1
+        if line == wanted[reached]:
+            reached += 1
+        elif line.rpartition(" ")[0] == wanted[reached].rpartition(" ")[0]:
+            break
     return reached
 
 

@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import json
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,12 @@ class ChainModel(ModelProvider):
         seed: int = option(0, "seed of the initial weights and of the warm-up's problems")
         max_steps: int = option(8, "the warm-up's problems have 1 to this many steps")
         target_accuracy: float = option(0.5, "the warm-up ends when a step is sampled right with this probability")
+        reads_references: bool = option(
+            False,
+            "also learn to use a reference that stands on the lines before the question, as the teacher of "
+            "self_distillation must: at first every problem has one, then three of four",
+        )
+        reference_every: int = option(2, "those references state each so-many-th turn")
         lr: float = option(2e-3, "peak learning rate of the warm-up")
         batch_size: int = option(64, "problems in one update of the warm-up")
         max_updates: int = option(1000, "give up when the target is not reached after this many updates")
@@ -65,8 +73,11 @@ class ChainModel(ModelProvider):
         return self._with_tokenizer(model.eval())
 
     def fingerprint(self) -> str:
-        """Names the warmed-up weights: the options and the sources of world, tokenizer and model."""
-        sources = [inspect.getsource(module) for module in _MODULES]
+        """Names the warmed-up weights: the options and the sources of world, tokenizer, model and warm-up."""
+        warm_up = find_spec("exprl.training.chain_warmup")  # importing it would load Lightning
+        assert warm_up is not None
+        assert warm_up.origin is not None
+        sources = [*(inspect.getsource(module) for module in _MODULES), Path(warm_up.origin).read_text()]
         text = json.dumps([asdict(self.config), *sources])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from exprl.errors import DataError
 from exprl.run_directory import write_json, write_text
-from exprl.study.plan import Place, Plan, Run
+from exprl.study.plan import Place, Plan
 from exprl.study.plots import write_plots
 from exprl.study.results import collect, markdown, mean_of, measures_of, rich_table, table_numbers
-from exprl.study.runner import Devices, Failure, Runner, locked, with_parents
+from exprl.study.runner import Devices, Failure, Runner, locked
+from exprl.study.runs import MiningRun, Run, with_parents
 
 
 def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console) -> list[Failure]:
@@ -28,11 +31,28 @@ def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console
     with locked(plan.folder, console.print) as lock:
         plan.claim()
         runner = Runner(devices, console, lock)
+        failures = runner.execute(plan.mining_runs(arms), "mining")
+        if failures:
+            return failures
+        check_kept(plan.mining_runs(arms))
         chosen, failures = tune(plan, arms, runner, console)
         runs = [plan.run(p, s, chosen) for s in plan.study.seeds for p in runnable(plan, arms, chosen)]
         failures += runner.execute(runs, "study")
         report(plan, chosen, failures, console)
     return failures
+
+
+def check_kept(runs: Sequence[MiningRun]) -> None:
+    """Raise `DataError` where mining kept nothing."""
+    for run in runs:
+        summary = json.loads(run.result.read_text())
+        if not summary["kept"]:
+            low, high = summary["rates"]
+            raise DataError(
+                f"mine: none of {summary['problems']} problems has a solve rate from {low} to {high} in "
+                f"{summary['samples_per_problem']} samples ({run.result} has the histogram). Widen the rates, or change "
+                "the problems."
+            )
 
 
 def tune(plan: Plan, arms: Sequence[str], runner: Runner, console: Console) -> tuple[dict[str, Any], list[Failure]]:
@@ -100,6 +120,8 @@ def show_plan(plan: Plan, arms: Sequence[str], console: Console) -> None:
             assert options is not None
             if place.number and (place.parent is None or place.parent.label in chosen):
                 chosen[place.label] = options.values[0]
+    for mining in plan.mining_runs(arms):
+        console.print(f"{state(mining):>8}  {mining.name}", highlight=False, soft_wrap=True)
     for group in plan.tuned_places(arms):
         for run in with_parents([run for place in group for by in trials_of(plan, place, chosen) for run in by]):
             console.print(f"{state(run):>8}  {run.name}", highlight=False, soft_wrap=True)

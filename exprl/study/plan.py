@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from typing import Any
 import yaml
 
 from exprl import config as configuration
+from exprl.component import Choice
+from exprl.data.jsonl import JsonLinesSource
+from exprl.data.rows import Columns
 from exprl.errors import ConfigError, RunDirectoryError, did_you_mean
-from exprl.experiment import Experiment
-from exprl.run_directory import RunDirectory, differences, write_text
+from exprl.experiment import EvaluationConfig, Experiment
+from exprl.run_directory import differences, write_text
+from exprl.study.runs import EvaluationRun, MiningRun, Run, TrainingRun
 from exprl.study.schema import Node, Study, load_study
 
 PREVIOUS = "(the previous stage)"
@@ -48,65 +53,6 @@ class Place:
     def label(self) -> str:
         """Names the place within the study."""
         return f"{self.arm}/{self.folder}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One process: a stage of an arm with a seed, or the evaluation of the initial policy.
-
-    Attributes:
-        name: its folder within the study's.
-        directory: its folder.
-        experiment: all of its options.
-        parent: the run it starts from, which must be finished first.
-        trains: False: only the initial policy is evaluated.
-    """
-
-    name: str
-    directory: Path
-    experiment: Experiment = field(repr=False, compare=False)
-    parent: Run | None = field(default=None, repr=False)
-    trains: bool = True
-
-    @property
-    def config(self) -> Path:
-        """What the process reads."""
-        return RunDirectory(self.directory).config
-
-    @property
-    def log(self) -> Path:
-        """What the process prints."""
-        return self.directory / "log.txt"
-
-    @property
-    def result(self) -> Path:
-        """Per-problem counts of the finished run."""
-        run = RunDirectory(self.directory)
-        return run.evaluation("after") if self.trains else self.directory / "evaluation.json"
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return (RunDirectory(self.directory).summary if self.trains else self.result).is_file()
-
-    @property
-    def arguments(self) -> list[str]:
-        """Of the `exprl` command."""
-        if self.trains:
-            return ["train", str(self.config), "--resume"]
-        return ["evaluate", str(self.config), "--output", str(self.result)]
-
-    def prepare(self) -> None:
-        """Write what the process reads; raises `RunDirectoryError` where a run with other options was begun."""
-        text = configuration.to_yaml(self.experiment)
-        if not self.config.is_file():
-            write_text(self.config, text)
-            return
-        found = differences(self.config.read_text(), text)
-        if found:
-            raise RunDirectoryError(
-                f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it, or set study_dir=..."
-            )
 
 
 @dataclass(frozen=True)
@@ -193,6 +139,58 @@ class Plan:
         for number in range(1, (self.stages if tune.stages == "all" else 1) + 1):
             yield [place for place in places if place.number == number]
 
+    # ------------------------------------------------------------------ mined problems
+
+    def mining_runs(self, arms: Iterable[str]) -> list[MiningRun]:
+        """What `mine` has to sample before anything else: each source that these arms read, once."""
+        if self.study.mine is None:
+            return []
+        places, tune = self.places(arms), self.study.tune
+        experiments = [self._example(place) for place in places]
+        if tune is not None:
+            experiments += [self._example(place, tune.overrides) for place in places if place.number]
+        sources = [s for e in experiments for s in (e.data.train, e.evaluation.source) if s is not None]
+        runs = [self._mining_run(source) for source in sources]
+        return list({run.name: run for run in runs}.values())
+
+    def _mining_run(self, source: Choice) -> MiningRun:
+        """The initial policy, that of the first seed, on one source; its name depends on the source's options."""
+        assert self.study.mine is not None
+        initial = self._example(Place(arm="", number=0, stage=None, parent=None))
+        experiment = Experiment(
+            seed=initial.seed,
+            plugins=initial.plugins,
+            model=initial.model,
+            prompt=initial.prompt,
+            data=replace(initial.data, train=source),
+            rollout=initial.rollout,
+            verifier=initial.verifier,
+            evaluation=EvaluationConfig(samples_per_prompt=self.study.mine.samples, k=(1,)),
+            trainer=initial.trainer,
+        )
+        digest = hashlib.sha256(f"{source.name} {source.config}".encode()).hexdigest()[:8]
+        name = f"mined/{source.name}-{digest}"
+        return MiningRun(name=name, directory=self.folder / name, experiment=experiment, rates=self.study.mine)
+
+    def _mined(self, experiment: Experiment) -> Experiment:
+        """The experiment with the problems that `mine` kept instead of all."""
+        if self.study.mine is None:
+            return experiment
+        data, evaluation = experiment.data, experiment.evaluation
+        return replace(
+            experiment,
+            data=replace(data, train=self._kept(data.train)),
+            evaluation=replace(evaluation, source=self._kept(evaluation.source)),
+        )
+
+    def _kept(self, source: Choice | None) -> Choice | None:
+        if source is None:
+            return None
+        columns = Columns(id="id", domain="domain", steps="steps")
+        path = str(self._mining_run(source).dataset)
+        config = JsonLinesSource.Config(path=path, columns=columns)
+        return Choice(name="jsonl", config=config, cls=JsonLinesSource)
+
     def _run(
         self,
         place: Place,
@@ -204,8 +202,9 @@ class Plan:
     ) -> Run:
         directory = self.folder / name
         layers = [tuned, dict(extra or {}), {"run_dir": str(directory)}]
-        experiment = self._experiment(place, str(parent.directory) if parent else None, seed, layers)
-        return Run(name=name, directory=directory, experiment=experiment, parent=parent, trains=place.number > 0)
+        experiment = self._mined(self._experiment(place, str(parent.directory) if parent else None, seed, layers))
+        kind = TrainingRun if place.number else EvaluationRun
+        return kind(name=name, directory=directory, experiment=experiment, parent=parent)
 
     def _experiment(self, place: Place, starts_from: str | None, seed: int, layers: list[Node]) -> Experiment:
         """What a place is told; a later stage's model is the run before it, whatever the first began with."""

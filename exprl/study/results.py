@@ -17,7 +17,8 @@ from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.pass_at_k import Interval
 from exprl.evaluation.table import LABELS
 from exprl.run_directory import RunDirectory
-from exprl.study.plan import Chosen, Place, Plan, Run
+from exprl.study.plan import Chosen, Place, Plan
+from exprl.study.runs import Run
 
 Array = npt.NDArray[np.float64]
 

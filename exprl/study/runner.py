@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from rich.markup import escape
 from tqdm import tqdm
 
 from exprl.errors import ExprlError, RunDirectoryError
-from exprl.study.plan import Run
+from exprl.study.runs import Run, with_parents
 from exprl.training.interruption import Interrupted, Interruption
 
 POLL = 0.1
@@ -151,7 +150,7 @@ class Runner:
             bar.clear()
             if code == 0 and run.finished:
                 seconds = time.monotonic() - start
-                self._console.print(f"{run.name}: {figures(run)} ({seconds:.0f} s)", highlight=False, soft_wrap=True)
+                self._console.print(f"{run.name}: {run.figures()} ({seconds:.0f} s)", highlight=False, soft_wrap=True)
             else:
                 how = f"exit code {code}" if code >= 0 else f"signal {-code}"
                 yield self._report(run, f"{how}; {run.log} ends:\n{tail(run.log)}")
@@ -179,27 +178,6 @@ class Runner:
                 process.kill()
                 process.wait()
             self._running.clear()
-
-
-def with_parents(runs: Sequence[Run]) -> list[Run]:
-    """The runs and what they start from, each once and after what it starts from."""
-    ordered: dict[str, Run] = {}
-
-    def add(run: Run) -> None:
-        if run.parent is not None:
-            add(run.parent)
-        ordered.setdefault(run.name, run)
-
-    for run in runs:
-        add(run)
-    return list(ordered.values())
-
-
-def figures(run: Run) -> str:
-    """A finished run's key figures in one line."""
-    summary = json.loads(run.result.read_text())["summary"]
-    names = [name for name in summary if name.startswith("pass@") or name == "progress"]
-    return "  ".join(f"{name} {100 * summary[name]:.1f} %" for name in names)
 
 
 def tail(log: Path) -> str:

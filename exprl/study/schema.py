@@ -39,6 +39,22 @@ class TuneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MineConfig:
+    """Problems by how often the initial policy solves them: `data.train` and `evaluation.source` keep these alone."""
+
+    samples: int = option(64, "samples of each problem (the paper: hard is what fails in 64)")
+    min_rate: float = option(0.0, "least share of right samples")
+    max_rate: float = option(0.0, "largest share of right samples")
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or not 0.0 <= self.min_rate <= self.max_rate <= 1.0:
+            raise ValueError(
+                f"needs samples >= 1 and 0 <= min_rate <= max_rate <= 1, but got {self.samples}, {self.min_rate} and "
+                f"{self.max_rate}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """Arms of stages, each run with every seed: what `exprl study` reads."""
 
@@ -47,6 +63,7 @@ class Study:
     seeds: list[int] = option([0, 1, 2, 3, 4], "every arm is run with each of these")
     baseline: str | None = option(None, "the arm that the others' differences are taken to; null: no differences")
     overrides: dict[str, Any] = option({}, "options of the experiment for every stage")
+    mine: MineConfig | None = option(None, "keep only problems of some solve rate; null: keep all")
     stages: dict[str, dict[str, Any]] = option({}, "name to options of the experiment, which win over `overrides`")
     arms: dict[str, list[str]] = option(help="name to stages in order; []: the untouched initial policy")
     tune: TuneConfig | None = option(None, "an option whose value is chosen on other seeds first")
@@ -77,7 +94,7 @@ class Study:
             )
 
 
-RESERVED = ("tune", "tensorboard", "plots")
+RESERVED = ("tune", "mined", "tensorboard", "plots")
 """Folders of the study's own."""
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 
 from exprl.data import chain
+from exprl.data.chain_source import to_problem
 from exprl.errors import ModelError
 from exprl.experiment import OptimizerConfig
 from exprl.models.base import LanguageModel
@@ -24,6 +25,11 @@ from exprl.types import Question
 
 MEASURED_PROBLEMS = 16
 MEASURE_EVERY = 2
+READING_ACCURACY = 0.8
+"""Of a step whose reference is shown; half of the steps can be copied from a reference of every second turn."""
+READING_TURNS = 3
+"""Problems with a reference for each without, once steps with one are mostly right: so that reading is not unlearnt."""
+REFERENCE_TEMPLATE = "{reference}\n{task}"
 
 log = logging.getLogger(__name__)
 
@@ -32,33 +38,74 @@ def warm_up(policy: LanguageModel, options: ChainModel.Config) -> dict[str, Any]
     """Train `policy` in place; returns what was measured. Its problems are of the `train` split.
 
     Raises:
-        ModelError: the step accuracy stays below the target for `max_updates` updates.
+        ModelError: a step accuracy stays below its target for `max_updates` updates.
     """
+    log.info("warming up the chain policy (a minute or two; cached afterwards)")
     prompts = PromptBuilder(policy.tokenizer)
     seed, lengths = derive_seed(options.seed, "warm-up"), range(1, options.max_steps + 1)
+    problems = chain.stream(seed, lengths)
     hard = chain.generate(derive_seed(options.seed, "warm-up measure"), MEASURED_PROBLEMS, options.max_steps)
+    examples = (solved(problem, policy, prompts) for problem in problems)
+    record = {}
+    if options.reads_references:
+        reader = ReferenceReader(policy, options.reference_every)
+        reading = (reader.solved(problem) for problem in problems)
+        measured = [reader.solved(problem) for problem in hard]
+        record["reading"] = train_until(policy, reading, measured, READING_ACCURACY, options)
+        turns = cycle([examples, *[reading] * READING_TURNS])
+        examples = (next(turn) for turn in turns)
     measured = [solved(problem, policy, prompts) for problem in hard]
-    stop = StopAtTarget(lambda: step_accuracy(policy, measured), target=options.target_accuracy, every=MEASURE_EVERY)
-    log.info("warming up the chain policy (about a minute; cached afterwards)")
-    problems = (solved(problem, policy, prompts) for problem in chain.stream(seed, lengths))
+    record["solving"] = train_until(policy, examples, measured, options.target_accuracy, options)
+    return record
+
+
+def train_until(
+    policy: LanguageModel,
+    examples: Iterator[TokenSequence],
+    measured: Sequence[TokenSequence],
+    target: float,
+    options: ChainModel.Config,
+) -> dict[str, Any]:
+    """Train until steps of `measured` are right with probability `target`; see `warm_up`."""
+    stop = StopAtTarget(lambda: step_accuracy(policy, measured), target=target, every=MEASURE_EVERY)
     optimizer = OptimizerConfig(lr=options.lr, betas=(0.9, 0.95), weight_decay=0.01, warmup_updates=50)
-    updates = train_supervised(
-        policy, islice(batched(problems, options.batch_size), options.max_updates), optimizer, stop
-    )
-    if stop.value < options.target_accuracy:
+    batches = islice(batched(examples, options.batch_size), options.max_updates)
+    updates = train_supervised(policy, batches, optimizer, stop)
+    if stop.value < target:
         raise ModelError(
-            f"model.target_accuracy: {options.target_accuracy} was not reached; after {updates} updates the step "
-            f"accuracy is {stop.value:.3f}. Lower it, or raise model.max_updates."
+            f"model.target_accuracy: {target} was not reached; after {updates} updates the step accuracy is "
+            f"{stop.value:.3f}. Lower it, or raise model.max_updates."
         )
     log.info("warmed up in %d updates: a step is right with probability %.2f", updates, stop.value)
     return {"updates": updates, "step_accuracy": stop.value}
 
 
 def solved(problem: chain.ChainProblem, policy: LanguageModel, prompts: PromptBuilder) -> TokenSequence:
-    """The problem's prompt and its reference as token ids, ended."""
+    """The problem's prompt and its worked solution as token ids, ended."""
     prompt = prompts.build(Question(problem_id="warm-up", text=problem.question))
-    ids = policy.tokenizer(problem.reference, add_special_tokens=False)["input_ids"]
-    return TokenSequence(prompt_ids=prompt.token_ids, response_ids=(*ids, policy.tokenizer.eos_token_id))
+    return TokenSequence(prompt_ids=prompt.token_ids, response_ids=solution_ids(problem, policy))
+
+
+def solution_ids(problem: chain.ChainProblem, policy: LanguageModel) -> tuple[int, ...]:
+    """The solution that states every turn, ended."""
+    ids = policy.tokenizer(problem.reference(), add_special_tokens=False)["input_ids"]
+    return (*ids, policy.tokenizer.eos_token_id)
+
+
+class ReferenceReader:
+    """Shows problems with their reference, as the teacher of self-distillation reads them."""
+
+    def __init__(self, policy: LanguageModel, every: int) -> None:
+        from exprl.training.teacher import TeacherPrompts  # nothing else in a run of `rl` loads it
+
+        self._policy = policy
+        self._every = every
+        self._prompts = TeacherPrompts(policy.tokenizer, template=REFERENCE_TEMPLATE)
+
+    def solved(self, problem: chain.ChainProblem) -> TokenSequence:
+        """Question and reference, and the solution that states every turn."""
+        prompt = self._prompts.build(to_problem(problem, "warm-up", self._every))
+        return TokenSequence(prompt_ids=prompt, response_ids=solution_ids(problem, self._policy))
 
 
 def batched(items: Iterator[TokenSequence], size: int) -> Iterator[list[TokenSequence]]:

@@ -125,6 +125,27 @@ def test_the_second_stage_starts_from_the_first_without_references(straight: tup
     assert first["correct"] == second["correct"]
 
 
+def test_arms_get_mined_problems_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, mine={"samples": 4, "max_rate": 0.5}, seeds=[0], arms={"sparse": ["sparse"]})
+    output = study(path)
+    folder = tmp_path / "study"
+    sets = [[json.loads(line) for line in p.read_text().splitlines()] for p in folder.glob("mined/*/problems.jsonl")]
+    train, test = sorted(sets, key=len, reverse=True)
+    assert all(row["correct"] <= 2 and row["samples"] == 4 for row in (*train, *test))
+    samples = (folder / "sparse/seed-0/1-sparse/samples.jsonl").read_text().splitlines()
+    assert {json.loads(line)["problem_id"] for line in samples} <= {row["id"] for row in train}
+    after = json.loads((folder / "sparse/seed-0/1-sparse/evaluation/after.json").read_text())
+    assert after["problem_ids"] == [row["id"] for row in test]
+    assert f"{len(train)} of 16 problems kept" in output
+
+
+def test_nothing_mined_is_said_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, mine={"samples": 2, "min_rate": 1.0, "max_rate": 1.0}, seeds=[0])
+    output = study(path, "overrides.model.target_accuracy=0.0", code=2)
+    assert "problems has a solve rate from 1.0 to 1.0 in 2 samples" in output
+    assert not (tmp_path / "study/sparse").exists()
+
+
 def test_started_again_it_runs_nothing(straight: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = straight
     before = (folder / "study.json").read_bytes()

@@ -413,11 +413,13 @@ STEPS = ("a=5", "b = 55", "c=7")
         ("a=5\nb = 5", 1, 1),
         ("a=5\nb = 555", 1, 1),
         ("a=5\nb = 54\nb = 55", 1, 2),  # the second guess does not count when strict
-        ("b = 55\na=5", 0, 1),
+        ("b = 55\na=5", 1, 1),
         ("Let a=5, so b = 55 and c=7.", 0, 3),
         ("aa=5\n", 0, 0),
         ("a=5\nc=7", 1, 1),
-        ("a=5\na=5\nb = 55", 1, 2),
+        ("a=5\na=5\nb = 55", 2, 2),
+        ("a=5\nq = 8\nb = 55\nq = 9\nc=7", 3, 3),  # lines on which the reference is silent are passed over
+        ("a=5\nb = 55 or so", 1, 2),
     ],
 )
 def test_steps_reached_by_hand(trace, strict, loose):

@@ -308,6 +308,15 @@ class TestChain:
             assert steps_reached(reference, steps, strict=True) == len(steps)
             assert problem.domain == "chain"
 
+    def test_a_terse_reference_states_some_of_the_turns(self):
+        worked = load(name="chain", steps=5, count=20)
+        for full, terse in zip(worked, load(name="chain", steps=5, count=20, reference_every=2), strict=True):
+            lines = full.scaffold.reference.reveal().splitlines()
+            assert terse.scaffold.reference.reveal().splitlines() == [lines[1], lines[3], lines[5]]
+            assert terse.scaffold.steps.reveal() == (lines[1], lines[3], lines[5])
+            assert (terse.question, terse.scaffold.answer) == (full.question, full.scaffold.answer)
+            assert steps_reached("\n".join(lines), terse.scaffold.steps.reveal(), strict=True) == 3
+
     def test_same_at_every_load_and_other_with_another_seed(self):
         assert load(name="chain", count=30) == load(name="chain", count=30)
         assert load(name="chain", count=30) != load(name="chain", count=30, seed=1)
@@ -335,6 +344,7 @@ class TestChain:
             ({"steps": [1, 99]}, "steps must lie in"),
             ({"steps": [1, 2, 3]}, r"data\.train\.steps: expected"),
             ({"count": 0}, r"count must lie in 1\.\."),
+            ({"reference_every": 0}, "reference_every must be at least 1"),
             ({"steps": 1, "count": 901}, r"count must lie in 1\.\.900 with steps 1"),
         ],
     )

@@ -13,7 +13,8 @@ from exprl.evaluation.pass_at_k import Interval, bootstrap
 from exprl.run_directory import write_json
 from exprl.study.plan import Plan
 from exprl.study.results import collect, crossed_bootstrap, curve, markdown, rows
-from exprl.study.runner import Devices, locked, with_parents
+from exprl.study.runner import Devices, locked
+from exprl.study.runs import TrainingRun, with_parents
 from exprl.study.schema import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,8 @@ class TestSchema:
             ("stages.process.optimizer.lrr=1", r"stages\.process\.optimizer\.lrr: unknown option\. Did you mean 'lr'"),
             ("overrides.evaluation.source=null", r"evaluation\.source: required in a study"),
             ("experiment=nowhere.yaml", r"No config file"),
+            ("mine.samples=0", r"mine: needs samples >= 1"),
+            ("mine.min_rate=0.5", r"mine: needs samples >= 1 and 0 <= min_rate <= max_rate"),
         ],
     )
     def test_a_mistake_is_named(self, make, override, message):
@@ -136,6 +139,27 @@ class TestPlan:
         first, second = (plan.run(place, 0, chosen) for place in plan.arms["process"])
         assert (first.experiment.optimizer.lr, second.experiment.optimizer.lr) == (1e-2, 1e-4)
         assert first.experiment.data.prompts_per_step == 36
+
+    def test_mined_problems_take_the_place_of_all(self, make):
+        plan = make("mine.samples=8", "mine.max_rate=0.5")
+        train, test = plan.mining_runs(plan.arms)
+        assert (train.experiment.data.train.config.split, test.experiment.data.train.config.split) == ("train", "test")
+        assert train.experiment.evaluation.samples_per_prompt == 8
+        assert train.experiment.evaluation.source is None
+        assert train.arguments[-4:] == ["--min-rate", "0.0", "--max-rate", "0.5"]
+        for place in plan.arms["process"]:
+            told = plan.run(place, 1, {}).experiment
+            assert (told.data.train.name, told.data.train.config.path) == ("jsonl", str(train.dataset))
+            assert told.evaluation.source.config.path == str(test.dataset)
+
+    def test_the_tuning_problems_are_mined_as_well(self, make):
+        tune = "tune={key: optimizer.lr, values: [1.0, 2.0], overrides: {evaluation: {source: {seed: 9}}}}"
+        plan = make("mine.samples=8", tune)
+        *_, own = runs = plan.mining_runs(plan.arms)
+        assert len(runs) == 3
+        assert own.experiment.data.train.config.seed == 9
+        trial = plan.tuning_run(plan.arms["process"][0], 1.0, 100, {})
+        assert trial.experiment.evaluation.source.config.path == str(own.dataset)
 
     def test_tuning_every_stage_starts_from_what_was_chosen_before(self, make):
         plan = make("tune={key: optimizer.lr, values: [1.0e-3, 1.0e-2], seeds: [100], stages: all}")
@@ -238,7 +262,7 @@ def finish(plan, arm, number, seed, correct, **options):
     place = plan.arms[arm][-1] if number == 0 else plan.arms[arm][number - 1]
     run = plan.run(place, seed, {})
     write_json(run.result, outcome(correct, **options).to_json())
-    if run.trains:
+    if isinstance(run, TrainingRun):
         write_json(run.directory / "summary.json", {})
     return run
 

@@ -1,0 +1,150 @@
+"""The processes of a study: what each is told, what it leaves, and when it is done."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from exprl import config as configuration
+from exprl.errors import RunDirectoryError
+from exprl.experiment import Experiment
+from exprl.run_directory import RunDirectory, differences, write_text
+from exprl.study.schema import MineConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(ABC):
+    """One process.
+
+    Attributes:
+        name: its folder within the study's.
+        directory: its folder.
+        experiment: all of its options.
+        parent: the run it starts from, which must be finished first.
+    """
+
+    name: str
+    directory: Path
+    experiment: Experiment = field(repr=False, compare=False)
+    parent: Run | None = field(default=None, repr=False)
+
+    @property
+    def config(self) -> Path:
+        """What the process reads."""
+        return RunDirectory(self.directory).config
+
+    @property
+    def log(self) -> Path:
+        """What the process prints."""
+        return self.directory / "log.txt"
+
+    @property
+    @abstractmethod
+    def arguments(self) -> list[str]:
+        """Of the `exprl` command."""
+
+    @property
+    @abstractmethod
+    def result(self) -> Path:
+        """What the study reads of it."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.result.is_file()
+
+    def figures(self) -> str:
+        """A finished run's key figures in one line."""
+        summary = json.loads(self.result.read_text())["summary"]
+        names = [name for name in summary if name.startswith("pass@") or name == "progress"]
+        return "  ".join(f"{name} {100 * summary[name]:.1f} %" for name in names)
+
+    def prepare(self) -> None:
+        """Write what the process reads; raises `RunDirectoryError` where a run with other options was begun."""
+        text = configuration.to_yaml(self.experiment)
+        if not self.config.is_file():
+            write_text(self.config, text)
+            return
+        found = differences(self.config.read_text(), text)
+        if found:
+            raise RunDirectoryError(
+                f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it, or set study_dir=..."
+            )
+
+
+class TrainingRun(Run):
+    """A stage of an arm with a seed; its result is the evaluation after it."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """`exprl train`, going on where it stopped."""
+        return ["train", str(self.config), "--resume"]
+
+    @property
+    def result(self) -> Path:
+        """Per-problem counts."""
+        return RunDirectory(self.directory).evaluation("after")
+
+    @property
+    def finished(self) -> bool:
+        """The summary is written last."""
+        return RunDirectory(self.directory).summary.is_file()
+
+
+class EvaluationRun(Run):
+    """The untouched initial policy, evaluated with a seed."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """`exprl evaluate`."""
+        return ["evaluate", str(self.config), "--output", str(self.result)]
+
+    @property
+    def result(self) -> Path:
+        """Per-problem counts."""
+        return self.directory / "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningRun(Run):
+    """The initial policy on all problems of a source; what it keeps takes the source's place."""
+
+    rates: MineConfig
+
+    @property
+    def dataset(self) -> Path:
+        """The problems kept."""
+        return self.directory / "problems.jsonl"
+
+    @property
+    def arguments(self) -> list[str]:
+        """`exprl mine`, going on where it stopped."""
+        low, high = (str(rate) for rate in (self.rates.min_rate, self.rates.max_rate))
+        return ["mine", str(self.config), "--output", str(self.dataset), "--min-rate", low, "--max-rate", high]
+
+    @property
+    def result(self) -> Path:
+        """How many were kept; written last."""
+        return self.dataset.with_suffix(".summary.json")
+
+    def figures(self) -> str:
+        """How many were kept."""
+        summary = json.loads(self.result.read_text())
+        return f"{summary['kept']} of {summary['problems']} problems kept"
+
+
+def with_parents(runs: Sequence[Run]) -> list[Run]:
+    """The runs and what they start from, each once and after what it starts from."""
+    ordered: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        if run.parent is not None:
+            add(run.parent)
+        ordered.setdefault(run.name, run)
+
+    for run in runs:
+        add(run)
+    return list(ordered.values())

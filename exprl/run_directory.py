@@ -131,17 +131,6 @@ def _flat(node: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}
 
 
-def first_difference(old: str, new: str) -> str | None:
-    """The first line in which two YAML texts differ, as `old -> new`."""
-    before, after = old.splitlines(), new.splitlines()
-    for index in range(max(len(before), len(after))):
-        a = before[index].strip() if index < len(before) else "(nothing)"
-        b = after[index].strip() if index < len(after) else "(nothing)"
-        if a != b:
-            return f"{a} -> {b}"
-    return None
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a killed process or a full disk leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)

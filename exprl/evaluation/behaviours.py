@@ -11,7 +11,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector, LexicalDetector
-from exprl.types import ScoredGroup
 
 
 class BehaviourRates(Metric):
@@ -47,16 +46,6 @@ class BehaviourRates(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The share of each behaviour by name; NaN where no trace has a verdict."""
         return dict(zip(BEHAVIOUR_NAMES, self.shown / self.judged, strict=True))
-
-
-def behaviour_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Lexical rates of a step's rollouts as `behaviour/<name>_rate`."""
-    found = lexical().detect([rollout.text for s in scored for rollout in s.group.rollouts])
-    count = len(found)
-    return {
-        f"behaviour/{name}_rate": sum(bool(shown[name]) for shown in found) / count if count else float("nan")
-        for name in BEHAVIOUR_NAMES
-    }
 
 
 @cache

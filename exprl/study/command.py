@@ -50,8 +50,8 @@ def check_kept(runs: Sequence[MiningRun]) -> None:
             low, high = summary["rates"]
             raise DataError(
                 f"mine: none of {summary['problems']} problems has a solve rate from {low} to {high} in "
-                f"{summary['samples_per_problem']} samples ({run.result} has the histogram). Widen the rates, or change "
-                "the problems."
+                f"{summary['samples_per_problem']} samples (histogram: {run.result}). Widen the rates, or change the "
+                "problems."
             )
 
 

@@ -112,7 +112,8 @@ class Checkpoints(Callback):
             with module.world.collective(f"writing the checkpoint of step {module.steps_done}"):
                 trainer.save_checkpoint(unfinished)
         except (OSError, RuntimeError) as error:
-            remove(unfinished)
+            if module.world.first:
+                remove(unfinished)
             raise CheckpointError(
                 f"cannot write {target}: {error}. Make room or set run_dir elsewhere, then go on with --resume; the "
                 f"last checkpoint is {self.directory.latest_checkpoint() or 'missing: none was made before'}."

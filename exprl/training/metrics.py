@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from exprl.evaluation.behaviours import BehaviourRates
+from exprl.evaluation.dynamics import OutcomeDynamics
 from exprl.types import JUDGEMENT_STATUSES, AnyReward, Judgement, RolloutReward, ScoredGroup
 
 
@@ -61,19 +63,24 @@ def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
     }
 
 
-def outcome_metrics(correct: Sequence[Sequence[bool]]) -> dict[str, float]:
-    """Shares of prompts whose rollouts are all wrong, all right, or mixed; one list of verdicts a prompt.
+def outcome_metrics(problem_ids: Sequence[str], correct: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """Shares of a step's prompts whose rollouts are all wrong, all right, or mixed; one list of verdicts a prompt.
 
-    >>> outcome_metrics([[False, False], [True, False]])["outcome/mixed"]
+    >>> outcome_metrics(["a", "b"], [[False, False], [True, False]])["outcome/mixed"]
     0.5
     """
-    count = len(correct)
-    return {
-        "outcome/accuracy": sum(sum(group) / len(group) for group in correct) / count,
-        "outcome/all_0": sum(not any(group) for group in correct) / count,
-        "outcome/all_1": sum(all(group) for group in correct) / count,
-        "outcome/mixed": sum(any(group) and not all(group) for group in correct) / count,
-    }
+    dynamics = OutcomeDynamics(sync_on_compute=False)  # the step's prompts of all ranks are here
+    dynamics.update(problem_ids, correct)
+    shares = dynamics.compute()
+    del shares["unlocked_prompts"]  # the run's, not the step's
+    return {f"outcome/{name}": share.item() for name, share in shares.items()}
+
+
+def behaviour_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Lexical rates of a step's rollouts."""
+    rates = BehaviourRates(sync_on_compute=False)
+    rates.update([rollout.text for s in scored for rollout in s.group.rollouts])
+    return {f"behaviour/{name}_rate": rate.item() for name, rate in rates.compute().items()}
 
 
 def _segment_count(reward: AnyReward) -> int:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from exprl.advantages import Advantage
 from exprl.engines.base import Engine, Sampling
-from exprl.evaluation.behaviours import behaviour_metrics
 from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
@@ -108,7 +107,7 @@ class ExpRLModule(PolicyModule):
         sampling = self.sampling_of_step()
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         with self.phases.run("sampling", len(prompts) * sampling.n) as advance:
-            for index, rollout in self.parts.engine.generate(prompts, sampling):
+            for index, rollout in self.engine.generate(prompts, sampling):
                 rollouts[index].append(rollout)
                 # A judge that can begins here, while the engine is still sampling.
                 self.parts.reward.start(problems[index], rollout)
@@ -165,14 +164,16 @@ class ExpRLModule(PolicyModule):
             **metrics.reward_metrics(scored),
             **metrics.judge_metrics(scored),
             **metrics.rollout_metrics(scored),
-            **behaviour_metrics(scored),
+            **metrics.behaviour_metrics(scored),
         }
         verifier = self.parts.verifier
         if verifier is None or any(s.group.problem.scaffold.answer is None for s in scored):
             return described
         correct = [[verifier.verify(s.group.problem, r.text) for r in s.group.rollouts] for s in scored]
-        self.unlocked |= {s.group.problem.id for s, group in zip(scored, correct, strict=True) if any(group)}
-        return {**described, **metrics.outcome_metrics(correct), "outcome/unlocked_prompts": float(len(self.unlocked))}
+        ids = [s.group.problem.id for s in scored]
+        self.unlocked |= {name for name, verdicts in zip(ids, correct, strict=True) if any(verdicts)}
+        shares = metrics.outcome_metrics(ids, correct)
+        return {**described, **shares, "outcome/unlocked_prompts": float(len(self.unlocked))}
 
     # ------------------------------------------------------------------ around the steps
 

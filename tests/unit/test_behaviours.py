@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from exprl.component import Component
-from exprl.evaluation.behaviours import BehaviourRates, behaviour_metrics
+from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector, JudgedDetector, LexicalDetector, query
 from exprl.evaluation.dynamics import OutcomeDynamics
 from exprl.judges.backend import JudgeBackend, Reply
 from exprl.judges.huggingface import HuggingFaceBackend
 from exprl.registry import BEHAVIOURS
+from exprl.training.metrics import behaviour_metrics
 from exprl.types import (
     Advantages,
     Hidden,

@@ -19,14 +19,14 @@ def existing(path: str, source: str) -> Path:
     raise DataError(f"source {source!r}: no file {found.absolute()}. {hint}")
 
 
-def require(module: str, source: str) -> Any:
+def require(module: str, source: str, extra: str = "data") -> Any:
     """An optional package; a `DataError` that says how to install it when it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise missing_package(module.partition(".")[0], source) from error
+        raise missing_package(module.partition(".")[0], source, extra) from error
 
 
-def missing_package(package: str, source: str) -> DataError:
-    """The error for a package of the `data` extra that is not installed."""
-    return DataError(f"source {source!r} needs {package}: pip install 'exprl[data]'")
+def missing_package(package: str, source: str, extra: str = "data") -> DataError:
+    """The error for a package of an extra that is not installed."""
+    return DataError(f"source {source!r} needs {package}: pip install 'exprl[{extra}]'")

@@ -381,3 +381,42 @@ class TestPackages:
         for name in SOURCES.names():
             for field in dataclasses.fields(SOURCES.get(name).Config):
                 assert field.metadata.get("help"), f"{name}.{field.name}"
+
+
+class TestReasoningGym:
+    @pytest.fixture(autouse=True)
+    def package(self):
+        pytest.importorskip("reasoning_gym")
+
+    def test_problems_with_solutions(self):
+        problems = load(name="reasoning_gym", count=40)
+        assert len({problem.question.text for problem in problems}) == 40
+        assert len({problem.id for problem in problems}) == 40
+        for problem in problems:
+            assert problem.scaffold.answer.reveal() in problem.scaffold.reference.reveal()
+            assert problem.scaffold.reference.reveal() not in problem.question.text
+
+    def test_same_at_every_load_and_other_with_another_seed(self):
+        assert load(name="reasoning_gym", count=20) == load(name="reasoning_gym", count=20)
+        assert load(name="reasoning_gym", count=20) != load(name="reasoning_gym", count=20, seed=1)
+
+    def test_splits_share_no_question_whatever_the_seed(self):
+        task = {"name": "reasoning_gym", "task": "chain_sum", "reference": None, "options": {"max_digits": 1}}
+        train = {p.question.text for seed in range(3) for p in load(**task, count=60, seed=seed)}
+        assert not train & {p.question.text for p in load(**task, count=60, split="test")}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"task": "gsm_symbolik"}, "unknown task 'gsm_symbolik'. Did you mean 'gsm_symbolic'"),
+            ({"options": {"digits": 3}}, "options: .*'digits'"),
+            ({"task": "chain_sum"}, "has no 'answer_cot'.*Set reference: null"),
+            (
+                {"task": "coin_flip", "reference": None, "count": 200, "options": {"min_trials": 3, "max_trials": 3}},
+                "different problems in split 'train', not 200",
+            ),
+        ],
+    )
+    def test_mistakes_are_named(self, options, message):
+        with pytest.raises(DataError, match=message):
+            load(name="reasoning_gym", **options)

@@ -18,7 +18,8 @@ import torch
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import TransformersEngine
 from exprl.engines.vllm import VLLMEngine
-from exprl.engines.vllm_host import Ticket, VLLMHost, step_all
+from exprl.engines.vllm_host import VLLMHost, step_all
+from exprl.engines.vllm_requests import Ticket
 from exprl.models.base import LanguageModel
 from exprl.models.pretrained import PretrainedModel
 from exprl.types import Prompt

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import ends_of
-from exprl.engines.vllm_host import HostOptions, Output, Ticket, VLLMHost, sleep_all, step_all
+from exprl.engines.vllm_host import VLLMHost, sleep_all, step_all
+from exprl.engines.vllm_requests import Output, Ticket
+from exprl.engines.vllm_setup import HostOptions
 from exprl.errors import ModelError
 from exprl.registry import ENGINES
 from exprl.seeding import derive_seed

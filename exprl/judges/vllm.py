@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from exprl.component import option
 from exprl.engines.transformers import ends_of
 from exprl.engines.vllm import VLLMEngine
-from exprl.engines.vllm_host import HostOptions, Ticket, VLLMHost, step_all
+from exprl.engines.vllm_host import VLLMHost, step_all
+from exprl.engines.vllm_requests import Ticket
+from exprl.engines.vllm_setup import HostOptions
 from exprl.errors import ConfigError
 from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.huggingface import load_own

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,21 @@ class Findings:
         }
 
     def _differences(self, number: int) -> dict[str, Any]:
-        """Of each arm in a stage's table to the baseline, by arm and measure."""
-        baseline = self.baseline_of(number)
-        if baseline is None:
-            return {}
-        found = {
-            entry.arm: {m: entry.difference(baseline, m) for m in entry.measures if m in baseline.measures}
-            for entry in self.shown(number)
-        }
-        return {arm: {m: _json(d) for m, d in by.items() if d is not None} for arm, by in found.items()}
+        """Of each arm in a stage's table to each other one: by measure, arm and the arm it is compared with."""
+        found: dict[str, Any] = {}
+        for measure in measures_of(self, number):
+            for one, other, difference in self.pairs(number, measure):
+                found.setdefault(measure, {}).setdefault(one, {})[other] = _json(difference)
+        return found
+
+    def pairs(self, number: int, measure: str) -> Iterator[tuple[str, str, Interval]]:
+        """Paired differences of a stage's arms and the baseline, one minus the other, for all that share a seed."""
+        baseline, entries = self.baseline_of(number), self.shown(number)
+        everyone = entries if baseline is None or baseline in entries else [*entries, baseline]
+        for one, other in permutations(everyone, 2):
+            difference = one.difference(other, measure)
+            if difference is not None:
+                yield one.arm, other.arm, difference
 
     def _entry_json(self, entry: Entry) -> dict[str, Any]:
         figures = {measure: _json(entry.interval(measure)) for measure in entry.measures}
@@ -307,6 +314,8 @@ def markdown(findings: Findings, failures: Sequence[str]) -> str:
         header, body = rows(findings, number, measures_of(findings, number))
         text += [f"## {title(findings, number)}", "", _line(header), _line(["---"] * 2 + ["---:"] * (len(header) - 2))]
         text += [*map(_line, body), ""]
+        for measure in measures_of(findings, number):
+            text += matrix(findings, number, measure)
     text += [
         "Means over seeds and problems; intervals are bootstrapped over both. A difference is paired, seed by seed and "
         "problem by problem: an interval that excludes 0 is hardly the luck of these seeds and problems.",
@@ -321,6 +330,17 @@ def markdown(findings: Findings, failures: Sequence[str]) -> str:
     if failures:
         text += ["## Not finished", "", *(f"- {name}" for name in failures), ""]
     return "\n".join(text)
+
+
+def matrix(findings: Findings, number: int, measure: str) -> list[str]:
+    """The lines of a table of all paired differences, row minus column; none for a single arm."""
+    found = {(one, other): difference for one, other, difference in findings.pairs(number, measure)}
+    arms = [entry.arm for entry in findings.shown(number)]
+    if not found:
+        return []
+    body = [_line([f"**{one}**", *(_cell(found.get((one, other)), sign=True) for other in arms)]) for one in arms]
+    name = LABELS.get(measure, measure)
+    return [f"{name}, row − column:", "", _line(["", *arms]), _line(["---"] + ["---:"] * len(arms)), *body, ""]
 
 
 def table_numbers(findings: Findings) -> list[int]:

@@ -95,7 +95,8 @@ def test_the_table_and_everything_beside_it(straight: tuple[Path, str]) -> None:
         counts = [json.loads((folder / run["counts"]).read_text()) for run in entry["runs"]]
         by_hand = sum(sum(c["correct"]) for c in counts) / sum(c["samples"] * len(c["correct"]) for c in counts)
         assert entry["measures"]["pass@1"]["mean"] == pytest.approx(by_hand)
-    assert set(found["differences"]["2"]["process"]) == {"pass@1", "pass@4", "progress"}
+    assert set(found["differences"]["2"]) == {"pass@1", "pass@4", "progress"}
+    assert set(found["differences"]["2"]["pass@1"]["process"]) == {"sparse"}
     assert "process/seed-1/2-sparse: pass@1" in output
     assert "After stage 2" in output
     assert "| process | sparse | 2 |" in (folder / "study.md").read_text()

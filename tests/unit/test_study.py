@@ -285,15 +285,16 @@ class TestResults:
         assert process["measures"]["pass@4"]["mean"] == 1.0
         assert [run["seed"] for run in process["runs"]] == [0, 1]
         assert process["runs"][0]["counts"] == "process/seed-0/1-process/evaluation/after.json"
-        assert json["differences"]["1"]["process"]["pass@1"]["mean"] == pytest.approx(0.75 - 0.25)
-        assert json["differences"]["1"]["base"]["pass@4"]["mean"] == 0.0
+        assert json["differences"]["1"]["pass@1"]["process"]["grpo"]["mean"] == pytest.approx(0.75 - 0.25)
+        assert json["differences"]["1"]["pass@4"]["base"]["grpo"]["mean"] == 0.0
+        assert json["differences"]["1"]["pass@1"]["grpo"]["process"]["mean"] == pytest.approx(-0.5)
         assert json["arms"]["twin"] == json["arms"]["process"]
         assert json["arms"]["grpo"][1]["runs"][0]["seed"] == 0
         assert json["arms"]["base"][0]["stage"] is None
 
     def test_differences_are_paired(self, plan):
         # process is 2 right samples better on each problem, whatever the problem: no spread is left
-        difference = collect(plan, {}).to_json()["differences"]["1"]["process"]["pass@1"]
+        difference = collect(plan, {}).to_json()["differences"]["1"]["pass@1"]["process"]["grpo"]
         assert difference["interval_95"] == pytest.approx([0.5, 0.5])
 
     def test_tables(self, plan):
@@ -310,6 +311,7 @@ class TestResults:
         assert body[2][4] == "+50.0 (+50.0 to +50.0)"
         assert body[1][4] == "–"
         text = markdown(findings, ["process/seed-0/2-sparse"])
+        assert "| **process** | +62.5 (+50.0 to +75.0) | +50.0 (+50.0 to +50.0) | – |" in text
         assert "## After stage 2" in text
         assert "- process/seed-0/2-sparse" in text
 

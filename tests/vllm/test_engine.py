@@ -19,7 +19,8 @@ from exprl.engines import Sampling
 from exprl.engines.sampling import sampling_logprobs
 from exprl.engines.transformers import ends_of
 from exprl.engines.vllm import VLLMEngine
-from exprl.engines.vllm_host import HostOptions, VLLMHost, step_all
+from exprl.engines.vllm_host import VLLMHost, step_all
+from exprl.engines.vllm_setup import HostOptions
 from exprl.errors import ConfigError, ModelError
 from exprl.models.base import LanguageModel
 from exprl.registry import ENGINES

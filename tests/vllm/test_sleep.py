@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from exprl.engines import vllm_host
-from exprl.engines.vllm_host import HostOptions, VLLMHost
+from exprl.engines import vllm_setup
+from exprl.engines.vllm_host import VLLMHost
+from exprl.engines.vllm_requests import Ticket
+from exprl.engines.vllm_setup import HostOptions
 from exprl.experiment import LoRAConfig
 from exprl.models.lora import attach
 from tests.vllm.helpers import engine_of, prompt, sample, small_policy
@@ -48,7 +50,7 @@ def fake_host(
         attach(policy.model, LoRAConfig(rank=4))
     host = VLLMHost(policy, HostOptions(**options), trains=trains)
     llm = FakeLLM()
-    monkeypatch.setattr(vllm_host, "_can_sleep", lambda: True)
+    monkeypatch.setattr(vllm_setup, "can_sleep", lambda: True)
     monkeypatch.setattr(host, "check", lambda: llm.calls.append("check"))
     monkeypatch.setattr(host, "_llm", llm)
     return host, llm.calls
@@ -99,7 +101,7 @@ def test_it_can_be_switched_off(monkeypatch):
 
 def test_requests_under_way_keep_it_awake(monkeypatch):
     host, calls = fake_host(monkeypatch, trains=False)
-    host._open["0"] = vllm_host.Ticket(prompt=(1,))
+    host._open["0"] = Ticket(prompt=(1,))
     host.sleep()
     assert calls == []
     host._open.clear()

@@ -1,0 +1,138 @@
+"""Starting a vLLM engine: its options, and keeping what it does to a process away from the run."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from exprl.component import option
+from exprl.engines import vllm_lora
+from exprl.engines.vllm_groups import engine_groups
+from exprl.models.lora import adapter_config
+
+if TYPE_CHECKING:
+    from exprl.models.base import LanguageModel
+
+_RANKS_HERE = "LOCAL_WORLD_SIZE"
+"""A launcher's variable, which vLLM sets to its own 1; child processes would take it for their launcher's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostOptions:
+    """How a vLLM engine is set up."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision vLLM computes in; auto: what the model is run in elsewhere"
+    )
+    max_model_len: int | None = option(
+        None, "longest prompt + response in tokens, judge prompts included; null: the model's context"
+    )
+    gpu_memory_utilization: float = option(0.4, "share of a GPU's memory for vLLM; training needs the rest")
+    cpu_kv_cache_gib: float = option(1.0, "memory of the key-value cache on a CPU, in GiB")
+    block_size: int | None = option(
+        None, "tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
+    )
+    enforce_eager: bool | None = option(None, "skip vLLM's compilation and CUDA graphs; null: on a CPU only")
+    sleep: bool = option(True, "free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory")
+    canary_tolerance: float | None = option(
+        None, "mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory_utilization < 1 or self.cpu_kv_cache_gib <= 0:
+            raise ValueError("gpu_memory_utilization must lie in (0, 1) and cpu_kv_cache_gib be above 0")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ValueError(f"max_model_len must be at least 2 or null, but got {self.max_model_len}")
+        if self.canary_tolerance is not None and not self.canary_tolerance > 0:
+            raise ValueError(f"canary_tolerance must be above 0 or null, but got {self.canary_tolerance}")
+
+
+def start_engine(
+    language_model: LanguageModel, options: HostOptions, folder: str, *, dtype: str, max_model_len: int, adapted: bool
+) -> Any:
+    """A vLLM `LLM` of the model's architecture without its weights, which are streamed in later.
+
+    Args:
+        language_model: what it is to compute.
+        options: how it is set up.
+        folder: empty; is given configuration and tokenizer, and must stay while the engine lives.
+        dtype: precision.
+        max_model_len: longest prompt plus response, in tokens.
+        adapted: whether there is an adapter beside the base.
+    """
+    set_environment()
+    from vllm import LLM
+
+    from exprl.engines.vllm_executor import LocalExecutor
+
+    # Configuration and tokenizer only: the weights are streamed in by `load`.
+    language_model.model.config.save_pretrained(folder)
+    language_model.tokenizer.save_pretrained(folder)
+    on_gpu = torch.cuda.is_available()
+    memory: dict[str, Any] = (
+        {"gpu_memory_utilization": options.gpu_memory_utilization}
+        if on_gpu
+        else {"kv_cache_memory_bytes": int(options.cpu_kv_cache_gib * 2**30)}
+    )
+    threads, ranks = torch.get_num_threads(), os.environ.get(_RANKS_HERE)
+    llm = LLM(
+        model=folder,
+        load_format="dummy",
+        dtype=dtype,
+        max_model_len=max_model_len,
+        enforce_eager=not on_gpu if options.enforce_eager is None else options.enforce_eager,
+        block_size=options.block_size or (16 if on_gpu else 32),
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",  # of the distribution that was sampled from, temperature included
+        disable_log_stats=False,
+        seed=0,
+        distributed_executor_backend=LocalExecutor,
+        enable_sleep_mode=options.sleep and can_sleep(),
+        **memory,
+        **(vllm_lora.options(adapter_config(language_model.model)) if adapted else {}),
+    )
+    torch.set_num_threads(threads)
+    os.environ.pop(_RANKS_HERE, None)
+    if ranks is not None:
+        os.environ[_RANKS_HERE] = ranks
+    return llm
+
+
+def can_sleep() -> bool:
+    """Whether there is GPU memory to give back."""
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """What vLLM does inside changes neither the run's process groups nor its random states."""
+    with engine_groups(), random_states_kept():
+        yield
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """VLLM seeds and draws from the global generators; a run's own states are what they would be without it."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+
+
+def set_environment() -> None:
+    """What vLLM reads when it is imported."""
+    # In this process: the engine then reads the policy's tensors where they are, and nothing is left behind.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

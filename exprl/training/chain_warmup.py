@@ -73,8 +73,8 @@ def train_until(
     updates = train_supervised(policy, batches, optimizer, stop)
     if stop.value < target:
         raise ModelError(
-            f"model.target_accuracy: {target} was not reached; after {updates} updates the step accuracy is "
-            f"{stop.value:.3f}. Lower it, or raise model.max_updates."
+            f"model: the warm-up's step accuracy is {stop.value:.3f} after {updates} updates, not {target}. Raise "
+            "max_updates, or lower target_accuracy."
         )
     log.info("warmed up in %d updates: a step is right with probability %.2f", updates, stop.value)
     return {"updates": updates, "step_accuracy": stop.value}

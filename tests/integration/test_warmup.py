@@ -1,0 +1,33 @@
+"""The warm-up of the miniature world's policy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from exprl.data import chain
+from exprl.errors import ModelError
+from exprl.models.cache import cache_folder
+from exprl.models.chain import ChainModel
+from exprl.prompts import PromptBuilder
+from exprl.training.chain_warmup import READING_ACCURACY, ReferenceReader, solved, step_accuracy
+
+
+def test_a_policy_that_reads_references_uses_them() -> None:
+    options = ChainModel.Config(max_steps=1, target_accuracy=0.0, reads_references=True, reference_every=1)
+    provider = ChainModel(options)
+    policy = provider.load()
+    problems = chain.generate(5, 32, 1, "heldout")
+    reader, prompts = ReferenceReader(policy, options.reference_every), PromptBuilder(policy.tokenizer)
+    with_reference = step_accuracy(policy, [reader.solved(problem) for problem in problems])
+    without = step_accuracy(policy, [solved(problem, policy, prompts) for problem in problems])
+    assert with_reference > max(0.6, 10 * without)
+    record = json.loads((cache_folder() / "chain" / provider.fingerprint() / "warmup.json").read_text())
+    assert record["reading"]["step_accuracy"] >= READING_ACCURACY
+    assert record["solving"]["updates"] == 2
+
+
+def test_a_target_out_of_reach_is_said() -> None:
+    with pytest.raises(ModelError, match=r"step accuracy is 0\.\d+ after 2 updates, not 0\.9\. Raise max_updates"):
+        ChainModel(ChainModel.Config(max_steps=1, target_accuracy=0.9, max_updates=2)).load()

@@ -58,11 +58,13 @@ class Build:
 
     @cached_property
     def train_problems(self) -> list[Problem]:
-        """The training problems."""
+        """The training problems; in a run that reads no reference solutions they have none."""
         source = self.experiment.data.train
         if source is None:
             raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
-        return self._checked(source.build(Resources()).load(), f"data.train ({source.name})")
+        problems = self._checked(source.build(Resources()).load(), f"data.train ({source.name})")
+        hold = self.experiment.reads_references or not self.training
+        return problems if hold else [without_reference(problem) for problem in problems]
 
     @cached_property
     def evaluation_problems(self) -> list[Problem]:
@@ -168,3 +170,8 @@ class Build:
         if not problems:
             raise DataError(f"{where}: no problems. Check the path, the filters and `limit`.")
         return problems
+
+
+def without_reference(problem: Problem) -> Problem:
+    """The same with its question and final answer alone."""
+    return replace(problem, scaffold=replace(problem.scaffold, reference=None, steps=None))

@@ -161,6 +161,12 @@ class Experiment:
     evaluation: EvaluationConfig = option(EvaluationConfig(), "pass@k on held-out problems")
     trainer: TrainerConfig = option(TrainerConfig(), "length, devices, checkpoints")
 
+    @property
+    def reads_references(self) -> bool:
+        """Whether training reads reference solutions: the method itself, or the reward's judge."""
+        method, reward = self.method.cls, self.reward
+        return bool(method.reads_references or (method.scores and reward.cls.reads_references(reward.config)))
+
     def __post_init__(self) -> None:
         method = self.method.cls
         granularity, accepts = self.reward.cls.granularity, self.advantage.cls.accepts

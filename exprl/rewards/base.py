@@ -16,6 +16,12 @@ class Reward(Component):
 
     granularity: ClassVar[Literal["rollout", "segment"]]
 
+    @classmethod
+    def reads_references(cls, config: Any) -> bool:
+        """Whether it reads reference solutions with these options; a run in which nothing does holds none."""
+        del config
+        return True
+
     @abstractmethod
     def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
         """For each group one reward a rollout, in order. Values lie in [0, 1]; None marks a failed judgement.

@@ -47,6 +47,11 @@ class JudgedReward(Reward):
         super().__init__(config)
         self.judge = judge
 
+    @classmethod
+    def reads_references(cls, config: Any) -> bool:
+        """If the judge does."""
+        return bool(config.judge.cls.needs_reference)
+
     def check(self, problems: Sequence[Problem]) -> None:
         """Let the judge see that every problem has what it needs."""
         self.judge.check(problems)

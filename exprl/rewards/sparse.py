@@ -41,6 +41,12 @@ class SparseReward(Reward):
             raise ConfigError("reward 'sparse' needs a verifier: set verifier.name, or pass Resources(verifier=...).")
         return cls(config, verifier=resources.verifier)
 
+    @classmethod
+    def reads_references(cls, config: Any) -> bool:
+        """Final answers alone."""
+        del config
+        return False
+
     def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
         """0 or 1 a rollout."""
         scored = []

@@ -254,12 +254,18 @@ class Plan:
         if place.number < 2 or place.stage is None:
             return
         own = self.study.stages[place.stage]
-        for key in ("reward", "method"):
-            if reads_references(getattr(experiment, key, None)) and "name" not in own.get(key, {}):
+        method, reward = experiment.method, experiment.reward
+        reads = {
+            "method": method.cls.reads_references,
+            "reward": method.cls.scores and reward.cls.reads_references(reward.config),
+        }
+        harmless = {"method": "rl", "reward": "sparse"}
+        for key, reading in reads.items():
+            if reading and "name" not in own.get(key, {}):
                 raise ConfigError(
                     f"stages.{place.stage}.{key}.name: required, but missing. As stage {place.number} of arm "
                     f"{place.arm!r} it would inherit {getattr(experiment, key).name!r}, which reads references. Name "
-                    "one, for example reward: {name: sparse}."
+                    f"one, for example {key}: {{name: {harmless[key]}}}."
                 )
 
     def _check_tuned(self, place: Place, experiment: Experiment) -> None:
@@ -300,11 +306,3 @@ class Plan:
         node = configuration.to_node(replace(self.study, study_dir=None))
         layers = {f"layer {number}": layer for number, layer in enumerate(self.layers, start=1)}
         return str(yaml.safe_dump({**node, "experiment": layers}, sort_keys=False, allow_unicode=True))
-
-
-def reads_references(component: Any) -> bool:
-    """Whether a reward's judge, or a method, reads reference solutions."""
-    if component is None:
-        return False
-    judge = getattr(component.config, "judge", None)
-    return bool(getattr(judge.cls if judge is not None else component.cls, "needs_reference", False))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from exprl.data import chain
-from exprl.data.chain_source import to_problem
 from exprl.errors import ModelError
 from exprl.experiment import OptimizerConfig
 from exprl.models.base import LanguageModel
@@ -29,7 +28,6 @@ READING_ACCURACY = 0.8
 """Of a step whose reference is shown; half of the steps can be copied from a reference of every second turn."""
 READING_TURNS = 3
 """Problems with a reference for each without, once steps with one are mostly right: so that reading is not unlearnt."""
-REFERENCE_TEMPLATE = "{reference}\n{task}"
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +46,9 @@ def warm_up(policy: LanguageModel, options: ChainModel.Config) -> dict[str, Any]
     examples = (solved(problem, policy, prompts) for problem in problems)
     record = {}
     if options.reads_references:
-        reader = ReferenceReader(policy, options.reference_every)
-        reading = (reader.solved(problem) for problem in problems)
-        measured = [reader.solved(problem) for problem in hard]
+        every = options.reference_every
+        reading = (solved(problem, policy, prompts, reference_every=every) for problem in problems)
+        measured = [solved(problem, policy, prompts, reference_every=every) for problem in hard]
         record["reading"] = train_until(policy, reading, measured, READING_ACCURACY, options)
         turns = cycle([examples, *[reading] * READING_TURNS])
         examples = (next(turn) for turn in turns)
@@ -80,32 +78,20 @@ def train_until(
     return {"updates": updates, "step_accuracy": stop.value}
 
 
-def solved(problem: chain.ChainProblem, policy: LanguageModel, prompts: PromptBuilder) -> TokenSequence:
-    """The problem's prompt and its worked solution as token ids, ended."""
-    prompt = prompts.build(Question(problem_id="warm-up", text=problem.question))
-    return TokenSequence(prompt_ids=prompt.token_ids, response_ids=solution_ids(problem, policy))
+def solved(
+    problem: chain.ChainProblem, policy: LanguageModel, prompts: PromptBuilder, *, reference_every: int | None = None
+) -> TokenSequence:
+    """The problem's prompt and its worked solution as token ids, ended.
 
-
-def solution_ids(problem: chain.ChainProblem, policy: LanguageModel) -> tuple[int, ...]:
-    """The solution that states every turn, ended."""
+    With `reference_every` a reference of that terseness stands on the lines before the question, which is what the
+    teacher of self-distillation reads by a template of {reference}, a line break and {task}.
+    """
+    shown = problem.question
+    if reference_every is not None:
+        shown = f"{problem.reference(reference_every)}\n{problem.question}"
+    prompt = prompts.build(Question(problem_id="warm-up", text=shown))
     ids = policy.tokenizer(problem.reference(), add_special_tokens=False)["input_ids"]
-    return (*ids, policy.tokenizer.eos_token_id)
-
-
-class ReferenceReader:
-    """Shows problems with their reference, as the teacher of self-distillation reads them."""
-
-    def __init__(self, policy: LanguageModel, every: int) -> None:
-        from exprl.training.teacher import TeacherPrompts  # nothing else in a run of `rl` loads it
-
-        self._policy = policy
-        self._every = every
-        self._prompts = TeacherPrompts(policy.tokenizer, template=REFERENCE_TEMPLATE)
-
-    def solved(self, problem: chain.ChainProblem) -> TokenSequence:
-        """Question and reference, and the solution that states every turn."""
-        prompt = self._prompts.build(to_problem(problem, "warm-up", self._every))
-        return TokenSequence(prompt_ids=prompt, response_ids=solution_ids(problem, self._policy))
+    return TokenSequence(prompt_ids=prompt.token_ids, response_ids=(*ids, policy.tokenizer.eos_token_id))
 
 
 def batched(items: Iterator[TokenSequence], size: int) -> Iterator[list[TokenSequence]]:

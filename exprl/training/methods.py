@@ -31,6 +31,9 @@ class Method(Component):
     scores: ClassVar[bool] = True
     """Whether `reward` and `advantage` take part."""
 
+    reads_references: ClassVar[bool] = False
+    """Whether it reads reference solutions itself, apart from a reward's judge."""
+
     @abstractmethod
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """Check what can be checked before any work, raising an `ExprlError`, and make the module that trains."""
@@ -77,6 +80,7 @@ class SFT(Method):
 
     samples: ClassVar[bool] = False
     scores: ClassVar[bool] = False
+    reads_references: ClassVar[bool] = True
 
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """Every problem's reference must be there and fit."""
@@ -104,6 +108,7 @@ class SelfDistillation(Method):
     """
 
     scores: ClassVar[bool] = False
+    reads_references: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

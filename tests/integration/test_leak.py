@@ -221,6 +221,21 @@ print(type(module).__name__, [name for name in reading if f"exprl.training.{name
     assert done.stdout.strip() == "ExpRLModule []", done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("reward_name", REWARDS)
+def test_a_run_that_reads_no_references_holds_none(reward_name: str, tmp_path: Path) -> None:
+    layer = {
+        "data": {"train": source("jsonl", tmp_path)},
+        "model": {"path": "unused"},
+        "reward": REWARDS[reward_name],
+        "advantage": {"name": "segment_delta" if reward_name.startswith("process") else "group"},
+    }
+    reads = reward_name != "sparse" and not reward_name.endswith("no_reference")
+    for problem in Build(from_layers(Experiment, [layer]), training=True).train_problems:
+        held = (problem.scaffold.reference, problem.scaffold.steps)
+        assert all(value is not None for value in held) if reads else held == (None, None)
+        assert problem.scaffold.answer is not None
+
+
 @pytest.mark.parametrize("source_name", ["champ", "chain", "jsonl"])
 def test_self_distillation_samples_from_questions_alone(
     source_name: str, tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,11 +7,13 @@ import json
 import pytest
 
 from exprl.data import chain
+from exprl.data.chain_source import to_problem
 from exprl.errors import ModelError
 from exprl.models.cache import cache_folder
 from exprl.models.chain import ChainModel
 from exprl.prompts import PromptBuilder
-from exprl.training.chain_warmup import READING_ACCURACY, ReferenceReader, solved, step_accuracy
+from exprl.training.chain_warmup import READING_ACCURACY, solved, step_accuracy
+from exprl.training.teacher import TeacherPrompts
 
 
 def test_a_policy_that_reads_references_uses_them() -> None:
@@ -19,10 +21,13 @@ def test_a_policy_that_reads_references_uses_them() -> None:
     provider = ChainModel(options)
     policy = provider.load()
     problems = chain.generate(5, 32, 1, "heldout")
-    reader, prompts = ReferenceReader(policy, options.reference_every), PromptBuilder(policy.tokenizer)
-    with_reference = step_accuracy(policy, [reader.solved(problem) for problem in problems])
+    prompts = PromptBuilder(policy.tokenizer)
+    reading = [solved(problem, policy, prompts, reference_every=1) for problem in problems]
+    with_reference = step_accuracy(policy, reading)
     without = step_accuracy(policy, [solved(problem, policy, prompts) for problem in problems])
     assert with_reference > max(0.6, 10 * without)
+    teacher = TeacherPrompts(policy.tokenizer, template="{reference}\n{task}")
+    assert reading[0].prompt_ids == teacher.build(to_problem(problems[0], "p"))
     record = json.loads((cache_folder() / "chain" / provider.fingerprint() / "warmup.json").read_text())
     assert record["reading"]["step_accuracy"] >= READING_ACCURACY
     assert record["solving"]["updates"] == 2

@@ -125,6 +125,11 @@ class TestPlan:
         make("stages.lazy.reward.name=process", "arms.good=[sparse,lazy]")  # says so itself
         make("stages.lazy={}", "arms.good=[lazy]")
 
+    def test_a_later_stage_does_not_inherit_a_method_that_reads_references(self, make):
+        message = r"stages\.sparse\.method\.name: required.*'sft', which reads references.*method: {name: rl}"
+        with pytest.raises(ConfigError, match=message):
+            make("overrides.method.name=sft")
+
     def test_tuning_runs(self, make):
         tune = (
             "tune={key: optimizer.lr, values: [1.0e-3, 1.0e-2], seeds: [100], overrides: {data: {prompts_per_step: 9}}}"

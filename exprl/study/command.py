@@ -65,7 +65,7 @@ def tune(plan: Plan, arms: Sequence[str], runner: Runner, console: Console) -> t
     selected = plan.places(arms)
     for group in plan.tuned_places(plan.arms):
         places = [place for place in group if place.parent is None or place.parent.label in chosen]
-        trials = {place.label: trials_of(plan, place, chosen) for place in places}
+        trials = {place.label: plan.trials(place, chosen) for place in places}
         wanted = [run for place in places if place in selected for runs in trials[place.label] for run in runs]
         failures += runner.execute(wanted, "tuning")
         for place in places:
@@ -74,15 +74,9 @@ def tune(plan: Plan, arms: Sequence[str], runner: Runner, console: Console) -> t
                 best = max(range(len(means)), key=means.__getitem__)
                 chosen[place.label] = options.values[best]
                 shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in zip(options.values, means, strict=True))
-                console.print(f"{place.label}: {options.key}={options.values[best]} ({options.measure} {shown})")
+                line = f"{place.label}: {options.key}={options.values[best]} ({options.measure} {shown})"
+                console.print(line, highlight=False, soft_wrap=True)
     return chosen, failures
-
-
-def trials_of(plan: Plan, place: Place, chosen: dict[str, Any]) -> list[list[Run]]:
-    """For each value the runs that try it."""
-    options = plan.study.tune
-    assert options is not None
-    return [[plan.tuning_run(place, value, seed, chosen) for seed in options.seeds] for value in options.values]
 
 
 def runnable(plan: Plan, arms: Sequence[str], chosen: dict[str, Any]) -> list[Place]:
@@ -123,7 +117,7 @@ def show_plan(plan: Plan, arms: Sequence[str], console: Console) -> None:
     for mining in plan.mining_runs(arms):
         console.print(f"{state(mining):>8}  {mining.name}", highlight=False, soft_wrap=True)
     for group in plan.tuned_places(arms):
-        for run in with_parents([run for place in group for by in trials_of(plan, place, chosen) for run in by]):
+        for run in with_parents([run for place in group for by in plan.trials(place, chosen) for run in by]):
             console.print(f"{state(run):>8}  {run.name}", highlight=False, soft_wrap=True)
     runs = with_parents([plan.run(p, s, chosen) for s in plan.study.seeds for p in plan.places(arms)])
     for run in runs:

@@ -131,6 +131,12 @@ class Plan:
         name = f"tune/{place.label}/{slug}/seed-{seed}"
         return self._run(place, name, parent, self._option(value), seed, self.study.tune.overrides)
 
+    def trials(self, place: Place, chosen: Chosen) -> list[list[Run]]:
+        """For each value that is tried at a place the runs that try it."""
+        tune = self.study.tune
+        assert tune is not None
+        return [[self.tuning_run(place, value, seed, chosen) for seed in tune.seeds] for value in tune.values]
+
     def tuned_places(self, arms: Iterable[str]) -> Iterator[list[Place]]:
         """The places whose value is chosen; each list needs what was chosen for those before it."""
         tune, places = self.study.tune, self.places(arms)

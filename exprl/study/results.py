@@ -136,8 +136,23 @@ class Findings:
             "seeds": self.plan.study.seeds,
             "baseline": self.plan.study.baseline,
             "tuned": dict(self.chosen),
+            "tuning": self.tuning(),
             "arms": arms,
             "differences": {str(number): self._differences(number) for number in self.stages},
+        }
+
+    def tuning(self) -> dict[str, dict[str, float]]:
+        """For each place with a tuned value the mean of the measure that each value came to."""
+        tune, places = self.plan.study.tune, self.plan.places(self.plan.arms)
+        if tune is None:
+            return {}
+        return {
+            place.label: {
+                str(value): mean_of(runs, tune.measure)
+                for value, runs in zip(tune.values, self.plan.trials(place, self.chosen), strict=True)
+            }
+            for place in places
+            if place.label in self.chosen
         }
 
     def _differences(self, number: int) -> dict[str, Any]:
@@ -325,7 +340,10 @@ def markdown(findings: Findings, failures: Sequence[str]) -> str:
         tune = plan.study.tune
         assert tune is not None
         text += [f"## {tune.key}, chosen by {tune.measure} on seeds {', '.join(map(str, tune.seeds))}", ""]
-        text += [f"- {place}: {value}" for place, value in findings.chosen.items()]
+        text += [_line(["stage", "chosen", *map(str, tune.values)]), _line(["---"] + ["---:"] * (len(tune.values) + 1))]
+        for place, means in findings.tuning().items():
+            shown = (f"{100 * mean:.1f}" for mean in means.values())
+            text.append(_line([place, str(findings.chosen[place]), *shown]))
         text += [""]
     if failures:
         text += ["## Not finished", "", *(f"- {name}" for name in failures), ""]

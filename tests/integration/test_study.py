@@ -210,6 +210,8 @@ def test_only_some_arms_and_the_better_value(tmp_path: Path) -> None:
     assert "sparse/1-sparse: evaluation.max_new_tokens=24 (pass@4 1: 0.0 %" in output
     found = json.loads((tmp_path / "study/study.json").read_text())
     assert found["tuned"] == {"sparse/1-sparse": 24}
+    assert found["tuning"]["sparse/1-sparse"]["1"] == 0.0 < found["tuning"]["sparse/1-sparse"]["24"]
+    assert "| sparse/1-sparse | 24 | 0.0 |" in (tmp_path / "study/study.md").read_text()
     assert found["arms"]["process"] == []
     config = yaml.safe_load((tmp_path / "study/sparse/seed-0/1-sparse/config.yaml").read_text())
     assert config["evaluation"]["max_new_tokens"] == 24

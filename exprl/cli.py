@@ -207,7 +207,7 @@ def run_study(options: argparse.Namespace) -> None:
         Console(stderr=True).print(f"{error}; start the same command again to go on", highlight=False)
         raise SystemExit(error.exit_code) from None
     if failures:
-        names = ", ".join(failure.run.name for failure in failures)
+        names = ", ".join(failure.name for failure in failures)
         Console(stderr=True).print(f"not finished: {_escaped(names)}", highlight=False, soft_wrap=True)
         raise SystemExit(1)
 

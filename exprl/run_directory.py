@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _step_of(line: str) -> int | None:
         return None  # the last line of a killed run may be half written
 
 
-def differences(old: str, new: str) -> list[str]:
+def differences(old: str, new: str, free: Sequence[str] = FREE) -> list[str]:
     """Where two configs differ, as `key: old -> new`, apart from keys that change nothing of what a step computes.
 
     >>> differences("{seed: 0, trainer: {max_steps: 1}}", "{seed: 1, trainer: {max_steps: 2}}")
@@ -121,7 +121,7 @@ def differences(old: str, new: str) -> list[str]:
     return [
         f"{key}: {before.get(key, '(nothing)')} -> {after.get(key, '(nothing)')}"
         for key in {**before, **after}
-        if before.get(key) != after.get(key) and key not in FREE
+        if before.get(key) != after.get(key) and key not in free
     ]
 
 

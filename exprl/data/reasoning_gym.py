@@ -13,6 +13,7 @@ from exprl.data.base import ProblemSource
 from exprl.data.files import require
 from exprl.errors import DataError, did_you_mean
 from exprl.registry import SOURCES
+from exprl.seeding import derive_seed
 from exprl.types import Hidden, Problem, Question, Scaffold
 
 TEST_ONE_IN = 5
@@ -97,10 +98,9 @@ class ReasoningGymSource(ProblemSource):
             raise DataError(
                 f"source 'reasoning_gym': unknown task {options.task!r}. {did_you_mean(options.task, DATASETS)}"
             )
+        seed = derive_seed(options.seed, "reasoning_gym") % 2**31  # its item i of seed s is item 0 of seed s + i
         try:
-            made = create_dataset(
-                options.task, seed=options.seed, size=options.count * SEARCH_FACTOR, **options.options
-            )
+            made = create_dataset(options.task, seed=seed, size=options.count * SEARCH_FACTOR, **options.options)
         except (TypeError, AssertionError, ValueError) as error:
             raise DataError(f"source 'reasoning_gym': task {options.task!r}: options: {error}") from error
         return iter(made)

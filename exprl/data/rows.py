@@ -15,6 +15,9 @@ from exprl.types import Hidden, Problem, Question, Scaffold
 T = TypeVar("T")
 Row = Mapping[str, Any]
 
+MISSING = object()
+""""No such column", as None is a cell's value."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -26,6 +29,11 @@ class Columns:
     id: str | None = option(None, "a unique name; null: file name and row number")
     domain: str | None = option(None, "routes to a reward or verifier; null: every row is math")
     steps: str | None = option(None, "list of the reference's intermediate results; null: the rows have none")
+    partial: bool = option(False, "a row may lack reference, answer, domain or steps, or have null; else an error")
+
+
+MINED_COLUMNS = Columns(id="id", domain="domain", steps="steps", partial=True)
+"""Those of a data set that `exprl mine` wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +85,12 @@ def to_problem(row: Row, columns: Columns, where: str, default_id: str) -> Probl
     """One row as a `Problem`; raises `DataError` naming `where` and the column."""
     reference = _optional_text(row, columns, "reference", where)
     answer = _optional_text(row, columns, "answer", where)
+    steps = _steps(row, columns, where)
     problem_id = _optional_text(row, columns, "id", where) or default_id
     scaffold = Scaffold(
         reference=Hidden(reference) if reference is not None else None,
         answer=Hidden(answer) if answer is not None else None,
-        steps=Hidden(_steps(row, columns.steps, where)) if columns.steps is not None else None,
+        steps=Hidden(steps) if steps is not None else None,
     )
     question = Question(problem_id=problem_id, text=_text(row, columns.question, "question", where))
     domain = _optional_text(row, columns, "domain", where)
@@ -89,8 +98,17 @@ def to_problem(row: Row, columns: Columns, where: str, default_id: str) -> Probl
 
 
 def _optional_text(row: Row, columns: Columns, role: str, where: str) -> str | None:
-    column = getattr(columns, role)
+    column = _column(row, columns, role)
     return None if column is None else _text(row, column, role, where)
+
+
+def _column(row: Row, columns: Columns, role: str) -> str | None:
+    """The column that the row must have something in for this role, if any."""
+    column: str | None = getattr(columns, role)
+    if column is None or role == "id" or not columns.partial:
+        return column
+    value = _find(row, column)
+    return None if value is None or value is MISSING else column
 
 
 def _text(row: Row, column: str, role: str, where: str) -> str:
@@ -109,7 +127,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _steps(row: Row, column: str, where: str) -> tuple[str, ...]:
+def _steps(row: Row, columns: Columns, where: str) -> tuple[str, ...] | None:
+    column = _column(row, columns, "steps")
+    if column is None:
+        return None
     value = _lookup(row, column, "steps", where)
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(s, str) and s.strip() for s in value):
         raise DataError(
@@ -119,13 +140,20 @@ def _steps(row: Row, column: str, where: str) -> tuple[str, ...]:
 
 
 def _lookup(row: Row, column: str, role: str, where: str) -> Any:
+    value = _find(row, column)
+    if value is MISSING:
+        choices = did_you_mean(column, map(str, row))
+        raise DataError(f"{where}: no column {column!r} for the {role}. {choices} {_way_out(role)}")
+    return value
+
+
+def _find(row: Row, column: str) -> Any:
     if column in row:
         return row[column]
     value: Any = row
     for key in column.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            choices = did_you_mean(column, map(str, row))
-            raise DataError(f"{where}: no column {column!r} for the {role}. {choices} {_way_out(role)}")
+            return MISSING
         value = value[key]
     return value
 

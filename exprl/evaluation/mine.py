@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from rich.table import Table
 
 from exprl import config as configuration
 from exprl.build import Build
+from exprl.data.datamodule import fingerprint, first_difference
+from exprl.data.rows import MINED_COLUMNS, Columns
 from exprl.errors import ConfigError, DataError
 from exprl.experiment import Experiment
 from exprl.progress import Advance
@@ -48,9 +50,10 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """How often a problem was solved."""
+    """How often a problem was solved; the hash of its content tells whether it is still the same problem."""
 
     id: str
+    content: str
     samples: int
     correct: int
 
@@ -127,6 +130,7 @@ def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console
     build.verifier.check(problems)
     build.check_lengths(problems, build.evaluation_sampling.max_new_tokens)
     counts = files.finished()
+    check_same(problems, counts)
     counts = counts[: len(counts) // BATCH * BATCH] if len(counts) < len(problems) else counts
     write_text(files.counts, "".join(f"{json.dumps(vars(count))}\n" for count in counts))
     write_rows(files.dataset, problems, counts, rates)
@@ -138,8 +142,19 @@ def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console
     console.print(histogram_table(counts))
     console.print(f"{summary['kept']} of {summary['problems']} problems kept: {files.dataset}", soft_wrap=True)
     if summary["kept"]:
-        console.print(f"data.train: {reading(problems, files.dataset)}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"data.train: {reading(files.dataset)}", highlight=False, soft_wrap=True, markup=False)
     return counts
+
+
+def check_same(problems: Sequence[Problem], counts: Sequence[Count]) -> None:
+    """Raise `DataError` where the source has other problems than were counted."""
+    counted = {count.id: count.content for count in counts}
+    now = fingerprint(problems[: len(counts)])
+    found = first_difference(counted, now)
+    if found:
+        raise DataError(
+            f"data.train: the source has changed since its problems were counted ({found}). Choose another --output."
+        )
 
 
 def sample(build: Build, problems: Sequence[Problem], counts: list[Count], files: Files, rates: Rates) -> list[Count]:
@@ -169,7 +184,11 @@ def count_batch(build: Build, batch: Sequence[Problem], start: int, advance: Adv
     for index, rollout in build.engine.generate(prompts, seeded):
         correct[index] += build.verifier.verify(batch[index], rollout.text)
         advance(1)
-    return [Count(id=p.id, samples=sampling.n, correct=correct[index]) for index, p in enumerate(batch)]
+    contents = fingerprint(batch)
+    return [
+        Count(id=p.id, content=contents[p.id], samples=sampling.n, correct=correct[index])
+        for index, p in enumerate(batch)
+    ]
 
 
 # ------------------------------------------------------------------ the data set
@@ -194,13 +213,8 @@ def row(problem: Problem, count: Count) -> dict[str, Any]:
 
 
 def kept_rows(problems: Sequence[Problem], counts: Sequence[Count], rates: Rates) -> Iterator[dict[str, Any]]:
-    """The rows within `rates`; raises `DataError` where the source has other problems than were counted."""
-    for problem, count in zip(problems, counts, strict=False):  # what is not counted yet comes later
-        if problem.id != count.id:
-            raise DataError(
-                f"data.train: has problem {problem.id!r} where {count.id!r} was counted, so the source has changed. "
-                "Choose another --output."
-            )
+    """The rows within `rates` of the problems counted so far."""
+    for problem, count in zip(problems, counts, strict=False):
         if rates.keep(count):
             yield row(problem, count)
 
@@ -216,18 +230,12 @@ def append_rows(path: Path, problems: Sequence[Problem], counts: Sequence[Count]
         append_line(path, line)
 
 
-def reading(problems: Sequence[Problem], path: Path) -> str:
-    """The YAML that reads the data set back, with every column that all problems have.
-
-    A column that only some have is left out, as the source wants a column in every row.
-    """
-    has = {
-        "reference": all(problem.scaffold.reference is not None for problem in problems),
-        "answer": all(problem.scaffold.answer is not None for problem in problems),
-        "steps": all(problem.scaffold.steps is not None for problem in problems),
-    }
-    columns = ["id: id", "domain: domain", *(f"{name}: {name if has[name] else 'null'}" for name in has)]
-    return f"{{name: jsonl, path: {path}, columns: {{{', '.join(columns)}}}}}"
+def reading(path: Path) -> str:
+    """The YAML that reads the data set back."""
+    columns = {f.name: getattr(MINED_COLUMNS, f.name) for f in fields(Columns)}
+    told = {name: value for name, value in columns.items() if value != getattr(Columns(), name)}
+    shown = ", ".join(f"{name}: {json.dumps(value)}" for name, value in told.items())
+    return f"{{name: jsonl, path: {path}, columns: {{{shown}}}}}"
 
 
 # ------------------------------------------------------------------ the summary
@@ -236,7 +244,7 @@ def reading(problems: Sequence[Problem], path: Path) -> str:
 def histogram(counts: Sequence[Count]) -> dict[str, int]:
     """Problems by solve rate: never, in ten equal parts, and always.
 
-    >>> histogram([Count(id="a", samples=4, correct=0), Count(id="b", samples=4, correct=1)])["0.2 to 0.3"]
+    >>> histogram([Count(id="a", content="", samples=4, correct=1)])["0.2 to 0.3"]
     1
     """
     inner = {f"{low / BINS:.1f} to {(low + 1) / BINS:.1f}": 0 for low in range(BINS)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from exprl.errors import DataError
@@ -16,6 +17,7 @@ from exprl.study.plots import write_plots
 from exprl.study.results import collect, markdown, mean_of, measures_of, rich_table, table_numbers
 from exprl.study.runner import Devices, Failure, Runner, locked
 from exprl.study.runs import MiningRun, Run, with_parents
+from exprl.study.schema import TuneConfig
 
 
 def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console) -> list[Failure]:
@@ -29,29 +31,30 @@ def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console
     """
     arms = list(only) or list(plan.arms)
     with locked(plan.folder, console.print) as lock:
-        plan.claim()
+        plan.note()
         runner = Runner(devices, console, lock)
         failures = runner.execute(plan.mining_runs(arms), "mining")
         if failures:
             return failures
         check_kept(plan.mining_runs(arms))
         chosen, failures = tune(plan, arms, runner, console)
-        runs = [plan.run(p, s, chosen) for s in plan.study.seeds for p in runnable(plan, arms, chosen)]
-        failures += runner.execute(runs, "study")
+        places, dropped = split_runnable(plan, arms, chosen)
+        runs = [plan.run(place, seed, chosen) for seed in plan.study.seeds for place in places]
+        failures += [*dropped, *runner.execute(runs, "study")]
         report(plan, chosen, failures, console)
     return failures
 
 
 def check_kept(runs: Sequence[MiningRun]) -> None:
-    """Raise `DataError` where mining kept nothing."""
+    """Raise `DataError` where mining kept too few problems to train on, or none to evaluate on."""
     for run in runs:
         summary = json.loads(run.result.read_text())
-        if not summary["kept"]:
+        if summary["kept"] < run.needs:
             low, high = summary["rates"]
             raise DataError(
-                f"mine: none of {summary['problems']} problems has a solve rate from {low} to {high} in "
-                f"{summary['samples_per_problem']} samples (histogram: {run.result}). Widen the rates, or change the "
-                "problems."
+                f"mine: {summary['kept']} of {summary['problems']} problems have a solve rate from {low} to {high} in "
+                f"{summary['samples_per_problem']} samples (histogram: {run.result}), but a step needs {run.needs}. "
+                "Widen the rates, or give it other or more problems."
             )
 
 
@@ -70,30 +73,44 @@ def tune(plan: Plan, arms: Sequence[str], runner: Runner, console: Console) -> t
         failures += runner.execute(wanted, "tuning")
         for place in places:
             if all(run.finished for runs in trials[place.label] for run in runs):
-                means = [mean_of(runs, options.measure) for runs in trials[place.label]]
-                best = max(range(len(means)), key=means.__getitem__)
-                chosen[place.label] = options.values[best]
-                shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in zip(options.values, means, strict=True))
-                line = f"{place.label}: {options.key}={options.values[best]} ({options.measure} {shown})"
-                console.print(line, highlight=False, soft_wrap=True)
+                chosen[place.label] = best(place, options, trials[place.label], console)
     return chosen, failures
 
 
-def runnable(plan: Plan, arms: Sequence[str], chosen: dict[str, Any]) -> list[Place]:
-    """The places of these arms that have all their tuned values."""
+def best(place: Place, options: TuneConfig, trials: Sequence[Sequence[Run]], console: Console) -> Any:
+    """The value whose runs have the best mean; raises `DataError` where there is no such figure."""
+    means = [mean_of(runs, options.measure) for runs in trials]
+    if not np.isfinite(means).all():
+        raise DataError(
+            f"tune.measure: {options.measure!r} has no value for {trials[0][0].name}. The problems have no `steps`, "
+            "which progress counts; choose pass@k."
+        )
+    value = options.values[int(np.argmax(means))]
+    shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in zip(options.values, means, strict=True))
+    line = f"{place.label}: {options.key}={value} ({options.measure} {shown})"
+    console.print(line, highlight=False, soft_wrap=True)
+    return value
+
+
+def split_runnable(plan: Plan, arms: Sequence[str], chosen: dict[str, Any]) -> tuple[list[Place], list[Failure]]:
+    """The places of these arms that have all their tuned values, and those that cannot be run for want of one."""
     tuned = {place.label for group in plan.tuned_places(arms) for place in group if place.number}
     places: list[Place] = []
+    dropped: list[Failure] = []
     for place in plan.places(arms):
         if (place.label in chosen or place.label not in tuned) and (place.parent is None or place.parent in places):
             places.append(place)
-    return places
+        else:
+            reason = "not started: a run that tunes it, or a stage before it, failed"
+            dropped.append(Failure(name=place.label, reason=reason))
+    return places, dropped
 
 
 def report(plan: Plan, chosen: dict[str, Any], failures: Sequence[Failure], console: Console) -> None:
     """`study.json`, `study.md`, plots, and the tables on the console."""
     findings = collect(plan, chosen)
     write_json(plan.folder / "study.json", findings.to_json())
-    write_text(plan.folder / "study.md", markdown(findings, [failure.run.name for failure in failures]))
+    write_text(plan.folder / "study.md", markdown(findings, [failure.name for failure in failures]))
     if not findings.entries:
         console.print("no run has finished", highlight=False)
         return

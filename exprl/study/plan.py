@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import yaml
 from exprl import config as configuration
 from exprl.component import Choice
 from exprl.data.jsonl import JsonLinesSource
-from exprl.data.rows import Columns
-from exprl.errors import ConfigError, RunDirectoryError, did_you_mean
-from exprl.experiment import EvaluationConfig, Experiment
-from exprl.run_directory import differences, write_text
+from exprl.data.rows import MINED_COLUMNS
+from exprl.errors import ConfigError, did_you_mean
+from exprl.experiment import Experiment
+from exprl.run_directory import write_text
 from exprl.study.runs import EvaluationRun, MiningRun, Run, TrainingRun
-from exprl.study.schema import Node, Study, load_study
+from exprl.study.schema import Node, Study, TuneConfig, load_study
 
 PREVIOUS = "(the previous stage)"
 
@@ -62,15 +63,18 @@ class Plan:
     Args:
         study: the validated YAML.
         file: where it lies; its name names the folder, and `experiment` is relative to it.
+        layers: the YAML unmerged: the files it `extends`, itself, and the command line's overrides.
     """
 
     study: Study
     file: Path
+    layers: Sequence[Node]
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Plan:
         """Read and check; raises `ConfigError` naming the key."""
-        plan = cls(load_study(path, list(overrides)), Path(path))
+        layers = [*configuration.load_layers(path), configuration.parse_overrides(list(overrides))]
+        plan = cls(load_study(layers), Path(path), layers)
         plan.check()
         return plan
 
@@ -82,7 +86,7 @@ class Plan:
         return Path(self.study.study_dir) if self.study.study_dir else Path("runs") / self.file.stem
 
     @cached_property
-    def layers(self) -> list[Node]:
+    def base(self) -> list[Node]:
         """The experiment's YAML, unmerged, so that swapping a component's name works as everywhere."""
         return configuration.load_layers(self.file.parent / self.study.experiment)
 
@@ -127,8 +131,7 @@ class Plan:
         assert self.study.tune is not None
         before = place.parent
         parent = self.tuning_run(before, chosen[before.label], seed, chosen) if before else None
-        slug = "".join(c if c.isalnum() or c in "._-+" else "_" for c in json.dumps(value).strip('"'))
-        name = f"tune/{place.label}/{slug}/seed-{seed}"
+        name = f"tune/{place.label}/{slug(value)}/seed-{seed}"
         return self._run(place, name, parent, self._option(value), seed, self.study.tune.overrides)
 
     def trials(self, place: Place, chosen: Chosen) -> list[list[Run]]:
@@ -151,18 +154,38 @@ class Plan:
         """What `mine` has to sample before anything else: each source that these arms read, once."""
         if self.study.mine is None:
             return []
-        places, tune = self.places(arms), self.study.tune
-        experiments = [self._example(place) for place in places]
-        if tune is not None:
-            experiments += [self._example(place, tune.overrides) for place in places if place.number]
-        sources = [s for e in experiments for s in (e.data.train, e.evaluation.source) if s is not None]
-        runs = [self._mining_run(source) for source in sources]
-        return list({run.name: run for run in runs}.values())
+        runs: dict[str, MiningRun] = {}
+        for experiment in self._every_example(arms):
+            for source, needs in (
+                (experiment.data.train, experiment.data.prompts_per_step),
+                (experiment.evaluation.source, 1),
+            ):
+                if source is not None:
+                    run = self._mining_run(source, needs)
+                    known = runs.setdefault(run.name, run)
+                    runs[run.name] = run if needs > known.needs else known
+        return list(runs.values())
 
-    def _mining_run(self, source: Choice) -> MiningRun:
-        """The initial policy, that of the first seed, on one source; its name depends on the source's options."""
-        assert self.study.mine is not None
-        initial = self._example(Place(arm="", number=0, stage=None, parent=None))
+    def _every_example(self, arms: Iterable[str]) -> Iterator[Experiment]:
+        """What each run of these arms is told, also those that tune, but for the run it starts from."""
+        tune, places = self.study.tune, self.places(arms)
+        for place, seed in product(places, self.study.seeds):
+            yield self._example(place, seed=seed)
+        for group in self.tuned_places(arms):
+            assert tune is not None
+            for place, seed, value in product(group, tune.seeds, tune.values):
+                if place.number:
+                    yield self._example(place, self._option(value), tune.overrides, seed=seed)
+
+    @cached_property
+    def _initial(self) -> Experiment:
+        """The initial policy's, with the first seed."""
+        return self._example(Place(arm="", number=0, stage=None, parent=None))
+
+    def _mining_run(self, source: Choice, needs: int = 1) -> MiningRun:
+        """The initial policy, that of the first seed, on one source; its name depends on all that it computes."""
+        initial, rates = self._initial, self.study.mine
+        assert rates is not None
         experiment = Experiment(
             seed=initial.seed,
             plugins=initial.plugins,
@@ -171,12 +194,12 @@ class Plan:
             data=replace(initial.data, train=source),
             rollout=initial.rollout,
             verifier=initial.verifier,
-            evaluation=EvaluationConfig(samples_per_prompt=self.study.mine.samples, k=(1,)),
-            trainer=initial.trainer,
+            evaluation=replace(initial.evaluation, source=None, samples_per_prompt=rates.samples, k=(1,), every=0),
         )
-        digest = hashlib.sha256(f"{source.name} {source.config}".encode()).hexdigest()[:8]
-        name = f"mined/{source.name}-{digest}"
-        return MiningRun(name=name, directory=self.folder / name, experiment=experiment, rates=self.study.mine)
+        content = f"{configuration.to_yaml(experiment)} {rates}"
+        name = f"mined/{source.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        experiment = replace(experiment, trainer=initial.trainer)
+        return MiningRun(name=name, directory=self.folder / name, experiment=experiment, rates=rates, needs=needs)
 
     def _mined(self, experiment: Experiment) -> Experiment:
         """The experiment with the problems that `mine` kept instead of all."""
@@ -192,9 +215,7 @@ class Plan:
     def _kept(self, source: Choice | None) -> Choice | None:
         if source is None:
             return None
-        columns = Columns(id="id", domain="domain", steps="steps")
-        path = str(self._mining_run(source).dataset)
-        config = JsonLinesSource.Config(path=path, columns=columns)
+        config = JsonLinesSource.Config(path=str(self._mining_run(source).dataset), columns=MINED_COLUMNS)
         return Choice(name="jsonl", config=config, cls=JsonLinesSource)
 
     def _run(
@@ -214,13 +235,14 @@ class Plan:
 
     def _experiment(self, place: Place, starts_from: str | None, seed: int, layers: list[Node]) -> Experiment:
         """What a place is told; a later stage's model is the run before it, whatever the first began with."""
-        stage = self.study.stages[place.stage] if place.stage is not None else {}
+        overrides = [layer.get("overrides") or {} for layer in self.layers]
+        stage = [(layer.get("stages") or {}).get(place.stage) or {} for layer in self.layers]
         start: Node = {}
         if starts_from is not None:
             start = {"model": {"name": "pretrained", "path": starts_from, "gguf_file": None}}
         own = [*layers, {"seed": seed}, start]
         try:
-            return configuration.from_layers(Experiment, [*self.layers, self.study.overrides, stage, *own])
+            return configuration.from_layers(Experiment, [*self.base, *overrides, *stage, *own])
         except ConfigError as error:
             where = f"stages.{place.stage}" if place.stage is not None else "overrides"
             raise ConfigError(f"{where}.{error}") from error
@@ -233,27 +255,35 @@ class Plan:
         return dict(node)
 
     def _identity(self, place: Place) -> str:
-        return configuration.to_yaml(self._example(place))
+        return "\n".join(configuration.to_yaml(self._example(place, seed=seed)) for seed in self.study.seeds)
 
-    def _example(self, place: Place, *layers: Node) -> Experiment:
-        """A place's experiment with the first seed, before there is anything to start from."""
-        return self._experiment(place, PREVIOUS if place.parent else None, self.study.seeds[0], list(layers))
+    def _example(self, place: Place, *layers: Node, seed: int | None = None) -> Experiment:
+        """A place's experiment before there is anything to start from; by default with the first seed."""
+        seed = self.study.seeds[0] if seed is None else seed
+        return self._experiment(place, PREVIOUS if place.parent else None, seed, list(layers))
 
     # ------------------------------------------------------------------ checks
 
     def check(self) -> None:
         """Validate every place's experiment; raises `ConfigError` naming the stage and the key."""
-        tune = self.study.tune
+        held_out = None
         for place in self.places(self.arms):
-            experiment = self._example(place)
             where = f"stages.{place.stage}." if place.stage is not None else ""
-            if experiment.evaluation.source is None:
-                raise ConfigError(
-                    f"{where}evaluation.source: required in a study, but missing: arms are compared by it."
-                )
-            self._check_references(place, experiment)
-            if tune is not None and place.number:
-                self._check_tuned(place, experiment)
+            for seed in self.study.seeds:
+                source = self._example(place, seed=seed).evaluation.source
+                if source is None:
+                    raise ConfigError(
+                        f"{where}evaluation.source: required in a study, but missing: arms are compared by it."
+                    )
+                held_out = held_out or source
+                if source != held_out:
+                    raise ConfigError(
+                        f"{where}evaluation.source: must be one for all stages and seeds, since arms are compared "
+                        f"problem by problem, but is {source} beside {held_out}."
+                    )
+            self._check_references(place, self._example(place))
+        if self.study.tune is not None:
+            self._check_tuned(self.study.tune)
 
     def _check_references(self, place: Place, experiment: Experiment) -> None:
         """A later stage sees references only where its own options ask for it, never by what it inherits."""
@@ -274,19 +304,22 @@ class Plan:
                     f"one, for example {key}: {{name: {harmless[key]}}}."
                 )
 
-    def _check_tuned(self, place: Place, experiment: Experiment) -> None:
-        tune = self.study.tune
-        assert tune is not None
-        measures = [f"pass@{k}" for k in experiment.evaluation.k]
-        if tune.measure not in (*measures, "progress"):
-            raise ConfigError(
-                f"tune.measure: {tune.measure!r} is not measured. Choose {', '.join(measures)} or progress."
-            )
-        for value in tune.values:
-            try:
-                self._example(place, self._option(value), tune.overrides)
-            except ConfigError as error:
-                raise ConfigError(f"tune: {tune.key}={value!r} with {error}") from error
+    def _check_tuned(self, tune: TuneConfig) -> None:
+        if len({slug(value) for value in tune.values}) < len(tune.values):
+            raise ConfigError(f"tune.values: {tune.values} must differ, also as the names of their folders.")
+        for group in self.tuned_places(self.arms):
+            for place, value in product(group, tune.values):
+                if not place.number:
+                    continue
+                try:
+                    experiment = self._example(place, self._option(value), tune.overrides, seed=tune.seeds[0])
+                except ConfigError as error:
+                    raise ConfigError(f"tune: {tune.key}={value!r} with {error}") from error
+                measures = [f"pass@{k}" for k in experiment.evaluation.k]
+                if tune.measure not in (*measures, "progress"):
+                    raise ConfigError(
+                        f"tune.measure: {tune.measure!r} is not measured. Choose {', '.join(measures)} or progress."
+                    )
 
     def check_arms(self, arms: Iterable[str]) -> None:
         """Raise `ConfigError` for an arm that is not there."""
@@ -294,21 +327,14 @@ class Plan:
             if arm not in self.arms:
                 raise ConfigError(f"--only: unknown arm {arm!r}. {did_you_mean(arm, self.arms)}")
 
-    def claim(self) -> None:
-        """Write `study.yaml`, or compare with the one there; raises `RunDirectoryError` naming the difference."""
-        path = self.folder / "study.yaml"
-        if not path.is_file():
-            write_text(path, self.text)
-            return
-        found = differences(path.read_text(), self.text)
-        if found:
-            raise RunDirectoryError(
-                f"study_dir {self.folder} holds another study ({'; '.join(found)}). Start that, or set study_dir=..."
-            )
-
-    @property
-    def text(self) -> str:
-        """The study and its experiment as YAML, without the folder."""
+    def note(self) -> None:
+        """Write `study.yaml`: the study and its experiment, without the folder."""
         node = configuration.to_node(replace(self.study, study_dir=None))
-        layers = {f"layer {number}": layer for number, layer in enumerate(self.layers, start=1)}
-        return str(yaml.safe_dump({**node, "experiment": layers}, sort_keys=False, allow_unicode=True))
+        layers = {f"layer {number}": layer for number, layer in enumerate(self.base, start=1)}
+        text = yaml.safe_dump({**node, "experiment": layers}, sort_keys=False, allow_unicode=True)
+        write_text(self.folder / "study.yaml", text)
+
+
+def slug(value: Any) -> str:
+    """A tuned value as the name of a folder."""
+    return "".join(c if c.isalnum() or c in "._-+" else "_" for c in json.dumps(value).strip('"'))

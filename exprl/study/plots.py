@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exprl.run_directory import write_text
-from exprl.study.results import CURVES, Entry, Findings, crossed_bootstrap, curve
+from exprl.study.results import CURVES, Entry, Findings, curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
 COLUMNS = 3
-RESAMPLES = 2000  # a band takes fewer than a table's figure
 
 
 def powers_of_two(entries: list[Entry]) -> list[int]:
@@ -41,8 +40,7 @@ def pass_figure(findings: Findings, number: int) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for entry in entries:
-        values = [entry.values(f"pass@{k}", list(entry.results)) for k in ks]
-        bands = [crossed_bootstrap(value, resamples=RESAMPLES) for value in values]
+        bands = [entry.interval(f"pass@{k}") for k in ks]
         color = color_of(findings, entry)
         axes.plot(ks, [band.mean for band in bands], color=color, marker="o", markersize=3, label=entry.arm)
         low, high = [band.low for band in bands], [band.high for band in bands]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.table import Table
 
 from exprl.errors import DataError
@@ -20,41 +19,7 @@ from exprl.evaluation.table import LABELS
 from exprl.run_directory import RunDirectory
 from exprl.study.plan import Chosen, Place, Plan
 from exprl.study.runs import Run
-
-Array = npt.NDArray[np.float64]
-
-CHUNK = 512  # resamples computed at a time: bounds memory with many problems
-
-
-def crossed_bootstrap(values: Array, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Interval:
-    """Percentile interval of the mean over seeds and problems, both resampled (Owen 2007, the pigeonhole bootstrap).
-
-    Each resample draws S seeds and, apart from them, P problems, with replacement, and takes the mean over all pairs of
-    the two. So what a lucky seed gives to all problems, and what an easy problem gives to all seeds, widens the
-    interval; it is rather too wide than too narrow. For a paired difference give the difference of two arms, seed by
-    seed and problem by problem. With one seed only the problems count: the interval then says nothing of other seeds.
-
-    Args:
-        values: [S, P] one value a seed and problem.
-        seed: makes the interval repeatable.
-        resamples: how often both are drawn.
-        level: the interval's coverage.
-
-    Raises:
-        ValueError: no values, or one is not finite.
-    """
-    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"needs one finite value a seed and problem, but got an array of shape {values.shape}")
-    generator = np.random.default_rng(seed)
-    seeds, problems = values.shape
-    means = []
-    for start in range(0, resamples, CHUNK):
-        size = min(CHUNK, resamples - start)
-        by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
-        by_problem = generator.multinomial(problems, np.full(problems, 1 / problems), size=size)
-        means.append(((by_seed @ values) * by_problem).sum(1) / values.size)
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(low=float(low), high=float(high), mean=float(values.mean()))
+from exprl.study.statistics import Array, interval_95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +43,16 @@ class Entry:
         return np.stack([self.results[seed].per_problem(measure) for seed in seeds])
 
     def interval(self, measure: str) -> Interval:
-        """Mean with its interval over seeds and problems."""
-        return crossed_bootstrap(self.values(measure, list(self.results)))
+        """Mean with its interval over seeds and problems, within what a share can be."""
+        found = interval_95(self.values(measure, list(self.results)))
+        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
     def difference(self, baseline: Entry, measure: str) -> Interval | None:
         """Paired difference to a baseline over the seeds that both have; None where they share none."""
         seeds = [seed for seed in self.results if seed in baseline.results]
         if not seeds or baseline.arm == self.arm:
             return None
-        return crossed_bootstrap(self.values(measure, seeds) - baseline.values(measure, seeds))
+        return interval_95(self.values(measure, seeds) - baseline.values(measure, seeds))
 
     @property
     def measures(self) -> list[str]:
@@ -115,10 +81,12 @@ class Findings:
         return [entry for stage in self.stages.values() for entry in stage]
 
     def baseline_of(self, number: int) -> Entry | None:
-        """The baseline after as many stages, or after its last one."""
+        """The baseline after as many stages, or after its last one if it has fewer; None while that has no result."""
         name = self.plan.study.baseline
-        found = [e for e in self.entries if e.arm == name and e.place.number <= number]
-        return found[-1] if found else None
+        if name is None:
+            return None
+        wanted = min(number, self.plan.arms[name][-1].number)
+        return next((e for e in self.entries if e.arm == name and e.place.number == wanted), None)
 
     def shown(self, number: int) -> list[Entry]:
         """The rows of a stage's table: the untouched policy, then every arm that has this stage, as the file orders."""
@@ -236,7 +204,7 @@ def mean_of(runs: Sequence[Run], measure: str) -> float:
 
 CURVES: Mapping[str, str] = {
     "update/entropy": "token entropy",
-    "update/kl": "KL to the initial policy",
+    "update/kl": "KL to the policy the stage began with",
     "outcome/unlocked_prompts": "unlocked prompts",
     "outcome/accuracy": "accuracy on training prompts",
     "reward/mean": "reward",
@@ -332,8 +300,9 @@ def markdown(findings: Findings, failures: Sequence[str]) -> str:
         for measure in measures_of(findings, number):
             text += matrix(findings, number, measure)
     text += [
-        "Means over seeds and problems; intervals are bootstrapped over both. A difference is paired, seed by seed and "
-        "problem by problem: an interval that excludes 0 is hardly the luck of these seeds and problems.",
+        "Means over seeds and problems. An interval is the wider reach of two: the bootstrap over both and, with more "
+        "than one seed, Student's t over the seeds' means. A difference is paired, seed by seed and problem by "
+        "problem.",
         "",
     ]
     if findings.chosen:

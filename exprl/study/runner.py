@@ -30,9 +30,9 @@ SHOWN_LINES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A run that did not finish, and why."""
+    """A run that did not finish, by name, and why."""
 
-    run: Run
+    name: str
     reason: str
 
 
@@ -58,13 +58,15 @@ class Devices:
     def environment(self, slot: int, outside: Mapping[str, str]) -> dict[str, str]:
         """The environment of the process in `slot`, within that of the study; more jobs than GPUs share them in turn.
 
+        A process that starts a rank for each of its GPUs gives each rank `OMP_NUM_THREADS`, so these share the cores.
+
         >>> Devices(jobs=2, gpus=("0", "1", "2", "3")).environment(1, {})["CUDA_VISIBLE_DEVICES"]
         '2,3'
         """
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
+        share = len(self.gpus) // self.jobs
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (self.jobs * max(1, share))))}
         if not self.gpus:
             return {**threads, **outside}
-        share = len(self.gpus) // self.jobs
         own = self.gpus[slot * share : (slot + 1) * share] or (self.gpus[slot % len(self.gpus)],)
         return {**threads, **outside, "CUDA_VISIBLE_DEVICES": ",".join(own)}
 
@@ -88,9 +90,12 @@ class Runner:
         """Run what is not finished, and first what it starts from; a failure stops only what starts from it.
 
         Raises:
+            RunDirectoryError: one of them, finished or not, was begun with other options; nothing was started.
             Interrupted: a signal asked the study to stop; its processes have saved their finished steps and ended.
         """
         needed = with_parents(runs)
+        for run in needed:
+            run.check()
         waiting = [run for run in needed if not run.finished]
         failed: dict[str, Failure] = {}
         count = len(needed)
@@ -102,7 +107,7 @@ class Runner:
                 while waiting or self._running:
                     waiting = self._start(waiting, failed)
                     for failure in self._ended(bar):
-                        failed[failure.run.name] = failure
+                        failed[failure.name] = failure
                     time.sleep(POLL if self._running else 0)
             except BaseException:
                 self._stop()
@@ -115,7 +120,7 @@ class Runner:
         for run in waiting:
             parent = run.parent
             if parent is not None and parent.name in failed:
-                failed[run.name] = Failure(run=run, reason=f"not started: {parent.name} failed")
+                failed[run.name] = Failure(name=run.name, reason=f"not started: {parent.name} failed")
             elif (parent is None or parent.finished) and len(self._running) < self._devices.jobs:
                 try:
                     self._launch(run)
@@ -160,7 +165,7 @@ class Runner:
         self._console.print(
             f"[bold red]{escape(run.name)} failed:[/] {escape(reason)}", highlight=False, soft_wrap=True
         )
-        return Failure(run=run, reason=reason)
+        return Failure(name=run.name, reason=reason)
 
     def _stop(self) -> None:
         """Let every process save and end; a second signal does not wait."""

@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exprl import config as configuration
+from exprl import run_directory
 from exprl.errors import RunDirectoryError
 from exprl.experiment import Experiment
 from exprl.run_directory import RunDirectory, differences, write_text
 from exprl.study.schema import MineConfig
+
+FREE = tuple(key for key in run_directory.FREE if key != "trainer.max_steps")
+"""What a study may change of runs that it has: where and how they are computed, not how long they train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +66,21 @@ class Run(ABC):
         names = [name for name in summary if name.startswith("pass@") or name == "progress"]
         return "  ".join(f"{name} {100 * summary[name]:.1f} %" for name in names)
 
-    def prepare(self) -> None:
-        """Write what the process reads; raises `RunDirectoryError` where a run with other options was begun."""
-        text = configuration.to_yaml(self.experiment)
+    def check(self) -> None:
+        """Raise `RunDirectoryError` where a run with other options was begun."""
         if not self.config.is_file():
-            write_text(self.config, text)
             return
-        found = differences(self.config.read_text(), text)
+        found = differences(self.config.read_text(), configuration.to_yaml(self.experiment), free=FREE)
         if found:
             raise RunDirectoryError(
-                f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it, or set study_dir=..."
+                f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it to run it anew, or set "
+                "study_dir=... to keep it."
             )
+
+    def prepare(self) -> None:
+        """Write what the process reads; raises as `check` does."""
+        self.check()
+        write_text(self.config, configuration.to_yaml(self.experiment))
 
 
 class TrainingRun(Run):
@@ -95,7 +103,7 @@ class TrainingRun(Run):
 
 
 class EvaluationRun(Run):
-    """The untouched initial policy, evaluated with a seed."""
+    """The untouched initial policy. A seed makes another run of it only where the model or the evaluation names one."""
 
     @property
     def arguments(self) -> list[str]:
@@ -110,9 +118,15 @@ class EvaluationRun(Run):
 
 @dataclass(frozen=True, kw_only=True)
 class MiningRun(Run):
-    """The initial policy on all problems of a source; what it keeps takes the source's place."""
+    """The initial policy on all problems of a source; what it keeps takes the source's place.
+
+    Attributes:
+        rates: which problems it keeps.
+        needs: how many it must keep for the study to go on.
+    """
 
     rates: MineConfig
+    needs: int
 
     @property
     def dataset(self) -> Path:

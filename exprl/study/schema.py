@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from exprl import config as configuration
@@ -98,13 +97,13 @@ RESERVED = ("tune", "mined", "tensorboard", "plots")
 """Folders of the study's own."""
 
 
-def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """A study from YAML with its `extends` chain; raises `ConfigError` naming the key.
+def load_study(layers: Sequence[Node]) -> Study:
+    """A study from what its file and those it `extends` hold, later ones winning; raises `ConfigError` naming the key.
 
     Interpolations stay as they are until a run's experiment is made, so `${seed}` means that run's.
     """
     node: Node = {}
-    for layer in [*configuration.load_layers(path), configuration.parse_overrides(overrides)]:
+    for layer in layers:
         node = deep_merge(node, layer)
     return configuration.validate(Study, node)
 

@@ -162,8 +162,9 @@ class TrainingRun:
         checkpoint, step = self.directory.latest_checkpoint(), 0
         if checkpoint is not None:
             step = int(checkpoint.stem.removeprefix("step-"))
-            if self.world.first:
-                self.directory.drop_lines_after(step)
+        if self.world.first:
+            self.directory.drop_lines_after(step)
+        if checkpoint is not None:
             self.console.print(f"resuming after step {step} from {checkpoint}")
         data = ExpRLDataModule(
             self.build.train_problems,

@@ -35,6 +35,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(straight: Path, tmp_path: Pa
     assert not list((folder / "checkpoints").glob("*.writing"))
 
 
+def test_killed_before_its_first_checkpoint_it_starts_over(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert execute(folder, "trainer.checkpoint_every=0", fault="kill:gradients:3").returncode == KILLED
+    assert not steps(folder)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "half a li')
+    assert execute(folder, "trainer.checkpoint_every=0").returncode == 0
+    assert_same_run(folder, straight)
+
+
 def test_sigterm_saves_the_finished_steps(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     stopped = execute(folder, "trainer.checkpoint_every=0", fault="terminate:judging:3")

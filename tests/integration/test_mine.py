@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from exprl.component import Choice
 from exprl.config import from_layers
 from exprl.engines.transformers import TransformersEngine
 from exprl.errors import ConfigError, DataError
@@ -33,9 +35,14 @@ ALL = Rates(0.0, 1.0)
 def rows(small: Any, tmp_path: Path) -> Any:
     """Mine the small world in batches of four; returns the rows written."""
 
-    def execute(name: str = "hard.jsonl", rates: Rates = ALL, *overrides: str) -> list[dict[str, Any]]:
+    def execute(
+        name: str = "hard.jsonl", rates: Rates = ALL, *overrides: str, train: Choice | None = None
+    ) -> list[dict[str, Any]]:
+        experiment = small(*overrides)
+        if train is not None:
+            experiment = replace(experiment, data=replace(experiment.data, train=train))
         with (tmp_path / "log").open("a") as log:
-            mine(small(*overrides), tmp_path / name, rates, console=Console(file=log, width=100))
+            mine(experiment, tmp_path / name, rates, console=Console(file=log, width=100))
         return read(tmp_path / name)
 
     return execute
@@ -55,11 +62,7 @@ def test_the_data_set_reads_back_whole(small: Any, rows: Any, tmp_path: Path) ->
     problems = small().data.train.build(Resources()).load()
     assert len(written) == len(problems) == 16
     assert any(0 < row["correct"] < row["samples"] for row in written)
-    printed = next(line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("data.train: "))
-    node = {"data": {"train": yaml.safe_load(printed.removeprefix("data.train: "))}, "model": {"path": "unused"}}
-    again = from_layers(Experiment, [node]).data.train
-    assert again is not None
-    assert again.build(Resources()).load() == problems
+    assert printed(tmp_path / "log").build(Resources()).load() == problems
 
 
 def test_the_counts_are_right(small: Any, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,10 +93,51 @@ def test_rates_choose_and_changing_them_samples_nothing(rows: Any, monkeypatch: 
     assert 0 < len(hard) < len(every)
 
 
-def test_batches_do_not_sample_alike(rows: Any) -> None:
-    # equal problems in the same place of two batches: equal random numbers would give equal counts in every batch
-    counts = [row["correct"] for row in rows("a.jsonl", ALL, "evaluation.samples_per_prompt=16")]
+def jsonl(path: Path, problems: list[dict[str, Any]], **columns: Any) -> Choice:
+    path.write_text("".join(f"{json.dumps(problem)}\n" for problem in problems))
+    return train_of({"name": "jsonl", "path": str(path), "columns": {"id": "id", **columns}})
+
+
+def train_of(node: dict[str, Any]) -> Choice:
+    source = from_layers(Experiment, [{"data": {"train": node}, "model": {"path": "unused"}}]).data.train
+    assert source is not None
+    return source
+
+
+def printed(log: Path) -> Choice:
+    """The source that the last line of the log says to read."""
+    line = [line for line in log.read_text().splitlines() if line.startswith("data.train: ")][-1]
+    return train_of(yaml.safe_load(line.removeprefix("data.train: ")))
+
+
+def test_batches_do_not_sample_alike(rows: Any, tmp_path: Path) -> None:
+    # one problem in every place: equal random numbers would give the same four counts in each of the four batches
+    one = rows("easy.jsonl", ALL, "data.train.steps=1", "data.train.count=4")[0]
+    train = jsonl(tmp_path / "same.jsonl", [{**one, "id": str(number)} for number in range(16)])
+    options = ("evaluation.samples_per_prompt=64", "evaluation.k=[1]")
+    counts = [row["correct"] for row in rows("a.jsonl", ALL, *options, train=train)]
     assert len({tuple(counts[start : start + 4]) for start in range(0, 16, 4)}) > 1
+
+
+@pytest.mark.parametrize("lacking", [{"steps"}, {"reference", "steps"}])
+def test_problems_that_lack_something_read_back(rows: Any, tmp_path: Path, lacking: set[str]) -> None:
+    # all but the first lack it, so the column is there, but not in every row
+    whole, *others = rows("whole.jsonl")
+    problems = [whole, *({key: value for key, value in row.items() if key not in lacking} for row in others)]
+    train = jsonl(tmp_path / "partial.jsonl", problems, steps="steps", partial=True)
+    written = rows("hard.jsonl", ALL, train=train)
+    assert [row.keys() for row in written] == [row.keys() for row in problems]
+    assert printed(tmp_path / "log").build(Resources()).load() == train.build(Resources()).load()
+
+
+def test_counts_of_other_problems_are_not_used(rows: Any, tmp_path: Path) -> None:
+    problems = rows("whole.jsonl")
+    rows("hard.jsonl", ALL, train=jsonl(tmp_path / "own.jsonl", problems))
+    changed = [problems[0], {**problems[1], "question": "another"}, *problems[2:]]
+    with pytest.raises(DataError, match=r"source has changed .*question, reference or answer of .*\(problem 2\)"):
+        rows("hard.jsonl", ALL, train=jsonl(tmp_path / "own.jsonl", changed))
+    with pytest.raises(DataError, match="16 problems then, 8 now"):
+        rows("hard.jsonl", ALL, train=jsonl(tmp_path / "own.jsonl", problems[:8]))
 
 
 @pytest.mark.parametrize("cut", ["between batches", "within a batch", "within a line", "before the rows"])
@@ -126,7 +170,7 @@ def test_another_experiment_or_file_is_refused(rows: Any, tmp_path: Path) -> Non
 
 
 def test_the_histogram_counts_every_problem_once() -> None:
-    counts = [Count(id=str(right), samples=20, correct=right) for right in range(21)]
+    counts = [Count(id=str(right), content="", samples=20, correct=right) for right in range(21)]
     assert histogram(counts) == {"0": 1, "0.0 to 0.1": 1, **{f"0.{n} to 0.{n + 1}": 2 for n in range(1, 9)}} | {
         "0.9 to 1.0": 2,
         "1": 1,

@@ -154,8 +154,9 @@ def test_started_again_it_runs_nothing(straight: tuple[Path, str], tmp_path: Pat
     study(folder.parent / "small.yaml")
     assert (folder / "study.json").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("log.txt")} == logs
-    refused = study(folder.parent / "small.yaml", "seeds=[0]", code=2)
-    assert "holds another study" in refused
+    refused = study(folder.parent / "small.yaml", "overrides.optimizer.lr=0.5", code=2)
+    assert "sparse/seed-0/1-sparse was begun with other options (optimizer.lr: 0.001 -> 0.5)" in refused
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("log.txt")} == logs
     assert "finished  process/seed-1/2-sparse" in study(folder.parent / "small.yaml", "--dry-run")
 
 
@@ -177,8 +178,26 @@ def test_killed_half_way_and_started_again_it_is_the_same(
     assert process.returncode == (-9 if number == signal.SIGKILL else 143), output
     assert ended(tmp_path)
     assert not (folder / "study.json").exists()
+    logs = [p.parent / "log.txt" for p in folder.rglob("summary.json")]
+    done = {log: log.stat().st_mtime_ns for log in logs}
+    assert done
     study(path, "--jobs", "2")
+    assert {log: log.stat().st_mtime_ns for log in logs} == done  # what was finished was not run again
+    resumed = [log for log in folder.rglob("log.txt") if "resuming after step" in log.read_text()]
+    assert not set(resumed) & set(logs)
     assert json.loads((folder / "study.json").read_text()) == json.loads((straight[0] / "study.json").read_text())
+
+
+def test_a_study_grows(tmp_path: Path) -> None:
+    path = write(tmp_path, seeds=[0], arms={"sparse": ["sparse"]})
+    study(path)
+    log = tmp_path / "study/sparse/seed-0/1-sparse/log.txt"
+    before = log.stat().st_mtime_ns
+    path = write(tmp_path, arms={"sparse": ["sparse"], "base": []})
+    study(path, "overrides.trainer.checkpoint_every=2")
+    assert log.stat().st_mtime_ns == before
+    found = json.loads((tmp_path / "study/study.json").read_text())
+    assert {arm: len(entries[0]["runs"]) for arm, entries in found["arms"].items()} == {"sparse": 2, "base": 2}
 
 
 def test_a_failing_arm_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -200,6 +219,14 @@ def test_a_failing_arm_does_not_stop_the_others(tmp_path: Path) -> None:
     assert found["arms"]["sparse"][0]["runs"][0]["seed"] == 0
     assert found["arms"]["base"][0]["stage"] is None
     assert "lost/seed-0/1-lost" in (tmp_path / "study/study.md").read_text()
+
+
+def test_an_arm_that_could_not_be_tuned_is_named(tmp_path: Path) -> None:
+    # the second value's model is not there, which only the run itself can find out
+    tune = {"key": "model.max_updates", "values": [400, 1], "seeds": [100], "measure": "pass@4"}
+    path = write(tmp_path, tune=tune, seeds=[0], arms={"sparse": ["sparse", "sparse"]})
+    output = study(path, code=1)
+    assert "not finished: tune/sparse/1-sparse/1/seed-100, sparse/1-sparse, sparse/2-sparse" in output
 
 
 def test_only_some_arms_and_the_better_value(tmp_path: Path) -> None:

@@ -398,7 +398,9 @@ class TestReasoningGym:
 
     def test_same_at_every_load_and_other_with_another_seed(self):
         assert load(name="reasoning_gym", count=20) == load(name="reasoning_gym", count=20)
-        assert load(name="reasoning_gym", count=20) != load(name="reasoning_gym", count=20, seed=1)
+        task = {"name": "reasoning_gym", "task": "chain_sum", "reference": None, "count": 50}
+        first, second = ({p.question.text for p in load(**task, seed=seed)} for seed in (0, 1))
+        assert len(first & second) < 5  # reasoning-gym itself would give the same but for one
 
     def test_splits_share_no_question_whatever_the_seed(self):
         task = {"name": "reasoning_gym", "task": "chain_sum", "reference": None, "options": {"max_digits": 1}}

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from exprl.errors import ConfigError, RunDirectoryError
+from exprl.errors import ConfigError, DataError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.pass_at_k import Interval, bootstrap
 from exprl.run_directory import write_json
+from exprl.study.command import check_kept
 from exprl.study.plan import Plan
-from exprl.study.results import collect, crossed_bootstrap, curve, markdown, rows
+from exprl.study.results import collect, curve, markdown, rows
 from exprl.study.runner import Devices, locked
 from exprl.study.runs import TrainingRun, with_parents
-from exprl.study.schema import load_study
+from exprl.study.statistics import T_QUANTILES, crossed_bootstrap, interval_95, seed_interval
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,10 +75,15 @@ class TestSchema:
             make(override)
 
     def test_overrides_go_into_mappings(self, make):
-        study = load_study(make().file, ["overrides.trainer.max_steps=3", "stages.process.optimizer.lr=0.5"])
+        study = make("overrides.trainer.max_steps=3", "stages.process.optimizer.lr=0.5").study
         assert study.overrides == {"optimizer": {"lr": 1e-4}, "trainer": {"max_steps": 3}}
         assert study.stages["process"] == {"optimizer": {"lr": 0.5}}
         assert set(study.stages) == {"process", "sparse", "again"}
+
+    def test_swapping_a_name_over_the_file_drops_what_the_new_component_lacks(self, make):
+        judged = TEXT.replace("process: {{}}", "process: {{reward: {{name: outcome, judge: {{name: checkpoint}}}}}}")
+        plan = make("stages.process.reward.name=sparse", text=judged)
+        assert plan.run(plan.arms["process"][0], 0, {}).experiment.reward.name == "sparse"
 
     def test_a_study_extends_another(self, make):
         make()
@@ -174,19 +180,69 @@ class TestPlan:
         assert run.parent is not None
         assert run.parent.name == "tune/process/1-process/0.01/seed-100"
 
-    def test_another_study_in_the_folder_is_refused_with_the_difference(self, make):
-        make().claim()
-        make().claim()
-        with pytest.raises(RunDirectoryError, match=r"overrides\.optimizer\.lr: 0\.0001 -> 0\.5"):
-            make("overrides.optimizer.lr=0.5").claim()
+    def test_arms_that_differ_for_some_seed_are_not_one(self, make):
+        fixed, own = "stages.fixed={model: {seed: 0}}", "stages.own={model: {seed: '${seed}'}}"  # alike for seed 0
+        plan = make(fixed, own, "arms={fixed: [fixed], own: [own], grpo: [sparse]}")
+        runs = [plan.run(plan.arms[arm][0], 1, {}) for arm in ("fixed", "own")]
+        assert [run.experiment.model.config.seed for run in runs] == [0, 1]
+        assert runs[0].name != runs[1].name
 
-    def test_a_changed_experiment_is_another_study(self, make, tmp_path):
-        (tmp_path / "base.yaml").write_text((ROOT / "configs/quickstart.yaml").read_text())
-        make("experiment=base.yaml").claim()
-        text = (tmp_path / "base.yaml").read_text()
-        (tmp_path / "base.yaml").write_text(text.replace("max_steps: 40", "max_steps: 41"))
-        with pytest.raises(RunDirectoryError, match=r"trainer\.max_steps: 40 -> 41"):
-            make("experiment=base.yaml").claim()
+    def test_every_source_that_some_run_reads_is_mined(self, make):
+        tune = "tune={key: data.train.count, values: [30, 40], seeds: [100]}"
+        plan = make("mine.samples=8", "overrides.data.train.seed=${seed}", tune)
+        runs = [plan.run(place, seed, {}) for place in plan.places(plan.arms) for seed in (0, 1)]
+        runs += [
+            run for group in plan.tuned_places(plan.arms) for p in group for by in plan.trials(p, {}) for run in by
+        ]
+        read = {
+            str(s.config.path) for run in runs for s in (run.experiment.data.train, run.experiment.evaluation.source)
+        }
+        assert read == {str(run.dataset) for run in plan.mining_runs(plan.arms)}
+        assert len(read) == 5  # train of seeds 0 and 1, the held-out ones, and of seed 100 with 30 and with 40
+
+    def test_mining_samples_as_the_evaluation_does(self, make):
+        plan = make("mine.samples=8", "overrides.evaluation.temperature=0.5", "overrides.evaluation.max_new_tokens=17")
+        evaluation = plan.mining_runs(plan.arms)[0].experiment.evaluation
+        assert (evaluation.temperature, evaluation.max_new_tokens, evaluation.samples_per_prompt) == (0.5, 17, 8)
+
+    def test_other_rates_are_other_problems(self, make):
+        names = [make("mine.samples=8", f"mine.max_rate={rate}").mining_runs(["grpo"])[0].name for rate in (0.5, 0.6)]
+        assert names[0] != names[1]
+
+    def test_too_few_mined_problems(self, make):
+        (train, _) = make("mine.samples=8").mining_runs(["grpo"])
+        summary = {"kept": 35, "problems": 64, "rates": [0.0, 0.0], "samples_per_problem": 8}
+        write_json(train.result, summary)
+        with pytest.raises(DataError, match=r"mine: 35 of 64 problems .* a step needs 36"):
+            check_kept([train])
+        write_json(train.result, {**summary, "kept": 36})
+        check_kept([train])
+
+    def test_arms_are_compared_on_the_same_problems(self, make):
+        with pytest.raises(ConfigError, match=r"stages\.process\.evaluation\.source: must be one for all"):
+            make("stages.process.evaluation.source.steps=4")
+        with pytest.raises(ConfigError, match=r"evaluation\.source: must be one for all"):
+            make("overrides.evaluation.source.seed=${seed}")
+
+    def test_tuned_values_have_folders_of_their_own(self, make):
+        with pytest.raises(ConfigError, match=r"tune\.values: .* must differ"):
+            make("tune={key: prompt.template, values: ['a {question}', 'a_{question}']}")
+
+    def test_the_tuning_runs_must_measure_what_decides(self, make):
+        tune = "tune={key: optimizer.lr, values: [1.0, 2.0], measure: pass@1, overrides: {evaluation: {k: [2]}}}"
+        with pytest.raises(ConfigError, match=r"tune\.measure: 'pass@1' is not measured. Choose pass@2"):
+            make(tune)
+
+    def test_a_run_with_other_options_is_refused_with_the_difference(self, make):
+        place = make().arms["grpo"][0]
+        make().run(place, 0, {}).prepare()
+        make("overrides.trainer.devices=2", "seeds=[0,1,2]").run(place, 0, {}).check()
+        for override, message in (
+            ("overrides.optimizer.lr=0.5", r"optimizer\.lr: 0\.0001 -> 0\.5"),
+            ("overrides.trainer.max_steps=41", r"trainer\.max_steps: 40 -> 41"),  # finished runs would not train on
+        ):
+            with pytest.raises(RunDirectoryError, match=message):
+                make(override).run(place, 0, {}).check()
 
     def test_unknown_arm(self, make):
         with pytest.raises(ConfigError, match=r"--only: unknown arm 'proces'\. Did you mean 'process'"):
@@ -239,10 +295,36 @@ class TestBootstrap:
     def test_is_repeatable(self):
         assert crossed_bootstrap(self.values) == crossed_bootstrap(self.values)
 
+
+class TestInterval:
+    def test_student(self):
+        means = np.random.default_rng(0).random(4)
+        low, high = stats.t.interval(0.95, 3, means.mean(), stats.sem(means))
+        assert _ends(seed_interval(means)) == pytest.approx([low, high], rel=1e-4)
+        assert stats.t.ppf(0.975, range(1, len(T_QUANTILES) + 1)) == pytest.approx(T_QUANTILES, abs=1e-4)
+        assert _ends(seed_interval(np.arange(50.0)))[1] > stats.t.interval(0.95, 49, 24.5, stats.sem(np.arange(50)))[1]
+
+    def test_reaches_as_far_as_either(self):
+        values = np.random.default_rng(1).random((3, 40))
+        parts = crossed_bootstrap(values), seed_interval(values.mean(1))
+        assert _ends(interval_95(values)) == [min(p.low for p in parts), max(p.high for p in parts)]
+        assert interval_95(values[:1]) == crossed_bootstrap(values[:1])
+
+    @pytest.mark.parametrize("seeds", [2, 3, 5])
+    def test_few_seeds_that_differ_are_rarely_taken_for_an_effect(self, seeds):
+        # No effect but that of the seed: the bootstrap alone says there is one far more often than 1 time in 20.
+        generator = np.random.default_rng(seeds)
+        studies = [generator.normal(0, 0.05, (seeds, 1)) + generator.normal(0, 0.05, (seeds, 20)) for _ in range(300)]
+        wrong = [
+            sum(not low <= 0 <= high for low, high in map(_ends, map(kind, studies))) / 300
+            for kind in (interval_95, crossed_bootstrap)
+        ]
+        assert wrong[0] <= 0.08 < wrong[1]
+
     @pytest.mark.parametrize("values", [np.zeros(3), np.zeros((0, 3)), np.full((2, 2), np.nan)])
     def test_refuses_what_has_no_mean(self, values):
         with pytest.raises(ValueError, match="one finite value a seed and problem"):
-            crossed_bootstrap(values)
+            interval_95(values)
 
 
 def _ends(interval: Interval):
@@ -320,6 +402,20 @@ class TestResults:
         assert "## After stage 2" in text
         assert "- process/seed-0/2-sparse" in text
 
+    def test_an_unfinished_baseline_is_not_replaced_by_its_earlier_stage(self, plan):
+        finish(plan, "process", 2, 0, [4, 4])
+        assert rows(collect(plan, {}), 2, ["pass@1"])[0][-1] == "− grpo"
+        (plan.run(plan.arms["grpo"][1], 0, {}).directory / "summary.json").unlink()
+        assert rows(collect(plan, {}), 2, ["pass@1"])[0][-1] == "pass@1"
+        assert set(collect(plan, {}).to_json()["differences"]["2"]["pass@1"]["process"]) == {"base", "twin"}
+
+    def test_a_share_s_interval_is_one_of_shares(self, make):
+        plan = make()
+        for seed, correct in enumerate(([0, 0], [0, 1])):
+            finish(plan, "process", 1, seed, correct)
+        low, high = collect(plan, {}).to_json()["arms"]["process"][0]["measures"]["pass@1"]["interval_95"]
+        assert (low, high > 0.5) == (0.0, True)  # two seeds say next to nothing
+
     def test_other_problems_cannot_be_paired(self, plan):
         finish(plan, "process", 2, 0, [1, 1], ids=["other", "ones"])
         with pytest.raises(Exception, match=r"process/seed-0/2-sparse: evaluated on other problems"):
@@ -344,6 +440,14 @@ class TestRunner:
         assert [told["CUDA_VISIBLE_DEVICES"] for told in shared] == ["0", "1", "0"]
         assert "CUDA_VISIBLE_DEVICES" not in Devices(jobs=2).environment(0, {})
         assert Devices(jobs=2).environment(0, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
+
+    def test_cores_are_shared_out_over_jobs_and_their_ranks(self, monkeypatch):
+        monkeypatch.setattr("os.cpu_count", lambda: 32)
+        eight = tuple(map(str, range(8)))
+        threads = [
+            Devices(jobs=j, gpus=g).environment(0, {})["OMP_NUM_THREADS"] for j, g in ((1, eight), (2, eight), (2, ()))
+        ]
+        assert threads == ["4", "4", "16"]
 
     def test_visible_devices_are_those_of_the_environment(self, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")

@@ -143,7 +143,7 @@ def test_arms_get_mined_problems_alone(tmp_path: Path) -> None:
 def test_nothing_mined_is_said_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, mine={"samples": 2, "min_rate": 1.0, "max_rate": 1.0}, seeds=[0])
     output = study(path, "overrides.model.target_accuracy=0.0", code=2)
-    assert "problems has a solve rate from 1.0 to 1.0 in 2 samples" in output
+    assert "0 of 16 problems have a solve rate from 1.0 to 1.0 in 2 samples" in output
     assert not (tmp_path / "study/sparse").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +13,10 @@ from typing import Any
 import yaml
 
 from exprl import config as configuration
-from exprl.component import Choice
-from exprl.data.jsonl import JsonLinesSource
-from exprl.data.rows import MINED_COLUMNS
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
 from exprl.run_directory import write_text
+from exprl.study.mining import Mining
 from exprl.study.runs import EvaluationRun, MiningRun, Run, TrainingRun
 from exprl.study.schema import Node, Study, TuneConfig, load_study
 
@@ -150,21 +147,17 @@ class Plan:
 
     # ------------------------------------------------------------------ mined problems
 
+    @cached_property
+    def mining(self) -> Mining | None:
+        """With the initial policy of the first seed."""
+        if self.study.mine is None:
+            return None
+        initial = self._example(Place(arm="", number=0, stage=None, parent=None))
+        return Mining(initial, self.study.mine, self.folder)
+
     def mining_runs(self, arms: Iterable[str]) -> list[MiningRun]:
         """What `mine` has to sample before anything else: each source that these arms read, once."""
-        if self.study.mine is None:
-            return []
-        runs: dict[str, MiningRun] = {}
-        for experiment in self._every_example(arms):
-            for source, needs in (
-                (experiment.data.train, experiment.data.prompts_per_step),
-                (experiment.evaluation.source, 1),
-            ):
-                if source is not None:
-                    run = self._mining_run(source, needs)
-                    known = runs.setdefault(run.name, run)
-                    runs[run.name] = run if needs > known.needs else known
-        return list(runs.values())
+        return self.mining.runs(self._every_example(arms)) if self.mining else []
 
     def _every_example(self, arms: Iterable[str]) -> Iterator[Experiment]:
         """What each run of these arms is told, also those that tune, but for the run it starts from."""
@@ -177,46 +170,7 @@ class Plan:
                 if place.number:
                     yield self._example(place, self._option(value), tune.overrides, seed=seed)
 
-    @cached_property
-    def _initial(self) -> Experiment:
-        """The initial policy's, with the first seed."""
-        return self._example(Place(arm="", number=0, stage=None, parent=None))
-
-    def _mining_run(self, source: Choice, needs: int = 1) -> MiningRun:
-        """The initial policy, that of the first seed, on one source; its name depends on all that it computes."""
-        initial, rates = self._initial, self.study.mine
-        assert rates is not None
-        experiment = Experiment(
-            seed=initial.seed,
-            plugins=initial.plugins,
-            model=initial.model,
-            prompt=initial.prompt,
-            data=replace(initial.data, train=source),
-            rollout=initial.rollout,
-            verifier=initial.verifier,
-            evaluation=replace(initial.evaluation, source=None, samples_per_prompt=rates.samples, k=(1,), every=0),
-        )
-        content = f"{configuration.to_yaml(experiment)} {rates}"
-        name = f"mined/{source.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-        experiment = replace(experiment, trainer=initial.trainer)
-        return MiningRun(name=name, directory=self.folder / name, experiment=experiment, rates=rates, needs=needs)
-
-    def _mined(self, experiment: Experiment) -> Experiment:
-        """The experiment with the problems that `mine` kept instead of all."""
-        if self.study.mine is None:
-            return experiment
-        data, evaluation = experiment.data, experiment.evaluation
-        return replace(
-            experiment,
-            data=replace(data, train=self._kept(data.train)),
-            evaluation=replace(evaluation, source=self._kept(evaluation.source)),
-        )
-
-    def _kept(self, source: Choice | None) -> Choice | None:
-        if source is None:
-            return None
-        config = JsonLinesSource.Config(path=str(self._mining_run(source).dataset), columns=MINED_COLUMNS)
-        return Choice(name="jsonl", config=config, cls=JsonLinesSource)
+    # ------------------------------------------------------------------ what a run is told
 
     def _run(
         self,
@@ -229,7 +183,9 @@ class Plan:
     ) -> Run:
         directory = self.folder / name
         layers = [tuned, dict(extra or {}), {"run_dir": str(directory)}]
-        experiment = self._mined(self._experiment(place, str(parent.directory) if parent else None, seed, layers))
+        experiment = self._experiment(place, str(parent.directory) if parent else None, seed, layers)
+        if self.mining:
+            experiment = self.mining.applied(experiment)
         kind = TrainingRun if place.number else EvaluationRun
         return kind(name=name, directory=directory, experiment=experiment, parent=parent)
 

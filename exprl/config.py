@@ -58,11 +58,21 @@ def from_layers(schema: type[S], layers: Sequence[Node]) -> S:
         merged = merge(schema, merged, layer)
     if plugins:
         merged["plugins"] = plugins  # a component named in a base file needs that file's plugin too
+    return validate(schema, _resolve(merged) if _interpolates(merged) else merged)
+
+
+def _interpolates(node: Any) -> bool:
+    if isinstance(node, (dict, list)):
+        return any(map(_interpolates, node.values() if isinstance(node, dict) else node))
+    return isinstance(node, str) and "${" in node
+
+
+def _resolve(node: Node) -> Node:
+    """With every `${...}` replaced; slow, and a study makes its experiments by the hundred."""
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+        return cast(Node, OmegaConf.to_container(OmegaConf.create(node), resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}") from error
-    return validate(schema, cast(Node, resolved))
 
 
 def parse_overrides(overrides: Sequence[str]) -> Node:

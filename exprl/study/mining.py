@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ class Mining:
             verifier=initial.verifier,
             evaluation=replace(initial.evaluation, source=None, samples_per_prompt=self.rates.samples, k=(1,), every=0),
         )
-        content = f"{configuration.to_yaml(experiment)} {self.rates}"
+        content = json.dumps([configuration.to_node(experiment), configuration.to_node(self.rates)])
         name = f"mined/{source.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         experiment = replace(experiment, trainer=initial.trainer)
         return MiningRun(name=name, directory=self.folder / name, experiment=experiment, rates=self.rates, needs=needs)

@@ -211,7 +211,7 @@ class Plan:
         return dict(node)
 
     def _identity(self, place: Place) -> str:
-        return "\n".join(configuration.to_yaml(self._example(place, seed=seed)) for seed in self.study.seeds)
+        return json.dumps([configuration.to_node(self._example(place, seed=seed)) for seed in self.study.seeds])
 
     def _example(self, place: Place, *layers: Node, seed: int | None = None) -> Experiment:
         """A place's experiment before there is anything to start from; by default with the first seed."""

@@ -68,9 +68,10 @@ class Run(ABC):
 
     def check(self) -> None:
         """Raise `RunDirectoryError` where a run with other options was begun."""
-        if not self.config.is_file():
+        text = configuration.to_yaml(self.experiment)
+        if not self.config.is_file() or self.config.read_text() == text:
             return
-        found = differences(self.config.read_text(), configuration.to_yaml(self.experiment), free=FREE)
+        found = differences(self.config.read_text(), text, free=FREE)
         if found:
             raise RunDirectoryError(
                 f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it to run it anew, or set "

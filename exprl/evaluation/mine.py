@@ -111,7 +111,12 @@ class Files:
         if not self.counts.is_file():
             return []
         lines = self.counts.read_text().splitlines(keepends=True)
-        return [Count(**json.loads(line)) for line in lines if line.endswith("\n")]
+        try:
+            return [Count(**json.loads(line)) for line in lines if line.endswith("\n")]
+        except TypeError as error:
+            raise DataError(
+                f"--output: {self.counts} is of another version of exprl ({error}). Choose another."
+            ) from error
 
 
 def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console) -> list[Count]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from exprl.errors import DataError
 from exprl.run_directory import write_json, write_text
-from exprl.study.plan import Place, Plan
+from exprl.study.plan import Chosen, Place, Plan
 from exprl.study.plots import write_plots
 from exprl.study.results import collect, markdown, mean_of, measures_of, rich_table, table_numbers
 from exprl.study.runner import Devices, Failure, Runner, locked
@@ -27,22 +27,40 @@ def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console
         The runs that did not finish.
 
     Raises:
-        ExprlError: the folder holds or runs another study, or nothing can be compared.
+        ExprlError: the folder holds a run with other options, another process runs the study, or nothing can be
+            compared.
     """
     arms = list(only) or list(plan.arms)
     with locked(plan.folder, console.print) as lock:
+        check_runs(plan)
         plan.note()
         runner = Runner(devices, console, lock)
         failures = runner.execute(plan.mining_runs(arms), "mining")
         if failures:
             return failures
         check_kept(plan.mining_runs(arms))
-        chosen, failures = tune(plan, arms, runner, console)
+        failures = tune(plan, arms, runner)
+        chosen = choose(plan)
+        show_chosen(plan, chosen, console)
+        check_runs(plan)
         places, dropped = split_runnable(plan, arms, chosen)
         runs = [plan.run(place, seed, chosen) for seed in plan.study.seeds for place in places]
         failures += [*dropped, *runner.execute(runs, "study")]
         report(plan, chosen, failures, console)
     return failures
+
+
+def check_runs(plan: Plan) -> None:
+    """Raise `RunDirectoryError` if the folder has a run, of any arm, whose options are no longer those of the study.
+
+    The runs after a tuned stage are known, and checked, once all that decides on its value has finished.
+    """
+    chosen = choose(plan)
+    tuning = [run for place in tunable(plan, chosen) for by in plan.trials(place, chosen) for run in by]
+    places, _ = split_runnable(plan, list(plan.arms), chosen)
+    runs = [plan.run(place, seed, chosen) for place in places for seed in plan.study.seeds]
+    for run in with_parents([*plan.mining_runs(plan.arms), *tuning, *runs]):
+        run.check()
 
 
 def check_kept(runs: Sequence[MiningRun]) -> None:
@@ -58,43 +76,60 @@ def check_kept(runs: Sequence[MiningRun]) -> None:
             )
 
 
-def tune(plan: Plan, arms: Sequence[str], runner: Runner, console: Console) -> tuple[dict[str, Any], list[Failure]]:
-    """The best value for each place, by the mean over the tuning seeds; a place with an unfinished run gets none."""
-    options = plan.study.tune
+def tune(plan: Plan, arms: Sequence[str], runner: Runner) -> list[Failure]:
+    """Run what decides on the tuned values of these arms, stage by stage; returns what did not finish."""
+    selected, failures = plan.places(arms), list[Failure]()
+    for group in plan.tuned_places(arms):
+        chosen = choose(plan)
+        places = [place for place in tunable(plan, chosen) if place in group and place in selected]
+        failures += runner.execute([run for p in places for by in plan.trials(p, chosen) for run in by], "tuning")
+    return failures
+
+
+def tunable(plan: Plan, chosen: Chosen) -> list[Place]:
+    """The tuned places whose earlier stages have their value."""
+    groups = plan.tuned_places(plan.arms)
+    return [place for group in groups for place in group if place.parent is None or place.parent.label in chosen]
+
+
+def choose(plan: Plan) -> dict[str, Any]:
+    """For each tuned place the best value by the mean over its seeds; a place with an unfinished run gets none."""
     chosen: dict[str, Any] = {}
-    failures: list[Failure] = []
-    if options is None:
-        return chosen, failures
-    selected = plan.places(arms)
-    for group in plan.tuned_places(plan.arms):
-        places = [place for place in group if place.parent is None or place.parent.label in chosen]
-        trials = {place.label: plan.trials(place, chosen) for place in places}
-        wanted = [run for place in places if place in selected for runs in trials[place.label] for run in runs]
-        failures += runner.execute(wanted, "tuning")
-        for place in places:
-            if all(run.finished for runs in trials[place.label] for run in runs):
-                chosen[place.label] = best(place, options, trials[place.label], console)
-    return chosen, failures
+    for _ in range(plan.stages):
+        for place in tunable(plan, chosen):
+            trials = plan.trials(place, chosen)
+            if place.label not in chosen and all(run.finished for runs in trials for run in runs):
+                assert plan.study.tune is not None
+                chosen[place.label] = plan.study.tune.values[int(np.argmax(measured(plan.study.tune, trials)))]
+    return chosen
 
 
-def best(place: Place, options: TuneConfig, trials: Sequence[Sequence[Run]], console: Console) -> Any:
-    """The value whose runs have the best mean; raises `DataError` where there is no such figure."""
+def measured(options: TuneConfig, trials: Sequence[Sequence[Run]]) -> list[float]:
+    """What each value came to; raises `DataError` where there is no such figure."""
     means = [mean_of(runs, options.measure) for runs in trials]
     if not np.isfinite(means).all():
         raise DataError(
             f"tune.measure: {options.measure!r} has no value for {trials[0][0].name}. The problems have no `steps`, "
             "which progress counts; choose pass@k."
         )
-    value = options.values[int(np.argmax(means))]
-    shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in zip(options.values, means, strict=True))
-    line = f"{place.label}: {options.key}={value} ({options.measure} {shown})"
-    console.print(line, highlight=False, soft_wrap=True)
-    return value
+    return means
 
 
-def split_runnable(plan: Plan, arms: Sequence[str], chosen: dict[str, Any]) -> tuple[list[Place], list[Failure]]:
+def show_chosen(plan: Plan, chosen: Chosen, console: Console) -> None:
+    """A line for each tuned place: the value, and what every value came to."""
+    options = plan.study.tune
+    for place in tunable(plan, chosen):
+        if place.label in chosen:
+            assert options is not None
+            means = measured(options, plan.trials(place, chosen))
+            shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in zip(options.values, means, strict=True))
+            line = f"{place.label}: {options.key}={chosen[place.label]} ({options.measure} {shown})"
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def split_runnable(plan: Plan, arms: Sequence[str], chosen: Chosen) -> tuple[list[Place], list[Failure]]:
     """The places of these arms that have all their tuned values, and those that cannot be run for want of one."""
-    tuned = {place.label for group in plan.tuned_places(arms) for place in group if place.number}
+    tuned = {place.label for group in plan.tuned_places(arms) for place in group}
     places: list[Place] = []
     dropped: list[Failure] = []
     for place in plan.places(arms):
@@ -123,13 +158,18 @@ def report(plan: Plan, chosen: dict[str, Any], failures: Sequence[Failure], cons
 
 
 def show_plan(plan: Plan, arms: Sequence[str], console: Console) -> None:
-    """What would be run, without running anything; of a tuned study each value stands for the chosen one."""
+    """What would be run, without running anything; of a tuned study each value stands for the chosen one.
+
+    Raises:
+        ExprlError: as `study` does before it runs anything.
+    """
+    check_runs(plan)
     options = plan.study.tune
     chosen: dict[str, Any] = {}
     for group in plan.tuned_places(arms):
         for place in group:
             assert options is not None
-            if place.number and (place.parent is None or place.parent.label in chosen):
+            if place.parent is None or place.parent.label in chosen:
                 chosen[place.label] = options.values[0]
     for mining in plan.mining_runs(arms):
         console.print(f"{state(mining):>8}  {mining.name}", highlight=False, soft_wrap=True)

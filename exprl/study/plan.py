@@ -160,14 +160,16 @@ class Plan:
         return self.mining.runs(self._every_example(arms)) if self.mining else []
 
     def _every_example(self, arms: Iterable[str]) -> Iterator[Experiment]:
-        """What each run of these arms is told, also those that tune, but for the run it starts from."""
-        tune, places = self.study.tune, self.places(arms)
-        for place, seed in product(places, self.study.seeds):
+        """What each run of these arms may be told, also those that tune, but for the run it starts from."""
+        tune = self.study.tune
+        for place, seed in product(self.places(arms), self.study.seeds):
             yield self._example(place, seed=seed)
         for group in self.tuned_places(arms):
             assert tune is not None
-            for place, seed, value in product(group, tune.seeds, tune.values):
-                if place.number:
+            for place, value in product(group, tune.values):
+                for seed in self.study.seeds:
+                    yield self._example(place, self._option(value), seed=seed)
+                for seed in tune.seeds:
                     yield self._example(place, self._option(value), tune.overrides, seed=seed)
 
     # ------------------------------------------------------------------ what a run is told
@@ -265,8 +267,6 @@ class Plan:
             raise ConfigError(f"tune.values: {tune.values} must differ, also as the names of their folders.")
         for group in self.tuned_places(self.arms):
             for place, value in product(group, tune.values):
-                if not place.number:
-                    continue
                 try:
                     experiment = self._example(place, self._option(value), tune.overrides, seed=tune.seeds[0])
                 except ConfigError as error:

@@ -90,12 +90,9 @@ class Runner:
         """Run what is not finished, and first what it starts from; a failure stops only what starts from it.
 
         Raises:
-            RunDirectoryError: one of them, finished or not, was begun with other options; nothing was started.
             Interrupted: a signal asked the study to stop; its processes have saved their finished steps and ended.
         """
         needed = with_parents(runs)
-        for run in needed:
-            run.check()
         waiting = [run for run in needed if not run.finished]
         failed: dict[str, Failure] = {}
         count = len(needed)

@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
+
+import yaml
 
 from exprl import config as configuration
 from exprl import run_directory
@@ -34,6 +37,7 @@ class Run(ABC):
     directory: Path
     experiment: Experiment = field(repr=False, compare=False)
     parent: Run | None = field(default=None, repr=False)
+    free: ClassVar[Sequence[str]] = FREE
 
     @property
     def config(self) -> Path:
@@ -67,16 +71,29 @@ class Run(ABC):
         return "  ".join(f"{name} {100 * summary[name]:.1f} %" for name in names)
 
     def check(self) -> None:
-        """Raise `RunDirectoryError` where a run with other options was begun."""
+        """Raise `RunDirectoryError` where a run was begun with other options, or from a run that is gone."""
         text = configuration.to_yaml(self.experiment)
-        if not self.config.is_file() or self.config.read_text() == text:
+        if not self.config.is_file():
             return
-        found = differences(self.config.read_text(), text, free=FREE)
+        if self.parent is not None and not self.parent.finished:
+            raise RunDirectoryError(
+                f"{self.directory} was begun from {self.parent.directory}, which is not finished any more. Delete it, "
+                "too, to run both anew."
+            )
+        begun = self._moved_here(self.config.read_text())
+        found = differences(begun, text, free=self.free) if begun != text else []
         if found:
             raise RunDirectoryError(
-                f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it to run it anew, or set "
-                "study_dir=... to keep it."
+                f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it and what starts from "
+                "it to run them anew, or set study_dir=... to keep them."
             )
+
+    def _moved_here(self, text: str) -> str:
+        """A config as it would be had the study's folder always been where it is now."""
+        run_dir = yaml.safe_load(text).get("run_dir")
+        if not run_dir or not run_dir.endswith(f"/{self.name}"):
+            return text
+        return text.replace(f"{run_dir.removesuffix(self.name)}", f"{str(self.directory).removesuffix(self.name)}")
 
     def prepare(self) -> None:
         """Write what the process reads; raises as `check` does."""
@@ -128,6 +145,7 @@ class MiningRun(Run):
 
     rates: MineConfig
     needs: int
+    free: ClassVar[Sequence[str]] = run_directory.FREE
 
     @property
     def dataset(self) -> Path:

@@ -183,8 +183,6 @@ def test_killed_half_way_and_started_again_it_is_the_same(
     assert done
     study(path, "--jobs", "2")
     assert {log: log.stat().st_mtime_ns for log in logs} == done  # what was finished was not run again
-    resumed = [log for log in folder.rglob("log.txt") if "resuming after step" in log.read_text()]
-    assert not set(resumed) & set(logs)
     assert json.loads((folder / "study.json").read_text()) == json.loads((straight[0] / "study.json").read_text())
 
 

@@ -11,7 +11,7 @@ from exprl.errors import ConfigError, DataError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.pass_at_k import Interval, bootstrap
 from exprl.run_directory import write_json
-from exprl.study.command import check_kept
+from exprl.study.command import check_kept, check_runs
 from exprl.study.plan import Plan
 from exprl.study.results import collect, curve, markdown, rows
 from exprl.study.runner import Devices, locked
@@ -190,15 +190,18 @@ class TestPlan:
     def test_every_source_that_some_run_reads_is_mined(self, make):
         tune = "tune={key: data.train.count, values: [30, 40], seeds: [100]}"
         plan = make("mine.samples=8", "overrides.data.train.seed=${seed}", tune)
-        runs = [plan.run(place, seed, {}) for place in plan.places(plan.arms) for seed in (0, 1)]
+        values = ({place.label: value for place in plan.places(plan.arms)} for value in (30, 40))
+        runs = [
+            plan.run(place, seed, chosen) for chosen in values for place in plan.places(plan.arms) for seed in (0, 1)
+        ]
         runs += [
             run for group in plan.tuned_places(plan.arms) for p in group for by in plan.trials(p, {}) for run in by
         ]
         read = {
             str(s.config.path) for run in runs for s in (run.experiment.data.train, run.experiment.evaluation.source)
         }
-        assert read == {str(run.dataset) for run in plan.mining_runs(plan.arms)}
-        assert len(read) == 5  # train of seeds 0 and 1, the held-out ones, and of seed 100 with 30 and with 40
+        assert read <= {str(run.dataset) for run in plan.mining_runs(plan.arms)}
+        assert len(read) == 7  # train of seeds 0, 1 and 100 with 30 and with 40, and the held-out ones
 
     def test_mining_samples_as_the_evaluation_does(self, make):
         plan = make("mine.samples=8", "overrides.evaluation.temperature=0.5", "overrides.evaluation.max_new_tokens=17")
@@ -243,6 +246,39 @@ class TestPlan:
         ):
             with pytest.raises(RunDirectoryError, match=message):
                 make(override).run(place, 0, {}).check()
+
+    def test_a_run_of_any_arm_with_other_options_stops_the_study(self, make):
+        plan = make()
+        plan.run(plan.arms["process"][0], 1, {}).prepare()
+        check_runs(plan)
+        with pytest.raises(RunDirectoryError, match=r"process/seed-1/1-process was begun with other options"):
+            check_runs(make("stages.process.optimizer.lr=0.5"))
+
+    def test_a_stage_whose_beginning_was_deleted_is_not_kept(self, make):
+        plan = make()
+        first = finish(plan, "process", 1, 0, [1, 1])
+        first.prepare()
+        second = finish(plan, "process", 2, 0, [1, 1])
+        second.prepare()
+        check_runs(plan)
+        (first.directory / "summary.json").unlink()
+        with pytest.raises(RunDirectoryError, match=r"2-sparse was begun from .*1-process, which is not finished any"):
+            check_runs(plan)
+
+    def test_a_study_may_move(self, make, tmp_path):
+        plan = make("mine.samples=8")
+        finish(plan, "process", 1, 0, [1, 1]).prepare()
+        finish(plan, "process", 2, 0, [1, 1]).prepare()
+        (tmp_path / "study").rename(tmp_path / "elsewhere")
+        moved = make("mine.samples=8", f"study_dir={tmp_path}/elsewhere")
+        assert moved.run(moved.arms["process"][1], 0, {}).finished
+        check_runs(moved)
+
+    def test_what_mining_does_not_depend_on_may_change(self, make):
+        for run in make("mine.samples=8").mining_runs(["grpo"]):
+            run.prepare()
+        check_runs(make("mine.samples=8", "overrides.trainer.max_steps=99"))
+        assert not any(run.config.is_file() for run in make("mine.samples=9").mining_runs(["grpo"]))
 
     def test_unknown_arm(self, make):
         with pytest.raises(ConfigError, match=r"--only: unknown arm 'proces'\. Did you mean 'process'"):

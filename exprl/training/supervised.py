@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -66,8 +67,10 @@ class StopAtTarget(Callback):
         trainer.should_stop = self.value >= self.target
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear the bar."""
+        """Clear the bar; too few updates to have measured are measured at the end."""
         self.bar.close()
+        if math.isnan(self.value):
+            self.value = self.measure()
 
 
 def train_supervised(

@@ -10,6 +10,7 @@ from scipy import stats
 from exprl.errors import ConfigError, DataError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.pass_at_k import Interval, bootstrap
+from exprl.resources import Resources
 from exprl.run_directory import write_json
 from exprl.study.command import check_kept, check_runs
 from exprl.study.plan import Plan
@@ -162,6 +163,14 @@ class TestPlan:
             told = plan.run(place, 1, {}).experiment
             assert (told.data.train.name, told.data.train.config.path) == ("jsonl", str(train.dataset))
             assert told.evaluation.source.config.path == str(test.dataset)
+
+    def test_mined_problems_need_have_neither_steps_nor_references(self, make):
+        plan = make("mine.samples=8")
+        train, _ = plan.mining_runs(plan.arms)
+        train.dataset.parent.mkdir(parents=True)
+        train.dataset.write_text('{"id": "a", "question": "1+1?", "answer": "2", "domain": "math", "samples": 8}\n')
+        (problem,) = plan.run(plan.arms["grpo"][0], 0, {}).experiment.data.train.build(Resources()).load()
+        assert (problem.id, problem.scaffold.reference, problem.scaffold.steps) == ("a", None, None)
 
     def test_the_tuning_problems_are_mined_as_well(self, make):
         tune = "tune={key: optimizer.lr, values: [1.0, 2.0], overrides: {evaluation: {source: {seed: 9}}}}"

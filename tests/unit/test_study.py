@@ -359,9 +359,9 @@ class TestInterval:
     def test_few_seeds_that_differ_are_rarely_taken_for_an_effect(self, seeds):
         # No effect but that of the seed: the bootstrap alone says there is one far more often than 1 time in 20.
         generator = np.random.default_rng(seeds)
-        studies = [generator.normal(0, 0.05, (seeds, 1)) + generator.normal(0, 0.05, (seeds, 20)) for _ in range(300)]
+        studies = [generator.normal(0, 0.05, (seeds, 1)) + generator.normal(0, 0.05, (seeds, 20)) for _ in range(150)]
         wrong = [
-            sum(not low <= 0 <= high for low, high in map(_ends, map(kind, studies))) / 300
+            sum(not low <= 0 <= high for low, high in map(_ends, map(kind, studies))) / 150
             for kind in (interval_95, crossed_bootstrap)
         ]
         assert wrong[0] <= 0.08 < wrong[1]

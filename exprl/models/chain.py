@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from exprl.component import option
-from exprl.data import chain
 from exprl.models import chain_tokenizer
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.cache import cache_folder, draft_of
@@ -21,7 +18,14 @@ from exprl.registry import MODELS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MODULES: tuple[ModuleType, ...] = (chain, chain_tokenizer)
+_MADE_BY = (
+    "exprl.data.chain",
+    "exprl.models.chain",
+    "exprl.models.chain_tokenizer",
+    "exprl.training.chain_warmup",
+    "exprl.training.supervised",
+)
+"""The modules that the warmed-up weights depend on; not imported for that, as training would load Lightning."""
 
 
 @MODELS.register("chain")
@@ -74,12 +78,15 @@ class ChainModel(ModelProvider):
 
     def fingerprint(self) -> str:
         """Names the warmed-up weights: the options and the sources of world, tokenizer, model and warm-up."""
-        warm_up = find_spec("exprl.training.chain_warmup")  # importing it would load Lightning
-        assert warm_up is not None
-        assert warm_up.origin is not None
-        sources = [*(inspect.getsource(module) for module in _MODULES), Path(warm_up.origin).read_text()]
-        text = json.dumps([asdict(self.config), *sources])
+        text = json.dumps([asdict(self.config), *map(_source, _MADE_BY)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _with_tokenizer(self, model: PreTrainedModel) -> LanguageModel:
         return LanguageModel(model=model, tokenizer=chain_tokenizer.build_tokenizer(), name="chain policy")
+
+
+def _source(module: str) -> str:
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text()

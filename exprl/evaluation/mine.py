@@ -154,8 +154,7 @@ def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console
 def check_same(problems: Sequence[Problem], counts: Sequence[Count]) -> None:
     """Raise `DataError` where the source has other problems than were counted."""
     counted = {count.id: count.content for count in counts}
-    now = fingerprint(problems[: len(counts)])
-    found = first_difference(counted, now)
+    found = first_difference(counted, fingerprint(problems[: len(counts)]))
     if found:
         raise DataError(
             f"data.train: the source has changed since its problems were counted ({found}). Choose another --output."

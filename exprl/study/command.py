@@ -14,10 +14,9 @@ from exprl.errors import DataError
 from exprl.run_directory import write_json, write_text
 from exprl.study.plan import Chosen, Place, Plan
 from exprl.study.plots import write_plots
-from exprl.study.results import collect, markdown, mean_of, measures_of, rich_table, table_numbers
+from exprl.study.results import collect, markdown, measures_of, rich_table, table_numbers, trial_means
 from exprl.study.runner import Devices, Failure, Runner, locked
 from exprl.study.runs import MiningRun, Run, with_parents
-from exprl.study.schema import TuneConfig
 
 
 def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console) -> list[Failure]:
@@ -95,34 +94,22 @@ def tunable(plan: Plan, chosen: Chosen) -> list[Place]:
 def choose(plan: Plan) -> dict[str, Any]:
     """For each tuned place the best value by the mean over its seeds; a place with an unfinished run gets none."""
     chosen: dict[str, Any] = {}
-    for _ in range(plan.stages):
-        for place in tunable(plan, chosen):
-            trials = plan.trials(place, chosen)
-            if place.label not in chosen and all(run.finished for runs in trials for run in runs):
+    for group in plan.tuned_places(plan.arms):
+        for place in [place for place in tunable(plan, chosen) if place in group]:
+            if all(run.finished for runs in plan.trials(place, chosen) for run in runs):
                 assert plan.study.tune is not None
-                chosen[place.label] = plan.study.tune.values[int(np.argmax(measured(plan.study.tune, trials)))]
+                means = list(trial_means(plan, place, chosen).values())
+                chosen[place.label] = plan.study.tune.values[int(np.argmax(means))]
     return chosen
-
-
-def measured(options: TuneConfig, trials: Sequence[Sequence[Run]]) -> list[float]:
-    """What each value came to; raises `DataError` where there is no such figure."""
-    means = [mean_of(runs, options.measure) for runs in trials]
-    if not np.isfinite(means).all():
-        raise DataError(
-            f"tune.measure: {options.measure!r} has no value for {trials[0][0].name}. The problems have no `steps`, "
-            "which progress counts; choose pass@k."
-        )
-    return means
 
 
 def show_chosen(plan: Plan, chosen: Chosen, console: Console) -> None:
     """A line for each tuned place: the value, and what every value came to."""
     options = plan.study.tune
-    for place in tunable(plan, chosen):
+    for place in plan.places(plan.arms):
         if place.label in chosen:
             assert options is not None
-            means = measured(options, plan.trials(place, chosen))
-            shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in zip(options.values, means, strict=True))
+            shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in trial_means(plan, place, chosen).items())
             line = f"{place.label}: {options.key}={chosen[place.label]} ({options.measure} {shown})"
             console.print(line, highlight=False, soft_wrap=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from exprl import config as configuration
 from exprl.component import Choice
 from exprl.data.jsonl import JsonLinesSource
-from exprl.data.rows import MINED_COLUMNS
+from exprl.data.rows import MINED_COLUMNS, Columns
 from exprl.experiment import Experiment
 from exprl.study.runs import MiningRun
 from exprl.study.schema import MineConfig
@@ -62,16 +62,20 @@ class Mining:
         return list(found.values())
 
     def applied(self, experiment: Experiment) -> Experiment:
-        """The experiment with the problems that were kept instead of all."""
+        """The experiment with the problems that were kept instead of all.
+
+        Where training reads no references, it is not even told the column they are in.
+        """
         data, evaluation = experiment.data, experiment.evaluation
+        read = MINED_COLUMNS if experiment.reads_references else replace(MINED_COLUMNS, reference=None, steps=None)
         return replace(
             experiment,
-            data=replace(data, train=self._kept(data.train)),
-            evaluation=replace(evaluation, source=self._kept(evaluation.source)),
+            data=replace(data, train=self._kept(data.train, read)),
+            evaluation=replace(evaluation, source=self._kept(evaluation.source, MINED_COLUMNS)),
         )
 
-    def _kept(self, source: Choice | None) -> Choice | None:
+    def _kept(self, source: Choice | None, columns: Columns) -> Choice | None:
         if source is None:
             return None
-        config = JsonLinesSource.Config(path=str(self.run(source).dataset), columns=MINED_COLUMNS)
+        config = JsonLinesSource.Config(path=str(self.run(source).dataset), columns=columns)
         return Choice(name="jsonl", config=config, cls=JsonLinesSource)

@@ -111,15 +111,9 @@ class Findings:
 
     def tuning(self) -> dict[str, dict[str, float]]:
         """For each place with a tuned value the mean of the measure that each value came to."""
-        tune, places = self.plan.study.tune, self.plan.places(self.plan.arms)
-        if tune is None:
-            return {}
         return {
-            place.label: {
-                str(value): mean_of(runs, tune.measure)
-                for value, runs in zip(tune.values, self.plan.trials(place, self.chosen), strict=True)
-            }
-            for place in places
+            place.label: trial_means(self.plan, place, self.chosen)
+            for place in self.plan.places(self.plan.arms)
             if place.label in self.chosen
         }
 
@@ -194,9 +188,20 @@ def read_result(path: Path) -> EvaluationResult:
     return EvaluationResult.from_json(json.loads(path.read_text()))
 
 
-def mean_of(runs: Sequence[Run], measure: str) -> float:
-    """The mean of a measure over finished runs."""
-    return float(np.mean([read_result(run.result).per_problem(measure).mean() for run in runs]))
+def trial_means(plan: Plan, place: Place, chosen: Chosen) -> dict[str, float]:
+    """What each value that was tried at a place came to; raises `DataError` where there is no such figure."""
+    tune = plan.study.tune
+    assert tune is not None
+    means = {
+        str(value): float(np.mean([read_result(run.result).per_problem(tune.measure).mean() for run in runs]))
+        for value, runs in zip(tune.values, plan.trials(place, chosen), strict=True)
+    }
+    if not np.isfinite(list(means.values())).all():
+        raise DataError(
+            f"tune.measure: {tune.measure!r} has no value for {place.label}. The problems have no `steps`, which "
+            "progress counts; choose pass@k."
+        )
+    return means
 
 
 # ------------------------------------------------------------------ over steps

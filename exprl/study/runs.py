@@ -72,7 +72,6 @@ class Run(ABC):
 
     def check(self) -> None:
         """Raise `RunDirectoryError` where a run was begun with other options, or from a run that is gone."""
-        text = configuration.to_yaml(self.experiment)
         if not self.config.is_file():
             return
         if self.parent is not None and not self.parent.finished:
@@ -80,8 +79,8 @@ class Run(ABC):
                 f"{self.directory} was begun from {self.parent.directory}, which is not finished any more. Delete it, "
                 "too, to run both anew."
             )
-        begun = self._moved_here(self.config.read_text())
-        found = differences(begun, text, free=self.free) if begun != text else []
+        begun, now = self.config.read_text(), configuration.to_yaml(self.experiment)
+        found = differences(self._moved_here(begun), now, free=self.free) if begun != now else []
         if found:
             raise RunDirectoryError(
                 f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it and what starts from "
@@ -93,7 +92,7 @@ class Run(ABC):
         run_dir = yaml.safe_load(text).get("run_dir")
         if not run_dir or not run_dir.endswith(f"/{self.name}"):
             return text
-        return text.replace(f"{run_dir.removesuffix(self.name)}", f"{str(self.directory).removesuffix(self.name)}")
+        return text.replace(run_dir.removesuffix(self.name), str(self.directory).removesuffix(self.name))
 
     def prepare(self) -> None:
         """Write what the process reads; raises as `check` does."""

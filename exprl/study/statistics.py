@@ -12,7 +12,7 @@ from exprl.evaluation.pass_at_k import Interval
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.uint16]
 
-CHUNK = 512  # resamples computed at a time: bounds memory with many problems
+CHUNK = 512  # resamples multiplied at a time, which takes less memory than all of them
 
 T_QUANTILES = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),

@@ -38,6 +38,10 @@ class CheckpointError(ExprlError):
     """A checkpoint cannot be written, read or used with this run."""
 
 
+class NonFiniteError(ExprlError):
+    """A number that training needs is NaN or infinite; the message names it, the step and what to try."""
+
+
 class DistributedError(ExprlError):
     """The ranks of a run cannot go on together; the message names rank and phase."""
 

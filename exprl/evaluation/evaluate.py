@@ -14,6 +14,7 @@ from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector
 from exprl.evaluation.pass_at_k import bootstrap, pass_at_k
 from exprl.evaluation.progress import reference_progress
+from exprl.finite import check_finite
 from exprl.progress import Advance, no_progress
 from exprl.prompts import PromptBuilder
 from exprl.types import Problem
@@ -145,6 +146,9 @@ def evaluate(
     """Draw `sampling.n` samples of each problem and verify them; `advance` is called as samples finish.
 
     `detector` says which behaviours they show; None: the lexical one.
+
+    Raises:
+        NonFiniteError: the engine gives a log-prob that is not finite: what it samples then is nobody's.
     """
     count = len(problems)
     correct, guessed = [0] * count, [0] * count
@@ -154,6 +158,7 @@ def evaluate(
     rates, unread = BehaviourRates(detector), list[str]()
     for index, rollout in engine.generate(built, sampling):
         problem = problems[index]
+        check_finite({"sampled": sum(rollout.sampler_logprobs)}, f"evaluation: problem {problem.id!r}")
         right = verifier.verify(problem, rollout.text)
         correct[index] += right
         lengths += len(rollout)

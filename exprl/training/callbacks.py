@@ -81,9 +81,9 @@ class Checkpoints(Callback):
         self.save(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep the finished steps of an interrupted or failed run; a half-made update is not one of them."""
+        """Keep the finished steps of an interrupted or failed run, if its weights are still those of the last one."""
         assert isinstance(pl_module, PolicyModule)
-        if not pl_module.steps_done or pl_module.updating or isinstance(exception, CheckpointError):
+        if not pl_module.steps_done or not pl_module.whole_steps or isinstance(exception, CheckpointError):
             return
         # The other ranks may be waiting for this one; they come here too once they know that it failed.
         pl_module.world.fail(f"{type(exception).__name__}: {exception}")
@@ -99,6 +99,7 @@ class Checkpoints(Callback):
 
         Raises:
             CheckpointError: it cannot be written; the checkpoints before it are untouched.
+            NonFiniteError: a weight is not finite; they are untouched, too.
         """
         target = self.directory.checkpoint(module.steps_done)
         if target.exists():
@@ -107,6 +108,7 @@ class Checkpoints(Callback):
         if module.world.first:
             remove(unfinished)  # what a killed run left
         module.world.meet(f"writing the checkpoint of step {module.steps_done}", despite_failure=True)
+        module.check_weights(f"the checkpoint of step {module.steps_done}")
         module.world.exchanging = True
         try:
             with module.world.collective(f"writing the checkpoint of step {module.steps_done}"):

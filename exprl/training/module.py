@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from exprl.advantages import Advantage
 from exprl.engines.base import Engine, Sampling
 from exprl.experiment import OptimizerConfig, UpdateConfig
+from exprl.finite import check_advantages, check_rollouts
 from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
 from exprl.prompts import PromptBuilder
@@ -125,14 +126,21 @@ class ExpRLModule(PolicyModule):
             return list(zip(groups, self.parts.reward.score(groups, advance), strict=True))
 
     def compare(self, rewarded: Sequence[Rewarded]) -> list[ScoredGroup]:
-        """Advantages over the groups of all ranks, rank by rank: the same list on every rank."""
-        everyone = self.world.gather(list(rewarded), f"the update of step {self.steps_done + 1}")
+        """Advantages over the groups of all ranks, rank by rank: the same list on every rank.
+
+        Raises:
+            NonFiniteError: on every rank, where one has a reward, an advantage or a log-prob that is not finite.
+        """
+        everyone = self.world.gather(list(rewarded), f"the update of {self.step}")
         groups, rewards = zip(*(pair for own in everyone for pair in own), strict=True)
+        check_rollouts(groups, rewards, self.step)
         advantages = self.parts.advantage.estimate(rewards)
-        return [
+        scored = [
             ScoredGroup(group=group, rewards=reward, advantages=advantage)
             for group, reward, advantage in zip(groups, rewards, advantages, strict=True)
         ]
+        check_advantages(scored, self.step)
+        return scored
 
     def learn(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
         """Update the policy on every group with a learning signal; returns the update's metrics."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
-from exprl.models.sharding import is_sharded, shard
+from exprl.models.sharding import is_sharded, shard, whole
 from exprl.training.policy import SHARDED_FORWARDS
 from exprl.training.world import World
 
@@ -105,6 +105,15 @@ def sum_gradients(model: nn.Module, world: World) -> None:
 
 
 def clip_gradients(model: nn.Module, limit: float) -> float:
-    """Scale the gradients to at most this global norm; returns the norm before."""
+    """Scale the gradients to at most this global norm; returns the norm before.
+
+    A norm that is not finite is returned too, and no gradient is worth keeping then.
+    """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return float(whole(norm))
+
+
+def weights_norm(model: nn.Module) -> float:
+    """The norm of the weights that this rank holds: not finite where one is not, or is too large to be squared."""
+    held = [parameter.to_local() if hasattr(parameter, "to_local") else parameter for parameter in model.parameters()]
+    return float(torch.nn.utils.get_total_norm([tensor.detach() for tensor in held if tensor.numel()]))

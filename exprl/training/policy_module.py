@@ -15,10 +15,19 @@ from transformers import PreTrainedModel
 
 from exprl.engines.base import Engine
 from exprl.experiment import OptimizerConfig, UpdateConfig
+from exprl.finite import check_finite
 from exprl.models.base import LanguageModel
 from exprl.models.sharding import awaken, gathered
 from exprl.training.optimizer import build_optimizer
-from exprl.training.parallel import check_strategy, clip_gradients, on_device, place, shard_for, sum_gradients
+from exprl.training.parallel import (
+    check_strategy,
+    clip_gradients,
+    on_device,
+    place,
+    shard_for,
+    sum_gradients,
+    weights_norm,
+)
 from exprl.training.phases import Phases
 from exprl.training.randomness import random_state, restore_random_state
 from exprl.training.update import PolicyUpdate, Update
@@ -68,9 +77,10 @@ class PolicyModule(LightningModule):
         self.seed = seed
         self.given_world = world
         self.world = world or World()
-        self.phases = Phases(lambda name: self.world.enter(f"{name} of step {self.steps_done + 1}"))
+        self.phases = Phases(lambda name: self.world.enter(f"{name} of {self.step}"))
         self.steps_done = 0
         self.updating = False
+        self.whole_steps = True
         self.last_scored: list[ScoredGroup] = []
         self.last_metrics: dict[str, float] = {}
 
@@ -110,6 +120,11 @@ class PolicyModule(LightningModule):
         """Free what the run holds; called when it ends, also by an error."""
         self.engine.close()
 
+    @property
+    def step(self) -> str:
+        """The step under way, for messages."""
+        return f"step {self.steps_done + 1}"
+
     # ------------------------------------------------------------------ models
 
     @contextmanager
@@ -132,7 +147,7 @@ class PolicyModule(LightningModule):
     def changing_policy(self) -> Iterator[None]:
         """Around a step's update: the engine sleeps meanwhile and has the new weights afterwards.
 
-        An error inside leaves `updating` set: a half-made update must not be saved.
+        An error after the weights have begun to change leaves `whole_steps` unset: they must not be saved.
         """
         self.updating = True
         self.engine.sleep()
@@ -140,7 +155,7 @@ class PolicyModule(LightningModule):
         self.steps_done += 1
         self.engine.sync(self.steps_done)
         self.policy_changed()
-        self.updating = False
+        self.updating, self.whole_steps = False, True
 
     # ------------------------------------------------------------------ the update
 
@@ -148,7 +163,7 @@ class PolicyModule(LightningModule):
         """Make the optimizer updates of a step, `update.epochs` times; returns their metrics."""
         totals: defaultdict[str, float] = defaultdict(float)
         with (
-            self.world.collective(f"the update of step {self.steps_done + 1}"),
+            self.world.collective(f"the update of {self.step}"),
             self.phases.run("updating", len(updates) * self.update.epochs, unit="update") as advance,
         ):
             reference = self.reference_logprobs(computing, updates)
@@ -177,19 +192,31 @@ class PolicyModule(LightningModule):
     def update_once(
         self, computing: PolicyUpdate, update: Update, old: list[Tensor] | None, reference: list[Tensor] | None
     ) -> dict[str, float]:
-        """One optimizer update; sums of the per-token statistics over all ranks."""
+        """One optimizer update; sums of the per-token statistics over all ranks.
+
+        Raises:
+            NonFiniteError: on every rank alike; the weights are as they were unless it is they that are not finite.
+        """
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert not isinstance(optimizer, list)
         assert scheduler is not None
         assert not isinstance(scheduler, list)
         optimizer.zero_grad()
-        sums = computing.accumulate(update, self.manual_backward, old=old, reference=reference)
+        sums = self.world.sum(computing.accumulate(update, self.manual_backward, old=old, reference=reference))
+        check_finite(sums, self.step)
         sum_gradients(self.policy, self.world)
         norm = clip_gradients(self.policy, self.optimizer_config.max_grad_norm)
+        check_finite({"grad_norm": norm}, self.step)
+        self.whole_steps = False
         optimizer.step()
+        self.check_weights(f"{self.step}, after an update")
         scheduler.step()
         rate = float(scheduler.get_last_lr()[0])
-        return {**self.world.sum(sums), "tokens": float(update.tokens), "updates": 1.0, "grad_norm": norm, "lr": rate}
+        return {**sums, "tokens": float(update.tokens), "updates": 1.0, "grad_norm": norm, "lr": rate}
+
+    def check_weights(self, where: str) -> None:
+        """Raise `NonFiniteError` on every rank if a weight of any rank is not finite; all ranks together."""
+        check_finite(self.world.sum({"weights": weights_norm(self.policy)}), where)
 
     # ------------------------------------------------------------------ what is logged
 

@@ -28,7 +28,7 @@ from exprl.training.parallel import on_device
 from exprl.training.policy import response_hidden
 from exprl.training.policy_module import Shown
 from exprl.training.teacher import TeacherPrompts
-from exprl.training.update import Backward, PolicyUpdate, Update
+from exprl.training.update import Backward, PolicyUpdate, Update, logprobs_of
 from exprl.types import Problem, ScoredGroup
 
 if TYPE_CHECKING:
@@ -171,10 +171,9 @@ class ExactDistillation(DistillationUpdate):
         current = self.logprobs(self.policy, batch, entropy=True, ref=self.teacher_head(batch), divergence="rkl")
         loss, logp = current.divergence, current.logp.detach()
         assert loss is not None
-        assert current.entropy is not None
         assert batch.sampler_logprobs is not None
         gap = ((logp if old is None else old) - batch.sampler_logprobs).abs()
-        stats = {"loss": loss, "teacher_kl": loss, "entropy": current.entropy, "sampler_gap": gap}
+        stats = {**logprobs_of(current, old, reference), "loss": loss, "teacher_kl": loss, "sampler_gap": gap}
         if reference is not None:
             stats["kl"] = kl_estimate(logp, reference, "k3")
         return loss.sum(), stats

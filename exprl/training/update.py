@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -189,7 +189,7 @@ class PolicyUpdate:
         old: Sequence[Tensor] | None = None,
         reference: Sequence[Tensor] | None = None,
     ) -> dict[str, float]:
-        """Add this rank's part of the gradient; returns its sums of the per-token statistics.
+        """Add this rank's part of the gradient; returns its sums of the per-token statistics, log-probs among them.
 
         Args:
             update: what to compute.
@@ -206,8 +206,8 @@ class PolicyUpdate:
                 before = old[number] if old is not None else None
                 loss, stats = self.token_loss(batch, before, reference[number] if reference is not None else None)
                 backward(loss * (scale if counts else 0.0))
-                for name, value in stats.items() if counts else ():
-                    sums[name] += value.detach().sum().item()
+                for name, value in total(stats).items() if counts else ():
+                    sums[name] += value
         return dict(sums)
 
     def token_loss(
@@ -226,14 +226,26 @@ class PolicyUpdate:
         reference: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`token_loss` by the objective, with these advantages [N]."""
-        assert current.entropy is not None
         before = current.logp.detach() if old is None else old
         sampler = batch.sampler_logprobs
         result = self.objective.token_loss(current.logp, before, advantages, sampler_logp=sampler, ref_logp=reference)
-        stats = {**result.stats, "entropy": current.entropy.detach(), "loss": result.loss}
+        stats = {**result.stats, **logprobs_of(current, old, reference), "loss": result.loss}
         if sampler is not None:
             stats["sampler_gap"] = (before - sampler).abs()
         return result.loss.sum(), stats
+
+
+def logprobs_of(current: TokenStatistics, old: Tensor | None, reference: Tensor | None) -> dict[str, Tensor]:
+    """[N] each: what an update starts from. A clamp hides an infinite one of these from every other statistic."""
+    assert current.entropy is not None
+    parts = {"logp": current.logp, "entropy": current.entropy, "old_logp": old, "ref_logp": reference}
+    return {name: part.detach() for name, part in parts.items() if part is not None}
+
+
+def total(stats: Mapping[str, Tensor]) -> dict[str, float]:
+    """The sum of each [N], in one transfer from the device."""
+    sums = torch.stack([value.detach().sum().double() for value in stats.values()]).tolist()
+    return dict(zip(stats, sums, strict=True))
 
 
 def wants_packing(model: PreTrainedModel, options: UpdateConfig) -> bool:

@@ -1,0 +1,73 @@
+"""Numbers that must be finite: one NaN, taken on, is in every weight after the next update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from exprl.errors import NonFiniteError
+from exprl.types import AnyReward, RolloutGroup, RolloutReward, ScoredGroup
+
+_MODEL = (
+    "The model itself gives it: check its weights (exprl evaluate), and set model.dtype and trainer.precision to what "
+    "it was trained in (float16 overflows where bfloat16 and 32-true do not)."
+)
+_UPDATE = (
+    "Try a smaller optimizer.lr, a longer optimizer.warmup_updates, a smaller optimizer.max_grad_norm, or "
+    "trainer.precision=32-true."
+)
+_GO_ON = (
+    "The last checkpoint stays as it was. --resume goes on from it as before; to go on with other options, start a new "
+    "run from it: model.path=<this run_dir> run_dir=<another>."
+)
+_COMPONENT = "Whoever gives it (judge, verifier, plugin) must give a number, or None for a rollout that does not count."
+
+QUANTITIES: dict[str, tuple[str, str]] = {
+    "logp": ("log-prob under the policy", _MODEL),
+    "old_logp": ("log-prob under the policy before the step", _MODEL),
+    "ref_logp": ("log-prob under the frozen reference", _MODEL),
+    "sampler_gap": ("gap between the engine's log-probs and the trainer's", _MODEL),
+    "teacher_kl": ("KL to the teacher", _MODEL),
+    "entropy": ("entropy of the policy", _MODEL),
+    "loss": ("loss", _UPDATE),
+    "grad_norm": ("norm of the gradient", _UPDATE),
+    "weights": ("norm of the weights", _UPDATE),
+    "sampled": ("log-prob that the engine gives", _MODEL),
+    "reward": ("reward", _COMPONENT),
+    "advantage": ("advantage", "Check advantage, and the rewards it is made of."),
+}
+"""What a quantity is called, and what to do about one that is not finite: those that cause others come first."""
+
+
+def check_finite(values: Mapping[str, float], where: str) -> None:
+    """Raise `NonFiniteError` naming the first of `QUANTITIES` (then any other) that is NaN or infinite."""
+    order = [name for name in QUANTITIES if name in values] + [name for name in values if name not in QUANTITIES]
+    for name in order:
+        if not math.isfinite(values[name]):
+            called, advice = QUANTITIES.get(name, (name, _UPDATE))
+            raise NonFiniteError(f"{where}: the {called} is {values[name]}, so the run stops. {advice} {_GO_ON}")
+
+
+def check_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[Sequence[AnyReward]], where: str) -> None:
+    """Raise `NonFiniteError` naming the problem of a rollout with a log-prob or a reward that is not finite."""
+    for group, given in zip(groups, rewards, strict=True):
+        place = f"{where}: problem {group.problem.id!r}"
+        check_finite({"sampled": _first(rollout.sampler_logprobs for rollout in group.rollouts)}, place)
+        check_finite({"reward": _first(map(_values, given))}, place)
+
+
+def check_advantages(scored: Sequence[ScoredGroup], where: str) -> None:
+    """Raise `NonFiniteError` naming the problem of an advantage that counts and is not finite."""
+    for s in scored:
+        values = (advantages.values for advantages in s.advantages if advantages.valid)
+        check_finite({"advantage": _first(values)}, f"{where}: problem {s.group.problem.id!r}")
+
+
+def _first(rows: Iterable[Sequence[float]]) -> float:
+    """The first number that is not finite, or 0."""
+    return next((value for row in rows for value in row if not math.isfinite(value)), 0.0)
+
+
+def _values(reward: AnyReward) -> list[float]:
+    values = (reward.value,) if isinstance(reward, RolloutReward) else reward.values
+    return [value for value in values if value is not None]

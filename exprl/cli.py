@@ -15,11 +15,11 @@ from rich.console import Console
 from exprl import __version__
 from exprl import config as configuration
 from exprl.component import Choice
+from exprl.config.fields import FieldSpec, fields_of
 from exprl.errors import ConfigError, ExprlError, PeerError, did_you_mean
 from exprl.experiment import load_experiment
 from exprl.registry import FAMILIES, import_plugins
 from exprl.run_directory import RunDirectory
-from exprl.schema import FieldSpec, fields_of
 
 OVERRIDES = "key.path=value items that win over the file, for example reward.judge.name=no_reference"
 

@@ -10,8 +10,8 @@ class ExprlError(Exception):
     """Base of every error raised on purpose by exprl; the command line prints it without a traceback."""
 
 
-class ConfigError(ExprlError):
-    """The experiment's YAML or an override is wrong; the message starts with the full key path."""
+class ConfigError(ExprlError, ValueError):
+    """An option is wrong, in YAML, an override or code; the message starts with the full key path."""
 
 
 class DataError(ExprlError):

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from exprl import config as configuration
-from exprl.component import Choice, choose, option
+from exprl.component import Choice, checked, choose, option
 from exprl.errors import ConfigError
 from exprl.kernels import Backend
 from exprl.prompts import PromptConfig
 from exprl.registry import ADVANTAGES, BEHAVIOURS, ENGINES, METHODS, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What the policy trains on."""
@@ -27,6 +28,7 @@ class DataConfig:
             raise ValueError(f"prompts_per_step must be at least 1, but got {self.prompts_per_step}")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
     """Train a low-rank adapter instead of the whole policy; the frozen reference is then the policy without it."""
@@ -44,6 +46,7 @@ class LoRAConfig:
             raise ValueError("target_modules must name at least one layer, or be all-linear")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule."""
@@ -62,6 +65,7 @@ class OptimizerConfig:
             raise ValueError(f"betas must be two numbers, but got {list(self.betas)}")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
     """How the rollouts of a step become optimizer updates."""
@@ -90,6 +94,7 @@ class UpdateConfig:
             raise ValueError("epochs and micro_batch_tokens must be at least 1")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """pass@k on held-out problems, before and after training and by `exprl evaluate`."""
@@ -113,6 +118,7 @@ class EvaluationConfig:
             raise ValueError(f"k must lie in 1..samples_per_prompt ({self.samples_per_prompt}), but got {too_large}")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """What Lightning's Trainer is told, and what the run keeps."""
@@ -139,6 +145,7 @@ class TrainerConfig:
             raise ValueError("cpu_offload needs strategy: fsdp2")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One run, whole: what `exprl train` and `exprl evaluate` read."""

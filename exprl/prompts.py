@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exprl.component import option
+from exprl.component import checked, option
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.types import Prompt, Question
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PLACEHOLDER = "{question}"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
     """How a question becomes a prompt."""

@@ -7,6 +7,7 @@ point group `exprl.plugins`, the first time a name is looked up; nothing heavy i
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -36,9 +37,14 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator; raises `ConfigError` when another class already has `name`."""
+        """Class decorator; raises `ConfigError` when another class has `name`, or this one lacks a method."""
 
         def decorate(cls: C) -> C:
+            if inspect.isabstract(cls):
+                missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+                raise ConfigError(
+                    f"{self.family} {name!r} ({cls.__module__}.{cls.__qualname__}) must define {missing}."
+                )
             known = self._classes.get(name)
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise ConfigError(
@@ -125,8 +131,9 @@ def import_plugins(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
+        except (Exception, SystemExit) as error:  # a plugin is anybody's code
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ConfigError(
-                f"plugins: cannot import {module!r} ({error}). Give an importable module path; "
+                f"plugins: cannot import {module!r} ({reason}). Give an importable module path; "
                 "the folder that exprl is started from and PYTHONPATH are searched."
             ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from exprl.component import option
+from exprl.component import checked, option
 from exprl.errors import DataError, did_you_mean
 from exprl.types import Hidden, Problem, Question, Scaffold
 
@@ -19,6 +19,7 @@ MISSING = object()
 """"No such column", as None is a cell's value."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """Which column holds what. A dot reaches into a nested column: `reward_model.ground_truth`."""
@@ -36,6 +37,7 @@ MINED_COLUMNS = Columns(id="id", domain="domain", steps="steps", partial=True)
 """Those of a data set that `exprl mine` wrote."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
     """What every source of rows has."""

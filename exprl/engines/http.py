@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import finalize
 
-from exprl.component import option
+from exprl.component import checked, option
 from exprl.errors import ConfigError
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """Where a server is and how it is asked."""

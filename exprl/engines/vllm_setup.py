@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from exprl.component import option
+from exprl.component import checked, option
 from exprl.engines import vllm_lora
 from exprl.engines.vllm_groups import engine_groups
 from exprl.models.lora import adapter_config
@@ -24,6 +24,7 @@ _RANKS_HERE = "LOCAL_WORLD_SIZE"
 """A launcher's variable, which vLLM sets to its own 1; child processes would take it for their launcher's."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class HostOptions:
     """How a vLLM engine is set up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from exprl.component import option
+from exprl.component import Component, option
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_setup import HostOptions
 from exprl.errors import ConfigError
@@ -17,7 +17,7 @@ from exprl.resources import Resources
 
 
 @BACKENDS.register("auto")
-class AutoBackend(JudgeBackend):
+class AutoBackend(Component):
     """Opens the backend `transformers`, or `vllm` where `rollout.name` is vllm."""
 
     @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from exprl import config as configuration
-from exprl.component import option
+from exprl.component import checked, option
 from exprl.errors import ConfigError, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -16,6 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Node = dict[str, Any]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """An option whose value is chosen for each stage, on seeds of its own, before the study's seeds are run."""
@@ -37,6 +38,7 @@ class TuneConfig:
         _check_seeds("seeds", self.seeds)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class MineConfig:
     """Problems by how often the initial policy solves them: `data.train` and `evaluation.source` keep these alone."""
@@ -53,6 +55,7 @@ class MineConfig:
             )
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Arms of stages, each run with every seed: what `exprl study` reads."""

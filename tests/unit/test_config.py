@@ -152,7 +152,7 @@ class TestFiles:
             ("a: [1", "not valid YAML"),
             ("a: 1\na: 2", "not valid YAML"),
             ("- a\n- b", "expected keys and values, but the file holds a list"),
-            ("3", "not valid YAML"),
+            ("3", "expected keys and values, but the file holds a int"),
             ("extends: 3", r"extends: expected str or a list of str or null, but got 3 \(int\)"),
             ("extends: [1]", r"extends\[0\]: expected str, but got 1"),
         ],

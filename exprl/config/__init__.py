@@ -1,0 +1,23 @@
+"""YAML to validated dataclasses: `extends`, dotted overrides, component choices, and errors that name the key.
+
+`fields` is what a Config declares, `validate` checks values against it (from YAML and from code alike), `reading` turns
+text into plain values, `layers` puts files and overrides over each other. None of them imports a component.
+"""
+
+from exprl.config.layers import from_layers, load, load_layers, merge, parse_overrides
+from exprl.config.saving import to_node, to_yaml
+from exprl.config.validate import checked, coerce, validate, validate_choice
+
+__all__ = [
+    "checked",
+    "coerce",
+    "from_layers",
+    "load",
+    "load_layers",
+    "merge",
+    "parse_overrides",
+    "to_node",
+    "to_yaml",
+    "validate",
+    "validate_choice",
+]

@@ -1,0 +1,170 @@
+"""What a Config dataclass declares: its fields, their types, helps and defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from exprl.config.ranges import Rule
+from exprl.registry import Registry
+
+if TYPE_CHECKING:
+    from exprl.resources import Resources
+
+
+# ------------------------------------------------------------------ declaring
+
+
+def option(default: Any = MISSING, help: str = "") -> Any:  # noqa: A002 - argparse's word for it
+    """A Config field: its one default, and the line that `exprl list` shows for it.
+
+    Without a default the option is required. What a value must be is said by the annotation: its type, a `Literal` of
+    the choices, or `Annotated` with a rule of `exprl.config.ranges`.
+    """
+    metadata = {"help": help}
+    if isinstance(default, (list, dict)):
+        kind, items = type(default), default
+        return field(default_factory=lambda: kind(items), metadata=metadata)
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A component picked by name with its validated options: what a YAML node `{name: ..., ...}` becomes."""
+
+    name: str
+    config: Any
+    cls: type[Any]
+
+    @classmethod
+    def of(cls, registry: Registry[Any], name: str, **options: Any) -> Choice:
+        """The component `name` of `registry`; raises `ConfigError` for an unknown name or a value not allowed."""
+        component = registry.get(name)
+        return cls(name=name, config=component.Config(**options), cls=component)
+
+    def build(self, resources: Resources) -> Any:
+        """The component itself."""
+        return self.cls.from_config(self.config, resources)
+
+
+def choose(registry: Registry[Any], name: str | None, help: str = "", **options: Any) -> Any:  # noqa: A002
+    """A Config field that holds a component of `registry`: by default `name` with `options`, or None.
+
+    Annotate it `Annotated[Choice, registry]` (`Annotated[Choice, registry] | None` where `name` is None). The default
+    is resolved when a config is made, so that declaring the field imports no component.
+    """
+    if name is None:
+        return field(default=None, metadata={"help": help, "registry": registry})
+    node = {"name": name, **options}
+    return field(
+        default_factory=lambda: Choice.of(registry, name, **options),
+        metadata={"help": help, "registry": registry, "default_node": node},
+    )
+
+
+def required_choice(registry: Registry[Any], help: str = "") -> Any:  # noqa: A002
+    """A Config field that holds a component of `registry` and that YAML must name.
+
+    In code it may be left out where the component is handed over built (`ProcessReward(slicer=..., judge=...)`).
+    """
+    return field(default=None, metadata={"help": help, "registry": registry, "required": True})
+
+
+# ------------------------------------------------------------------ reading what is declared
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec:
+    """One option: a plain value, a nested dataclass (`dataclass`) or a component picked by name (`registry`)."""
+
+    annotation: Any
+    required: bool
+    help: str
+    registry: Registry[Any] | None
+    dataclass: type[Any] | None
+    default_node: Mapping[str, Any] | None
+
+
+def fields_of(schema: type[Any]) -> Mapping[str, FieldSpec]:
+    """The options of a Config dataclass by name, in the order they are declared."""
+    return _fields_of(schema)  # type: ignore[arg-type] # classes are hashable
+
+
+@functools.cache
+def _fields_of(schema: type[Any]) -> Mapping[str, FieldSpec]:
+    hints = typing.get_type_hints(schema, include_extras=True)
+    return types.MappingProxyType({field.name: _read(field, hints[field.name]) for field in dataclasses.fields(schema)})
+
+
+def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
+    bare = _without_none(annotation)
+    plain = get_args(bare)[0] if get_origin(bare) is Annotated else bare
+    nested = isinstance(plain, type) and dataclasses.is_dataclass(plain) and plain is not Choice
+    without_default = field.default is MISSING and field.default_factory is MISSING
+    return FieldSpec(
+        annotation=annotation,
+        required=without_default or field.metadata.get("required", False),
+        help=field.metadata.get("help", ""),
+        registry=field.metadata.get("registry"),
+        dataclass=plain if nested else None,
+        default_node=field.metadata.get("default_node"),
+    )
+
+
+def rules_of(annotation: Any) -> list[Rule]:
+    """The rules at the top of an annotation."""
+    return [extra for extra in get_args(annotation)[1:] if isinstance(extra, Rule)]
+
+
+def registry_of(annotation: Any) -> Registry[Any] | None:
+    """The family that an `Annotated[Choice, registry]` chooses from."""
+    return next((extra for extra in get_args(annotation)[1:] if isinstance(extra, Registry)), None)
+
+
+def allows_none(annotation: Any) -> bool:
+    """Whether an option may be null."""
+    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
+
+
+def describe(annotation: Any, *, rules: bool = False) -> str:
+    """An annotation as messages name it; with its rules as `exprl list` shows it.
+
+    >>> describe(int | list[str] | None)
+    'int or a list of str or null'
+    >>> from exprl.config.ranges import PositiveInt
+    >>> describe(PositiveInt | None, rules=True)
+    'int at least 1 or null'
+    """
+    name = functools.partial(describe, rules=rules)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        registry = registry_of(annotation)
+        said = [str(rule) for rule in rules_of(annotation)] if rules else []
+        return f"a {registry.family}" if registry else " ".join([name(arguments[0]), *said])
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if argument is type(None) else name(argument) for argument in arguments)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"[{', '.join(map(name, arguments))}]"
+    if origin in (list, tuple):
+        return f"a list of {name(arguments[0])}"
+    if origin is dict:
+        return f"a mapping to {name(arguments[1])}"
+    if dataclasses.is_dataclass(annotation):
+        return "options"
+    return str(getattr(annotation, "__name__", annotation))
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [argument for argument in get_args(annotation) if argument is not type(None)]
+        return rest[0] if len(rest) == 1 else annotation
+    return annotation

@@ -1,0 +1,111 @@
+"""An experiment from its files and overrides: `extends` chains, dotted keys, interpolations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from exprl.config.merging import Node, merge
+from exprl.config.reading import DEEPEST, parse, read_file
+from exprl.config.validate import coerce, validate
+from exprl.errors import ConfigError
+from exprl.registry import import_plugins
+
+__all__ = ["from_layers", "load", "load_layers", "merge", "parse_overrides"]
+
+S = TypeVar("S")
+
+
+def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
+    """Read a YAML file with its `extends` chain and dotted overrides into `schema`.
+
+    Args:
+        schema: the dataclass of the whole file.
+        path: the YAML file.
+        overrides: `key.path=value` items; values are parsed as YAML and win over every file.
+
+    Raises:
+        ConfigError: naming the file or the full key path.
+    """
+    return from_layers(schema, [*load_layers(path), parse_overrides(overrides)])
+
+
+def load_layers(path: str | Path) -> list[Node]:
+    """A YAML file after those it `extends`, as plain dictionaries; raises `ConfigError` naming the file."""
+    return _load_file(Path(path), seen=())
+
+
+def from_layers(schema: type[S], layers: Sequence[Node]) -> S:
+    """Merge plain dictionaries, later ones winning, and validate the result."""
+    plugins = list(dict.fromkeys(module for layer in layers for module in _plugins(layer)))
+    import_plugins(plugins)
+    merged: Node = {}
+    for layer in layers:
+        merged = merge(schema, merged, layer)
+    if plugins:
+        merged["plugins"] = plugins  # a component named in a base file needs that file's plugin too
+    return validate(schema, _resolve(merged) if _interpolates(merged) else merged)
+
+
+def parse_overrides(overrides: Sequence[str]) -> Node:
+    """Dotted `key.path=value` items as one nested dictionary; of two for one key the later holds.
+
+    >>> parse_overrides(["trainer.max_steps=2", "reward.judge.name=no_reference"])
+    {'trainer': {'max_steps': 2}, 'reward': {'judge': {'name': 'no_reference'}}}
+    """
+    tree: Node = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        *above, last = keys = key.split(".")
+        if not equals or not all(keys) or key.startswith("-"):
+            raise ConfigError(f"override {item!r}: write key.path=value, for example trainer.max_steps=2.")
+        if len(keys) > DEEPEST:
+            raise ConfigError(f"override {key[:60]}...: a key of {len(keys)} parts; no option lies that deep.")
+        try:
+            value = parse(text)
+        except ConfigError as error:
+            quoted = f"Quote a string with signs in it: '{key}=\"...\"'."
+            raise ConfigError(f"override {item!r}: the value is no YAML: {error}. {quoted}") from error
+        node = tree
+        for part in above:
+            below = node.get(part)
+            node[part] = node = below if isinstance(below, dict) else {}
+        node[last] = value
+    return tree
+
+
+def _interpolates(node: Any) -> bool:
+    if isinstance(node, (dict, list)):
+        return any(map(_interpolates, node.values() if isinstance(node, dict) else node))
+    return isinstance(node, str) and "${" in node
+
+
+def _resolve(node: Node) -> Node:
+    """With every `${...}` replaced; slow, and a study makes its experiments by the hundred."""
+    try:
+        return cast(Node, OmegaConf.to_container(OmegaConf.create(node), resolve=True))
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).strip().splitlines()[0]
+        raise ConfigError(f"{error.full_key or 'config'}: {reason}") from error
+    except RecursionError as error:
+        raise ConfigError("config: an interpolation ${...} leads back to itself.") from error
+
+
+def _plugins(layer: Node) -> list[str]:
+    plugins = coerce(str | list[str] | None, layer.get("plugins"), "plugins") or []
+    return [plugins] if isinstance(plugins, str) else plugins
+
+
+def _load_file(path: Path, seen: tuple[Path, ...]) -> list[Node]:
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"extends: {' -> '.join(str(p) for p in (*seen, path))} is a circle; remove one of them.")
+    mapping = read_file(path, seen[-1] if seen else None)
+    parents = coerce(str | list[str] | None, mapping.pop("extends", None), f"{path}: extends") or []
+    parents = [parents] if isinstance(parents, str) else parents
+    layers = [layer for parent in parents for layer in _load_file(path.parent / parent, (*seen, path))]
+    return [*layers, mapping]

@@ -1,0 +1,81 @@
+"""What a value of the right type must also be: numbers their range, texts their form.
+
+    temperature: Annotated[float, Range(gt=0, le=100)] = option(1.0, "sampling temperature")
+
+A rule stands at the very type that it is about, so `list[NonEmpty]` and `PositiveInt | None` read as they are meant.
+Ranges also hold for what is made in code, and `exprl list` shows them.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+
+class Rule(ABC):
+    """What else a value must be; `str` completes "must be ..."."""
+
+    @abstractmethod
+    def allows(self, value: Any) -> bool:
+        """Whether a value, already of the annotated type, is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range(Rule):
+    """Numbers from a bound (`ge`, `le`) or beyond it (`gt`, `lt`).
+
+    >>> str(Range(gt=0, le=1)), str(Range(ge=1)), str(Range(lt=3))
+    ('in (0, 1]', 'at least 1', 'below 3')
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def allows(self, value: Any) -> bool:
+        """Comparisons are written so that NaN fails each."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        low = self.ge if self.ge is not None else self.gt
+        high = self.le if self.le is not None else self.lt
+        if low is not None and high is not None:
+            return f"in {'[' if self.ge is not None else '('}{low}, {high}{']' if self.le is not None else ')'}"
+        if low is not None:
+            return f"at least {low}" if self.ge is not None else f"above {low}"
+        return f"at most {high}" if self.le is not None else f"below {high}"
+
+
+@dataclass(frozen=True)
+class Form(Rule):
+    """Texts that match a regular expression as a whole; `says` names them in messages."""
+
+    pattern: str
+    says: str
+
+    def allows(self, value: Any) -> bool:
+        """Whether all of the text matches."""
+        return re.fullmatch(self.pattern, value, re.DOTALL) is not None
+
+    def __str__(self) -> str:
+        return self.says
+
+
+PositiveInt = Annotated[int, Range(ge=1)]
+NonNegativeInt = Annotated[int, Range(ge=0)]
+PositiveFloat = Annotated[float, Range(gt=0)]
+NonNegativeFloat = Annotated[float, Range(ge=0)]
+Share = Annotated[float, Range(ge=0, le=1)]
+Seconds = Annotated[float, Range(gt=0, le=10_000_000)]
+"""A wait; the limit, some 115 days, is below what timers overflow at."""
+Seed = Annotated[int, Range(ge=0, le=2**32 - 1)]
+"""What NumPy and Lightning take as a seed."""
+NonEmpty = Annotated[str, Form(".+", "a text that is not empty")]

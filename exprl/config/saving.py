@@ -1,0 +1,37 @@
+"""A validated config as plain values and as the YAML that gives the same config back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from exprl.config.fields import Choice
+
+
+def to_node(config: Any) -> Any:
+    """The plain tree of a validated config, every default filled in; `validate` gives the same config back."""
+    if isinstance(config, Choice):
+        return {"name": config.name, **to_node(config.config)}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_node(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, (list, tuple)):
+        return [to_node(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_node(value) for key, value in config.items()}
+    return config
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config as YAML, as saved in a run directory."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escape(to_node(config))))
+
+
+def _escape(node: Any) -> Any:
+    """Keep a resolved `${` from being read as an interpolation when the file is loaded again."""
+    if isinstance(node, dict):
+        return {key: _escape(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escape(value) for value in node]
+    return node.replace("${", r"\${") if isinstance(node, str) else node

@@ -1,0 +1,246 @@
+"""Plain values against what a Config declares; the one check for YAML and for code.
+
+`validate` builds a dataclass from the plain values of YAML. A dataclass that is `checked` puts the same check before
+its own construction, so that `Config(first="grp")` in code fails with the line that `first: grp` in a file gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+from exprl.config.fields import Choice, FieldSpec, allows_none, describe, fields_of, registry_of, rules_of
+from exprl.config.merging import merge
+from exprl.errors import ConfigError, did_you_mean
+from exprl.registry import Registry
+
+S = TypeVar("S")
+
+LARGEST_INT = 2**63 - 1
+"""What NumPy, PyTorch and files of every kind can hold."""
+
+
+class _OutOfRangeError(ConfigError):
+    """A value of the right type that breaks a rule; in a union this says more than that no other type fits."""
+
+
+# ------------------------------------------------------------------ whole dataclasses
+
+
+def validate(schema: type[S], node: Mapping[str, Any], path: str = "") -> S:
+    """Build `schema` from plain values; raises `ConfigError` with the key path, the value and what is allowed."""
+    fields = fields_of(schema)
+    for key in node:
+        if key not in fields:
+            raise ConfigError(f"{_join(path, str(key))}: unknown option. {did_you_mean(str(key), fields)}")
+    values = {}
+    for key, spec in fields.items():
+        where = _join(path, key)
+        if key in node:
+            values[key] = _convert(spec, node[key], where)
+        elif spec.required:
+            raise ConfigError(f"{where}: required, but missing. {spec.help}".rstrip())
+    try:
+        return schema(**values)
+    except ConfigError as error:
+        # a dataclass that knows the key names it from its own level
+        raise ConfigError(_join(path, str(error))) from error
+    except ValueError as error:
+        raise ConfigError(f"{path or schema.__name__}: {error}") from error
+
+
+def checked(schema: type[S]) -> type[S]:
+    """Class decorator of an options dataclass: values are checked and converted however it is made.
+
+    `Component` puts it on every component's Config; sections of a schema carry it themselves. Its `__post_init__` is
+    then left with what concerns several options at once, and may rely on each of them.
+    """
+    make = vars(schema).get("__init__")
+    if make is None or hasattr(make, "__wrapped__"):
+        return schema  # inherits its constructor, or has been here before
+
+    @functools.wraps(make)
+    def init(self: Any, **values: Any) -> None:
+        fields = fields_of(schema)
+        make(
+            self, **{key: _given(fields[key], value, key) if key in fields else value for key, value in values.items()}
+        )
+
+    schema.__init__ = init  # type: ignore[method-assign]
+    return schema
+
+
+def _given(spec: FieldSpec, value: Any, key: str) -> Any:
+    """An option given in code; a required component may be None there, where the owner is handed it built."""
+    return None if value is None and spec.registry is not None and spec.required else _convert(spec, value, key)
+
+
+# ------------------------------------------------------------------ components
+
+
+def validate_choice(registry: Registry[Any], node: Any, path: str, default: Mapping[str, Any] | None = None) -> Choice:
+    """A component node `{name: ..., option: ...}` as a `Choice`; without `name` the default's name holds."""
+    if isinstance(node, Choice):
+        return _of_family(registry, node, path)
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{path}: expected a {registry.family} as {{name: ..., options}}, but got {shown(node)}.")
+    name = node.get("name", default["name"] if default else None)
+    if name is None:
+        raise ConfigError(f"{path}.name: required, but missing. {did_you_mean('', registry.names())}")
+    if not isinstance(name, str):
+        raise _wrong_type(f"{path}.name", "str", name)
+    try:
+        component = registry.get(name)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.name: {error}") from error
+    if default and name == default["name"]:
+        node = merge(component.Config, default, node)
+    options = {key: value for key, value in node.items() if key != "name"}
+    return Choice(name=name, config=validate(component.Config, options, path), cls=component)
+
+
+def _of_family(registry: Registry[Any], choice: Choice, path: str) -> Choice:
+    if choice.name not in registry.names() or registry.get(choice.name) is not choice.cls:
+        raise ConfigError(f"{path}: expected a {registry.family}, but got {choice.cls.__name__} ({choice.name!r}).")
+    return choice
+
+
+# ------------------------------------------------------------------ values
+
+
+def coerce(annotation: Any, value: Any, path: str) -> Any:
+    """`value` as `annotation` allows it (ints pass as floats, lists as tuples); raises `ConfigError` otherwise."""
+    if annotation is Any:
+        return value
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _coerce_annotated(annotation, value, path)
+    if origin in (Union, types.UnionType):
+        return _coerce_union(annotation, value, path)
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
+            return value
+        raise ConfigError(f"{path}: got {shown(value)}. {did_you_mean(str_of(value), map(str, arguments))}")
+    if origin in (list, tuple):
+        return _coerce_sequence(annotation, value, path)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _wrong_type(path, "a mapping", value)
+        return {str(key): coerce(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(annotation):
+        return _coerce_dataclass(cast(type[Any], annotation), value, path)
+    return _coerce_scalar(annotation, value, path)
+
+
+def _convert(spec: FieldSpec, value: Any, path: str) -> Any:
+    if isinstance(value, str) and value == "???":
+        raise ConfigError(f"{path}: required, but missing. {spec.help}".rstrip())
+    if spec.registry is not None and not (value is None and allows_none(spec.annotation)):
+        return validate_choice(spec.registry, value, path, spec.default_node)
+    return coerce(spec.annotation, value, path)
+
+
+def _coerce_annotated(annotation: Any, value: Any, path: str) -> Any:
+    registry = registry_of(annotation)
+    if registry is not None:
+        return validate_choice(registry, value, path)
+    value = coerce(get_args(annotation)[0], value, path)
+    for rule in rules_of(annotation):
+        if not rule.allows(value):
+            raise _OutOfRangeError(f"{path}: must be {rule}, but got {shown(value)}.")
+    return value
+
+
+def _coerce_union(annotation: Any, value: Any, path: str) -> Any:
+    if value is None and allows_none(annotation):
+        return None
+    choices = [argument for argument in get_args(annotation) if argument is not type(None)]
+    errors = []
+    for choice in choices:
+        try:
+            return coerce(choice, value, path)
+        except ConfigError as error:
+            errors.append(error)
+    telling = [e for e in errors if isinstance(e, _OutOfRangeError) or not str(e).startswith(f"{path}:")]
+    if len(errors) == 1 or telling:
+        raise (telling or errors)[0]  # says which item or option of the value is wrong
+    raise _wrong_type(path, describe(annotation), value)
+
+
+def _coerce_sequence(annotation: Any, value: Any, path: str) -> Any:
+    origin, kinds = get_origin(annotation), get_args(annotation)
+    if not isinstance(value, (list, tuple)):
+        raise _wrong_type(path, "a list", value)
+    if origin is list or kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    elif len(kinds) != len(value):
+        raise ConfigError(f"{path}: expected {len(kinds)} values, but got {shown(list(value))}.")
+    return origin(coerce(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _coerce_dataclass(schema: type[Any], value: Any, path: str) -> Any:
+    if isinstance(value, schema):
+        return value  # made in code, where it has been checked
+    if not isinstance(value, Mapping):
+        raise _wrong_type(path, "options", value)
+    return validate(schema, value, path)
+
+
+def _coerce_scalar(annotation: Any, value: Any, path: str) -> Any:
+    if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _finite(value, path)
+    if annotation is int and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > LARGEST_INT:
+            raise _OutOfRangeError(f"{path}: must be at most {LARGEST_INT} in size, but got {shown(value)}.")
+        return int(value)
+    if annotation is str and isinstance(value, str):
+        return _plain_text(value, path)
+    if annotation is bool and isinstance(value, bool):
+        return value
+    raise _wrong_type(path, "true or false" if annotation is bool else describe(annotation), value)
+
+
+def _finite(value: float, path: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # an int that no float holds
+        number = math.inf
+    if not math.isfinite(number):
+        raise _OutOfRangeError(f"{path}: must be a finite number, but got {shown(value)}.")
+    return number
+
+
+def _plain_text(value: str, path: str) -> str:
+    """Text that files, paths and tokenizers can hold."""
+    if "\0" in value or (not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)):
+        raise _OutOfRangeError(f"{path}: must be text without NUL and lone surrogates, but got {shown(value)}.")
+    return str(value)
+
+
+# ------------------------------------------------------------------ messages
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr, on one line and not longer than a message should be."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits, a list that contains itself
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def str_of(value: Any) -> str:
+    """The text that a value is compared by when a name close to it is looked for."""
+    return value if isinstance(value, str) else shown(value)
+
+
+def _wrong_type(path: str, expected: str, value: Any) -> ConfigError:
+    return ConfigError(f"{path}: expected {expected}, but got {shown(value)} ({type(value).__name__}).")
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

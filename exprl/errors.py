@@ -46,6 +46,10 @@ class DistributedError(ExprlError):
     """The ranks of a run cannot go on together; the message names rank and phase."""
 
 
+class RanksDifferError(DistributedError):
+    """Ranks were started with other options, code, packages or data than each other; raised on every rank alike."""
+
+
 class PeerError(DistributedError):
     """Another rank failed, and has said why itself."""
 

@@ -29,6 +29,7 @@ from exprl.evaluation.table import comparison_table, differences, result_table
 from exprl.experiment import Experiment
 from exprl.run_directory import RunDirectory, write_json
 from exprl.seeding import derive_seed
+from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
 from exprl.training.launch import devices_here, launched, wants_gpu
 from exprl.training.parallel import strategy_for
@@ -66,6 +67,7 @@ class TrainingRun:
         start = time.perf_counter()
         config_yaml = configuration.to_yaml(self.experiment)
         quiet_libraries()
+        check_start(self.world, self.experiment, self.directory.path)
         with self.world.first_before_others("the start"):
             if self.world.first:
                 self.directory.check(config_yaml, resume=resume)
@@ -75,6 +77,8 @@ class TrainingRun:
                 return self.report()
             lightning.seed_everything(self.experiment.seed, verbose=False)
             module = self.prepare()
+        check_loaded(self.world, self.build)
+        with self.world.first_before_others("making the folder of the run"):
             if self.world.first:
                 self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
         prepared = time.perf_counter() - start

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ OPTIONS = [
 ]
 
 
-def command(folder: Path, *options: str, launcher: tuple[str, ...] = EXPRL) -> list[str]:
+def command(
+    folder: Path, *options: str, launcher: tuple[str, ...] = EXPRL, common: Sequence[str] = OPTIONS
+) -> list[str]:
     """The command line of a small run in `folder`."""
     config = str(ROOT / "configs/quickstart.yaml")
-    return [*launcher, "train", config, "--resume", *OPTIONS, f"run_dir={folder}", *options]
+    return [*launcher, "train", config, "--resume", *common, f"run_dir={folder}", *options]
 
 
 def environment(fault: str | None = None) -> dict[str, str]:
@@ -39,13 +42,20 @@ def environment(fault: str | None = None) -> dict[str, str]:
 
 
 def execute(
-    folder: Path, *options: str, fault: str | None = None, launcher: tuple[str, ...] = EXPRL, timeout: float = 240
+    folder: Path,
+    *options: str,
+    fault: str | None = None,
+    launcher: tuple[str, ...] = EXPRL,
+    timeout: float = 240,
+    cwd: Path = ROOT,
+    variables: Mapping[str, str] | None = None,
+    common: Sequence[str] = OPTIONS,
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, whatever it is."""
+    """Run to the end, whatever it is; `variables` are added to the environment."""
     return subprocess.run(
-        command(folder, *options, launcher=launcher),
-        cwd=ROOT,
-        env=environment(fault),
+        command(folder, *options, launcher=launcher, common=common),
+        cwd=cwd,
+        env={**environment(fault), **(variables or {})},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.integration.processes import TORCHRUN, assert_same_run, execute, lines, steps
+from tests.integration.conftest import ROOT
+from tests.integration.processes import OPTIONS, TORCHRUN, assert_same_run, execute, lines, steps
 
 DDP = ("trainer.devices=2", "trainer.accelerator=cpu")
 FSDP2 = (*DDP, "trainer.strategy=fsdp2")
@@ -47,8 +50,6 @@ def test_every_rank_samples_its_own_problems(ddp: Path) -> None:
 
 
 def test_held_out_problems_are_shared_and_put_together_in_order(ddp: Path) -> None:
-    import json
-
     result = json.loads((ddp / "evaluation/after.json").read_text())
     assert len(result["problem_ids"]) == len(set(result["problem_ids"])) == 3
     assert result["problem_ids"] == sorted(result["problem_ids"], key=lambda i: int(i.rsplit("-", 1)[-1]))
@@ -100,4 +101,40 @@ def test_prompts_that_ranks_cannot_share_are_refused_once(tmp_path: Path) -> Non
     done = execute(tmp_path / "run", *DDP, "data.prompts_per_step=3", "update.prompts_per_update=null")
     assert done.returncode == 2
     assert done.stderr.count("data.prompts_per_step: 3 cannot be shared by 2 ranks") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("differs", "said"),
+    [
+        ({"options": ["optimizer.lr=1e-5"]}, r"optimizer.lr: 0.0001 on rank 0; 1e-05 on rank 1"),
+        (
+            {"folder": "other"},
+            "data.train has 4 problems on rank 0 and 5 on rank 1; problem 5, 'rows-5', is on rank 1 alone",
+        ),
+    ],
+    ids=["options", "data"],
+)
+def test_ranks_that_differ_do_not_start(tmp_path: Path, differs: dict[str, Any], said: str) -> None:
+    for folder, count in (("one", 4), ("other", 5)):
+        (tmp_path / folder).mkdir()
+        rows = [{"question": "a+3 from 417", "answer": "785"}] * count
+        (tmp_path / folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if "folder" in differs:
+        differs = {"folder": str(tmp_path / "other")}
+    options = [option for option in OPTIONS if not option.startswith("data.train")]
+    launcher = (*TORCHRUN[:-2], "-m", "tests.integration.differing_script")
+    done = execute(
+        tmp_path / "run",
+        "data.train={name: jsonl, path: rows.jsonl, columns: {reference: null}}",
+        "reward={name: sparse}",
+        "advantage={name: group}",
+        launcher=launcher,
+        common=options,
+        cwd=tmp_path / "one",
+        variables={"DIFFERS": json.dumps(differs), "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode != 0
+    assert said in done.stderr
     assert not (tmp_path / "run").exists()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from exprl.chat import ChatFrame, Role, chat_frame
 from exprl.component import checked, option
+from exprl.encoding import encoder_of
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.types import Prompt, Question
 
@@ -14,11 +18,16 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "{question}"
 
+_ADVICE: Mapping[Role, str] = {
+    "system": "Set prompt.system=null and say it in prompt.template.",
+    "user": "If it needs a system message, set prompt.system.",
+}
+
 
 @checked
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """How a question becomes a prompt."""
+    """How a question becomes a prompt. Messages are plain text: nothing in them becomes a control token."""
 
     system: str | None = option(None, "system message; null: none, or the chat template's own")
     template: str = option(PLACEHOLDER, "user message; {question} is replaced, every other brace stays as it is")
@@ -59,7 +68,7 @@ class PromptBuilder:
 
         Raises:
             TypeError: `question` is anything else, a `Problem` or a `Scaffold` above all.
-            ModelError: the chat template refuses these messages (some allow no system message).
+            ModelError: the chat template refuses these messages (some allow no system message), loses or repeats one.
             DataError: the prompt is longer than `max_prompt_tokens`.
         """
         if type(question) is not Question:
@@ -67,24 +76,22 @@ class PromptBuilder:
                 f"a prompt is built from a Question alone, but got a {type(question).__name__}; what else belongs to "
                 "a problem is hidden from the policy. Pass problem.question."
             )
-        text = self._render(question)
-        # the template has already written the special tokens
-        token_ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        parts = self.frame.parts(*self.messages(self.config.template.replace(PLACEHOLDER, question.text)))
+        token_ids = encoder_of(self.tokenizer).encode(parts)
         if len(token_ids) > self.config.max_prompt_tokens:
             raise DataError(
                 f"problem {question.problem_id!r}: its prompt has {len(token_ids)} tokens, but max_prompt_tokens is "
                 f"{self.config.max_prompt_tokens}. Drop the row or raise the limit."
             )
-        return Prompt(problem_id=question.problem_id, text=text, token_ids=token_ids)
+        text = "".join(part.text for part in parts)
+        return Prompt(problem_id=question.problem_id, text=text, token_ids=token_ids, reply_opening=self.frame.opening)
 
-    def _render(self, question: Question) -> str:
-        from jinja2 import TemplateError
+    def messages(self, user: str) -> tuple[str, ...]:
+        """The system message, if there is one, and the user's."""
+        return (user,) if self.config.system is None else (self.config.system, user)
 
-        messages = [{"role": "user", "content": self.config.template.replace(PLACEHOLDER, question.text)}]
-        if self.config.system is not None:
-            messages.insert(0, {"role": "system", "content": self.config.system})
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
-            hint = "Set prompt.system=null and say it in prompt.template." if self.config.system is not None else ""
-            raise ModelError(f"the chat template of the policy's tokenizer fails: {error}. {hint}".rstrip()) from error
+    @cached_property
+    def frame(self) -> ChatFrame:
+        """What the chat template writes around the messages; raises `ModelError` if it cannot be used for them."""
+        system = self.config.system is not None
+        return chat_frame(self.tokenizer, "the policy's tokenizer", system=system, advice=_ADVICE)

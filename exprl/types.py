@@ -97,11 +97,15 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A question as the policy reads it: chat-templated text and its token ids."""
+    """A question as the policy reads it: chat-templated text and its token ids.
+
+    `reply_opening` is what of the reply the prompt already holds: `<think>` of a template that opens it.
+    """
 
     problem_id: str
     text: str
     token_ids: tuple[int, ...]
+    reply_opening: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +141,11 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def reply(self) -> str:
+        """The whole reply as verifiers read it: with the thinking that the prompt opened, where it did."""
+        return self.prompt.reply_opening + self.text
 
     def text_of(self, start: int, end: int) -> str:
         """The text of tokens [start, end)."""

@@ -181,7 +181,9 @@ class JudgedDetector(BehaviourDetector):
     def from_config(cls, config: Any, resources: Resources) -> JudgedDetector:
         """On a model of its own, beside the policy where there is one."""
         model = JudgeModel(weights="own", own=config.model, judge="judged (behaviour)")
-        return cls(config, config.backend.cls.open(config.backend.config, model, resources))
+        backend: JudgeBackend = config.backend.cls.open(config.backend.config, model, resources)
+        backend.check(query("", BEHAVIOUR_NAMES[0]))
+        return cls(config, backend)
 
     def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
         """See `BehaviourDetector`; a failed or undecided answer is None."""

@@ -159,7 +159,7 @@ def evaluate(
     for index, rollout in engine.generate(built, sampling):
         problem = problems[index]
         check_finite({"sampled": sum(rollout.sampler_logprobs)}, f"evaluation: problem {problem.id!r}")
-        right = verifier.verify(problem, rollout.text)
+        right = verifier.verify(problem, rollout.reply)
         correct[index] += right
         lengths += len(rollout)
         cut_off += rollout.finish_reason == "length"

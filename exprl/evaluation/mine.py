@@ -186,7 +186,7 @@ def count_batch(build: Build, batch: Sequence[Problem], start: int, advance: Adv
     correct: Counter[int] = Counter()
     prompts = [build.prompts.build(problem.question) for problem in batch]
     for index, rollout in build.engine.generate(prompts, seeded):
-        correct[index] += build.verifier.verify(batch[index], rollout.text)
+        correct[index] += build.verifier.verify(batch[index], rollout.reply)
         advance(1)
     contents = fingerprint(batch)
     return [

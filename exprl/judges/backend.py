@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exprl.component import Choice, Component
 from exprl.judges.prompting import JudgePrompt
+from exprl.judges.tokens import JudgeTokenizer
 from exprl.progress import Advance
 from exprl.types import JudgementStatus
 
@@ -72,6 +73,9 @@ class JudgeBackend(Component):
     updates: int = 0
     """Policy updates that live weights have seen."""
 
+    _tokens: JudgeTokenizer | None = None
+    """Makes token ids of prompts, where this side does."""
+
     @classmethod
     @abstractmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
@@ -84,6 +88,23 @@ class JudgeBackend(Component):
     @abstractmethod
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
         """The prompt's length in tokens, and the model's context length; None for what is not known."""
+
+    def encoded(self, query: Query) -> tuple[list[int], tuple[int, ...]]:
+        """The ids of a query up to where the reply (to labels: the label) begins, and the ids of its labels.
+
+        Raises:
+            ModelError: the chat template loses the message, or fails.
+            JudgeError: labels are no single tokens there, or the template makes the model think before an answer.
+        """
+        assert self._tokens is not None
+        if query.labels:
+            return self._tokens.encode_for_labels(query.prompt, query.reply_start, query.labels)
+        return self._tokens.encode(query.prompt, thinking=not query.pattern), ()
+
+    def check(self, query: Query) -> None:
+        """Raise as `encoded` does, before a run starts; every query of a run is made like this one."""
+        if self._tokens is not None:
+            self.encoded(query)
 
     def start(self, queries: Sequence[Query]) -> None:
         """A hint that `run` will ask these soon: a backend that can works on them from now on."""

@@ -63,7 +63,7 @@ class HuggingFaceBackend(JudgeBackend):
     ) -> None:
         super().__init__(config)
         self._language_model = language_model
-        self._tokens = JudgeTokenizer(language_model.tokenizer, language_model.name)
+        self._tokens: JudgeTokenizer = JudgeTokenizer(language_model.tokenizer, language_model.name)
         self._batch_tokens, self._batch_size = config.batch_tokens, config.batch_size
         self._share = share_prefixes and understands_trees(language_model.model)
         self._beside = beside
@@ -180,7 +180,7 @@ class HuggingFaceBackend(JudgeBackend):
         texts = [""] * rows
         for decoded in Decoding(model, prefilled, unused, greedy, ends_of(model, tokenizer)).run():
             texts[decoded.slot] = str(tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
-        return [Reply(text=text) for text in texts]
+        return [Reply(text=self._tokens.reply_opening + text) for text in texts]
 
 
 def load_own(model: JudgeModel, resources: Resources) -> LanguageModel:

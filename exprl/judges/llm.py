@@ -111,8 +111,10 @@ class LLMJudge(Judge):
         )
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Also raise `JudgeError` where a prompt without any attempt already exceeds the judge's context."""
+        """Also raise where the model cannot be asked so, or a prompt without any attempt exceeds its context."""
         super().check(problems)
+        for problem in problems[:1]:
+            self.backend.check(self.query(JudgeRequest(problem=problem, trace="")))
         reply = self.config.max_new_tokens if self.config.scoring == "rationale" else 0
         for problem in problems:
             length, context = self.backend.room(self.prompt(JudgeRequest(problem=problem, trace="")))

@@ -52,7 +52,7 @@ class ServerBackend(JudgeBackend):
         super().__init__(config)
         self.identity = f"{config.model} at {config.url}"
         self.constrains = config.structured_outputs
-        self._tokens = JudgeTokenizer(tokenizer, config.model)
+        self._tokens: JudgeTokenizer = JudgeTokenizer(tokenizer, config.model)
         self._server = CompletionServer(config)
         self._started: dict[Query, tuple[Future[Any], tuple[int, ...]]] = {}
 
@@ -80,7 +80,7 @@ class ServerBackend(JudgeBackend):
         replies: dict[Query, Reply] = {}
         for query in queries:
             if query not in replies:
-                replies[query] = self._reply(*self._started.pop(query))
+                replies[query] = self._reply(query, *self._started.pop(query))
             advance(1)
         return [replies[query] for query in queries]
 
@@ -96,8 +96,8 @@ class ServerBackend(JudgeBackend):
 
     def _submit(self, query: Query) -> tuple[Future[Any], tuple[int, ...]]:
         """The request under way, and the ids of the labels whose probabilities it asks for."""
+        ids, label_ids = self.encoded(query)
         if query.labels:
-            ids, label_ids = self._tokens.encode_for_labels(query.prompt, query.reply_start, query.labels)
             # The ids of tokens, not their texts: two tokens can have the same text.
             wanted = {"return_tokens_as_token_ids": True}
             request = self._server.submit(
@@ -105,17 +105,16 @@ class ServerBackend(JudgeBackend):
             )
             return request, label_ids
         constraint = {"extra_body": {"structured_outputs": {"regex": query.pattern}}} if query.pattern else {}
-        ids = self._tokens.encode(query.prompt)
         request = self._server.submit(prompt=ids, temperature=0.0, max_tokens=query.max_new_tokens, **constraint)
         return request, ()
 
-    def _reply(self, request: Future[Any], label_ids: Sequence[int]) -> Reply:
+    def _reply(self, query: Query, request: Future[Any], label_ids: Sequence[int]) -> Reply:
         try:
             choice = request.result()
         except RequestFailedError as error:
             return Reply(status="timeout" if error.timed_out else "error", text=str(error))
         if not label_ids:
-            return Reply(text=choice.text)
+            return Reply(text=choice.text if query.pattern else self._tokens.reply_opening + choice.text)
         first = choice.logprobs
         top = first.top_logprobs[0] if first is not None and first.top_logprobs else None
         if top is None:

@@ -1,27 +1,25 @@
-"""Judge prompts as token ids, in which text from outside can spell no control token."""
+"""Judge prompts as token ids, in which no message can spell a control token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from exprl.chat import NO_THINKING, ChatFrame, chat_frame
+from exprl.encoding import Ids, Part, encoder_of
 from exprl.errors import JudgeError, ModelError
 from exprl.judges.prompting import JudgePrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ids = tuple[int, ...]
-
-_MARK = "\ue000"  # a private-use character: stands for a piece from outside while the chat template is applied
-
 
 class JudgeTokenizer:
-    """Tokenises judge prompts with a model's chat template.
+    """Tokenises judge prompts with a model's chat template, whose own text alone makes control tokens.
 
-    The template and our own instructions become tokens as usual; the pieces from outside are tokenised by themselves,
-    with control tokens spelled out as ordinary text. Thinking is switched off in templates that can think.
+    Each piece from outside is tokenised by itself, so that the prompts for longer and longer prefixes of an attempt
+    begin with the same ids. Thinking is switched off in templates that have a switch for it.
 
     Raises:
         ModelError: the tokenizer has no chat template.
@@ -34,33 +32,76 @@ class JudgeTokenizer:
         self._name = name
         # a judge has a handful of templates, whatever the number of prompts
         self._frames = lru_cache(maxsize=16)(self._tokenize_frames)
-        self._label_frame = lru_cache(maxsize=16)(self._tokenize_label_frame)
+        self._end = lru_cache(maxsize=16)(self._tokenize_end)
+        self._label_end = lru_cache(maxsize=16)(self._tokenize_label_end)
 
-    def encode(self, prompt: JudgePrompt) -> list[int]:
-        """The ids of a prompt up to where the judge's reply begins."""
-        frames = self._frames(_with_marks(prompt))
-        return [*_interleave(frames[:-1], self._outside(prompt)), *frames[-1]]
+    def encode(self, prompt: JudgePrompt, *, thinking: bool = True) -> list[int]:
+        """The ids of a prompt up to where the judge's reply begins; without `thinking`, where its answer begins.
+
+        Raises:
+            ModelError: the chat template loses the message, or fails.
+            JudgeError: the template makes the model think, where it must not.
+        """
+        ours = _ours(prompt)
+        after = self._chat.after if thinking else self._answer()
+        return [*self._up_to_last(prompt, ours), *self._end(ours, after)]
 
     def encode_for_labels(
         self, prompt: JudgePrompt, reply_start: str, labels: Sequence[str]
     ) -> tuple[list[int], tuple[int, ...]]:
-        """The ids up to where a label follows `reply_start` in the reply, and the id of each label there.
+        """The ids up to where a label follows `reply_start` in the answer, and the id of each label there.
 
         Raises:
-            JudgeError: the tokenizer does not write each label as one token of its own.
+            ModelError: the chat template loses the message, or fails.
+            JudgeError: the tokenizer does not write each label as one token of its own, or the template makes the model
+                think first.
         """
-        marked = _with_marks(prompt)
-        last, label_ids = self._label_frame(marked, reply_start, tuple(labels))
-        return [*_interleave(self._frames(marked)[:-1], self._outside(prompt)), *last], label_ids
+        ours = _ours(prompt)
+        end, label_ids = self._label_end(ours, reply_start, tuple(labels))
+        return [*self._up_to_last(prompt, ours), *end], label_ids
 
-    def _tokenize_frames(self, marked: str) -> tuple[Ids, ...]:
-        """The parts of the templated message between the marks; the last ends where the reply begins."""
-        return tuple(self._ours(part) for part in self._render(marked).split(_MARK))
+    @property
+    def reply_opening(self) -> str:
+        """What of a reply the prompt already holds: the tag of a template that begins it with thinking."""
+        return self._chat.opening
 
-    def _tokenize_label_frame(self, marked: str, reply_start: str, labels: tuple[str, ...]) -> tuple[Ids, Ids]:
-        """The last part with `reply_start` as all labels continue it: a tokenizer may join a space to the label."""
-        last = self._render(marked).rsplit(_MARK, 1)[-1]
-        encoded = [self._ours(f"{last}{reply_start}{label}") for label in labels]
+    @cached_property
+    def _chat(self) -> ChatFrame:
+        return chat_frame(self._tokenizer, self._name, switches=NO_THINKING)
+
+    def _answer(self) -> str:
+        if self._chat.answer is None:
+            raise JudgeError(
+                f"the chat template of {self._name} makes a reply begin with thinking ({self._chat.opening!r}) and has "
+                "no switch to leave it out, so a score cannot be read at once: set scoring=rationale without "
+                "constrained, or choose another judge model or model.chat_template."
+            )
+        return self._chat.answer
+
+    def _up_to_last(self, prompt: JudgePrompt, ours: tuple[str, ...]) -> list[int]:
+        """All but what follows the last piece from outside."""
+        encoder, ids = encoder_of(self._tokenizer), list[int]()
+        outside = [piece.text for piece in prompt.pieces if not piece.ours]
+        for frame, text in zip(self._frames(ours), outside, strict=True):
+            ids += frame
+            ids += encoder.plain(text, ids[-1] if ids else None)
+        return ids
+
+    def _tokenize_frames(self, ours: tuple[str, ...]) -> tuple[Ids, ...]:
+        """What stands before each piece from outside."""
+        encoder, frames = encoder_of(self._tokenizer), list[Ids]()
+        for text in ours[:-1]:
+            before = [] if frames else [Part(self._chat.before[0], template=True)]
+            frames.append(encoder.encode([*before, Part(text)], _INSIDE if frames else None))
+        return tuple(frames)
+
+    def _tokenize_end(self, ours: tuple[str, ...], after: str) -> Ids:
+        """What follows the last piece from outside."""
+        return self._encode_end(ours, after, "")
+
+    def _tokenize_label_end(self, ours: tuple[str, ...], reply_start: str, labels: tuple[str, ...]) -> tuple[Ids, Ids]:
+        """The same with `reply_start` as all labels continue it: a tokenizer may join a space to the label."""
+        encoded = [self._encode_end(ours, self._answer(), f"{reply_start}{label}") for label in labels]
         prefix, label_ids = encoded[0][:-1], tuple(ids[-1] for ids in encoded)
         if any(ids[:-1] != prefix for ids in encoded) or len(set(label_ids)) != len(labels):
             raise JudgeError(
@@ -69,27 +110,22 @@ class JudgeTokenizer:
             )
         return prefix, label_ids
 
-    def _render(self, message: str) -> str:
-        rendered = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return str(rendered)
-
-    def _ours(self, text: str) -> Ids:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _outside(self, prompt: JudgePrompt) -> list[Ids]:
-        texts = [piece.text for piece in prompt.pieces if not piece.ours]
-        return [
-            tuple(self._tokenizer(t, add_special_tokens=False, split_special_tokens=True)["input_ids"]) for t in texts
-        ]
+    def _encode_end(self, ours: tuple[str, ...], after: str, reply: str) -> Ids:
+        before = [] if len(ours) > 1 else [Part(self._chat.before[0], template=True)]
+        parts = [*before, Part(ours[-1]), Part(after, template=True), Part(reply)]
+        return encoder_of(self._tokenizer).encode(parts, None if before else _INSIDE)
 
 
-def _interleave(frames: Sequence[Ids], contents: Sequence[Ids]) -> Iterator[int]:
-    for frame, content in zip(frames, contents, strict=True):
-        yield from frame
-        yield from content
+_INSIDE = -1
+"""Stands for the id before a frame that follows a text: no control token."""
 
 
-def _with_marks(prompt: JudgePrompt) -> str:
-    return "".join(piece.text if piece.ours else _MARK for piece in prompt.pieces)
+def _ours(prompt: JudgePrompt) -> tuple[str, ...]:
+    """Our own text before, between and after the pieces from outside: one more than those are."""
+    texts = [""]
+    for piece in prompt.pieces:
+        if piece.ours:
+            texts[-1] += piece.text
+        else:
+            texts.append("")
+    return tuple(texts)

@@ -54,7 +54,7 @@ class VLLMBackend(JudgeBackend):
         self._host = host
         self._live = live
         self._shared = shared or live
-        self._tokens = JudgeTokenizer(host.language_model.tokenizer, host.language_model.name)
+        self._tokens: JudgeTokenizer = JudgeTokenizer(host.language_model.tokenizer, host.language_model.name)
         self._started: dict[Query, Ticket | Reply] = {}
 
     @classmethod
@@ -115,9 +115,7 @@ class VLLMBackend(JudgeBackend):
         return len(self._tokens.encode(prompt)), self._host.max_model_len
 
     def _submit(self, query: Query) -> Ticket | Reply:
-        ids, labels = self._tokens.encode(query.prompt), tuple[int, ...]()
-        if query.labels:
-            ids, labels = self._tokens.encode_for_labels(query.prompt, query.reply_start, query.labels)
+        ids, labels = self.encoded(query)
         new = query.max_new_tokens or 1
         if len(ids) + new > self._host.max_model_len:
             return Reply(
@@ -144,7 +142,8 @@ class VLLMBackend(JudgeBackend):
         if query.labels:
             return Reply(probabilities=tuple(map(math.exp, ticket.output.label_logprobs)))
         tokenizer = self._host.language_model.tokenizer
-        return Reply(text=str(tokenizer.decode(list(ticket.output.token_ids), skip_special_tokens=True)))
+        text = str(tokenizer.decode(list(ticket.output.token_ids), skip_special_tokens=True))
+        return Reply(text=text if query.pattern else self._tokens.reply_opening + text)
 
 
 def host_with_base(resources: Resources) -> VLLMHost | None:

@@ -61,5 +61,5 @@ class SparseReward(Reward):
 
     def _reward(self, problem: Problem, rollout: Rollout) -> AnyReward:
         cut_off = self.config.clip_length and rollout.finish_reason == "length"
-        right = not cut_off and self.verifier.verify(problem, rollout.text)
+        right = not cut_off and self.verifier.verify(problem, rollout.reply)
         return RolloutReward(value=float(right), length=len(rollout), cut_off=cut_off)

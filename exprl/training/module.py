@@ -177,7 +177,7 @@ class ExpRLModule(PolicyModule):
         verifier = self.parts.verifier
         if verifier is None or any(s.group.problem.scaffold.answer is None for s in scored):
             return described
-        correct = [[verifier.verify(s.group.problem, r.text) for r in s.group.rollouts] for s in scored]
+        correct = [[verifier.verify(s.group.problem, r.reply) for r in s.group.rollouts] for s in scored]
         ids = [s.group.problem.id for s in scored]
         self.unlocked |= {name for name, verdicts in zip(ids, correct, strict=True) if any(verdicts)}
         shares = metrics.outcome_metrics(ids, correct)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from exprl.encoding import encoder_of
 from exprl.engines.base import Engine
 from exprl.errors import ModelError
 from exprl.kernels import TokenLoss
@@ -89,7 +90,7 @@ def lesson(problem: Problem, prompts: PromptBuilder, policy: LanguageModel) -> T
     if not isinstance(end, int):
         raise ModelError(f"model: the tokenizer of {policy.name} has no end-of-sequence token to end a reference with.")
     text = reference.reveal()
-    ids = (*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], end)
+    ids = (*encoder_of(tokenizer).plain(text), end)
     sequence = TokenSequence(
         prompt_ids=prompts.build(problem.question).token_ids, response_ids=ids, advantages=(1.0,) * len(ids)
     )

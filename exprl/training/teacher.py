@@ -6,27 +6,24 @@ Only the teacher's log-probs of what the policy wrote go on from here. `rl` neve
 from __future__ import annotations
 
 import re
-import sys
-from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from exprl.encoding import encoder_of
 from exprl.judges.prompting import defuse, read_prompt
 from exprl.prompts import PLACEHOLDER, PromptBuilder, PromptConfig
-from exprl.types import Problem, Question
+from exprl.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SLOT = re.compile(r"\{(task|reference)\}")
-_MARK = "\ue000"  # a private-use character: stands for text from outside while the chat template is applied
 
 
 class TeacherPrompts:
     """Builds the teacher's prompts with the policy's chat template and system message.
 
-    Question and reference come from outside: they are tokenised by themselves, with control tokens spelled out as
-    ordinary text, and cannot close the tag around the reference.
+    Question and reference come from outside: they are plain text, in which nothing is a control token, and cannot close
+    the tag around the reference.
 
     Args:
         tokenizer: of policy and teacher.
@@ -40,37 +37,16 @@ class TeacherPrompts:
         self.tokenizer = tokenizer
         self.config = config or PromptConfig()
         self.template = template or read_prompt("teacher")
+        self._around = PromptBuilder(tokenizer, self.config)
 
     def build(self, problem: Problem) -> tuple[int, ...]:
         """The ids up to where the response begins; the problem has a reference."""
-        frames, contents = self._frames
         reference = problem.scaffold.reference
         assert reference is not None, "the method checks"
-        outside = {"question": problem.question.text, "reference": reference.reveal()}
-        tokens = {
-            name: self.tokenizer(defuse(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            for name, text in outside.items()
+        texts = {
+            "task": self.config.template.replace(PLACEHOLDER, defuse(problem.question.text)),
+            "reference": defuse(reference.reveal()),
         }
-        ids = list(frames[0])
-        for content, frame in zip(contents, frames[1:], strict=True):
-            ids += [*tokens[content], *frame]
-        return tuple(ids)
-
-    @cached_property
-    def _frames(self) -> tuple[list[list[int]], list[Literal["question", "reference"]]]:
-        """The templated message between what comes from outside, and what that is, in order."""
-        message = ""
-        contents: list[Literal["question", "reference"]] = []
-        for index, part in enumerate(_SLOT.split(self.template)):
-            if index % 2 == 0:
-                message += part
-            elif part == "task":
-                message += self.config.template
-                contents += ["question"] * self.config.template.count(PLACEHOLDER)
-            else:
-                message += _MARK
-                contents.append("reference")
-        # Nothing hidden goes through the policy's builder: the mark stands for it.
-        builder = PromptBuilder(self.tokenizer, replace(self.config, template=message, max_prompt_tokens=sys.maxsize))
-        text = builder.build(Question(problem_id="teacher", text=_MARK)).text
-        return [self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(_MARK)], contents
+        message = _SLOT.sub(lambda slot: texts[slot[1]], self.template)
+        # Nothing hidden goes through the policy's builder: it only says what stands around its messages.
+        return encoder_of(self.tokenizer).encode(self._around.frame.parts(*self._around.messages(message)))

@@ -66,9 +66,7 @@ def main() -> None:
     print(
         f"`configs/quickstart.yaml`, {summaries[0][2]['steps']} steps, {held_out} held-out problems, {samples} samples"
     )
-    print(
-        "each. Figures in %, before → after, with the paired 95 % bootstrap interval of the difference over problems;"
-    )
+    print("each. Figures in %, before → after, with the paired 95 % interval of the difference over problems;")
     print("progress is the share of the reference's steps reached, guesses are right answers after a wrong step.\n")
     print(ABOUT + "\n")
     print("| reward | seed | pass@1 | interval | pass@16 | interval | progress | interval | guesses |")

@@ -12,7 +12,8 @@ import numpy as np
 from exprl.engines.base import Engine, Sampling
 from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector
-from exprl.evaluation.pass_at_k import bootstrap, pass_at_k
+from exprl.evaluation.intervals import interval_95
+from exprl.evaluation.pass_at_k import pass_at_k
 from exprl.evaluation.progress import reference_progress
 from exprl.finite import check_finite
 from exprl.progress import Advance, no_progress
@@ -65,9 +66,9 @@ class EvaluationResult:
         return [*(f"pass@{k}" for k in self.ks), *(["progress"] if self.progress is not None else [])]
 
     def summary(self) -> dict[str, Any]:
-        """Figures for `summary.json`: each measure with its 95 % bootstrap interval over problems."""
+        """Figures for `summary.json`: each measure with its 95 % interval over problems."""
         figures: dict[str, Any] = {name: float(self.per_problem(name).mean()) for name in self.measures}
-        intervals = {name: bootstrap(self.per_problem(name)) for name in self.measures}
+        intervals = {name: interval_95(self.per_problem(name)) for name in self.measures}
         extra = {"guess_rate": sum(self.guessed) / self.total} if self.guessed is not None else {}
         return {
             **figures,

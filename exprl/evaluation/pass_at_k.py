@@ -1,4 +1,4 @@
-"""Unbiased pass@k (Chen et al. 2021, arXiv:2107.03374, equation 1) and bootstrap intervals over problems."""
+"""Unbiased pass@k (Chen et al. 2021, arXiv:2107.03374, equation 1)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from torchmetrics import Metric
 
 Array = npt.NDArray[np.float64]
 Counts = Sequence[int] | npt.NDArray[np.integer[Any]]
-
-# resampled means computed at a time: bounds memory at a few hundred MB for a hundred thousand problems
-CHUNK = 256
 
 
 @overload
@@ -89,55 +86,6 @@ def pass_table(problem_ids: Sequence[str], n: int | Counts, c: Counts, ks: Seque
         )
         for problem_id, total, right in zip(problem_ids, totals, c, strict=True)
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean with its confidence interval."""
-
-    low: float
-    high: float
-    mean: float
-
-
-def bootstrap(values: Sequence[float] | Array, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Interval:
-    """Percentile bootstrap interval of the mean over problems (Efron 1979).
-
-    Args:
-        values: [P] one value a problem.
-        seed: makes the interval repeatable.
-        resamples: how often P problems are drawn with replacement.
-        level: the interval's coverage.
-
-    Raises:
-        ValueError: no values, or one is not finite.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(f"bootstrap needs one finite value a problem, but got an array of shape {array.shape}")
-    generator = np.random.default_rng(seed)
-    sizes = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]
-    means = np.concatenate([array[generator.integers(array.size, size=(s, array.size))].mean(1) for s in sizes])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(low=float(low), high=float(high), mean=float(array.mean()))
-
-
-def paired_bootstrap(
-    before: Sequence[float] | Array,
-    after: Sequence[float] | Array,
-    seed: int = 0,
-    resamples: int = 10_000,
-    level: float = 0.95,
-) -> Interval:
-    """The interval of the mean of `after - before` over the same problems; both [P], in the same order.
-
-    Raises:
-        ValueError: the two are not of the same length, or see `bootstrap`.
-    """
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"a paired interval needs the same problems twice, but got {first.shape} and {second.shape}")
-    return bootstrap(second - first, seed, resamples, level)
 
 
 class PassAtK(Metric):

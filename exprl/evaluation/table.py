@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.table import Table
 
 from exprl.evaluation.evaluate import EvaluationResult
-from exprl.evaluation.pass_at_k import Interval, bootstrap, paired_bootstrap
+from exprl.evaluation.intervals import Interval, interval_95, paired_interval_95
 
 
 def differences(before: EvaluationResult, after: EvaluationResult) -> dict[str, Interval]:
-    """The paired 95 % bootstrap interval over problems of `after - before`, for each measure."""
-    return {name: paired_bootstrap(before.per_problem(name), after.per_problem(name)) for name in before.measures}
+    """The paired 95 % interval over problems of `after - before`, for each measure."""
+    return {name: paired_interval_95(before.per_problem(name), after.per_problem(name)) for name in before.measures}
 
 
 def comparison_table(before: EvaluationResult, after: EvaluationResult) -> Table:
@@ -36,7 +36,7 @@ def result_table(result: EvaluationResult, title: str) -> Table:
     for column in ("", "value", "95 % interval"):
         table.add_column(column, justify="right" if column else "left")
     for name in result.measures:
-        interval = bootstrap(result.per_problem(name))
+        interval = interval_95(result.per_problem(name))
         value = _percent(result.per_problem(name).mean())
         table.add_row(LABELS.get(name, name), value, f"{100 * interval.low:.1f} to {100 * interval.high:.1f}")
     return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,11 @@ from rich.table import Table
 
 from exprl.errors import DataError
 from exprl.evaluation.evaluate import EvaluationResult
-from exprl.evaluation.pass_at_k import Interval
+from exprl.evaluation.intervals import Array, Interval, interval_95, paired_interval_95
 from exprl.evaluation.table import LABELS
 from exprl.run_directory import RunDirectory
 from exprl.study.plan import Chosen, Place, Plan
 from exprl.study.runs import Run
-from exprl.study.statistics import Array, interval_95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +42,15 @@ class Entry:
         return np.stack([self.results[seed].per_problem(measure) for seed in seeds])
 
     def interval(self, measure: str) -> Interval:
-        """Mean with its interval over seeds and problems, within what a share can be."""
-        found = interval_95(self.values(measure, list(self.results)))
-        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+        """Mean with its interval over seeds and problems."""
+        return interval_95(self.values(measure, list(self.results)))
 
     def difference(self, baseline: Entry, measure: str) -> Interval | None:
         """Paired difference to a baseline over the seeds that both have; None where they share none."""
         seeds = [seed for seed in self.results if seed in baseline.results]
         if not seeds or baseline.arm == self.arm:
             return None
-        return interval_95(self.values(measure, seeds) - baseline.values(measure, seeds))
+        return paired_interval_95(baseline.values(measure, seeds), self.values(measure, seeds))
 
     @property
     def measures(self) -> list[str]:
@@ -305,9 +303,9 @@ def markdown(findings: Findings, failures: Sequence[str]) -> str:
         for measure in measures_of(findings, number):
             text += matrix(findings, number, measure)
     text += [
-        "Means over seeds and problems. An interval is the wider reach of two: the bootstrap over both and, with more "
-        "than one seed, Student's t over the seeds' means. A difference is paired, seed by seed and problem by "
-        "problem.",
+        "Means over seeds and problems. An interval is the wider reach of two: weights drawn for both, with one more "
+        "problem at either end of what can be, and, with more than one seed, Student's t over the seeds' means. A "
+        "difference is paired, seed by seed and problem by problem.",
         "",
     ]
     if findings.chosen:

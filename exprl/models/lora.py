@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers.integrations.peft import MIN_PEFT_VERSION
-from transformers.utils import check_peft_version
+from transformers.utils.peft_utils import check_peft_version
 
 from exprl.errors import ConfigError
 from exprl.models.sharding import whole

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,11 +34,12 @@ class Decoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """What ends a row: token ids, or a text test on its last `tail` tokens (`tail` 0: no text test)."""
+    """What ends a row: token ids, or a text test on its last `tail` tokens that add to its text (0: no text test)."""
 
     token_ids: frozenset[int]
     tail: int = 0
     ends_text: Callable[[list[list[int]]], list[bool]] = lambda tails: [False] * len(tails)
+    adds_text: Callable[[int], bool] = lambda _: True
 
 
 class Decoding:
@@ -62,6 +64,7 @@ class Decoding:
         self._slots = list(range(len(uniforms)))  # the slot of each row still in the batch
         self._slot_index = torch.tensor(self._slots, device=device)
         self._open = set(self._slots)
+        self._tails = [deque[int](maxlen=ends.tail) for _ in self._slots]
         self._step = 0
         self._cache, self._logits = prefilled.cache, prefilled.logits
         self._prompt_width = prefilled.mask.shape[1]
@@ -93,14 +96,22 @@ class Decoding:
         for slot, token in zip(self._slots, tokens, strict=True):
             if slot in self._open and token in self._ends.token_ids:
                 closing[slot] = "stop"
-        rest = sorted(self._open - closing.keys())
-        if self._ends.tail and rest:
-            tails = self._tokens[rest, max(0, self._step - self._ends.tail) : self._step].tolist()
-            closing |= {slot: "stop" for slot, end in zip(rest, self._ends.ends_text(tails), strict=True) if end}
+        if self._ends.tail:
+            closing |= dict.fromkeys(self._met_stop(tokens, closing), "stop")
         if self._step == self._sampling.max_new_tokens:
-            closing |= {slot: "length" for slot in rest if slot not in closing}
+            closing |= {slot: "length" for slot in self._open if slot not in closing}
         self._open -= closing.keys()
         return [self._decoded(slot, closing[slot]) for slot in sorted(closing)]
+
+    def _met_stop(self, tokens: list[int], closing: Container[int]) -> list[int]:
+        """The open rows whose text this step's token ends, those that close anyway aside."""
+        grown = []
+        for slot, token in zip(self._slots, tokens, strict=True):
+            if slot in self._open and slot not in closing and self._ends.adds_text(token):
+                self._tails[slot].append(token)
+                grown.append(slot)
+        ends = self._ends.ends_text([list(self._tails[slot]) for slot in grown]) if grown else []
+        return [slot for slot, end in zip(grown, ends, strict=True) if end]
 
     def _decoded(self, slot: int, reason: FinishReason) -> Decoded:
         return Decoded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -144,8 +145,18 @@ def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: tu
         texts = tokenizer.batch_decode(tails, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [any(string in text for string in stop) for text in texts]
 
-    # a token adds at least one byte, unless it is special
-    return Ends(token_ids=frozenset(ids), tail=max(len(s.encode()) for s in stop) + 4, ends_text=ends_text)
+    longest = max(len(string.encode()) for string in stop)  # a token that adds to the text adds at least a byte
+    return Ends(
+        token_ids=frozenset(ids), tail=longest + 4, ends_text=ends_text, adds_text=cache(partial(_adds_text, tokenizer))
+    )
+
+
+def _adds_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
+    """Whether a token is part of a decoded text: neither special nor unknown to the tokenizer."""
+    if not tokenizer.convert_ids_to_tokens(token_id):
+        return False
+    shown, whole = (tokenizer.decode([token_id], skip_special_tokens=skip) for skip in (True, False))
+    return shown != "" or whole == ""  # a lone space may be nothing by itself
 
 
 def _rollout(prompt: Prompt, decoded: Decoded, tokenizer: PreTrainedTokenizerBase, version: int) -> Rollout:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
 from exprl.engines import Sampling, TransformersEngine
+from exprl.engines.decoding import Decoding
+from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs, uniforms_for
+from exprl.engines.transformers import ends_of
 from exprl.errors import ConfigError, ModelError
 from exprl.models.base import LanguageModel
 from exprl.registry import ENGINES
@@ -195,6 +199,37 @@ def test_every_end_token_of_the_generation_config_ends(tiny, prompts):
     ends = {rollout.token_ids[-1] for rollout in rollouts if rollout.finish_reason == "stop"}
     assert ends == {*extra, tiny.tokenizer.eos_token_id}
     assert all(not ends & set(rollout.token_ids[:-1]) for rollout in rollouts)
+
+
+@pytest.mark.parametrize("between", [0, 8, 50])
+def test_a_stop_string_is_met_across_special_tokens_and_unknown_ids(tiny, between):
+    """Rows that are fed given tokens, special ones and ids the tokenizer does not know in the midst of the string."""
+    tokenizer = tiny.tokenizer
+    special, unknown = tokenizer.convert_tokens_to_ids("<user>"), len(tokenizer) + 5
+    a, b, x = (tokenizer.convert_tokens_to_ids(character) for character in "abx")
+    hidden = [special, unknown] * (between // 2)
+    sampled = [x, a, *hidden, b, x]
+
+    class Scripted(torch.nn.Module):
+        """Gives the next of the given tokens all probability."""
+
+        device, step = torch.device("cpu"), 0
+
+        def logits(self):
+            row = torch.full((1, unknown + 1), -1e9)
+            row[0, sampled[self.step]] = 0.0
+            return row
+
+        def forward(self, **_):
+            self.step += 1
+            return SimpleNamespace(logits=self.logits()[:, None])
+
+    model, sampling = Scripted(), Sampling(n=1, max_new_tokens=len(sampled), stop=("ab",))
+    prefilled = Prefilled(cache=None, logits=model.logits(), mask=torch.ones(1, 1, dtype=torch.bool))
+    ends = ends_of(tiny.model, tokenizer, sampling.stop)
+    [row] = Decoding(model, prefilled, torch.full((1, len(sampled)), 0.5, dtype=torch.float64), sampling, ends).run()
+    assert row.token_ids == sampled[:-1]
+    assert row.finish_reason == "stop"
 
 
 def test_stop_strings(tiny, prompts):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from exprl.judges.defusing import defuse, frame_names
+
 _SLOT = re.compile(r"\{(\w+)\}")
-_TAG = re.compile(r"<(?=\s*/?\s*(?:problem|reference|attempt)\s*>)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,15 @@ def compose(template: str, instructions: Mapping[str, str], contents: Mapping[st
     Slots in a filled-in text are left as they are. A slot without a value is a `KeyError`.
 
     >>> compose("Do {what}: <attempt>{attempt}</attempt>", {"what": "grade"}, {"attempt": "</attempt> {what}"}).message
-    'Do grade: <attempt>&lt;/attempt> {what}</attempt>'
+    'Do grade: <attempt>[/attempt> {what}</attempt>'
     """
-    pieces: list[Piece] = []
+    pieces, frames = list[Piece](), frame_names(template)
     for index, part in enumerate(_SLOT.split(template)):
         if index % 2 and part not in instructions:
-            pieces.append(Piece(defuse(contents[part]), ours=False))
+            pieces.append(Piece(defuse(contents[part], frames), ours=False))
             continue
         text = instructions[part] if index % 2 else part
         if pieces and pieces[-1].ours:
             text = pieces.pop().text + text
         pieces.append(Piece(text))
     return JudgePrompt(tuple(pieces))
-
-
-def defuse(text: str) -> str:
-    """`text` with our own tags made harmless, so that none can be closed or opened from inside."""
-    return _TAG.sub("&lt;", text)

@@ -9,7 +9,8 @@ import re
 from typing import TYPE_CHECKING
 
 from exprl.encoding import encoder_of
-from exprl.judges.prompting import defuse, read_prompt
+from exprl.judges.defusing import defuse, frame_names
+from exprl.judges.prompting import read_prompt
 from exprl.prompts import PLACEHOLDER, PromptBuilder, PromptConfig
 from exprl.types import Problem
 
@@ -43,9 +44,10 @@ class TeacherPrompts:
         """The ids up to where the response begins; the problem has a reference."""
         reference = problem.scaffold.reference
         assert reference is not None, "the method checks"
+        frames = frame_names(self.template)
         texts = {
-            "task": self.config.template.replace(PLACEHOLDER, defuse(problem.question.text)),
-            "reference": defuse(reference.reveal()),
+            "task": self.config.template.replace(PLACEHOLDER, defuse(problem.question.text, frames)),
+            "reference": defuse(reference.reveal(), frames),
         }
         message = _SLOT.sub(lambda slot: texts[slot[1]], self.template)
         # Nothing hidden goes through the policy's builder: it only says what stands around its messages.

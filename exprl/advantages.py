@@ -22,12 +22,13 @@ import statistics
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from exprl.component import Component, option
+from exprl.config.ranges import Range
 from exprl.errors import ConfigError
 from exprl.registry import ADVANTAGES
 from exprl.types import Advantages, AnyReward, RolloutReward, Segment, SegmentRewards
@@ -252,7 +253,7 @@ class GroupAdvantage(_OfGroup):
 
         std: bool = option(True, "divide by the group's standard deviation (GRPO); false: Dr.GRPO")
         baseline: Literal["mean", "leave_one_out"] = option("mean", "mean of the group, or of the others (RLOO)")
-        eps: float = option(1e-6, "added to the standard deviation (verl: 1e-6)")
+        eps: Annotated[float, Range(ge=1e-12, le=1)] = option(1e-6, "added to the standard deviation (verl: 1e-6)")
 
     def of_group(self, group: Sequence[Scores]) -> list[Values]:
         """See `group_relative`."""

@@ -9,10 +9,26 @@ from typing import Annotated, Literal
 
 from exprl import config as configuration
 from exprl.component import Choice, checked, choose, option
+from exprl.config.fields import fields_of
+from exprl.config.ranges import (
+    NonEmpty,
+    NonNegativeInt,
+    PositiveInt,
+    Range,
+    Samples,
+    Seconds,
+    Seed,
+    Share,
+    Temperature,
+    Tokens,
+    TopP,
+)
 from exprl.errors import ConfigError
 from exprl.kernels import Backend
 from exprl.prompts import PromptConfig
 from exprl.registry import ADVANTAGES, BEHAVIOURS, ENGINES, METHODS, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
+
+Decay = Annotated[float, Range(ge=0, lt=1)]
 
 
 @checked
@@ -21,11 +37,7 @@ class DataConfig:
     """What the policy trains on."""
 
     train: Annotated[Choice, SOURCES] | None = choose(SOURCES, None, "source of the training problems")
-    prompts_per_step: int = option(8, "prompts sampled from in one step")
-
-    def __post_init__(self) -> None:
-        if self.prompts_per_step < 1:
-            raise ValueError(f"prompts_per_step must be at least 1, but got {self.prompts_per_step}")
+    prompts_per_step: Annotated[int, Range(ge=1, le=2**20)] = option(8, "prompts sampled from in one step")
 
 
 @checked
@@ -33,17 +45,15 @@ class DataConfig:
 class LoRAConfig:
     """Train a low-rank adapter instead of the whole policy; the frozen reference is then the policy without it."""
 
-    rank: int = option(0, "rank of the adapter; 0: train all weights")
-    alpha: int = option(32, "the adapter's part is scaled by alpha / rank")
-    target_modules: Literal["all-linear"] | tuple[str, ...] = option(
+    rank: Annotated[int, Range(ge=0, le=2**16)] = option(0, "rank of the adapter; 0: train all weights")
+    alpha: Annotated[int, Range(ge=1, le=2**20)] = option(32, "the adapter's part is scaled by alpha / rank")
+    target_modules: Literal["all-linear"] | tuple[NonEmpty, ...] = option(
         "all-linear", "linear layers that get one, as ends of their names, for example [q_proj, v_proj]; never the head"
     )
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or self.alpha < 1:
-            raise ValueError(f"rank must be at least 0 and alpha at least 1, but got {self.rank} and {self.alpha}")
         if not self.target_modules:
-            raise ValueError("target_modules must name at least one layer, or be all-linear")
+            raise ConfigError("target_modules: name at least one layer, or write all-linear.")
 
 
 @checked
@@ -51,18 +61,12 @@ class LoRAConfig:
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    lr: float = option(1e-6, "peak learning rate (the paper: 1e-6)")
-    betas: tuple[float, ...] = option((0.9, 0.999), "AdamW's moment decays")
-    eps: float = option(1e-8, "AdamW's epsilon")
-    weight_decay: float = option(0.0, "decoupled weight decay")
-    warmup_updates: int = option(0, "updates of linear warm-up from 0")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this global norm")
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0 or self.max_grad_norm <= 0:
-            raise ValueError(f"lr and max_grad_norm must be above 0, but got {self.lr} and {self.max_grad_norm}")
-        if len(self.betas) != 2:
-            raise ValueError(f"betas must be two numbers, but got {list(self.betas)}")
+    lr: Annotated[float, Range(gt=0, le=1000)] = option(1e-6, "peak learning rate (the paper: 1e-6)")
+    betas: tuple[Decay, Decay] = option((0.9, 0.999), "AdamW's moment decays")
+    eps: Annotated[float, Range(ge=1e-20, le=1)] = option(1e-8, "AdamW's epsilon")
+    weight_decay: Annotated[float, Range(ge=0, le=1000)] = option(0.0, "decoupled weight decay")
+    warmup_updates: NonNegativeInt = option(0, "updates of linear warm-up from 0")
+    max_grad_norm: Annotated[float, Range(gt=0, le=10**9)] = option(1.0, "gradients are clipped to this global norm")
 
 
 @checked
@@ -70,9 +74,11 @@ class OptimizerConfig:
 class UpdateConfig:
     """How the rollouts of a step become optimizer updates."""
 
-    prompts_per_update: int | None = option(None, "prompts in one optimizer update; null: all of the step, one update")
-    epochs: int = option(1, "passes over the rollouts of a step")
-    micro_batch_tokens: int = option(
+    prompts_per_update: PositiveInt | None = option(
+        None, "prompts in one optimizer update; null: all of the step, one update"
+    )
+    epochs: Annotated[int, Range(ge=1, le=1000)] = option(1, "passes over the rollouts of a step")
+    micro_batch_tokens: PositiveInt = option(
         16384, "tokens in one forward and backward, padding included; changes memory and speed, never the loss"
     )
     packing: Literal["auto"] | bool = option(
@@ -80,7 +86,7 @@ class UpdateConfig:
     )
     activation_checkpointing: bool = option(False, "compute activations again in backward: less memory, a third slower")
     offload_reference: bool = option(False, "keep the frozen reference in CPU memory while it is not used")
-    signal_tolerance: float = option(
+    signal_tolerance: Share = option(
         1e-6, "a group whose advantages all lie within this of 0 is dropped from the update and counted"
     )
     kernels: Backend = option(
@@ -89,10 +95,6 @@ class UpdateConfig:
     )
     log_kl: bool = option(True, "keep the frozen initial policy to log the KL to it even if the loss has no KL term")
 
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.micro_batch_tokens < 1:
-            raise ValueError("epochs and micro_batch_tokens must be at least 1")
-
 
 @checked
 @dataclass(frozen=True, kw_only=True)
@@ -100,22 +102,23 @@ class EvaluationConfig:
     """pass@k on held-out problems, before and after training and by `exprl evaluate`."""
 
     source: Annotated[Choice, SOURCES] | None = choose(SOURCES, None, "held-out problems; null: no evaluation")
-    samples_per_prompt: int = option(16, "n, rollouts a problem; pass@k is unbiased for every k up to n")
-    k: tuple[int, ...] = option((1, 16), "the k of pass@k to report")
-    temperature: float = option(1.0, "sampling temperature")
-    top_p: float = option(1.0, "nucleus sampling; 1 is off")
-    top_k: int = option(0, "keep the k likeliest tokens; 0 is off")
-    max_new_tokens: int | None = option(None, "length limit; null: that of `rollout`")
+    samples_per_prompt: Samples = option(16, "n, rollouts a problem; pass@k is unbiased for every k up to n")
+    k: tuple[PositiveInt, ...] = option((1, 16), "the k of pass@k to report")
+    temperature: Temperature = option(1.0, "sampling temperature")
+    top_p: TopP = option(1.0, "nucleus sampling; 1 is off")
+    top_k: NonNegativeInt = option(0, "keep the k likeliest tokens; 0 is off")
+    max_new_tokens: Tokens | None = option(None, "length limit; null: that of `rollout`")
     behaviours: Annotated[Choice, BEHAVIOURS] = choose(
         BEHAVIOURS, "lexical", "who says which samples verify, correct themselves, go back or try another way"
     )
-    every: int = option(0, "also evaluate every so many steps; 0: only before and after")
-    seed: int = option(20260617, "seed of the evaluation's samples, apart from the training's")
+    every: NonNegativeInt = option(0, "also evaluate every so many steps; 0: only before and after")
+    seed: Seed = option(20260617, "seed of the evaluation's samples, apart from the training's")
 
     def __post_init__(self) -> None:
-        too_large = [k for k in self.k if not 1 <= k <= self.samples_per_prompt]
-        if too_large:
-            raise ValueError(f"k must lie in 1..samples_per_prompt ({self.samples_per_prompt}), but got {too_large}")
+        if not self.k or max(self.k) > self.samples_per_prompt:
+            raise ConfigError(
+                f"k: needs one or more numbers up to samples_per_prompt ({self.samples_per_prompt}), but got {self.k}."
+            )
 
 
 @checked
@@ -123,26 +126,24 @@ class EvaluationConfig:
 class TrainerConfig:
     """What Lightning's Trainer is told, and what the run keeps."""
 
-    max_steps: int = option(100, "steps: sample, score, update")
-    accelerator: str = option("auto", "Lightning accelerator: auto, cpu, cuda, mps")
-    devices: int | Literal["auto"] = option("auto", "devices of one node; auto: the launcher's, else all GPUs, else 1")
+    max_steps: PositiveInt = option(100, "steps: sample, score, update")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "Lightning accelerator")
+    devices: Annotated[int, Range(ge=1, le=2**16)] | Literal["auto"] = option(
+        "auto", "devices of one node; auto: the launcher's, else all GPUs, else 1"
+    )
     strategy: Literal["auto", "ddp", "fsdp2"] = option(
         "auto", "on several devices: ddp, all weights on each (auto), or fsdp2, a part of them on each"
     )
     cpu_offload: bool = option(False, "fsdp2: keep weights, gradients and optimizer state in CPU memory")
     precision: str = option("32-true", "Lightning precision; bf16-mixed: bf16 arithmetic on float32 weights")
-    timeout: float = option(1800.0, "seconds a rank may keep the others waiting before the run stops")
-    checkpoint_every: int = option(10, "steps between checkpoints; 0: only at the end and when interrupted")
-    keep_checkpoints: int = option(2, "the latest checkpoints that are kept")
-    print_samples: int = option(1, "rollouts a step printed as a table of segments")
+    timeout: Seconds = option(1800.0, "seconds a rank may keep the others waiting before the run stops")
+    checkpoint_every: NonNegativeInt = option(10, "steps between checkpoints; 0: only at the end and when interrupted")
+    keep_checkpoints: PositiveInt = option(2, "the latest checkpoints that are kept")
+    print_samples: NonNegativeInt = option(1, "rollouts a step printed as a table of segments")
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1 or self.keep_checkpoints < 1:
-            raise ValueError("max_steps and keep_checkpoints must be at least 1")
-        if self.timeout <= 0:
-            raise ValueError(f"timeout must be above 0 seconds, but got {self.timeout}")
         if self.cpu_offload and self.strategy != "fsdp2":
-            raise ValueError("cpu_offload needs strategy: fsdp2")
+            raise ConfigError(f"cpu_offload: needs strategy: fsdp2, but strategy is {self.strategy}.")
 
 
 @checked
@@ -150,8 +151,8 @@ class TrainerConfig:
 class Experiment:
     """One run, whole: what `exprl train` and `exprl evaluate` read."""
 
-    seed: int = option(0, "seed of data order, sampling and everything random")
-    run_dir: str | None = option(None, "folder of the run; null: runs/<config name>")
+    seed: Seed = option(0, "seed of data order, sampling and everything random")
+    run_dir: NonEmpty | None = option(None, "folder of the run; null: runs/<config name>")
     plugins: list[str] = option([], "modules to import first, so that their components register")
     method: Annotated[Choice, METHODS] = choose(METHODS, "rl", "what a training step does")
     model: Annotated[Choice, MODELS] = choose(MODELS, "pretrained", "the initial policy")
@@ -184,7 +185,7 @@ class Experiment:
                 "that takes both."
             )
         size = self.update.prompts_per_update
-        if size is not None and (size < 1 or self.data.prompts_per_step % size):
+        if size is not None and self.data.prompts_per_step % size:
             raise ConfigError(
                 f"update.prompts_per_update: {size} must divide data.prompts_per_step ({self.data.prompts_per_step})."
             )
@@ -193,6 +194,8 @@ class Experiment:
                 "rollout.top_p / rollout.top_k: training needs samples of the whole distribution, since the trainer's "
                 "log-probs are those of the whole distribution. Truncate at test time, under `evaluation`."
             )
+        samples_at = fields_of(self.rollout.cls.Config)["temperature"].annotation
+        configuration.coerce(samples_at, self.evaluation.temperature, "evaluation.temperature")
 
 
 def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from exprl.component import Component, option
+from exprl.config.ranges import Range, Share
+from exprl.errors import ConfigError
 from exprl.kernels.policy import KL, TokenLoss, importance_weight, kl_estimate, policy_token_loss, ratio_of
 from exprl.registry import OBJECTIVES
 
@@ -24,17 +27,13 @@ class Objective(Component):
     class Config(Component.Config):
         """What every objective can add."""
 
-        kl_coef: float = option(0.0, "weight of the KL to the frozen initial policy; 0: none (the paper: 0.001)")
+        kl_coef: Annotated[float, Range(ge=0, le=1000)] = option(
+            0.0, "weight of the KL to the frozen initial policy; 0: none (the paper: 0.001)"
+        )
         kl: KL = option("k3", "estimator in the loss: k1 (no gradient in expectation), k2, k3 (the paper)")
-        is_cap: float | None = option(
+        is_cap: Annotated[float, Range(gt=0, le=10**6)] | None = option(
             2.0, "cap of the weights π_old / π_sampler that correct for the engine's own log-probs; null: no weights"
         )
-
-        def __post_init__(self) -> None:
-            if self.kl_coef < 0:
-                raise ValueError(f"kl_coef must not be negative, but got {self.kl_coef}")
-            if self.is_cap is not None and self.is_cap <= 0:
-                raise ValueError(f"is_cap must be above 0 or null, but got {self.is_cap}")
 
     @property
     def needs_reference(self) -> bool:
@@ -83,22 +82,18 @@ class Clipped(Objective):
     class Config(Objective.Config):
         """Where the ratio is clipped."""
 
-        clip_low: float = option(0.2, "the ratio's gradient stops below 1 - clip_low (the paper: 0.2)")
-        clip_high: float = option(
+        clip_low: Share = option(0.2, "the ratio's gradient stops below 1 - clip_low (the paper: 0.2)")
+        clip_high: Annotated[float, Range(ge=0, le=10**6)] = option(
             0.28, "and above 1 + clip_high: more room for rare tokens (DAPO; the paper: 0.28 outcome, 0.26 process)"
         )
-        dual_clip: float | None = option(None, "c > 1 bounds the loss at -cA where A < 0 (usual: 3); null: off")
+        dual_clip: Annotated[float, Range(gt=1, le=10**6)] | None = option(
+            None, "c > 1 bounds the loss at -cA where A < 0 (usual: 3); null: off"
+        )
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
-                raise ValueError(
-                    f"clip_low must lie in [0, 1] and clip_high must not be negative, but got {self.clip_low} and "
-                    f"{self.clip_high}"
-                )
             if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
-                raise ValueError(
-                    f"dual_clip must exceed 1 + clip_high ({1 + self.clip_high}), but got {self.dual_clip}"
+                raise ConfigError(
+                    f"dual_clip: must exceed 1 + clip_high ({1 + self.clip_high}), but got {self.dual_clip}."
                 )
 
     def weighted_loss(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from exprl.chat import ChatFrame, Role, chat_frame
 from exprl.component import checked, option
+from exprl.config.ranges import Tokens
 from exprl.encoding import encoder_of
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.types import Prompt, Question
@@ -31,7 +32,7 @@ class PromptConfig:
 
     system: str | None = option(None, "system message; null: none, or the chat template's own")
     template: str = option(PLACEHOLDER, "user message; {question} is replaced, every other brace stays as it is")
-    max_prompt_tokens: int = option(4096, "longest prompt in tokens, chat template included (the paper: 4096)")
+    max_prompt_tokens: Tokens = option(4096, "longest prompt in tokens, chat template included (the paper: 4096)")
 
     def __post_init__(self) -> None:
         if PLACEHOLDER not in self.template:
@@ -39,8 +40,6 @@ class PromptConfig:
                 f"template: {self.template!r} has no {PLACEHOLDER}, so the policy would never see the question. "
                 f"Put {PLACEHOLDER} where it belongs."
             )
-        if self.max_prompt_tokens < 1:
-            raise ConfigError(f"max_prompt_tokens: must be at least 1, but got {self.max_prompt_tokens}.")
 
 
 class PromptBuilder:

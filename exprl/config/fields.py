@@ -140,7 +140,7 @@ def describe(annotation: Any, *, rules: bool = False) -> str:
     'int or a list of str or null'
     >>> from exprl.config.ranges import PositiveInt
     >>> describe(PositiveInt | None, rules=True)
-    'int at least 1 or null'
+    'int in [1, 1000000000] or null'
     """
     name = functools.partial(describe, rules=rules)
     origin, arguments = get_origin(annotation), get_args(annotation)

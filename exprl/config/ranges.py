@@ -15,7 +15,9 @@ from typing import Annotated, Any
 
 
 class Rule(ABC):
-    """What else a value must be; `str` completes "must be ..."."""
+    """What else a value must be; `str` completes "must be ...", and `hint` says what to do instead."""
+
+    hint: str
 
     @abstractmethod
     def allows(self, value: Any) -> bool:
@@ -34,6 +36,7 @@ class Range(Rule):
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
+    hint: str = ""
 
     def allows(self, value: Any) -> bool:
         """Comparisons are written so that NaN fails each."""
@@ -60,6 +63,7 @@ class Form(Rule):
 
     pattern: str
     says: str
+    hint: str = ""
 
     def allows(self, value: Any) -> bool:
         """Whether all of the text matches."""
@@ -69,13 +73,25 @@ class Form(Rule):
         return self.says
 
 
-PositiveInt = Annotated[int, Range(ge=1)]
-NonNegativeInt = Annotated[int, Range(ge=0)]
-PositiveFloat = Annotated[float, Range(gt=0)]
-NonNegativeFloat = Annotated[float, Range(ge=0)]
+PositiveInt = Annotated[int, Range(ge=1, le=10**9)]
+NonNegativeInt = Annotated[int, Range(ge=0, le=10**9)]
 Share = Annotated[float, Range(ge=0, le=1)]
 Seconds = Annotated[float, Range(gt=0, le=10_000_000)]
 """A wait; the limit, some 115 days, is below what timers overflow at."""
+Samples = Annotated[int, Range(ge=1, le=2**16)]
+"""Rollouts of one prompt."""
+LONGEST_TEXT = 2**24
+"""Tokens; no model reads more."""
+Tokens = Annotated[int, Range(ge=1, le=LONGEST_TEXT)]
+
+
+def temperature(hottest: float) -> Range:
+    """Sampling temperatures; below 0.01 the log-probs of a tempered distribution are rounding noise (vLLM's limit)."""
+    return Range(ge=0.01, le=hottest, hint="To decode greedily set top_k: 1")
+
+
+Temperature = Annotated[float, temperature(100)]
+TopP = Annotated[float, Range(gt=0, le=1)]
 Seed = Annotated[int, Range(ge=0, le=2**32 - 1)]
 """What NumPy and Lightning take as a seed."""
 NonEmpty = Annotated[str, Form(".+", "a text that is not empty")]

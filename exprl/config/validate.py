@@ -151,7 +151,8 @@ def _coerce_annotated(annotation: Any, value: Any, path: str) -> Any:
     value = coerce(get_args(annotation)[0], value, path)
     for rule in rules_of(annotation):
         if not rule.allows(value):
-            raise _OutOfRangeError(f"{path}: must be {rule}, but got {shown(value)}.")
+            hint = f" {rule.hint}." if rule.hint else ""
+            raise _OutOfRangeError(f"{path}: must be {rule}, but got {shown(value)}.{hint}")
     return value
 
 

@@ -7,6 +7,8 @@ shows, and the third by what the second then shows; after 9 comes 0. What do the
     reference    a+3 785
                  b+9 649
                  Answer: 649
+from exprl.config.ranges import Range
+
 
 A terse reference states only every second turn, or every third: a reader has to do more than one turn at a time,
 as with solutions that people write for people.
@@ -22,13 +24,17 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from exprl.config.ranges import Range
 
 Split = Literal["train", "heldout"]
 Dials = tuple[int, int, int]
 
 LABELS = "abcdefghijklmnop"
 MAX_STEPS = len(LABELS)
+ChainLength = Annotated[int, Range(ge=1, le=MAX_STEPS)]
+"""Turns of one problem, as an option."""
 DELIMITER = "\n"
 START_PREFIX = "from "
 ANSWER_PREFIX = "Answer: "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from exprl.component import option
+from exprl.config.ranges import PositiveInt, Range, Seed
 from exprl.data.base import ProblemSource
-from exprl.data.chain import HELDOUT_ONE_IN, MAX_STEPS, ChainProblem, Split, generate
+from exprl.data.chain import HELDOUT_ONE_IN, ChainLength, ChainProblem, Split, generate
+from exprl.errors import ConfigError
 from exprl.registry import SOURCES
 from exprl.types import Hidden, Problem, Question, Scaffold
 
@@ -22,22 +24,21 @@ class ChainSource(ProblemSource):
     class Config:
         """How many problems, how long, and which."""
 
-        steps: int | tuple[int, int] = option(4, f"turns a problem, or [fewest, most]; 1 to {MAX_STEPS}")
-        count: int = option(256, "number of problems")
-        seed: int = option(0, "seed of the generator")
+        steps: ChainLength | tuple[ChainLength, ChainLength] = option(4, "turns a problem, or [fewest, most]")
+        count: Annotated[int, Range(ge=1, le=10_000_000)] = option(256, "number of problems")
+        seed: Seed = option(0, "seed of the generator")
         split: Literal["train", "test"] = option("train", "which of two disjoint sets of questions")
-        reference_every: int = option(1, "the reference states each so-many-th turn; 1: every turn, as the policy does")
+        reference_every: PositiveInt = option(
+            1, "the reference states each so-many-th turn; 1: every turn, as the policy does"
+        )
 
         def __post_init__(self) -> None:
-            lengths = self.lengths
-            if not lengths or lengths[0] < 1 or lengths[-1] > MAX_STEPS:
-                raise ValueError(f"steps must lie in 1..{MAX_STEPS}, as n or [fewest, most], but got {self.steps}")
-            if self.reference_every < 1:
-                raise ValueError(f"reference_every must be at least 1, but got {self.reference_every}")
+            if not self.lengths:
+                raise ConfigError(f"steps: write [fewest, most], but got {self.steps}.")
             # half of the smaller split, so that the generator never searches long for a question it has not had
-            most = sum(1000 * 9**length for length in lengths) // HELDOUT_ONE_IN // 2
-            if not 1 <= self.count <= most:
-                raise ValueError(f"count must lie in 1..{most} with steps {self.steps}, but got {self.count}")
+            most = sum(1000 * 9**length for length in self.lengths) // HELDOUT_ONE_IN // 2
+            if self.count > most:
+                raise ConfigError(f"count: must be at most {most} with steps {self.steps}, but got {self.count}.")
 
         @property
         def lengths(self) -> tuple[int, ...]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exprl.component import option
+from exprl.config.ranges import NonNegativeInt, PositiveInt
 from exprl.data.base import ProblemSource
 from exprl.data.files import missing_package
-from exprl.data.rows import check_window, window
+from exprl.data.rows import window
 from exprl.errors import DataError, did_you_mean
 from exprl.registry import SOURCES
 from exprl.types import Hidden, Problem, Question, Scaffold
@@ -54,11 +55,8 @@ class ChampSource(ProblemSource):
 
         categories: list[str] = option([], "categories to keep, for example [Sequence]; empty: all five")
         split: Literal["all", "train", "test"] = option("all", "train and test are disjoint, four to one")
-        offset: int = option(0, "problems to skip at the start, of those kept")
-        limit: int | None = option(None, "problems to read after that; null: all")
-
-        def __post_init__(self) -> None:
-            check_window(self.offset, self.limit)
+        offset: NonNegativeInt = option(0, "problems to skip at the start, of those kept")
+        limit: PositiveInt | None = option(None, "problems to read after that; null: all")
 
     config: Config
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exprl.component import option
+from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import require
 from exprl.data.rows import Row, TableConfig, read_problems, window
@@ -27,10 +28,10 @@ class HubSource(ProblemSource):
     class Config(TableConfig):
         """The data set and its columns."""
 
-        path: str = option(help="name on the Hub (owner/name) or local folder")
-        subset: str | None = option(None, "configuration of the data set, where it has several")
-        split: str = option("train", "which split")
-        revision: str | None = option(None, "branch, tag or commit on the Hub; null: the newest")
+        path: NonEmpty = option(help="name on the Hub (owner/name) or local folder")
+        subset: NonEmpty | None = option(None, "configuration of the data set, where it has several")
+        split: NonEmpty = option("train", "which split")
+        revision: NonEmpty | None = option(None, "branch, tag or commit on the Hub; null: the newest")
 
     config: Config
 

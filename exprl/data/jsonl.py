@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exprl.component import option
+from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import existing
 from exprl.data.rows import Row, TableConfig, read_problems, window
@@ -24,7 +25,7 @@ class JsonLinesSource(ProblemSource):
     class Config(TableConfig):
         """The file and its columns."""
 
-        path: str = option(help="the .jsonl file")
+        path: NonEmpty = option(help="the .jsonl file")
 
     config: Config
 

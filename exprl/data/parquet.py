@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exprl.component import option
+from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import existing, require
 from exprl.data.rows import Row, TableConfig, read_problems, window
@@ -23,7 +24,7 @@ class ParquetSource(ProblemSource):
     class Config(TableConfig):
         """The file or folder and its columns."""
 
-        path: str = option(help="the .parquet file, or a folder of them")
+        path: NonEmpty = option(help="the .parquet file, or a folder of them")
 
     config: Config
 

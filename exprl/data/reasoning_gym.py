@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from exprl.component import option
+from exprl.config.ranges import NonEmpty, Range, Seed
 from exprl.data.base import ProblemSource
 from exprl.data.files import require
 from exprl.errors import DataError, did_you_mean
@@ -33,16 +34,14 @@ class ReasoningGymSource(ProblemSource):
     class Config:
         """Which task, and how many of its problems."""
 
-        task: str = option("gsm_symbolic", "name of the task in reasoning-gym")
+        task: NonEmpty = option("gsm_symbolic", "name of the task in reasoning-gym")
         options: dict[str, Any] = option({}, "the task's own options, for example {min_terms: 4}")
-        reference: str | None = option("answer_cot", "entry of the metadata that is the solution; null: there is none")
-        count: int = option(256, "number of problems")
-        seed: int = option(0, "seed of the generator")
+        reference: NonEmpty | None = option(
+            "answer_cot", "entry of the metadata that is the solution; null: there is none"
+        )
+        count: Annotated[int, Range(ge=1, le=10_000_000)] = option(256, "number of problems")
+        seed: Seed = option(0, "seed of the generator")
         split: Literal["train", "test"] = option("train", "which of two disjoint sets of questions, four to one")
-
-        def __post_init__(self) -> None:
-            if self.count < 1:
-                raise ValueError(f"count must be at least 1, but got {self.count}")
 
     config: Config
 

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from exprl.component import checked, option
+from exprl.config.ranges import NonEmpty, NonNegativeInt, PositiveInt
 from exprl.errors import DataError, did_you_mean
 from exprl.types import Hidden, Problem, Question, Scaffold
 
@@ -24,12 +25,12 @@ MISSING = object()
 class Columns:
     """Which column holds what. A dot reaches into a nested column: `reward_model.ground_truth`."""
 
-    question: str = option("question", "the problem's text")
-    reference: str | None = option("reference", "the worked solution; null: the rows have none")
-    answer: str | None = option("answer", "the final answer; null: the rows have none")
-    id: str | None = option(None, "a unique name; null: file name and row number")
-    domain: str | None = option(None, "routes to a reward or verifier; null: every row is math")
-    steps: str | None = option(None, "list of the reference's intermediate results; null: the rows have none")
+    question: NonEmpty = option("question", "the problem's text")
+    reference: NonEmpty | None = option("reference", "the worked solution; null: the rows have none")
+    answer: NonEmpty | None = option("answer", "the final answer; null: the rows have none")
+    id: NonEmpty | None = option(None, "a unique name; null: file name and row number")
+    domain: NonEmpty | None = option(None, "routes to a reward or verifier; null: every row is math")
+    steps: NonEmpty | None = option(None, "list of the reference's intermediate results; null: the rows have none")
     partial: bool = option(False, "a row may lack reference, answer, domain or steps, or have null; else an error")
 
 
@@ -43,17 +44,8 @@ class TableConfig:
     """What every source of rows has."""
 
     columns: Columns = option(Columns(), "which column holds what")
-    offset: int = option(0, "rows to skip at the start")
-    limit: int | None = option(None, "rows to read after that; null: all")
-
-    def __post_init__(self) -> None:
-        check_window(self.offset, self.limit)
-
-
-def check_window(offset: int, limit: int | None) -> None:
-    """Raise `ValueError` for an `offset` or `limit` that selects nothing by construction."""
-    if offset < 0 or (limit is not None and limit < 1):
-        raise ValueError(f"offset must be at least 0 and limit at least 1, but got {offset} and {limit}")
+    offset: NonNegativeInt = option(0, "rows to skip at the start")
+    limit: PositiveInt | None = option(None, "rows to read after that; null: all")
 
 
 def window(items: Iterable[T], offset: int, limit: int | None) -> Iterator[T]:

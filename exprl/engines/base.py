@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from exprl.component import Component, option
+from exprl.config.ranges import NonEmpty, NonNegativeInt, Samples, Temperature, Tokens, TopP
 from exprl.types import Prompt, Rollout
 
 
@@ -38,20 +39,12 @@ class Engine(Component):
     class Config:
         """What every engine has."""
 
-        samples_per_prompt: int = option(8, "rollouts sampled for each prompt (G, the group size)")
-        temperature: float = option(1.0, "sampling temperature; log-probs are of the tempered distribution")
-        top_p: float = option(1.0, "nucleus sampling; 1 is off")
-        top_k: int = option(0, "keep the k likeliest tokens; 0 is off")
-        max_new_tokens: int = option(1024, "length limit of a rollout in tokens")
-        stop: list[str] = option([], "strings that end a rollout, besides the end-of-sequence token")
-
-        def __post_init__(self) -> None:
-            if self.samples_per_prompt < 1 or self.max_new_tokens < 1:
-                raise ValueError("samples_per_prompt and max_new_tokens must be at least 1")
-            if self.temperature <= 0:
-                raise ValueError(f"temperature must be above 0, but got {self.temperature}")
-            if not 0 < self.top_p <= 1 or self.top_k < 0:
-                raise ValueError(f"top_p must be in (0, 1] and top_k >= 0, but got {self.top_p} and {self.top_k}")
+        samples_per_prompt: Samples = option(8, "rollouts sampled for each prompt (G, the group size)")
+        temperature: Temperature = option(1.0, "sampling temperature; log-probs are of the tempered distribution")
+        top_p: TopP = option(1.0, "nucleus sampling; 1 is off")
+        top_k: NonNegativeInt = option(0, "keep the k likeliest tokens; 0 is off")
+        max_new_tokens: Tokens = option(1024, "length limit of a rollout in tokens")
+        stop: list[NonEmpty] = option([], "strings that end a rollout, besides the end-of-sequence token")
 
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:

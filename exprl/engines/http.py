@@ -8,10 +8,11 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from weakref import finalize
 
 from exprl.component import checked, option
+from exprl.config.ranges import Form, NonEmpty, Range, Seconds
 from exprl.errors import ConfigError
 
 
@@ -20,21 +21,19 @@ from exprl.errors import ConfigError
 class ServerOptions:
     """Where a server is and how it is asked."""
 
-    url: str = option(help="base URL up to and with /v1, for example http://gpu-host:8000/v1")
-    model: str = option(help="the model's name on that server")
-    api_key_env: str = option("OPENAI_API_KEY", "environment variable that holds the key; unset: none is sent")
-    concurrency: int = option(64, "requests under way at a time")
-    timeout: float = option(120.0, "seconds one request may take")
-    retries: int = option(4, "further tries after connection errors, timeouts and overload, with doubling pauses")
-    context_length: int | None = option(None, "of the served model, in tokens; null: the server itself refuses")
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url must begin with http:// or https://, but got {self.url!r}")
-        if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0:
-            raise ValueError("concurrency must be at least 1, timeout above 0 and retries not negative")
-        if self.context_length is not None and self.context_length < 2:
-            raise ValueError(f"context_length must be at least 2 or null, but got {self.context_length}")
+    url: Annotated[str, Form("https?://.+", "a URL that begins with http:// or https://")] = option(
+        help="base URL up to and with /v1, for example http://gpu-host:8000/v1"
+    )
+    model: NonEmpty = option(help="the model's name on that server")
+    api_key_env: NonEmpty = option("OPENAI_API_KEY", "environment variable that holds the key; unset: none is sent")
+    concurrency: Annotated[int, Range(ge=1, le=2**16)] = option(64, "requests under way at a time")
+    timeout: Seconds = option(120.0, "seconds one request may take")
+    retries: Annotated[int, Range(ge=0, le=1000)] = option(
+        4, "further tries after connection errors, timeouts and overload, with doubling pauses"
+    )
+    context_length: Annotated[int, Range(ge=2, le=2**24)] | None = option(
+        None, "of the served model, in tokens; null: the server itself refuses"
+    )
 
 
 class RequestFailedError(Exception):

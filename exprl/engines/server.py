@@ -42,10 +42,6 @@ class ServerEngine(Engine):
     class Config(ServerOptions, Engine.Config):
         """What every engine has, and where the server is."""
 
-        def __post_init__(self) -> None:
-            ServerOptions.__post_init__(self)
-            Engine.Config.__post_init__(self)
-
     config: Config
 
     def __init__(self, config: Config, model: LanguageModel) -> None:

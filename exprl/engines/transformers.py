@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from exprl.component import option
+from exprl.config.ranges import PositiveInt
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.decoding import Decoded, Decoding, Ends
 from exprl.engines.prefill import prefill
@@ -38,12 +39,7 @@ class TransformersEngine(Engine):
     class Config(Engine.Config):
         """What every engine has, and how many rollouts are decoded at a time."""
 
-        batch_size: int = option(64, "rollouts decoded at a time; memory and speed grow with it")
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.batch_size < 1:
-                raise ValueError(f"batch_size must be at least 1, but got {self.batch_size}")
+        batch_size: PositiveInt = option(64, "rollouts decoded at a time; memory and speed grow with it")
 
     config: Config
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from exprl.component import option
+from exprl.config.ranges import temperature
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import ends_of
 from exprl.engines.vllm_host import VLLMHost, sleep_all, step_all
@@ -38,11 +40,9 @@ class VLLMEngine(Engine):
     class Config(HostOptions, Engine.Config):
         """What every engine has, and how vLLM is set up."""
 
-        def __post_init__(self) -> None:
-            HostOptions.__post_init__(self)
-            Engine.Config.__post_init__(self)
-            if self.temperature > _HOTTEST:
-                raise ValueError(f"temperature must be at most {_HOTTEST} for vLLM, but got {self.temperature}")
+        temperature: Annotated[float, temperature(_HOTTEST)] = option(
+            Engine.Config.temperature, "sampling temperature; log-probs are of the tempered distribution"
+        )
 
     config: Config
 

@@ -7,12 +7,13 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 
 from exprl.component import checked, option
+from exprl.config.ranges import Range
 from exprl.engines import vllm_lora
 from exprl.engines.vllm_groups import engine_groups
 from exprl.models.lora import adapter_config
@@ -32,27 +33,23 @@ class HostOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "precision vLLM computes in; auto: what the model is run in elsewhere"
     )
-    max_model_len: int | None = option(
+    max_model_len: Annotated[int, Range(ge=2, le=2**24)] | None = option(
         None, "longest prompt + response in tokens, judge prompts included; null: the model's context"
     )
-    gpu_memory_utilization: float = option(0.4, "share of a GPU's memory for vLLM; training needs the rest")
-    cpu_kv_cache_gib: float = option(1.0, "memory of the key-value cache on a CPU, in GiB")
-    block_size: int | None = option(
+    gpu_memory_utilization: Annotated[float, Range(gt=0, lt=1)] = option(
+        0.4, "share of a GPU's memory for vLLM; training needs the rest"
+    )
+    cpu_kv_cache_gib: Annotated[float, Range(gt=0, le=2**20)] = option(
+        1.0, "memory of the key-value cache on a CPU, in GiB"
+    )
+    block_size: Annotated[int, Range(ge=1, le=2**16)] | None = option(
         None, "tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
     )
     enforce_eager: bool | None = option(None, "skip vLLM's compilation and CUDA graphs; null: on a CPU only")
     sleep: bool = option(True, "free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory")
-    canary_tolerance: float | None = option(
+    canary_tolerance: Annotated[float, Range(gt=0, le=1000)] | None = option(
         None, "mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype"
     )
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gpu_memory_utilization < 1 or self.cpu_kv_cache_gib <= 0:
-            raise ValueError("gpu_memory_utilization must lie in (0, 1) and cpu_kv_cache_gib be above 0")
-        if self.max_model_len is not None and self.max_model_len < 2:
-            raise ValueError(f"max_model_len must be at least 2 or null, but got {self.max_model_len}")
-        if self.canary_tolerance is not None and not self.canary_tolerance > 0:
-            raise ValueError(f"canary_tolerance must be above 0 or null, but got {self.canary_tolerance}")
 
 
 def start_engine(

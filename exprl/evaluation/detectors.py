@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from exprl.component import Choice, Component, choose, option, required_choice
+from exprl.config.ranges import Share
 from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.prompting import compose, read_prompt
 from exprl.progress import Advance, no_progress
@@ -167,11 +168,7 @@ class JudgedDetector(BehaviourDetector):
 
         model: Annotated[Choice, MODELS] = required_choice(MODELS, "the model that reads the traces")
         backend: Annotated[Choice, BACKENDS] = choose(BACKENDS, "transformers", "who runs it")
-        min_mass: float = option(0.1, "below this total probability of the two answers there is no verdict")
-
-        def __post_init__(self) -> None:
-            if not 0.0 <= self.min_mass <= 1.0:
-                raise ValueError(f"min_mass must lie in [0, 1], but got {self.min_mass}")
+        min_mass: Share = option(0.1, "below this total probability of the two answers there is no verdict")
 
     def __init__(self, config: Any, backend: JudgeBackend) -> None:
         super().__init__(config)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exprl.component import option
+from exprl.config.ranges import PositiveInt
 from exprl.engines.base import Sampling
 from exprl.engines.decoding import Decoding
 from exprl.engines.prefill import Prefilled, prefill
@@ -45,12 +46,8 @@ class HuggingFaceBackend(JudgeBackend):
     class Config(JudgeBackend.Config):
         """How much is computed at a time."""
 
-        batch_tokens: int = option(4096, "prompt tokens in one forward pass, common beginnings counted once")
-        batch_size: int = option(64, "prompts judged at a time")
-
-        def __post_init__(self) -> None:
-            if min(self.batch_tokens, self.batch_size) < 1:
-                raise ValueError("batch_tokens and batch_size must be at least 1")
+        batch_tokens: PositiveInt = option(4096, "prompt tokens in one forward pass, common beginnings counted once")
+        batch_size: PositiveInt = option(64, "prompts judged at a time")
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from exprl.component import Choice, choose, option
+from exprl.config.ranges import NonNegativeInt, Share, Tokens
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges.backend import JudgeBackend, JudgeModel, Query
 from exprl.judges.base import Judge
@@ -35,24 +36,21 @@ class LLMJudge(Judge):
         scoring: Scoring = option(
             "expected", "expected: mean score under the probabilities of 1..5, one token; rationale: let it write first"
         )
-        max_new_tokens: int = option(512, "length limit of a rationale in tokens (the paper: 2048)")
+        max_new_tokens: Tokens = option(512, "length limit of a rationale in tokens (the paper: 2048)")
         constrained: bool = option(
             False, "rationale: make every reply end in a score; its text then has at most max_new_tokens characters"
         )
-        min_mass: float = option(
+        min_mass: Share = option(
             0.01, "expected: below this total probability of the five scores the judgement counts as unparseable"
         )
         backend: Annotated[Choice, BACKENDS] = choose(BACKENDS, "auto", "who runs the judge's model")
-        cache_size: int = option(100_000, "replies kept so that an equal prompt is asked once; 0: none")
+        cache_size: NonNegativeInt = option(100_000, "replies kept so that an equal prompt is asked once; 0: none")
 
         def __post_init__(self) -> None:
-            if self.max_new_tokens < 1 or self.cache_size < 0:
-                raise ValueError("max_new_tokens must be at least 1 and cache_size at least 0")
-            if not 0.0 <= self.min_mass <= 1.0:
-                raise ValueError(f"min_mass must lie in [0, 1], but got {self.min_mass}")
             if self.constrained and (self.scoring != "rationale" or self.max_new_tokens < SHORTEST_CONSTRAINED):
-                raise ValueError(
-                    f"constrained needs scoring: rationale and max_new_tokens of at least {SHORTEST_CONSTRAINED}"
+                raise ConfigError(
+                    f"constrained: needs scoring: rationale and max_new_tokens of at least {SHORTEST_CONSTRAINED}, but "
+                    f"they are {self.scoring} and {self.max_new_tokens}."
                 )
 
     template: ClassVar[str]

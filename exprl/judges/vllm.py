@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from exprl.component import option
+from exprl.config.ranges import Range
 from exprl.engines.transformers import ends_of
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost, step_all
@@ -47,7 +48,9 @@ class VLLMBackend(JudgeBackend):
     class Config(HostOptions, JudgeBackend.Config):
         """How a second engine is set up; with live weights the rollouts' options count."""
 
-        gpu_memory_utilization: float = option(0.3, "share of a GPU's memory for the judge's own engine")
+        gpu_memory_utilization: Annotated[float, Range(gt=0, lt=1)] = option(
+            0.3, "share of a GPU's memory for the judge's own engine"
+        )
 
     def __init__(self, config: Config, host: VLLMHost, *, live: bool = False, shared: bool = False) -> None:
         super().__init__(config)

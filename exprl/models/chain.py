@@ -7,9 +7,11 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from exprl.component import option
+from exprl.config.ranges import PositiveInt, Range, Seed, Share
+from exprl.data.chain import ChainLength
 from exprl.models import chain_tokenizer
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.cache import cache_folder, draft_of
@@ -40,18 +42,18 @@ class ChainModel(ModelProvider):
     class Config:
         """How far to warm up."""
 
-        seed: int = option(0, "seed of the initial weights and of the warm-up's problems")
-        max_steps: int = option(8, "the warm-up's problems have 1 to this many steps")
-        target_accuracy: float = option(0.5, "the warm-up ends when a step is sampled right with this probability")
+        seed: Seed = option(0, "seed of the initial weights and of the warm-up's problems")
+        max_steps: ChainLength = option(8, "the warm-up's problems have 1 to this many steps")
+        target_accuracy: Share = option(0.5, "the warm-up ends when a step is sampled right with this probability")
         reads_references: bool = option(
             False,
             "also learn to use a reference that stands on the lines before the question, as the teacher of "
             "self_distillation must: at first every problem has one, then three of four",
         )
-        reference_every: int = option(2, "those references state each so-many-th turn")
-        lr: float = option(2e-3, "peak learning rate of the warm-up")
-        batch_size: int = option(64, "problems in one update of the warm-up")
-        max_updates: int = option(1000, "give up when the target is not reached after this many updates")
+        reference_every: PositiveInt = option(2, "those references state each so-many-th turn")
+        lr: Annotated[float, Range(gt=0, le=1000)] = option(2e-3, "peak learning rate of the warm-up")
+        batch_size: Annotated[int, Range(ge=1, le=2**16)] = option(64, "problems in one update of the warm-up")
+        max_updates: PositiveInt = option(1000, "give up when the target is not reached after this many updates")
 
     config: Config
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exprl.checkpoints import CHECKPOINT_SUFFIX, is_run
 from exprl.component import option
+from exprl.config.ranges import NonEmpty
 from exprl.errors import ModelError
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
@@ -28,15 +29,17 @@ class PretrainedModel(ModelProvider):
     class Config:
         """Where the weights are and how to load them."""
 
-        path: str = option(
+        path: NonEmpty = option(
             help="hub id, local folder, run folder (its latest checkpoint) or .ckpt of one, or package:<name> for "
             "weights inside an installed package"
         )
-        gguf_file: str | None = option(None, "load this GGUF file of that place, unpacked to full precision")
+        gguf_file: NonEmpty | None = option(None, "load this GGUF file of that place, unpacked to full precision")
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
             "auto", "precision of the weights; auto: as stored (float32 for a GGUF file)"
         )
-        attn_implementation: str | None = option(None, "sdpa, flash_attention_2, eager, ...; unset: transformers' pick")
+        attn_implementation: NonEmpty | None = option(
+            None, "sdpa, flash_attention_2, eager, ...; unset: transformers' pick"
+        )
         chat_template: str | None = option(None, "a Jinja chat template or the path of one; unset: the tokenizer's own")
 
     config: Config

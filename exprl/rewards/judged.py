@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from exprl.component import Choice, option, required_choice
+from exprl.config.ranges import Share
 from exprl.errors import JudgeError
 from exprl.judges.base import Judge
 from exprl.progress import Advance, no_progress
@@ -35,11 +36,7 @@ class JudgedReward(Reward):
         clip_length: bool = option(
             True, "a rollout cut off at the length limit earns nothing: 0 (outcome), zero advantages (process)"
         )
-        max_failure_rate: float = option(0.25, "stop when more than this share of a step's judgements fail")
-
-        def __post_init__(self) -> None:
-            if not 0.0 <= self.max_failure_rate <= 1.0:
-                raise ValueError(f"max_failure_rate must lie in [0, 1], but got {self.max_failure_rate}")
+        max_failure_rate: Share = option(0.25, "stop when more than this share of a step's judgements fail")
 
     config: Any
 

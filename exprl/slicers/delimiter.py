@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from exprl.component import Component, option
+from exprl.config.ranges import NonEmpty, PositiveInt
 from exprl.registry import SLICERS
 from exprl.slicers.base import Slicer
 from exprl.slicers.cuts import merge_blank, merge_evenly, segments_between
@@ -29,15 +30,9 @@ class DelimiterSlicer(Slicer):
     class Config(Component.Config):
         """Where to cut."""
 
-        delimiter: str = option("###", 'text that marks a step (the paper: "###")')
+        delimiter: NonEmpty = option("###", 'text that marks a step (the paper: "###")')
         position: Literal["start", "end"] = option("start", "the delimiter opens a segment (start) or closes one (end)")
-        max_segments: int | None = option(None, "merge neighbours evenly down to this many; null: no limit")
-
-        def __post_init__(self) -> None:
-            if not self.delimiter:
-                raise ValueError("delimiter must not be empty; to cut by length use the slicer token_window")
-            if self.max_segments is not None and self.max_segments < 1:
-                raise ValueError(f"max_segments must be at least 1, but got {self.max_segments}")
+        max_segments: PositiveInt | None = option(None, "merge neighbours evenly down to this many; null: no limit")
 
     def slice(self, rollout: Rollout) -> tuple[Segment, ...]:
         """Segments of the T tokens, in order."""

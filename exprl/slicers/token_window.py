@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exprl.component import Component, option
+from exprl.config.ranges import PositiveInt
+from exprl.errors import ConfigError
 from exprl.registry import SLICERS
 from exprl.slicers.base import Slicer
 from exprl.slicers.cuts import merge_blank, segments_between
@@ -23,14 +25,12 @@ class TokenWindowSlicer(Slicer):
     class Config(Component.Config):
         """How long a segment is."""
 
-        window: int = option(512, "tokens a segment")
-        min_last: int = option(1, "a last segment of fewer tokens joins the one before it; 1: keep any")
+        window: PositiveInt = option(512, "tokens a segment")
+        min_last: PositiveInt = option(1, "a last segment of fewer tokens joins the one before it; 1: keep any")
 
         def __post_init__(self) -> None:
-            if self.window < 1:
-                raise ValueError(f"window must be at least 1, but got {self.window}")
-            if not 1 <= self.min_last <= self.window:
-                raise ValueError(f"min_last must lie in 1..window ({self.window}), but got {self.min_last}")
+            if self.min_last > self.window:
+                raise ConfigError(f"min_last: must be at most window ({self.window}), but got {self.min_last}.")
 
     def slice(self, rollout: Rollout) -> tuple[Segment, ...]:
         """Segments of the T tokens, in order."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from exprl import config as configuration
 from exprl.component import checked, option
+from exprl.config.ranges import NonEmpty, Samples, Seed, Share
 from exprl.errors import ConfigError, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -23,7 +24,7 @@ class TuneConfig:
 
     key: str = option(help="the option, for example optimizer.lr")
     values: list[Any] = option(help="what it may be; the first of equally good ones is taken")
-    seeds: list[int] = option([100, 101], "seeds of the tuning runs, none of them the study's")
+    seeds: list[Seed] = option([100, 101], "seeds of the tuning runs, none of them the study's")
     measure: str = option(
         "pass@1", "the figure after the stage that its mean over seeds decides by: pass@k or progress"
     )
@@ -43,16 +44,13 @@ class TuneConfig:
 class MineConfig:
     """Problems by how often the initial policy solves them: `data.train` and `evaluation.source` keep these alone."""
 
-    samples: int = option(64, "samples of each problem (the paper: hard is what fails in 64)")
-    min_rate: float = option(0.0, "least share of right samples")
-    max_rate: float = option(0.0, "largest share of right samples")
+    samples: Samples = option(64, "samples of each problem (the paper: hard is what fails in 64)")
+    min_rate: Share = option(0.0, "least share of right samples")
+    max_rate: Share = option(0.0, "largest share of right samples")
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or not 0.0 <= self.min_rate <= self.max_rate <= 1.0:
-            raise ValueError(
-                f"needs samples >= 1 and 0 <= min_rate <= max_rate <= 1, but got {self.samples}, {self.min_rate} and "
-                f"{self.max_rate}."
-            )
+        if self.min_rate > self.max_rate:
+            raise ConfigError(f"min_rate: must be at most max_rate ({self.max_rate}), but got {self.min_rate}.")
 
 
 @checked
@@ -60,9 +58,9 @@ class MineConfig:
 class Study:
     """Arms of stages, each run with every seed: what `exprl study` reads."""
 
-    experiment: str = option(help="the experiment every stage starts from; relative to the study's file")
-    study_dir: str | None = option(None, "folder of the study; null: runs/<file name>")
-    seeds: list[int] = option([0, 1, 2, 3, 4], "every arm is run with each of these")
+    experiment: NonEmpty = option(help="the experiment every stage starts from; relative to the study's file")
+    study_dir: NonEmpty | None = option(None, "folder of the study; null: runs/<file name>")
+    seeds: list[Seed] = option([0, 1, 2, 3, 4], "every arm is run with each of these")
     baseline: str | None = option(None, "the arm that the others' differences are taken to; null: no differences")
     overrides: dict[str, Any] = option({}, "options of the experiment for every stage")
     mine: MineConfig | None = option(None, "keep only problems of some solve rate; null: keep all")
@@ -126,5 +124,5 @@ def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Node:
 
 
 def _check_seeds(key: str, seeds: list[int]) -> None:
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"{key}: needs one or more different numbers from 0, but got {seeds}.")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError(f"{key}: needs one or more different numbers, but got {seeds}.")

@@ -42,8 +42,8 @@ def devices_here(options: TrainerConfig, environment: Mapping[str, str] = os.env
     gpus = torch.cuda.device_count() if wants_gpu(options) else 0
     if options.devices == "auto":
         return max(gpus, 1)
-    if options.devices < 1 or (gpus and options.devices > gpus):
-        raise ConfigError(f"trainer.devices: {options.devices}, but this machine has {gpus or 'no'} GPUs.")
+    if gpus and options.devices > gpus:
+        raise ConfigError(f"trainer.devices: {options.devices}, but this machine has {gpus} GPUs.")
     return options.devices
 
 

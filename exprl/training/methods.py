@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from exprl.component import Component, option
-from exprl.errors import DataError
+from exprl.errors import ConfigError, DataError
 from exprl.registry import METHODS
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class SelfDistillation(Method):
         def __post_init__(self) -> None:
             slots = [] if self.template is None else [s for s in ("{task}", "{reference}") if s not in self.template]
             if slots:
-                raise ValueError(f"template must have the place {' and '.join(slots)}, but got {self.template!r}")
+                raise ConfigError(f"template: must have the place {' and '.join(slots)}, but got {self.template!r}.")
 
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """Every problem needs a reference and an answer, and the teacher's prompt must leave room for a rollout."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from exprl.component import Component, option
+from exprl.config.ranges import Form
 from exprl.errors import DataError
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
@@ -29,11 +31,9 @@ class ChoiceVerifier(Verifier):
     class Config(Component.Config):
         """Which letters there are."""
 
-        letters: str = option("ABCDEFGHIJ", "the letters of the choices, in capitals")
-
-        def __post_init__(self) -> None:
-            if not re.fullmatch("[A-Z]+", self.letters):
-                raise ValueError(f"letters must be capital letters, for example ABCD, but got {self.letters!r}")
+        letters: Annotated[str, Form("[A-Z]+", "capital letters, for example ABCD")] = option(
+            "ABCDEFGHIJ", "the letters of the choices, in capitals"
+        )
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)

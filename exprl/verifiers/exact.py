@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from exprl.component import Component, option
+from exprl.errors import ConfigError
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
 from exprl.verifiers.answers import STATEMENT, last_line, last_match, without_marks
@@ -37,7 +38,7 @@ class ExactVerifier(Verifier):
             try:
                 re.compile(self.pattern or "")
             except re.error as error:
-                raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
+                raise ConfigError(f"pattern: {self.pattern!r} is not a regular expression: {error}.") from error
 
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the stated answer equals the problem's; False without one."""

@@ -10,8 +10,10 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from exprl.component import Component, option
+from exprl.config.ranges import Range
 from exprl.errors import ExprlError
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
@@ -41,11 +43,9 @@ class MathVerifier(Verifier):
         """How an answer is found and how long a comparison may take."""
 
         require_boxed: bool = option(False, r"only an answer in \boxed{} counts")
-        timeout: float = option(5.0, "seconds for one comparison; after them the answer counts as wrong")
-
-        def __post_init__(self) -> None:
-            if self.timeout <= 0:
-                raise ValueError(f"timeout must be above 0 seconds, but got {self.timeout}")
+        timeout: Annotated[float, Range(gt=0, le=3600)] = option(
+            5.0, "seconds for one comparison; after them the answer counts as wrong"
+        )
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)

@@ -258,7 +258,7 @@ def test_rl_is_the_default_and_names_are_checked() -> None:
     assert from_layers(Experiment, [{"model": {"path": "m"}}]).method.name == "rl"
     with pytest.raises(ConfigError, match=r"method\.name.*Did you mean 'self_distillation'"):
         from_layers(Experiment, [{"model": {"path": "m"}, "method": {"name": "self_destillation"}}])
-    with pytest.raises(ConfigError, match=r"method: template.*\{reference\}"):
+    with pytest.raises(ConfigError, match=r"^method\.template: .*\{reference\}"):
         from_layers(
             Experiment, [{"model": {"path": "m"}, "method": {"name": "self_distillation", "template": "{task}"}}]
         )

@@ -54,7 +54,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("size", 1, "size: must be in [2, 10), but got 1."),
     ("rate", math.inf, "rate: must be a finite number, but got inf."),
     ("rate", 0.0, "rate: must be above 0, but got 0.0."),
-    ("devices", 0, "devices: must be at least 1, but got 0."),
+    ("devices", 0, "devices: must be in [1, 1000000000], but got 0."),
     ("devices", "all", "devices: expected int or 'auto', but got 'all' (str)."),
     ("betas", [1, 0.9], "betas[0]: must be in [0, 1), but got 1.0."),
     ("betas", [0.9], "betas: expected 2 values, but got [0.9]."),
@@ -62,7 +62,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("stop", ["\ud800"], "stop[0]: must be text without NUL and lone surrogates, but got '\\ud800'."),
     ("letters", "Ab", "letters: must be capital letters, but got 'Ab'."),
     ("flag", "yes", "flag: expected true or false, but got 'yes' (str)."),
-    ("inner", {"depth": 0}, "inner.depth: must be at least 1, but got 0."),
+    ("inner", {"depth": 0}, "inner.depth: must be in [1, 1000000000], but got 0."),
     ("inner", {"death": 1}, "inner.death: unknown option. Did you mean 'depth'?"),
     ("inner", 3, "inner: expected options, but got 3 (int)."),
     ("slicer", "delimiter", "slicer: expected a slicer as {name: ..., options}, but got 'delimiter'."),
@@ -154,7 +154,11 @@ class TestAbstract:
 
 
 def test_what_a_listing_says() -> None:
-    hints = {"share": "float in [0, 1]", "size": "int in [2, 10) or null", "devices": "int at least 1 or 'auto'"}
+    hints = {
+        "share": "float in [0, 1]",
+        "size": "int in [2, 10) or null",
+        "devices": "int in [1, 1000000000] or 'auto'",
+    }
     fields = {
         "share": Share,
         "size": Annotated[int, Range(ge=2, lt=10)] | None,

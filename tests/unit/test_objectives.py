@@ -165,11 +165,11 @@ def test_shapes_are_checked_by_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clip_low": 1.5}, "clip_low must lie in"),
-        ({"clip_high": -0.1}, "clip_high must not be negative"),
-        ({"dual_clip": 1.1}, "dual_clip must exceed 1 \\+ clip_high"),
-        ({"kl_coef": -1.0}, "kl_coef must not be negative"),
-        ({"is_cap": 0.0}, "is_cap must be above 0"),
+        ({"clip_low": 1.5}, r"^clip_low: must be in \[0, 1\], but got 1\.5"),
+        ({"clip_high": -0.1}, r"^clip_high: must be in \[0, 1000000\]"),
+        ({"dual_clip": 1.1}, r"^dual_clip: must exceed 1 \+ clip_high"),
+        ({"kl_coef": -1.0}, r"^kl_coef: must be in \[0, 1000\]"),
+        ({"is_cap": 0.0}, r"^is_cap: must be in \(0, 1000000\]"),
         ({"kl": "k4"}, "k3"),
     ],
 )

@@ -293,7 +293,7 @@ def test_built_from_yaml():
 def test_config_errors_name_the_key():
     with pytest.raises(ConfigError, match=r"reward\.judge: required"):
         validate_choice(REWARDS, {"name": "process"}, "reward")
-    with pytest.raises(ConfigError, match=r"reward: max_failure_rate must lie in \[0, 1\]"):
+    with pytest.raises(ConfigError, match=r"^reward\.max_failure_rate: must be in \[0, 1\]"):
         validate_choice(REWARDS, {"name": "outcome", "judge": {"name": "checkpoint"}, "max_failure_rate": 2}, "reward")
     with pytest.raises(ConfigError, match=r"normalization.*Choose one of: clipped_extremes"):
         validate_choice(

@@ -166,11 +166,11 @@ def test_segments_cover_the_tokens_exactly_and_say_something(slicer, seed):
 @pytest.mark.parametrize(
     ("slicer", "options", "message"),
     [
-        (DelimiterSlicer, {"delimiter": ""}, "delimiter must not be empty"),
-        (DelimiterSlicer, {"max_segments": 0}, "max_segments must be at least 1, but got 0"),
+        (DelimiterSlicer, {"delimiter": ""}, r"^delimiter: must be a text that is not empty"),
+        (DelimiterSlicer, {"max_segments": 0}, r"^max_segments: must be in \[1, .*but got 0"),
         (DelimiterSlicer, {"position": "begin"}, "position"),
-        (TokenWindowSlicer, {"window": 0}, "window must be at least 1, but got 0"),
-        (TokenWindowSlicer, {"window": 4, "min_last": 5}, r"min_last must lie in 1..window \(4\), but got 5"),
+        (TokenWindowSlicer, {"window": 0}, r"^window: must be in \[1, .*but got 0"),
+        (TokenWindowSlicer, {"window": 4, "min_last": 5}, r"^min_last: must be at most window \(4\), but got 5"),
     ],
 )
 def test_wrong_options_are_named(slicer, options, message):

@@ -63,8 +63,8 @@ class TestSchema:
             ("stages.process.optimizer.lrr=1", r"stages\.process\.optimizer\.lrr: unknown option\. Did you mean 'lr'"),
             ("overrides.evaluation.source=null", r"evaluation\.source: required in a study"),
             ("experiment=nowhere.yaml", r"No config file"),
-            ("mine.samples=0", r"mine: needs samples >= 1"),
-            ("mine.min_rate=0.5", r"mine: needs samples >= 1 and 0 <= min_rate <= max_rate"),
+            ("mine.samples=0", r"^mine\.samples: must be in \[1, "),
+            ("mine.min_rate=0.5", r"^mine\.min_rate: must be at most max_rate \(0\.0\), but got 0\.5"),
         ],
     )
     def test_a_mistake_is_named(self, make, override, message):

@@ -91,7 +91,7 @@ def test_replies_are_kept_by_what_constrains_them():
     "options", [{"scoring": "expected"}, {"scoring": "rationale", "max_new_tokens": SHORTEST_CONSTRAINED - 1}]
 )
 def test_where_it_means_nothing_it_is_refused(options):
-    with pytest.raises(ValueError, match="constrained needs scoring: rationale"):
+    with pytest.raises(ValueError, match="constrained: needs scoring: rationale"):
         SameModelJudge.Config(weights="live", constrained=True, **options)
 
 

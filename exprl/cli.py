@@ -15,7 +15,7 @@ from rich.console import Console
 from exprl import __version__
 from exprl import config as configuration
 from exprl.component import Choice
-from exprl.config.fields import FieldSpec, fields_of
+from exprl.config.fields import FieldSpec, describe, fields_of
 from exprl.errors import ConfigError, ExprlError, PeerError, did_you_mean
 from exprl.experiment import load_experiment
 from exprl.registry import FAMILIES, import_plugins
@@ -246,10 +246,11 @@ def run_list(options: argparse.Namespace) -> None:
 
 
 def option_lines(config: type[Any]) -> list[str]:
-    """One line an option: name, default, meaning."""
+    """One line an option: name, default, meaning, and what it may be."""
     lines = []
     for field, spec in zip(dataclasses.fields(config), fields_of(config).values(), strict=True):
-        lines.append(f"{field.name} = {_default(field, spec)}  {spec.help}".rstrip())
+        allowed = describe(spec.annotation, rules=True)
+        lines.append(f"{field.name} = {_default(field, spec)}  {spec.help} ({allowed})")
     return lines
 
 

@@ -146,8 +146,9 @@ def describe(annotation: Any, *, rules: bool = False) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         registry = registry_of(annotation)
-        said = [str(rule) for rule in rules_of(annotation)] if rules else []
-        return f"a {registry.family}" if registry else " ".join([name(arguments[0]), *said])
+        if registry is not None:
+            return f"a {registry.family}"
+        return rules_of(annotation)[0].described(name(arguments[0])) if rules else name(arguments[0])
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin in (Union, types.UnionType):

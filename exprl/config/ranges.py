@@ -23,6 +23,10 @@ class Rule(ABC):
     def allows(self, value: Any) -> bool:
         """Whether a value, already of the annotated type, is allowed."""
 
+    def described(self, kind: str) -> str:
+        """The values of type `kind` that it allows."""
+        return f"{kind} {self}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Range(Rule):
@@ -69,6 +73,10 @@ class Form(Rule):
         """Whether all of the text matches."""
         return re.fullmatch(self.pattern, value, re.DOTALL) is not None
 
+    def described(self, kind: str) -> str:
+        """The form alone says what it is."""
+        return self.says
+
     def __str__(self) -> str:
         return self.says
 
@@ -94,4 +102,4 @@ Temperature = Annotated[float, temperature(100)]
 TopP = Annotated[float, Range(gt=0, le=1)]
 Seed = Annotated[int, Range(ge=0, le=2**32 - 1)]
 """What NumPy and Lightning take as a seed."""
-NonEmpty = Annotated[str, Form(".+", "a text that is not empty")]
+NonEmpty = Annotated[str, Form(".+", "text that is not empty")]

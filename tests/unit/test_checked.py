@@ -58,7 +58,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("devices", "all", "devices: expected int or 'auto', but got 'all' (str)."),
     ("betas", [1, 0.9], "betas[0]: must be in [0, 1), but got 1.0."),
     ("betas", [0.9], "betas: expected 2 values, but got [0.9]."),
-    ("stop", ["\n", ""], "stop[1]: must be a text that is not empty, but got ''."),
+    ("stop", ["\n", ""], "stop[1]: must be text that is not empty, but got ''."),
     ("stop", ["\ud800"], "stop[0]: must be text without NUL and lone surrogates, but got '\\ud800'."),
     ("letters", "Ab", "letters: must be capital letters, but got 'Ab'."),
     ("flag", "yes", "flag: expected true or false, but got 'yes' (str)."),

@@ -166,7 +166,7 @@ def test_segments_cover_the_tokens_exactly_and_say_something(slicer, seed):
 @pytest.mark.parametrize(
     ("slicer", "options", "message"),
     [
-        (DelimiterSlicer, {"delimiter": ""}, r"^delimiter: must be a text that is not empty"),
+        (DelimiterSlicer, {"delimiter": ""}, r"^delimiter: must be text that is not empty"),
         (DelimiterSlicer, {"max_segments": 0}, r"^max_segments: must be in \[1, .*but got 0"),
         (DelimiterSlicer, {"position": "begin"}, "position"),
         (TokenWindowSlicer, {"window": 0}, r"^window: must be in \[1, .*but got 0"),

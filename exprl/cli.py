@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,17 @@ from exprl import config as configuration
 from exprl.component import Choice
 from exprl.config.fields import FieldSpec, describe, fields_of
 from exprl.errors import ConfigError, ExprlError, PeerError, did_you_mean
-from exprl.experiment import load_experiment
+from exprl.experiment import load_experiment, load_run
 from exprl.registry import FAMILIES, import_plugins
-from exprl.run_directory import RunDirectory
+from exprl.runs.directory import RunDirectory
+from exprl.runs.files import local_path
 
+PLUGINS: dict[str, Any] = {
+    "action": "append",
+    "default": [],
+    "metavar": "MODULE",
+    "help": "a plugin that the run's config names: import it, which runs its code; may be given several times",
+}
 OVERRIDES = "key.path=value items that win over the file, for example reward.judge.name=no_reference"
 
 
@@ -28,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn an `ExprlError` into one clear line and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parsed(arguments)
-    sys.path.insert(0, str(Path.cwd()))  # plugins lie beside the experiment
+    os.environ["PYTHONSAFEPATH"] = "1"  # no process started from here finds its libraries in the working directory
     show_messages()
     try:
         options.run(options)
@@ -88,8 +96,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "overrides", nargs="*", metavar="CONFIG | RUN | key=value", help=f"a YAML or run, and {OVERRIDES}"
     )
-    evaluate.add_argument("--checkpoint", type=Path, help="a .ckpt file of a run; for a run folder its latest is taken")
-    evaluate.add_argument("--output", type=Path, help="also write the figures and per-problem counts to this JSON file")
+    evaluate.add_argument("--checkpoint", help="a .ckpt file of a run; for a run folder its latest is taken")
+    evaluate.add_argument("--plugins", **PLUGINS)
+    evaluate.add_argument("--output", help="also write the figures and per-problem counts to this JSON file")
     evaluate.set_defaults(run=run_evaluate)
 
     export = commands.add_parser(
@@ -97,8 +106,9 @@ def parser() -> argparse.ArgumentParser:
         help="the policy of a run as a folder that transformers and vLLM load",
         description="Example: exprl export runs/quickstart exported/quickstart",
     )
-    export.add_argument("source", type=Path, metavar="RUN | CHECKPOINT", help="of a run the latest checkpoint is taken")
-    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    export.add_argument("source", metavar="RUN | CHECKPOINT", help="of a run the latest checkpoint is taken")
+    export.add_argument("folder", metavar="DIR", help="a new folder")
+    export.add_argument("--plugins", **PLUGINS)
     export.add_argument("--adapter", action="store_true", help="only the adapter of a run with lora.rank, for peft")
     export.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="precision to write; by default as trained"
@@ -125,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     )
     mine.add_argument("config", help="the experiment's YAML")
     mine.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    mine.add_argument("--output", type=Path, required=True, help="the .jsonl file; begun before: goes on")
+    mine.add_argument("--output", required=True, help="the .jsonl file; begun before: goes on")
     mine.add_argument("--min-rate", type=float, default=0.0, help="least share of right samples (default: 0)")
     mine.add_argument("--max-rate", type=float, default=0.0, help="largest share of right samples (default: 0)")
     mine.set_defaults(run=run_mine)
@@ -163,25 +173,39 @@ def run_train(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """`exprl evaluate`."""
-    overrides = [item for item in options.overrides if "=" in item]
-    files = [Path(item) for item in options.overrides if "=" not in item]
-    if len(files) > 1:
-        raise ConfigError(f"give one config or run, but got {', '.join(map(str, files))}; overrides are key=value.")
-    config, checkpoint = (files[0] if files else None), options.checkpoint
-    if config is not None and config.is_dir():
-        run = RunDirectory(config)
-        config, checkpoint = run.config, checkpoint or run.latest_checkpoint()
-    experiment = load_experiment(config, overrides)
-    from exprl.evaluation.command import evaluate_model
+    overrides = [item for item in options.overrides if not _is_place(item)]
+    places = [local_path(item, "CONFIG | RUN") for item in options.overrides if _is_place(item)]
+    if len(places) > 1:
+        raise ConfigError(f"give one config or run, but got {', '.join(map(str, places))}; overrides are key=value.")
+    place = places[0] if places else None
+    output = None if options.output is None else local_path(options.output, "--output")
+    checkpoint = None if options.checkpoint is None else local_path(options.checkpoint, "--checkpoint")
+    import_plugins(options.plugins)
+    if place is None or not place.is_dir():
+        experiment = load_experiment(place, overrides)
+    else:
+        experiment = load_run(RunDirectory(place).config, overrides)
+    from exprl.evaluation.command import evaluate_model  # imports torch
+    from exprl.runs.checkpoints import whole_checkpoint
 
-    evaluate_model(experiment, checkpoint=checkpoint, output=options.output, console=Console())
+    newest = checkpoint is None and place is not None and place.is_dir()
+    if newest:
+        assert place is not None
+        _, checkpoint = whole_checkpoint(place)
+    evaluate_model(experiment, checkpoint=checkpoint, checked=newest, output=output, console=Console())
+
+
+def _is_place(item: str) -> bool:
+    """Whether an argument is a path, not an override: it has no `=`, or it is there, like a run named `lr=1e-5`."""
+    return "=" not in item or ("\0" not in item and os.path.lexists(item))
 
 
 def run_export(options: argparse.Namespace) -> None:
     """`exprl export`."""
+    import_plugins(options.plugins)
     from exprl.export import export  # imports torch and transformers
 
-    export(options.source, options.folder, adapter=options.adapter, dtype=options.dtype, console=Console())
+    export(Path(options.source), Path(options.folder), adapter=options.adapter, dtype=options.dtype, console=Console())
 
 
 def run_study(options: argparse.Namespace) -> None:
@@ -218,7 +242,12 @@ def run_mine(options: argparse.Namespace) -> None:
     from exprl.evaluation.mine import Rates, mine  # imports torch
 
     try:
-        mine(experiment, options.output, Rates(options.min_rate, options.max_rate), console=Console())
+        mine(
+            experiment,
+            local_path(options.output, "--output"),
+            Rates(options.min_rate, options.max_rate),
+            console=Console(),
+        )
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; start the same command again to go on", highlight=False)
         raise SystemExit(130) from None

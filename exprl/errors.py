@@ -30,8 +30,12 @@ class JudgeError(ExprlError):
     """Judging failed more often than `max_failure_rate` allows, or a judge lacks what it needs."""
 
 
-class RunDirectoryError(ExprlError):
-    """The run directory cannot be used without overwriting finished work."""
+class PathError(ExprlError):
+    """A file or folder cannot be read or written where an option or exprl itself says; the message names it."""
+
+
+class RunDirectoryError(PathError):
+    """The run directory cannot be used without overwriting finished work, or is in use."""
 
 
 class CheckpointError(ExprlError):

@@ -26,7 +26,19 @@ from exprl.config.ranges import (
 from exprl.errors import ConfigError
 from exprl.kernels import Backend
 from exprl.prompts import PromptConfig
-from exprl.registry import ADVANTAGES, BEHAVIOURS, ENGINES, METHODS, MODELS, OBJECTIVES, REWARDS, SOURCES, VERIFIERS
+from exprl.registry import (
+    ADVANTAGES,
+    BEHAVIOURS,
+    ENGINES,
+    METHODS,
+    MODELS,
+    OBJECTIVES,
+    REWARDS,
+    SOURCES,
+    VERIFIERS,
+    import_plugins,
+    named_plugins,
+)
 
 Decay = Annotated[float, Range(ge=0, lt=1)]
 
@@ -203,3 +215,24 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
     if path is None:
         return configuration.from_layers(Experiment, [configuration.parse_overrides(overrides)])
     return configuration.load(Experiment, path, overrides)
+
+
+def load_run(config: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a run by its `config.yaml`, which may be anybody's: it sets values and imports nothing.
+
+    Args:
+        config: the file.
+        overrides: the user's own; `plugins=[...]` among them, or `import_plugins` before, allows the run's plugins.
+
+    Raises:
+        ConfigError: naming the key, or the plugins that the user has not named.
+    """
+    layer, own = configuration.load_resolved(config), configuration.parse_overrides(overrides)
+    import_plugins(configuration.plugins_of(own))
+    unnamed = [module for module in configuration.plugins_of(layer) if module not in named_plugins()]
+    if unnamed:
+        raise ConfigError(
+            f"{config}: plugins: {unnamed} would be imported, and so run, because a run's folder says so. If you "
+            f"know them, say so yourself: --plugins {' --plugins '.join(unnamed)} or plugins=[{','.join(unnamed)}]."
+        )
+    return configuration.from_layers(Experiment, [layer, own])

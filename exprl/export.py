@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,17 +13,21 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from exprl.checkpoints import find_checkpoint, load_policy
 from exprl.errors import ModelError
-from exprl.experiment import load_experiment
+from exprl.experiment import load_run
 from exprl.models.cache import draft_of
 from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights
+from exprl.runs.checkpoints import find_checkpoint, load_policy, whole_checkpoint
+from exprl.runs.files import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from exprl.models.base import LanguageModel
-    from exprl.run_directory import RunDirectory
+    from exprl.runs.directory import RunDirectory
+
+_building: list[Path] = []
+"""The runs whose models are being built, each for the one before it."""
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -42,13 +48,14 @@ def export(
         ExprlError: there is no such checkpoint or it cannot be read, `folder` is in use or cannot be written, or an
             adapter is asked for and there is none.
     """
+    folder = local_path(folder, "DIR")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} already holds something. Give a new folder; nothing is overwritten.")
-    run, checkpoint = find_checkpoint(source)
+    run, checkpoint = whole_checkpoint(local_path(source, "RUN | CHECKPOINT"))
     policy = trained_policy(run, checkpoint)
     if adapter and not has_adapter(policy.model):
         raise ModelError(f"{checkpoint} was trained without an adapter (lora.rank=0). Leave out --adapter.")
-    with draft_of(folder, advice="give another folder") as draft:
+    with draft_of(folder, advice="give another folder", shared=False) as draft:
         if adapter:
             write_adapter(policy.model, draft, dtype)
         else:
@@ -70,7 +77,10 @@ def exported(source: Path) -> Path:
         ExprlError: the run has no checkpoint yet, it cannot be read, or the run's folder cannot be written.
     """
     run, checkpoint = find_checkpoint(source)
-    folder = run.path / "export" / checkpoint.stem
+    folder = _within(run, checkpoint)
+    if not folder.is_dir():
+        run, checkpoint = whole_checkpoint(source)
+        folder = _within(run, checkpoint)
     if not folder.is_dir():
         policy = trained_policy(run, checkpoint)
         with draft_of(folder, advice=f"exprl export {source} to a folder of your own and give that") as draft:
@@ -79,12 +89,34 @@ def exported(source: Path) -> Path:
 
 
 def trained_policy(run: RunDirectory, checkpoint: Path) -> LanguageModel:
-    """The policy of a run as it was at a checkpoint; raises `ExprlError`."""
+    """The policy of a run as it was at a checkpoint that `whole_checkpoint` found.
+
+    Raises:
+        ExprlError: it cannot be read or built, or the run's config asks for plugins that nobody else has named.
+    """
     from exprl.build import Build  # builds models, which may be exports themselves
 
-    policy = Build(load_experiment(run.config)).policy
-    load_policy(policy.model, checkpoint)
+    with _one_at_a_time(run.path):
+        policy = Build(load_run(run.config)).policy
+    load_policy(policy.model, checkpoint, checked=True)
     return policy
+
+
+def _within(run: RunDirectory, checkpoint: Path) -> Path:
+    return run.path / "export" / checkpoint.stem
+
+
+@contextmanager
+def _one_at_a_time(run: Path) -> Iterator[None]:
+    """A run's model may come from another run, but not from itself."""
+    place = run.resolve()
+    if place in _building:
+        raise ModelError(f"the run {run} starts from itself: model.path of {' and '.join(map(str, _building))}.")
+    _building.append(place)
+    try:
+        yield
+    finally:
+        _building.remove(place)
 
 
 def write_model(policy: LanguageModel, folder: Path, dtype: Precision | None = None) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from exprl.errors import ConfigError, did_you_mean
@@ -134,8 +136,23 @@ def load_entry_points() -> None:
             logger.warning("the exprl plugin %s is left out: %s", name, broken_plugins[name])
 
 
+_named: set[str] = set()
+
+
+def named_plugins() -> frozenset[str]:
+    """The plugins that were imported so far, each because somebody named it who may."""
+    return frozenset(_named)
+
+
 def import_plugins(modules: Sequence[str]) -> None:
-    """Import the modules named under `plugins:` so that their components register; raises `ConfigError`."""
+    """Import the modules named under `plugins:` so that their components register; raises `ConfigError`.
+
+    Only the user may name them. They may lie in the working directory, which is searched last and not before there are
+    some: a file there called as a library must not be imported in its place.
+    """
+    here = str(Path.cwd())
+    if modules and here not in sys.path:
+        sys.path.append(here)
     for module in modules:
         try:
             importlib.import_module(module)
@@ -145,3 +162,4 @@ def import_plugins(modules: Sequence[str]) -> None:
                 f"plugins: cannot import {module!r} ({reason}). Give an importable module path; "
                 "the folder that exprl is started from and PYTHONPATH are searched."
             ) from error
+        _named.add(module)

@@ -4,7 +4,7 @@
 text into plain values, `layers` puts files and overrides over each other. None of them imports a component.
 """
 
-from exprl.config.layers import from_layers, load, load_layers, merge, parse_overrides
+from exprl.config.layers import from_layers, load, load_layers, load_resolved, merge, parse_overrides, plugins_of
 from exprl.config.saving import to_node, to_yaml
 from exprl.config.validate import checked, coerce, validate, validate_choice
 
@@ -14,8 +14,10 @@ __all__ = [
     "from_layers",
     "load",
     "load_layers",
+    "load_resolved",
     "merge",
     "parse_overrides",
+    "plugins_of",
     "to_node",
     "to_yaml",
     "validate",

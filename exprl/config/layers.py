@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -14,6 +15,7 @@ from exprl.config.reading import DEEPEST, parse, read_file
 from exprl.config.validate import coerce, validate
 from exprl.errors import ConfigError
 from exprl.registry import import_plugins
+from exprl.runs.files import local_path
 
 __all__ = ["from_layers", "load", "load_layers", "merge", "parse_overrides"]
 
@@ -36,12 +38,20 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
 
 def load_layers(path: str | Path) -> list[Node]:
     """A YAML file after those it `extends`, as plain dictionaries; raises `ConfigError` naming the file."""
-    return _load_file(Path(path), seen=())
+    return _load_file(local_path(path, "config"), seen=())
+
+
+def load_resolved(path: str | Path) -> Node:
+    """The one file that a run saved as its config; raises `ConfigError`, also where it `extends` another."""
+    node = read_file(Path(path))
+    if "extends" in node:
+        raise ConfigError(f"{path}: extends: not allowed here, a run's config.yaml has no other files. Remove it.")
+    return node
 
 
 def from_layers(schema: type[S], layers: Sequence[Node]) -> S:
     """Merge plain dictionaries, later ones winning, and validate the result."""
-    plugins = list(dict.fromkeys(module for layer in layers for module in _plugins(layer)))
+    plugins = list(dict.fromkeys(module for layer in layers for module in plugins_of(layer)))
     import_plugins(plugins)
     merged: Node = {}
     for layer in layers:
@@ -56,6 +66,11 @@ def parse_overrides(overrides: Sequence[str]) -> Node:
 
     >>> parse_overrides(["trainer.max_steps=2", "reward.judge.name=no_reference"])
     {'trainer': {'max_steps': 2}, 'reward': {'judge': {'name': 'no_reference'}}}
+
+    A `#` is a character like any other, since a command line has no comments:
+
+    >>> parse_overrides(["run_dir=r/exp #1"])
+    {'run_dir': 'r/exp #1'}
     """
     tree: Node = {}
     for item in overrides:
@@ -66,7 +81,7 @@ def parse_overrides(overrides: Sequence[str]) -> Node:
         if len(keys) > DEEPEST:
             raise ConfigError(f"override {key[:60]}...: a key of {len(keys)} parts; no option lies that deep.")
         try:
-            value = parse(text)
+            value = text if _has_comment(text) else parse(text)
         except ConfigError as error:
             quoted = f"Quote a string with signs in it: '{key}=\"...\"'."
             raise ConfigError(f"override {item!r}: the value is no YAML: {error}. {quoted}") from error
@@ -76,6 +91,17 @@ def parse_overrides(overrides: Sequence[str]) -> Node:
             node[part] = node = below if isinstance(below, dict) else {}
         node[last] = value
     return tree
+
+
+def _has_comment(text: str) -> bool:
+    """Whether YAML would take the end of a value for a comment."""
+    for mark in re.finditer(r"(?<!\S)#", text):
+        try:
+            if repr(parse(text[: mark.start()])) == repr(parse(text)):
+                return True
+        except ConfigError:
+            continue  # inside quotes or brackets; or no YAML at all, which is said later
+    return False
 
 
 def _interpolates(node: Any) -> bool:
@@ -95,7 +121,8 @@ def _resolve(node: Node) -> Node:
         raise ConfigError("config: an interpolation ${...} leads back to itself.") from error
 
 
-def _plugins(layer: Node) -> list[str]:
+def plugins_of(layer: Node) -> list[str]:
+    """The modules that a layer names under `plugins`; raises `ConfigError`."""
     plugins = coerce(str | list[str] | None, layer.get("plugins"), "plugins") or []
     return [plugins] if isinstance(plugins, str) else plugins
 

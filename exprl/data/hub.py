@@ -51,6 +51,7 @@ class HubSource(ProblemSource):
                 options.subset,
                 split=options.split,
                 revision=options.revision,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, ImportError) as error:
             # OSError covers a missing data set, no network and a cut-off download; ValueError subset and split

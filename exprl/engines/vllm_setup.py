@@ -82,6 +82,7 @@ def start_engine(
     threads, ranks = torch.get_num_threads(), os.environ.get(_RANKS_HERE)
     llm = LLM(
         model=folder,
+        trust_remote_code=False,
         load_format="dummy",
         dtype=dtype,
         max_model_len=max_model_len,

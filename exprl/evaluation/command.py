@@ -7,21 +7,27 @@ from pathlib import Path
 from rich.console import Console
 
 from exprl.build import Build
-from exprl.checkpoints import load_policy
 from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
-from exprl.run_directory import write_json
+from exprl.runs.checkpoints import load_policy
+from exprl.runs.files import check_can_write, write_json
 from exprl.training.phases import Phases
 
 
 def evaluate_model(
-    experiment: Experiment, *, checkpoint: Path | None, output: Path | None, console: Console
+    experiment: Experiment, *, checkpoint: Path | None, checked: bool = False, output: Path | None, console: Console
 ) -> EvaluationResult:
-    """Sample `evaluation.source`, print pass@k with intervals, and write `output` if given."""
+    """Sample `evaluation.source`, print pass@k with intervals, and write `output` if given.
+
+    Raises:
+        ExprlError: any of its children, before anything is sampled.
+    """
     if experiment.evaluation.source is None:
         raise ConfigError("evaluation.source: required here, but missing. For example evaluation.source.name=champ.")
+    if output is not None:
+        check_can_write(output, "--output")
     build = Build(experiment)
     if checkpoint is not None and not build.engine.trains:
         raise ConfigError(
@@ -29,7 +35,7 @@ def evaluate_model(
             "Choose vllm or transformers, or name a config instead of a run or checkpoint."
         )
     if checkpoint is not None:
-        load_policy(build.policy.model, checkpoint)
+        load_policy(build.policy.model, checkpoint, checked=checked)
         console.print(f"weights: {checkpoint}")
     build.check_lengths(build.evaluation_problems, build.evaluation_sampling.max_new_tokens)
     with Phases().run("sampling", len(build.evaluation_problems) * build.evaluation_sampling.n) as advance:

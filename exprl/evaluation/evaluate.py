@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exprl.engines.base import Engine, Sampling
+from exprl.errors import PathError
 from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector
 from exprl.evaluation.intervals import interval_95
@@ -18,6 +20,7 @@ from exprl.evaluation.progress import reference_progress
 from exprl.finite import check_finite
 from exprl.progress import Advance, no_progress
 from exprl.prompts import PromptBuilder
+from exprl.runs.files import read_json
 from exprl.types import Problem
 from exprl.verifiers.base import Verifier
 
@@ -110,6 +113,20 @@ class EvaluationResult:
         }
         fields.pop("summary")
         return cls(**fields)
+
+    @classmethod
+    def read(cls, path: Path, advice: str) -> EvaluationResult:
+        """From the file it was written to; raises `PathError` with `advice` where that is damaged."""
+        node = read_json(path, advice)
+        try:
+            result = cls.from_json(node)
+            counted = [type(count) is int and 0 <= count <= result.samples for count in result.correct]
+            whole = all(counted) and len(counted) == len(result.problem_ids) > 0
+        except (KeyError, TypeError) as error:
+            raise PathError(f"{path} is damaged, it is no evaluation ({error}). {advice}") from error
+        if not whole:
+            raise PathError(f"{path} is damaged, its counts are not those of its problems. {advice}")
+        return result
 
     @classmethod
     def joined(cls, parts: Sequence[EvaluationResult | None]) -> EvaluationResult:

@@ -19,7 +19,10 @@ from exprl.data.rows import MINED_COLUMNS, Columns
 from exprl.errors import ConfigError, DataError
 from exprl.experiment import Experiment
 from exprl.progress import Advance
-from exprl.run_directory import append_line, differences, write_json, write_text
+from exprl.runs.directory import differences, saved_config
+from exprl.runs.files import append_line, append_text, check_can_write, write_json, write_text
+from exprl.runs.lines import drop_half_line, read_lines
+from exprl.runs.lock import LOCK, locked
 from exprl.seeding import derive_seed
 from exprl.training.phases import Phases
 from exprl.types import Problem
@@ -88,6 +91,11 @@ class Files:
         """The histogram of solve rates."""
         return self.dataset.with_suffix(".summary.json")
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that mines."""
+        return self.dataset.with_name(f".{self.dataset.name}{LOCK}")
+
     def claim(self, experiment: Experiment) -> None:
         """Begin, or go on with the same experiment.
 
@@ -100,7 +108,7 @@ class Files:
                 raise DataError(f"--output: {self.dataset} exists and was not made by `exprl mine`. Choose another.")
             write_text(self.config, text)
             return
-        found = differences(self.config.read_text(), text)
+        found = differences(saved_config(self.config), text)
         if found:
             raise DataError(
                 f"--output: {self.dataset} was begun with another experiment ({'; '.join(found)}). Choose another file."
@@ -110,9 +118,9 @@ class Files:
         """The problems done so far; the line that a killed run did not finish is left out."""
         if not self.counts.is_file():
             return []
-        lines = self.counts.read_text().splitlines(keepends=True)
+        drop_half_line(self.counts)
         try:
-            return [Count(**json.loads(line)) for line in lines if line.endswith("\n")]
+            return [Count(**line) for line in read_lines(self.counts, "Delete it to count anew.")]
         except TypeError as error:
             raise DataError(
                 f"--output: {self.counts} is of another version of exprl ({error}). Choose another."
@@ -127,8 +135,17 @@ def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console
 
     Returns:
         The count of every problem, in order.
+
+    Raises:
+        ExprlError: any of its children, before anything is sampled; also where another process writes the same file.
     """
     files = Files(output)
+    check_can_write(output, "--output")
+    with locked(files.lock, f"--output: {output}"):
+        return _mine(experiment, files, rates, console)
+
+
+def _mine(experiment: Experiment, files: Files, rates: Rates, console: Console) -> list[Count]:
     files.claim(experiment)
     build = Build(experiment)
     problems = build.train_problems
@@ -170,8 +187,7 @@ def sample(build: Build, problems: Sequence[Problem], counts: list[Count], files
             for start in range(len(counts), len(problems), BATCH):
                 batch = problems[start : start + BATCH]
                 done = count_batch(build, batch, start, advance)
-                with files.counts.open("a") as file:
-                    file.write("".join(f"{json.dumps(vars(count))}\n" for count in done))
+                append_text(files.counts, "".join(f"{json.dumps(vars(count))}\n" for count in done))
                 append_rows(files.dataset, batch, done, rates)
                 counts = [*counts, *done]
     finally:

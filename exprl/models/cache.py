@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from exprl.errors import ModelError
 
 CACHE_VARIABLE = "EXPRL_CACHE"
@@ -20,13 +22,16 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def draft_of(folder: Path, *, advice: str = f"set {CACHE_VARIABLE} to another folder") -> Iterator[Path]:
+def draft_of(
+    folder: Path, *, advice: str = f"set {CACHE_VARIABLE} to another folder", shared: bool = True
+) -> Iterator[Path]:
     """An empty folder to fill; it takes the name `folder` at once when the block ends, and goes when it raises.
 
-    Where another process was faster its folder stays: both hold the same.
+    Where another process was faster its folder stays. Processes that share what they make hold the same then.
 
     Raises:
-        ModelError: the folder's place cannot be written; `advice` says what to do then.
+        ModelError: the folder's place cannot be written, or somebody else was faster with something that is not shared;
+            `advice` says what to do then.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -34,11 +39,11 @@ def draft_of(folder: Path, *, advice: str = f"set {CACHE_VARIABLE} to another fo
     except OSError as error:
         raise ModelError(f"cannot write {folder.parent} ({error}): {advice}.") from error
     try:
-        yield draft
         try:
+            yield draft
             draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        except (OSError, SafetensorError) as error:  # the latter is what a full disk is to weights
+            if not (shared and folder.is_dir()):
+                raise ModelError(f"cannot write {folder} ({error}): {advice}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

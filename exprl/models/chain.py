@@ -75,7 +75,7 @@ class ChainModel(ModelProvider):
                 (draft / "warmup.json").write_text(json.dumps(record, indent=2) + "\n")
         from transformers import AutoModelForCausalLM
 
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", trust_remote_code=False)
         return self._with_tokenizer(model.eval())
 
     def fingerprint(self) -> str:

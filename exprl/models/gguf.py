@@ -43,9 +43,13 @@ def _unpack(file: Path, folder: Path) -> None:
 
     try:
         packed = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, **_dequantize_option()
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **_dequantize_option(),
         )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except ImportError as error:
         raise ModelError(f"reading {file} needs another package: pip install 'exprl[data]' ({error})") from error
     except (OSError, ValueError, KeyError, NotImplementedError) as error:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exprl.checkpoints import CHECKPOINT_SUFFIX, is_run
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.errors import ModelError
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
 from exprl.registry import MODELS
+from exprl.runs.checkpoints import CHECKPOINT_SUFFIX, is_run
+from exprl.runs.files import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +72,9 @@ class PretrainedModel(ModelProvider):
         attention = self.config.attn_implementation
         options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, dtype=self.config.dtype, **options)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                location, dtype=self.config.dtype, trust_remote_code=False, **options
+            )
         except (OSError, ValueError, ImportError) as error:
             raise _cannot_load("model", self.config.path, location, error) from error
         return model
@@ -80,7 +83,7 @@ class PretrainedModel(ModelProvider):
         from transformers import AutoTokenizer
 
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             raise _cannot_load("tokenizer", self.config.path, location, error) from error
         if tokenizer.eos_token is None:
@@ -98,7 +101,7 @@ def locate(path: str) -> str:
     """The folder a `path` option means, or the hub id it is; raises `ModelError`."""
     if path.startswith(PACKAGE_PREFIX):
         return _package_folder(path.removeprefix(PACKAGE_PREFIX))
-    folder = Path(path).expanduser()
+    folder = local_path(path, "model.path")
     if is_run(folder) or (folder.suffix == CHECKPOINT_SUFFIX and folder.exists()):
         from exprl.export import exported  # builds the run's own model, which may come from here
 
@@ -145,6 +148,11 @@ def _read_template(template: str) -> str:
 
 def _cannot_load(what: str, path: str, location: str, error: Exception) -> ModelError:
     folder = Path(location)
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"cannot load the {what} of {path}: it brings code of its own (auto_map in its config), which is never "
+            "run. Choose a model that transformers knows, or register its classes in a plugin: plugins=[...]."
+        )
     if not folder.is_dir():
         advice = f"{path!r} is no local folder, so it was looked up on the hub: check the name and the connection"
     elif found := sorted(file.name for file in folder.glob("*.gguf")):

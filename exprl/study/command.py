@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from exprl.errors import DataError
-from exprl.run_directory import write_json, write_text
+from exprl.runs.files import write_json, write_text
 from exprl.study.plan import Chosen, Place, Plan
 from exprl.study.plots import write_plots
 from exprl.study.results import collect, markdown, measures_of, rich_table, table_numbers, trial_means
@@ -65,7 +64,7 @@ def check_runs(plan: Plan) -> None:
 def check_kept(runs: Sequence[MiningRun]) -> None:
     """Raise `DataError` where mining kept too few problems to train on, or none to evaluate on."""
     for run in runs:
-        summary = json.loads(run.result.read_text())
+        summary = run.summary()
         if summary["kept"] < run.needs:
             low, high = summary["rates"]
             raise DataError(

@@ -15,7 +15,7 @@ import yaml
 from exprl import config as configuration
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
-from exprl.run_directory import write_text
+from exprl.runs.files import local_path, write_text
 from exprl.study.mining import Mining
 from exprl.study.runs import EvaluationRun, MiningRun, Run, TrainingRun
 from exprl.study.schema import Node, Study, TuneConfig, load_study
@@ -80,7 +80,8 @@ class Plan:
     @cached_property
     def folder(self) -> Path:
         """The study's folder."""
-        return Path(self.study.study_dir) if self.study.study_dir else Path("runs") / self.file.stem
+        given = self.study.study_dir
+        return local_path(given, "study_dir") if given else Path("runs") / self.file.stem
 
     @cached_property
     def base(self) -> list[Node]:

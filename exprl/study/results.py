@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -16,9 +15,10 @@ from exprl.errors import DataError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.intervals import Array, Interval, interval_95, paired_interval_95
 from exprl.evaluation.table import LABELS
-from exprl.run_directory import RunDirectory
+from exprl.runs.directory import RunDirectory
+from exprl.runs.lines import read_lines
 from exprl.study.plan import Chosen, Place, Plan
-from exprl.study.runs import Run
+from exprl.study.runs import ANEW, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +182,8 @@ def _known(plan: Plan, place: Place, chosen: Chosen) -> bool:
 
 
 def read_result(path: Path) -> EvaluationResult:
-    """An evaluation's file."""
-    return EvaluationResult.from_json(json.loads(path.read_text()))
+    """An evaluation's file; raises `PathError` where it is damaged."""
+    return EvaluationResult.read(path, ANEW)
 
 
 def trial_means(plan: Plan, place: Place, chosen: Chosen) -> dict[str, float]:
@@ -244,7 +244,7 @@ def curve(entry: Entry, metric: str) -> Curve | None:
 
 def _metric(run: Run, metric: str) -> dict[int, float]:
     lines = RunDirectory(run.directory).metrics
-    records = [json.loads(line) for line in lines.read_text().splitlines()] if lines.is_file() else []
+    records = read_lines(lines, ANEW) if lines.is_file() else ()
     return {record["step"]: record[metric] for record in records if record.get(metric) is not None}
 
 

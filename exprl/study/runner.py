@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -16,7 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from tqdm import tqdm
 
-from exprl.errors import ExprlError, RunDirectoryError
+from exprl.errors import ExprlError, PathError, RunDirectoryError
+from exprl.runs.files import reason
+from exprl.runs.lock import LOCK, acquire, held, holder, in_use
 from exprl.study.runs import Run, with_parents
 from exprl.training.interruption import Interrupted, Interruption
 
@@ -194,40 +195,23 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[int]:
 
     Raises:
         RunDirectoryError: another study is running there, or what a killed one left does not end.
+        PathError: the folder cannot be made or written.
     """
-    path = folder / ".lock"
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        deadline, said = time.monotonic() + LOCK_WAIT, False
-        while not _try_lock(file.fileno()):
-            holder = path.read_text().strip()
-            if holder.isdigit() and _alive(int(holder)):
-                raise RunDirectoryError(f"study_dir {folder}: process {holder} is running this study already.")
-            if time.monotonic() > deadline:
-                raise RunDirectoryError(f"study_dir {folder}: runs of a killed study have not ended. End them first.")
-            if not said:
-                say("waiting for the runs of a killed study to end")
-                said = True
-            time.sleep(POLL)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file.fileno()
-
-
-def _try_lock(descriptor: int) -> bool:
+    file, what = folder / LOCK, f"study_dir {folder}"
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PathError(f"{what}: cannot be made ({reason(error)}). Set study_dir=...") from error
+    deadline, said = time.monotonic() + LOCK_WAIT, False
+    while (descriptor := acquire(file)) is None:
+        other = holder(file)
+        if other is not None and not other.gone:
+            raise in_use(file, what)
+        if time.monotonic() > deadline:
+            raise RunDirectoryError(f"{what}: runs of a killed study have not ended. End them first.")
+        if not said:
+            say("waiting for the runs of a killed study to end")
+            said = True
+        time.sleep(POLL)
+    with held(file, descriptor):
+        yield descriptor

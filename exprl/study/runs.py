@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import yaml
 
 from exprl import config as configuration
-from exprl import run_directory
 from exprl.errors import RunDirectoryError
 from exprl.experiment import Experiment
-from exprl.run_directory import RunDirectory, differences, write_text
+from exprl.runs import directory as run_directory
+from exprl.runs.directory import RunDirectory, differences, saved_config
+from exprl.runs.files import read_json, write_text
 from exprl.study.schema import MineConfig
 
 FREE = tuple(key for key in run_directory.FREE if key != "trainer.max_steps")
 """What a study may change of runs that it has: where and how they are computed, not how long they train."""
+
+ANEW = "Delete its folder, and the study runs it anew."
+"""What to do about a run's file that is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,9 @@ class Run(ABC):
 
     def figures(self) -> str:
         """A finished run's key figures in one line."""
-        summary = json.loads(self.result.read_text())["summary"]
+        from exprl.evaluation.evaluate import EvaluationResult  # imports torch
+
+        summary = EvaluationResult.read(self.result, ANEW).summary()
         names = [name for name in summary if name.startswith("pass@") or name == "progress"]
         return "  ".join(f"{name} {100 * summary[name]:.1f} %" for name in names)
 
@@ -79,7 +84,7 @@ class Run(ABC):
                 f"{self.directory} was begun from {self.parent.directory}, which is not finished any more. Delete it, "
                 "too, to run both anew."
             )
-        begun, now = self.config.read_text(), configuration.to_yaml(self.experiment)
+        begun, now = saved_config(self.config), configuration.to_yaml(self.experiment)
         found = differences(self._moved_here(begun), now, free=self.free) if begun != now else []
         if found:
             raise RunDirectoryError(
@@ -162,9 +167,13 @@ class MiningRun(Run):
         """How many were kept; written last."""
         return self.dataset.with_suffix(".summary.json")
 
+    def summary(self) -> dict[str, Any]:
+        """What mining found; raises `PathError` where its file is damaged."""
+        return read_json(self.result, ANEW)
+
     def figures(self) -> str:
         """How many were kept."""
-        summary = json.loads(self.result.read_text())
+        summary = self.summary()
         return f"{summary['kept']} of {summary['problems']} problems kept"
 
 

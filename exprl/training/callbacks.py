@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
-from exprl.errors import CheckpointError, ExprlError
-from exprl.run_directory import RunDirectory, append_line
+from exprl.errors import CheckpointError, ExprlError, PathError
+from exprl.runs.digests import digest_file
+from exprl.runs.directory import RunDirectory
+from exprl.runs.files import append_line
+from exprl.runs.lines import cut_after
+from exprl.training.checkpointing import write_digests_together
 from exprl.training.interruption import Interruption
 from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.samples import print_sample, sample_records
@@ -33,6 +37,37 @@ class StepLog(Callback):
         self.console = console
         self.max_steps = max_steps
         self.print_samples = print_samples
+        self.lines = {directory.metrics.name: 0, directory.samples.name: 0}
+        """Written so far, by file."""
+        self.expected: Mapping[str, int] = {}
+        """Of those, what was there when the checkpoint was written that the run goes on from."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A checkpoint says how many lines belong to it, so that lost ones are noticed."""
+        return dict(self.lines)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.expected = state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Cut the files back to the checkpoint, which has been read by now: what a killed run wrote past it goes."""
+        assert isinstance(pl_module, PolicyModule)
+        if not pl_module.world.first:
+            return
+        for path in (self.directory.metrics, self.directory.samples):
+            cut = cut_after(path, pl_module.steps_done)
+            self.lines[path.name] = cut.kept
+            expected = self.expected.get(path.name, cut.kept)
+            if cut.damaged or cut.kept != expected:
+                log.warning(
+                    "%s has %d readable lines up to step %d, but should have %d; the rest is lost%s",
+                    path,
+                    cut.kept,
+                    pl_module.steps_done,
+                    max(expected, cut.kept + cut.damaged),
+                    f", what cannot be read is kept in {path.name}.damaged" if cut.damaged else "",
+                )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,10 +77,13 @@ class StepLog(Callback):
         if not pl_module.world.first:
             return
         step, metrics = pl_module.steps_done, pl_module.last_metrics
+        records = [record for scored in pl_module.last_scored for record in sample_records(scored, step)]
+        # Counted first: where the disk is full and the step is saved all the same, its lines are known to be missing.
+        self.lines[self.directory.metrics.name] += 1
+        self.lines[self.directory.samples.name] += len(records)
         append_line(self.directory.metrics, {"step": step, **metrics})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
-        records = [record for scored in pl_module.last_scored for record in sample_records(scored, step)]
         for record in records:
             append_line(self.directory.samples, record)
         for record in records[: self.print_samples]:
@@ -60,25 +98,44 @@ class StepLog(Callback):
 
 
 class Checkpoints(Callback):
-    """Atomic checkpoints every so many steps, the last `keep` of them kept."""
+    """Atomic checkpoints with digests, every so many steps and after the last, the latest `keep` of them kept.
 
-    def __init__(self, directory: RunDirectory, *, every: int, keep: int) -> None:
+    Args:
+        directory: of the run.
+        every: steps between two; 0: after the last step alone.
+        last: the number of steps of the run.
+        keep: how many stay.
+        damaged: checkpoints that were found damaged; they are moved aside once the run goes on from one before.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, *, every: int, last: int, keep: int, damaged: Sequence[Path] = ()
+    ) -> None:
         self.directory = directory
         self.every = every
+        self.last = last
         self.keep = keep
+        self.damaged = damaged
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The checkpoint has been read by now, so the damaged ones after it will be written anew."""
+        assert isinstance(pl_module, PolicyModule)
+        if pl_module.world.first:
+            for checkpoint in self.damaged:
+                set_aside(checkpoint)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After every `every` steps."""
-        assert isinstance(pl_module, PolicyModule)
-        if self.every and pl_module.steps_done % self.every == 0:
-            self.save(trainer, pl_module)
+        """After every `every` steps and the last one.
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the last step."""
+        The last one here as well, and not when training has ended: from then on Lightning counts the one epoch of a run
+        as done, and a run that goes on from it with more steps would train nothing.
+        """
         assert isinstance(pl_module, PolicyModule)
-        self.save(trainer, pl_module)
+        done = pl_module.steps_done
+        if done == self.last or (self.every and done % self.every == 0):
+            self.save(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the finished steps of an interrupted or failed run, if its weights are still those of the last one."""
@@ -113,7 +170,8 @@ class Checkpoints(Callback):
         try:
             with module.world.collective(f"writing the checkpoint of step {module.steps_done}"):
                 trainer.save_checkpoint(unfinished)
-        except (OSError, RuntimeError) as error:
+            write_digests_together(module.world, unfinished, target)
+        except (OSError, RuntimeError, PathError) as error:
             if module.world.first:
                 remove(unfinished)
             raise CheckpointError(
@@ -130,11 +188,21 @@ class Checkpoints(Callback):
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, file or folder, if it is there."""
+    """Delete a checkpoint, file or folder, and its digests, if they are there."""
     if checkpoint.is_dir():
         shutil.rmtree(checkpoint)
     else:
         checkpoint.unlink(missing_ok=True)
+    digest_file(checkpoint).unlink(missing_ok=True)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Give a damaged checkpoint a name that nobody takes for a checkpoint's."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    remove(aside)
+    checkpoint.rename(aside)
+    digest_file(checkpoint).unlink(missing_ok=True)
+    log.warning("%s is now %s; delete it if you do not need it", checkpoint.name, aside)
 
 
 class Interrupts(Callback):
@@ -164,24 +232,42 @@ class Interrupts(Callback):
 
 
 class Evaluations(Callback):
-    """Evaluates on the held-out problems before, after, and every so many steps of training."""
+    """Evaluates on the held-out problems before, after, and every so many steps of training.
+
+    Args:
+        every: steps between two; 0: none in between.
+        evaluate: makes the evaluation of this name, unless it was made before.
+    """
 
     def __init__(self, every: int, evaluate: Callable[[str], object]) -> None:
         self.every = every
         self.evaluate = evaluate
+        self.caught_up = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first step; the one epoch is the whole run, and the engine has its weights by now."""
         self.evaluate("before")
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Before the first step of a resumed run: the evaluation of the step that it was stopped after."""
+        if not self.caught_up:
+            self.evaluate_step(pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After every `every` steps."""
-        assert isinstance(pl_module, PolicyModule)
-        if self.every and pl_module.steps_done % self.every == 0:
-            self.evaluate(f"step-{pl_module.steps_done:06d}")
+        self.evaluate_step(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the last."""
+        """After the last; a run that was stopped after its last step still owes that step's own."""
+        if not self.caught_up:
+            self.evaluate_step(pl_module)
         self.evaluate("after")
+
+    def evaluate_step(self, module: LightningModule) -> None:
+        """The evaluation of the step just done, if it is one of those that have one."""
+        assert isinstance(module, PolicyModule)
+        self.caught_up = True
+        if self.every and module.steps_done and module.steps_done % self.every == 0:
+            self.evaluate(f"step-{module.steps_done:06d}")

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
 from exprl.models.sharding import is_sharded, shard, whole
+from exprl.runs.parts import REST, load_parts
+from exprl.training.checkpointing import readable
 from exprl.training.policy import SHARDED_FORWARDS
 from exprl.training.world import World
 
@@ -43,6 +52,32 @@ class ShardedStrategy(ModelParallelStrategy):
         """Offloaded weights stay in CPU memory."""
         if not self.offload:
             super().model_to_device()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
+        """As Lightning's own, except that nothing but tensors and plain values is unpickled.
+
+        Raises:
+            CheckpointError: it cannot be read so.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        with readable(path):
+            if not path.is_dir():
+                return super().load_checkpoint(path, weights_only=True)
+            assert self.model is not None
+            weights: dict[str, Any] = {"state_dict": get_model_state_dict(self.model)}
+            load_parts(weights, path)
+            self.model.load_state_dict(weights["state_dict"])
+            for index, optimizer in enumerate(self.optimizers):
+                moments = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
+                load_parts(moments, path)
+                set_optimizer_state_dict(
+                    self.model,
+                    optimizer,
+                    optim_state_dict=moments[f"optimizer_{index}"],
+                    options=StateDictOptions(cpu_offload=True),
+                )
+            rest: dict[str, Any] = torch.load(path / REST, weights_only=True)
+            return rest
 
 
 def strategy_for(options: TrainerConfig, world: World) -> Strategy | str:

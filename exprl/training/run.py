@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,30 @@ import lightning
 import torch
 import transformers
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 import exprl
 from exprl import config as configuration
 from exprl.build import Build
 from exprl.data.datamodule import ExpRLDataModule
-from exprl.errors import ConfigError, RunDirectoryError
+from exprl.errors import ConfigError, PathError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import comparison_table, differences, result_table
 from exprl.experiment import Experiment
-from exprl.run_directory import RunDirectory, write_json
+from exprl.runs.checkpoints import newest_whole, warn_of, warn_unless_digested
+from exprl.runs.directory import RunDirectory, step_of
+from exprl.runs.files import read_json, write_json
 from exprl.seeding import derive_seed
 from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
+from exprl.training.checkpointing import PlainCheckpointIO, damage_together
 from exprl.training.launch import devices_here, launched, wants_gpu
-from exprl.training.parallel import strategy_for
+from exprl.training.parallel import ShardedStrategy, strategy_for
 from exprl.training.policy_module import PolicyModule
+from exprl.training.tensorboard import EventFiles
 from exprl.training.world import join
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,13 +70,19 @@ class TrainingRun:
         Raises:
             ExprlError: any of its children, before work is lost.
         """
+        with ExitStack() as stack:
+            return self._execute(stack, resume=resume)
+
+    def _execute(self, stack: ExitStack, *, resume: bool) -> dict[str, Any]:
         start = time.perf_counter()
         config_yaml = configuration.to_yaml(self.experiment)
         quiet_libraries()
         check_start(self.world, self.experiment, self.directory.path)
         with self.world.first_before_others("the start"):
-            if self.world.first:
+            if self.world.first:  # the ranks of a run share its lock
+                stack.enter_context(self.directory.used())
                 self.directory.check(config_yaml, resume=resume)
+                self.drop_damaged_summary()
             if self.directory.summary.is_file():
                 self.check_finished()
                 self.console.print(f"{self.directory.path} is finished; this is its result.")
@@ -116,13 +128,31 @@ class TrainingRun:
 
     def check_finished(self) -> None:
         """A finished run has its evaluation and stays as it is; raises `RunDirectoryError` if more steps are wanted."""
-        done = int(json.loads(self.directory.summary.read_text())["steps"])
+        done = int(self.summary()["steps"])
         wanted = self.experiment.trainer.max_steps
         if wanted > done:
             raise RunDirectoryError(
                 f"run_dir {self.directory.path} is finished after {done} steps: trainer.max_steps={wanted} comes late. "
                 f"To train on, start a new run from it: model.path={self.directory.path} run_dir=..."
             )
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of a finished run; raises `PathError` where it is damaged."""
+        advice = "Delete it, and --resume makes it again."
+        summary = read_json(self.directory.summary, advice)
+        seconds = summary.get("seconds")
+        if type(summary.get("steps")) is not int or not isinstance(seconds, dict) or "total" not in seconds:
+            raise PathError(f"{self.directory.summary} is damaged, its steps or seconds are missing. {advice}")
+        return summary
+
+    def drop_damaged_summary(self) -> None:
+        """A summary is made of what else lies in the folder, so a damaged one is made again."""
+        if self.directory.summary.is_file():
+            try:
+                self.summary()
+            except PathError as error:
+                log.warning("%s It is made again; its times are those of this process.", error)
+                self.directory.summary.unlink()
 
     def check_shares(self) -> None:
         """Ranks have equal parts of a step and of an update; raises `ConfigError`."""
@@ -135,19 +165,38 @@ class TrainingRun:
                 raise ConfigError(f"{key}: {prompts} cannot be shared by {ranks} ranks. Make it a multiple of {ranks}.")
 
     def evaluated(self, name: str, module: PolicyModule) -> EvaluationResult | None:
-        """The evaluation called `name`, from its file if it was made before."""
+        """The evaluation called `name`, from its file if it was made before; None without one.
+
+        It is made with the policy as it is now, so "before" cannot be made again once the policy has trained.
+        """
         if not self.build.evaluation_problems:
             return None
-        path = self.directory.evaluation(name)
-        if self.world.gather(path.is_file(), f"the evaluation {name}")[0]:  # as rank 0, which writes it, sees it
-            return EvaluationResult.from_json(json.loads(path.read_text()))
+        # As rank 0, which writes the file, sees it.
+        made = self.world.gather(self.read_evaluation(name) if self.world.first else None, f"the evaluation {name}")[0]
+        if made is not None:
+            return made
+        if name == "before" and module.steps_done:
+            if self.world.first:
+                log.warning("the evaluation before training is lost: the summary has no difference to it")
+            return None
         # Samples as in training: under mixed precision the weights alone would be float32.
         with module.trainer.precision_plugin.forward_context(), module.whole_models():
             result = self.evaluate_together(name, module)
         if self.world.first:
-            write_json(path, result.to_json())
+            write_json(self.directory.evaluation(name), result.to_json())
             self.console.print(result_table(result, title=name))
         return result
+
+    def read_evaluation(self, name: str) -> EvaluationResult | None:
+        """An evaluation made before; None, with a warning, where its file is damaged."""
+        path = self.directory.evaluation(name)
+        if not path.exists():
+            return None
+        try:
+            return EvaluationResult.read(path, "It counts as not made.")
+        except PathError as error:
+            log.warning("%s", error)
+            return None
 
     def evaluate_together(self, name: str, module: PolicyModule) -> EvaluationResult:
         """Every rank takes its part of the held-out problems."""
@@ -163,12 +212,10 @@ class TrainingRun:
     def fit(self, module: PolicyModule) -> None:
         """Train to `max_steps`, from the latest checkpoint if there is one."""
         options = self.experiment.trainer
-        checkpoint, step = self.directory.latest_checkpoint(), 0
+        checkpoint, damaged = self.usable_checkpoint()
+        step = 0
         if checkpoint is not None:
-            step = int(checkpoint.stem.removeprefix("step-"))
-        if self.world.first:
-            self.directory.drop_lines_after(step)
-        if checkpoint is not None:
+            step = step_of(checkpoint)
             self.console.print(f"resuming after step {step} from {checkpoint}")
         data = ExpRLDataModule(
             self.build.train_problems,
@@ -176,15 +223,18 @@ class TrainingRun:
             max_steps=options.max_steps,
             seed=self.experiment.seed,
         )
+        strategy = strategy_for(options, self.world)
         trainer = Trainer(
+            default_root_dir=self.directory.path,  # where Lightning would look for checkpoints of its own, under SLURM
             accelerator=options.accelerator,
             devices=self.devices,
             num_nodes=self.world.size // self.devices,
-            strategy=strategy_for(options, self.world),
+            strategy=strategy,
+            plugins=None if isinstance(strategy, ShardedStrategy) else [PlainCheckpointIO()],
             precision=options.precision,  # type: ignore[arg-type]
             max_epochs=1,
-            logger=TensorBoardLogger(self.directory.path, name="", version="tensorboard", purge_step=step + 1),
-            callbacks=self.callbacks(module),
+            logger=EventFiles(self.directory.path, name=self.directory.tensorboard.name, purge_step=step + 1),
+            callbacks=self.callbacks(module, damaged),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -192,13 +242,34 @@ class TrainingRun:
             num_sanity_val_steps=0,
         )
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if module.steps_done < options.max_steps:
+            raise RunDirectoryError(
+                f"run_dir {self.directory.path} ended after {module.steps_done} steps, and its checkpoint says that no "
+                f"more follow: trainer.max_steps={options.max_steps} comes late. To train on, start a new run from it: "
+                f"model.path={self.directory.path} run_dir=..."
+            )
 
-    def callbacks(self, module: PolicyModule) -> list[Any]:
+    def usable_checkpoint(self) -> tuple[Path | None, list[Path]]:
+        """The newest checkpoint that is as it was written, and damaged ones after it; the same on all ranks."""
+        found = self.world.gather(self.directory.all_checkpoints() if self.world.first else [], "the checkpoints")[0]
+        checkpoint, damaged = newest_whole(found, lambda path: damage_together(self.world, path))
+        if checkpoint is not None and self.world.first:
+            warn_of(damaged)
+            warn_unless_digested(checkpoint)
+        return checkpoint, list(damaged)
+
+    def callbacks(self, module: PolicyModule, damaged: Sequence[Path]) -> list[Any]:
         """What is written and printed after each step."""
         options = self.experiment.trainer
         return [
             StepLog(self.directory, self.console, max_steps=options.max_steps, print_samples=options.print_samples),
-            Checkpoints(self.directory, every=options.checkpoint_every, keep=options.keep_checkpoints),
+            Checkpoints(
+                self.directory,
+                every=options.checkpoint_every,
+                last=options.max_steps,
+                keep=options.keep_checkpoints,
+                damaged=damaged,
+            ),
             Evaluations(self.experiment.evaluation.every, lambda name: self.evaluated(name, module)),
             Interrupts(module),
         ]
@@ -231,13 +302,11 @@ class TrainingRun:
 
     def report(self) -> dict[str, Any]:
         """Print the table and where everything lies."""
-        summary: dict[str, Any] = json.loads(self.directory.summary.read_text())
-        if summary["before"] and summary["after"]:
-            before, after = (
-                EvaluationResult.from_json(json.loads(self.directory.evaluation(name).read_text()))
-                for name in ("before", "after")
-            )
-            self.console.print(comparison_table(before, after))
+        summary = self.summary()
+        if summary.get("before") and summary.get("after"):
+            before, after = map(self.read_evaluation, ("before", "after"))
+            if before and after:
+                self.console.print(comparison_table(before, after))
         path = self.directory.path
         seconds = summary["seconds"]["total"]
         self.console.print(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}", soft_wrap=True)

@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exprl.checkpoints import find_checkpoint, load_policy, policy_weights
 from exprl.cli import main
-from exprl.errors import ModelError
+from exprl.errors import CheckpointError, ModelError
 from exprl.experiment import LoRAConfig, load_experiment
 from exprl.export import export, exported, trained_policy, write_model
 from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, without_adapter
+from exprl.runs.checkpoints import find_checkpoint, load_policy, policy_weights
 from tests.conftest import skip_without_adapters, tiny_llama
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.test_cli import exprl, failing
@@ -90,7 +90,7 @@ def test_the_export_is_the_trained_policy(full: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "model"
     export(full, folder, console=silent())
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    [checkpoint] = (full / "checkpoints").iterdir()
+    [checkpoint] = (full / "checkpoints").glob("*.ckpt")
     raw = torch.load(checkpoint, weights_only=False)["state_dict"]
     assert {f"policy.{name}" for name in model.state_dict()} == set(raw)
     assert all(torch.equal(weight, raw[f"policy.{name}"]) for name, weight in model.state_dict().items())
@@ -157,7 +157,7 @@ def test_another_precision(full: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_exports_a_checkpoint_and_an_adapter(adapted: Path, tmp_path: Path) -> None:
-    [checkpoint] = (adapted / "checkpoints").iterdir()
+    [checkpoint] = (adapted / "checkpoints").glob("*.ckpt")
     whole = exprl("export", checkpoint.name, str(tmp_path / "whole"), cwd=checkpoint.parent)
     assert whole.returncode == 0, whole.stderr
     assert "model.safetensors" in whole.stdout
@@ -209,12 +209,16 @@ class Evil:
 
 def test_checkpoints_that_cannot_be_read(full: Path, tmp_path: Path) -> None:
     run = copy_of(full, tmp_path / "run")
-    [checkpoint] = (run / "checkpoints").iterdir()
+    [checkpoint] = (run / "checkpoints").glob("*.ckpt")
     content = checkpoint.read_bytes()
     for length in (0, 100, len(content) // 2, len(content) - 10):
         checkpoint.write_bytes(content[:length])
-        with pytest.raises(ModelError, match="cannot be read, it may be cut off"):
+        with pytest.raises(CheckpointError, match="no checkpoint of the run is whole"):
             export(run, tmp_path / "new", console=silent())
+        with pytest.raises(ModelError, match="is damaged"):
+            export(checkpoint, tmp_path / "new", console=silent())
+        with pytest.raises(ModelError, match="cannot be read"):
+            policy_weights(checkpoint)
     torch.save({"state_dict": {"policy.a": torch.zeros(1)}, "more": Evil(tmp_path / "evil")}, checkpoint)
     with pytest.raises(ModelError, match="cannot be read"):
         policy_weights(checkpoint)
@@ -284,10 +288,10 @@ def test_parts_that_are_missing(in_parts: Path, tmp_path: Path) -> None:
     content = part.read_bytes()
     for broken in (content[: len(content) // 2], b""):
         part.write_bytes(broken)
-        with pytest.raises(ModelError, match="cannot be read, it may be cut off"):
+        with pytest.raises(ModelError, match="cannot be read"):
             policy_weights(checkpoint)
     part.unlink()
-    with pytest.raises(ModelError, match="cannot be read, it may be cut off"):
+    with pytest.raises(ModelError, match="cannot be read"):
         policy_weights(checkpoint)
     (checkpoint / ".metadata").unlink()
     with pytest.raises(ModelError, match="no whole checkpoint"):

@@ -208,7 +208,7 @@ def test_preparing_rl_loads_nothing_that_reads_references() -> None:
     code = """
 import sys
 from rich.console import Console
-from exprl.run_directory import RunDirectory
+from exprl.runs.directory import RunDirectory
 from exprl.training.run import TrainingRun
 from tests.integration.conftest import ROOT, SMALL
 from exprl.experiment import load_experiment

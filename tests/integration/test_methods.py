@@ -17,7 +17,7 @@ from exprl.data.order import step_indices
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.experiment import Experiment
 from exprl.registry import SOURCES
-from exprl.run_directory import RunDirectory
+from exprl.runs.directory import RunDirectory
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.policy import response_logprobs
 from exprl.training.policy_module import PolicyModule

@@ -42,7 +42,9 @@ def test_a_run_leaves_its_whole_story(small: Any, run: Any, tmp_path: Path) -> N
     judged = next(s for s in samples if s["finish_reason"] == "stop")
     assert "".join(segment["text"] for segment in judged["segments"]) == judged["response"]
     assert all(segment["status"] == "ok" and 1 <= segment["score"] <= 5 for segment in judged["segments"])
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000003.ckpt", "step-000004.ckpt"]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        *("step-000003.ckpt", "step-000003.ckpt.sha256", "step-000004.ckpt", "step-000004.ckpt.sha256")
+    ]
     assert {p.stem for p in (folder / "evaluation").iterdir()} == {"before", "after", "step-000002", "step-000004"}
     assert list((folder / "tensorboard").glob("events.*"))
 

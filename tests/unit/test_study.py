@@ -8,7 +8,7 @@ import pytest
 from exprl.errors import ConfigError, DataError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.resources import Resources
-from exprl.run_directory import write_json
+from exprl.runs.files import write_json
 from exprl.study.command import check_kept, check_runs
 from exprl.study.plan import Plan
 from exprl.study.results import collect, curve, markdown, rows

@@ -6,23 +6,26 @@ the format of `torch.distributed.checkpoint`. Both are read here in one plain pr
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from exprl.errors import ModelError
-from exprl.run_directory import RunDirectory
+from exprl.errors import CheckpointError, ModelError
+from exprl.runs.digests import damage, digest_file
+from exprl.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
 CHECKPOINT_SUFFIX = ".ckpt"
 _STATE, _PREFIX = "state_dict", "policy."
-_INDEX = ".metadata"  # of a checkpoint that is a folder
 
 
 def is_run(folder: Path) -> bool:
@@ -33,6 +36,8 @@ def is_run(folder: Path) -> bool:
 
 def find_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
     """The run and the checkpoint that `path` means: a checkpoint of a run, or a run folder, whose latest is taken.
+
+    Nothing is read of it yet: see `newest_whole`.
 
     Raises:
         ModelError: there is nothing, no checkpoint yet, or no run around the checkpoint.
@@ -53,15 +58,83 @@ def find_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
             f"{path} is no run folder, nor a checkpoint in one: {run.config} is missing. Give a run folder, or a .ckpt "
             "where the run left it."
         )
-    return run, path
+    return run, path.resolve()
 
 
-def load_policy(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Put the policy's weights of a run's checkpoint into `model`, in the precision they trained in.
+def whole_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
+    """As `find_checkpoint`, but one that is as it was written: of a run folder the newest such.
 
     Raises:
-        ModelError: the checkpoint cannot be read, or is that of another model.
+        ModelError: as there, or the checkpoint that `path` names is damaged.
+        CheckpointError: all of the run's are.
     """
+    run, checkpoint = find_checkpoint(path)
+    if is_run(path):
+        newest, damaged = newest_whole(run.all_checkpoints())
+        warn_of(damaged)
+        checkpoint = newest or checkpoint
+        warn_unless_digested(checkpoint)
+    else:
+        require_whole(checkpoint)
+    return run, checkpoint
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Raise `ModelError` unless a checkpoint is there and as it was written."""
+    if not checkpoint.exists():
+        raise ModelError(f"no checkpoint {checkpoint}. Give a .ckpt of a run's checkpoints/ folder.")
+    checkpoint = checkpoint.resolve()  # its digests lie beside the file, not beside a link to it
+    problem = damage(checkpoint)
+    if problem is not None:
+        raise ModelError(f"{checkpoint} is damaged ({problem}). Give an earlier checkpoint of the run.")
+    warn_unless_digested(checkpoint)
+
+
+def newest_whole(
+    checkpoints: Sequence[Path], damage_of: Callable[[Path], str | None] = damage
+) -> tuple[Path | None, dict[Path, str]]:
+    """The last of these checkpoints that is as it was written, and what is wrong with those after it.
+
+    Args:
+        checkpoints: the oldest first.
+        damage_of: says what is wrong with one; several ranks look at it together.
+
+    Raises:
+        CheckpointError: there are some, and all are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    for checkpoint in reversed(checkpoints):
+        problem = damage_of(checkpoint)
+        if problem is None:
+            return checkpoint, damaged
+        damaged[checkpoint] = problem
+    if damaged:
+        listing = "; ".join(f"{checkpoint}: {problem}" for checkpoint, problem in damaged.items())
+        raise CheckpointError(
+            f"no checkpoint of the run is whole ({listing}). Restore one, or start a new run with run_dir=..."
+        )
+    return None, damaged
+
+
+def warn_of(damaged: Mapping[Path, str]) -> None:
+    """Say which checkpoints were passed over."""
+    for checkpoint, problem in damaged.items():
+        log.warning("%s is damaged (%s): it is passed over for the one before", checkpoint, problem)
+
+
+def load_policy(model: PreTrainedModel, checkpoint: Path, *, checked: bool = False) -> None:
+    """Put the policy's weights of a run's checkpoint into `model`, in the precision they trained in.
+
+    Args:
+        model: the run's own, as it was before training.
+        checkpoint: where the weights are.
+        checked: whether `whole_checkpoint` has found it whole, so that it need not be read twice.
+
+    Raises:
+        ModelError: the checkpoint is damaged, cannot be read, or is that of another model.
+    """
+    if not checked:
+        require_whole(checkpoint)
     weights = policy_weights(checkpoint)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in weights:  # mixed precision trains float32 weights of a model that is stored in less
@@ -76,7 +149,7 @@ def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The policy's weights in a checkpoint on the CPU, under the names of the policy's own `state_dict`.
 
     Raises:
-        ModelError: the checkpoint is missing, cut off, or holds no policy.
+        ModelError: the checkpoint is missing, cut off, or holds no policy. (Other damage: see `require_whole`.)
     """
     if not checkpoint.exists():
         raise ModelError(f"no checkpoint {checkpoint}. Give a .ckpt of a run's checkpoints/ folder.")
@@ -100,26 +173,31 @@ def _read_file(checkpoint: Path) -> Mapping[str, Tensor]:
 def _read_folder(checkpoint: Path) -> Mapping[str, Tensor]:
     """The policy's tensors alone, put together from the parts of every device; needs no process group."""
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load
 
-    if not (checkpoint / _INDEX).is_file():
+    from exprl.runs.parts import INDEX, PlainReader, cause_of, load_parts
+
+    if not (checkpoint / INDEX).is_file():
         raise ModelError(
-            f"{checkpoint} is no whole checkpoint: {_INDEX} is missing, which is written last. Give an earlier one."
+            f"{checkpoint} is no whole checkpoint: {INDEX} is missing, which is written last. Give an earlier one."
         )
-    reader = FileSystemReader(checkpoint)
     try:
-        index = reader.read_metadata()
+        index = PlainReader(checkpoint).read_metadata()
         tensors: dict[str, Any] = {
             key: torch.empty(entry.size, dtype=entry.properties.dtype)
             for key, entry in index.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata) and _name(key).startswith(_PREFIX)
         }
-        load(tensors, storage_reader=reader, no_dist=True)
+        load_parts(tensors, checkpoint, alone=True)
     except (Exception, CheckpointException) as error:
-        raise _unreadable(checkpoint, error) from error
+        raise _unreadable(checkpoint, cause_of(error)) from error
     return {_name(key): tensor for key, tensor in tensors.items()}
+
+
+def warn_unless_digested(checkpoint: Path) -> None:
+    """Say so where a checkpoint has no digests: an earlier version wrote it, or they were left behind in a move."""
+    if not digest_file(checkpoint).exists():
+        log.warning("%s has no digests (%s): damage may go unseen", checkpoint, digest_file(checkpoint).name)
 
 
 def _name(key: str) -> str:
@@ -128,7 +206,7 @@ def _name(key: str) -> str:
 
 
 def _unreadable(checkpoint: Path, error: BaseException) -> ModelError:
-    first = str(error).strip().partition("\n")[0]
+    first = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     return ModelError(
-        f"{checkpoint} cannot be read, it may be cut off ({first}). Give an earlier checkpoint of the run."
+        f"{checkpoint} cannot be read as tensors and plain values ({first}). Give an earlier checkpoint of the run."
     )

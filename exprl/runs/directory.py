@@ -1,0 +1,205 @@
+"""The folder of a run: created once, resumed on request, never overwritten."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from exprl.config.reading import parse
+from exprl.errors import ConfigError, PathError, RunDirectoryError
+from exprl.runs.files import local_path, read_text, reason, write_text
+from exprl.runs.lock import LOCK, locked
+
+log = logging.getLogger(__name__)
+
+FREE = (
+    "run_dir",
+    "trainer.max_steps",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.timeout",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    "trainer.print_samples",
+)
+"""What may be another when a run is resumed."""
+
+CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
+_BESIDE_CHECKPOINTS = (".sha256", ".writing", ".damaged")
+
+
+class RunDirectory:
+    """Paths and atomic writes of one run.
+
+    Holds `config.yaml`, `metrics.jsonl` (one line a step), `samples.jsonl`, `summary.json`, `evaluation/`,
+    `checkpoints/` and `tensorboard/`, and while a run is going `.lock`.
+
+    Args:
+        path: the folder.
+        option: what names it in messages.
+
+    Raises:
+        PathError: `path` is a URL or cannot be a path.
+    """
+
+    def __init__(self, path: str | Path, option: str = "run_dir") -> None:
+        self.path = local_path(path, option)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.summary = self.path / "summary.json"
+        self.evaluations = self.path / "evaluation"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+
+    # ------------------------------------------------------------------ who may use it
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Inside, this process alone may write here; a folder made for that goes again if nothing was put into it.
+
+        Raises:
+            RunDirectoryError: another process uses it, or it cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(_made(self.path))
+                stack.enter_context(locked(self.path / LOCK, f"run_dir {self.path}"))
+            except RunDirectoryError:
+                raise
+            except (OSError, PathError) as error:
+                raise RunDirectoryError(
+                    f"run_dir {self.path}: cannot be written ({reason(error)}). Set run_dir=..."
+                ) from error
+            yield
+
+    def check(self, config_yaml: str, *, resume: bool) -> None:
+        """Whether a run of this config may use the folder; creates nothing.
+
+        Raises:
+            RunDirectoryError: the folder holds something and `resume` is False, its config is another, or something in
+                it is not what a run left.
+        """
+        if self.path.exists() and any(map(self._is_work, self.path.iterdir())):
+            self._check_resumable(config_yaml, resume)
+
+    def create(self, config_yaml: str) -> None:
+        """The folder, if it is not there yet, with its config; raises `RunDirectoryError` if it cannot be written."""
+        try:
+            write_text(self.config, config_yaml)  # first: with it, the folder is a run that can be resumed
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except (OSError, PathError) as error:
+            raise RunDirectoryError(
+                f"run_dir {self.path}: cannot be written ({reason(error)}). Make room there, or set run_dir=..."
+            ) from error
+
+    def _is_work(self, path: Path) -> bool:
+        """Whether it is more than a start leaves that was killed, or had no room, before its config was written."""
+        if path == self.checkpoints and path.is_dir():
+            return any(path.iterdir())
+        return path.name != LOCK and not path.name.startswith(f".{self.config.name}.")
+
+    def _check_resumable(self, config_yaml: str, resume: bool) -> None:
+        if not resume:
+            raise RunDirectoryError(
+                f"run_dir {self.path} already holds a run. Add --resume to go on with it, or set run_dir=... for a new "
+                "one; nothing is overwritten."
+            )
+        if not self.config.is_file():
+            raise RunDirectoryError(
+                f"run_dir {self.path} exists but has no config.yaml, so it is no run to resume. Set run_dir=..."
+            )
+        found = differences(saved_config(self.config), config_yaml)
+        if found:
+            raise RunDirectoryError(
+                f"run_dir {self.path} was started with another config ({'; '.join(found)}). "
+                f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(FREE)} may change."
+            )
+        for path in (self.metrics, self.samples, self.summary):
+            if path.exists() and not path.is_file():
+                raise RunDirectoryError(f"{path} should be a file that the run wrote, but is not. Move it away.")
+        for path in (self.evaluations, self.checkpoints, self.tensorboard):
+            if path.exists() and not path.is_dir():
+                raise RunDirectoryError(f"{path} should be a folder of the run, but is not. Move it away.")
+
+    # ------------------------------------------------------------------ what lies in it
+
+    def all_checkpoints(self) -> list[Path]:
+        """Complete checkpoints, the oldest first; a file each, or a folder where ranks hold parts of the weights."""
+        found: dict[int, Path] = {}
+        for path in sorted(self.checkpoints.glob("*")):
+            match = CHECKPOINT.fullmatch(path.name)
+            if match:
+                found[int(match[1])] = path
+            elif path.suffix == ".ckpt":
+                log.warning("%s is not named as a checkpoint of a run (step-<number>.ckpt): passed over", path)
+        return [found[step] for step in sorted(found)]
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint with the highest step, if there is one."""
+        found = self.all_checkpoints()
+        return found[-1] if found else None
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after `step` steps lies."""
+        return self.checkpoints / f"step-{step:06d}.ckpt"
+
+    def evaluation(self, name: str) -> Path:
+        """Where an evaluation's figures and per-problem counts lie."""
+        return self.evaluations / f"{name}.json"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps done when a run's checkpoint was written, by its name."""
+    match = CHECKPOINT.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1])
+
+
+def saved_config(path: Path) -> str:
+    """The text of a `config.yaml` that a run left; raises `RunDirectoryError` where it is damaged."""
+    try:
+        text = read_text(path, "")
+        if isinstance(parse(text), dict):
+            return text
+        found = "no keys and values"
+    except (PathError, ConfigError) as error:
+        found = str(error).strip()
+    raise RunDirectoryError(f"{path} is damaged ({found}). Restore it, or choose another folder.")
+
+
+def differences(old: str, new: str, free: Sequence[str] = FREE) -> list[str]:
+    """Where two configs differ, as `key: old -> new`, apart from keys that change nothing of what a step computes.
+
+    >>> differences("{seed: 0, trainer: {max_steps: 1}}", "{seed: 1, trainer: {max_steps: 2}}")
+    ['seed: 0 -> 1']
+    """
+    before, after = (_flat(parse(text)) for text in (old, new))
+    return [
+        f"{key}: {before.get(key, '(nothing)')} -> {after.get(key, '(nothing)')}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and key not in free
+    ]
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and what is above it; afterwards those go again that were not there before and are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # something is in it, or somebody else was here
+            for path in missing:
+                path.rmdir()

@@ -1,0 +1,60 @@
+"""What is written with a checkpoint and looked at before one is used; ranks share the work."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
+
+from exprl.errors import CheckpointError
+from exprl.runs.digests import damage, digests, write_digests
+from exprl.runs.parts import cause_of
+from exprl.training.world import World
+
+_UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, EOFError, AssertionError, pickle.UnpicklingError)
+
+
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Reads tensors and plain values; what cannot be read is a `CheckpointError`."""
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """The content of a checkpoint that is a file."""
+        with readable(path):
+            return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+@contextmanager
+def readable(checkpoint: Any) -> Iterator[None]:
+    """Around reading a checkpoint; raises `CheckpointError` naming it."""
+    try:
+        yield
+    except (*_UNREADABLE, CheckpointException) as error:
+        cause = cause_of(error)
+        first = str(cause).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{checkpoint} cannot be read as a checkpoint of this run ({type(cause).__name__}: {first}). Move it away "
+            "to go on from the one before."
+        ) from error
+
+
+def write_digests_together(world: World, written: Path, target: Path) -> None:
+    """Digests of the checkpoint `written`, which is to be called `target`, each file by one rank.
+
+    Raises:
+        CheckpointError: a rank cannot read its part, or rank 0 cannot write them.
+    """
+    what = f"the digests of {target.name}"
+    parts = world.gather(digests(written, slice(world.rank, None, world.size)), what, despite_failure=True)
+    if world.first:
+        write_digests(target, {name: digest for part in parts for name, digest in part.items()})
+
+
+def damage_together(world: World, checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: each file is looked at by one rank, and all give the same answer."""
+    found = world.gather(damage(checkpoint, slice(world.rank, None, world.size)), f"the check of {checkpoint.name}")
+    return next((problem for problem in found if problem is not None), None)

@@ -1,0 +1,54 @@
+"""TensorBoard's event files: a copy of the metrics for looking at, which never ends a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from exprl.runs.files import reason
+
+log = logging.getLogger(__name__)
+
+
+class EventFiles(TensorBoardLogger):
+    """Lightning's logger, except that a full disk or a folder that cannot be written stops it alone, with a warning."""
+
+    failed = False
+
+    def __init__(self, folder: Path, *, name: str, purge_step: int) -> None:
+        super().__init__(folder, name="", version=name, purge_step=purge_step)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """The metrics of a step."""
+        self._attempt(lambda: super(EventFiles, self).log_metrics(metrics, step))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's own."""
+        self._attempt(lambda: super(EventFiles, self).log_hyperparams(*args, **kwargs))
+
+    def log_graph(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's own."""
+        self._attempt(lambda: super(EventFiles, self).log_graph(*args, **kwargs))
+
+    def save(self) -> None:
+        """Write what is waiting."""
+        self._attempt(super().save)
+
+    def finalize(self, status: str) -> None:
+        """At the end of a run, however it ended."""
+        self._attempt(lambda: super(EventFiles, self).finalize(status))
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        if self.failed:
+            return
+        try:
+            write()
+        except Exception as error:  # noqa: BLE001 - its writer hands on whatever stopped it in a thread of its own
+            self.failed = True
+            log.warning(
+                "TensorBoard's files cannot be written (%s): none from here on, metrics.jsonl has them", reason(error)
+            )

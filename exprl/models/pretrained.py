@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError
 
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
@@ -75,7 +78,12 @@ class PretrainedModel(ModelProvider):
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 location, dtype=self.config.dtype, trust_remote_code=False, **options
             )
-        except (OSError, ValueError, ImportError) as error:
+        except pickle.UnpicklingError as error:
+            raise ModelError(
+                f"cannot load the model of {self.config.path}: its weights are pickled and hold more than tensors, "
+                "which could run code. Choose one with safetensors."
+            ) from error
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise _cannot_load("model", self.config.path, location, error) from error
         return model
 

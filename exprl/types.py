@@ -13,6 +13,8 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 T = TypeVar("T")
 
 FinishReason = Literal["stop", "length"]
+View = Literal["rollout", "prefix", "segment"]
+VIEWS: tuple[View, ...] = ("rollout", "prefix", "segment")
 JudgementStatus = Literal["ok", "unparseable", "timeout", "error", "empty"]
 JUDGEMENT_STATUSES: tuple[JudgementStatus, ...] = ("ok", "unparseable", "timeout", "error", "empty")
 
@@ -183,7 +185,7 @@ class JudgeRequest:
 
     problem: Problem
     trace: str
-    view: Literal["rollout", "prefix", "segment"] = "rollout"
+    view: View = "rollout"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,10 @@ Shown = dict[str, bool | None]
 class BehaviourDetector(Component):
     """Says of each trace which behaviours it shows."""
 
+    def texts(self) -> dict[str, str]:
+        """The texts that shape its verdicts beside its config, by what they are: a run goes on with the same."""
+        return {}
+
     @abstractmethod
     def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
         """One verdict a text, in order, with every name of `BEHAVIOUR_NAMES`; `advance` hears of texts done."""
@@ -191,6 +195,14 @@ class JudgedDetector(BehaviourDetector):
             found.append({name: self._verdict(next(answers)) for name in BEHAVIOUR_NAMES})
             advance(1)
         return found
+
+    def texts(self) -> dict[str, str]:
+        """The questions, and the model's chat template."""
+        questions = "\n\n".join(query("{attempt}", name).prompt.message for name in BEHAVIOUR_NAMES)
+        return {
+            "the questions about behaviours": questions,
+            "the chat template of their judge": self.backend.chat_template,
+        }
 
     def _verdict(self, reply: Reply) -> bool | None:
         if reply.status != "ok" or sum(reply.probabilities) < self.config.min_mass:

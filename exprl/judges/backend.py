@@ -101,6 +101,11 @@ class JudgeBackend(Component):
             return self._tokens.encode_for_labels(query.prompt, query.reply_start, query.labels)
         return self._tokens.encode(query.prompt, thinking=not query.pattern), ()
 
+    @property
+    def chat_template(self) -> str:
+        """The source of the model's chat template, where this side applies it."""
+        return self._tokens.template if self._tokens is not None else ""
+
     def check(self, query: Query) -> None:
         """Raise as `encoded` does, before a run starts; every query of a run is made like this one."""
         if self._tokens is not None:

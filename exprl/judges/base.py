@@ -38,6 +38,10 @@ class Judge(Component):
                     "Add it, drop the row, or use the judge 'no_reference' or the reward 'sparse'."
                 )
 
+    def texts(self) -> dict[str, str]:
+        """The texts that shape its judgements beside its config, by what they are: a run goes on with the same."""
+        return {}
+
     def prepare(self) -> None:
         """Called on every rank when a run starts, with all weights in place."""
 

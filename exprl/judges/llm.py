@@ -18,7 +18,7 @@ from exprl.judges.scoring import SHORTEST_CONSTRAINED, Scoring, judgement_of, qu
 from exprl.progress import Advance, no_progress
 from exprl.registry import BACKENDS
 from exprl.resources import Resources
-from exprl.types import Judgement, JudgeRequest, Problem
+from exprl.types import VIEWS, Hidden, Judgement, JudgeRequest, Problem, Question, Scaffold
 
 
 class LLMJudge(Judge):
@@ -87,6 +87,14 @@ class LLMJudge(Judge):
         self.cache.load_state_dict(state["replies"])
         self.backend.updates = state["updates"]
 
+    def texts(self) -> dict[str, str]:
+        """The prompts with the beginning of the reply, and the model's chat template."""
+        texts = {"the judge's chat template": self.backend.chat_template}
+        for view in VIEWS:
+            query = self.query(JudgeRequest(problem=_SLOTS, trace="{attempt}", view=view))
+            texts[f"the judge's prompt for a {view}"] = f"{query.prompt.message}\n{query.reply_start}"
+        return texts
+
     def prepare(self) -> None:
         """Let the backend start."""
         self.backend.prepare()
@@ -122,6 +130,13 @@ class LLMJudge(Judge):
                     f"{reply} for the reply leaves no room in the judge's context of {context}. Drop the row, lower "
                     "max_new_tokens, or choose a judge with a longer context."
                 )
+
+
+_SLOTS = Problem(
+    question=Question(problem_id="", text="{problem}"),
+    scaffold=Scaffold(reference=Hidden("{reference}"), answer=Hidden("{answer}"), steps=Hidden(("{step}",))),
+)
+"""Stands for every problem where only a prompt's own text is wanted."""
 
 
 class ReferenceJudge(LLMJudge):

@@ -65,6 +65,11 @@ class JudgeTokenizer:
         """What of a reply the prompt already holds: the tag of a template that begins it with thinking."""
         return self._chat.opening
 
+    @property
+    def template(self) -> str:
+        """The chat template's source."""
+        return str(self._tokenizer.chat_template)
+
     @cached_property
     def _chat(self) -> ChatFrame:
         return chat_frame(self._tokenizer, self._name, switches=NO_THINKING)

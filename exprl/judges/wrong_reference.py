@@ -102,6 +102,10 @@ class WrongReferenceJudge(Judge):
         """The inverse of `state_dict`."""
         self.inner.load_state_dict(state)
 
+    def texts(self) -> dict[str, str]:
+        """The other judge's."""
+        return self.inner.texts()
+
     def prepare(self) -> None:
         """Pass it on."""
         self.inner.prepare()

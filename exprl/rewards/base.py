@@ -35,6 +35,10 @@ class Reward(Component):
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise, naming the first problem that lacks what this reward needs, before a run starts."""
 
+    def texts(self) -> dict[str, str]:
+        """The texts that shape its values beside its config, by what they are: a run goes on with the same."""
+        return {}
+
     def prepare(self) -> None:
         """Called on every rank when a run starts, with all weights in place."""
 

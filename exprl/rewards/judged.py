@@ -53,6 +53,10 @@ class JudgedReward(Reward):
         """Let the judge see that every problem has what it needs."""
         self.judge.check(problems)
 
+    def texts(self) -> dict[str, str]:
+        """The judge's."""
+        return self.judge.texts()
+
     def prepare(self) -> None:
         """Pass it on to the judge."""
         self.judge.prepare()

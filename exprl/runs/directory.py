@@ -35,8 +35,8 @@ _BESIDE_CHECKPOINTS = (".sha256", ".writing", ".damaged")
 class RunDirectory:
     """Paths and atomic writes of one run.
 
-    Holds `config.yaml`, `metrics.jsonl` (one line a step), `samples.jsonl`, `summary.json`, `evaluation/`,
-    `checkpoints/` and `tensorboard/`, and while a run is going `.lock`.
+    Holds `config.yaml`, `texts.json` (chat templates and prompts), `metrics.jsonl` (one line a step), `samples.jsonl`,
+    `summary.json`, `evaluation/`, `checkpoints/` and `tensorboard/`, and while a run is going `.lock`.
 
     Args:
         path: the folder.
@@ -52,6 +52,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.summary = self.path / "summary.json"
+        self.texts = self.path / "texts.json"
         self.evaluations = self.path / "evaluation"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -119,7 +120,7 @@ class RunDirectory:
                 f"run_dir {self.path} was started with another config ({'; '.join(found)}). "
                 f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(FREE)} may change."
             )
-        for path in (self.metrics, self.samples, self.summary):
+        for path in (self.texts, self.metrics, self.samples, self.summary):
             if path.exists() and not path.is_file():
                 raise RunDirectoryError(f"{path} should be a file that the run wrote, but is not. Move it away.")
         for path in (self.evaluations, self.checkpoints, self.tensorboard):

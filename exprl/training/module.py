@@ -194,6 +194,10 @@ class ExpRLModule(PolicyModule):
         """A judge that is the policy itself has changed too."""
         self.parts.reward.sync()
 
+    def texts(self) -> dict[str, str]:
+        """Also the reward's."""
+        return {**super().texts(), **self.parts.reward.texts()}
+
     def rank_state(self) -> dict[str, Any]:
         """The judge's cache."""
         return {"reward": self.parts.reward.state_dict()}

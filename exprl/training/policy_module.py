@@ -102,6 +102,10 @@ class PolicyModule(LightningModule):
     def policy_changed(self) -> None:
         """Called after each step's update, when the engine has the new weights."""
 
+    def texts(self) -> dict[str, str]:
+        """The texts that shape the run beside its config, by what they are."""
+        return {"the policy's chat template": str(self.language_model.tokenizer.chat_template)}
+
     def rank_state(self) -> dict[str, Any]:
         """What a checkpoint keeps for each rank, beside its random states."""
         return {}

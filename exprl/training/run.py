@@ -38,6 +38,7 @@ from exprl.training.launch import devices_here, launched, wants_gpu
 from exprl.training.parallel import ShardedStrategy, strategy_for
 from exprl.training.policy_module import PolicyModule
 from exprl.training.tensorboard import EventFiles
+from exprl.training.texts import check_texts
 from exprl.training.world import join
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,9 @@ class TrainingRun:
         check_loaded(self.world, self.build)
         with self.world.first_before_others("making the folder of the run"):
             if self.world.first:
+                check_texts(self.directory.texts, self.texts(module))
                 self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
+                write_json(self.directory.texts, self.texts(module))
         prepared = time.perf_counter() - start
         try:
             self.fit(module)
@@ -125,6 +128,11 @@ class TrainingRun:
         module: PolicyModule = experiment.method.build(build.resources).prepare(build, self.world)
         build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)
         return module
+
+    def texts(self, module: PolicyModule) -> dict[str, str]:
+        """The texts that shape the run beside its config: a changed one does not resume it."""
+        build = self.build
+        return {**module.texts(), **(build.detector.texts() if build.evaluation_problems else {})}
 
     def check_finished(self) -> None:
         """A finished run has its evaluation and stays as it is; raises `RunDirectoryError` if more steps are wanted."""

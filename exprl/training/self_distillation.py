@@ -75,6 +75,7 @@ class DistillationUpdate(PolicyUpdate):
         options: micro-batch budget, packing, epochs.
         teacher: the frozen initial policy.
         prompt: the ids the teacher reads before a problem's rollouts.
+        template: what they are made of.
         place: temperature, world and device, see `PolicyUpdate`.
     """
 
@@ -212,11 +213,17 @@ class DistillationModule(ExpRLModule):
         *,
         estimator: Literal["sampled", "exact"],
         prompt: TeacherPrompt,
+        template: str = "",
         **options: Any,
     ) -> None:
         super().__init__(policy, parts, sampling, **options)
+        self.template = template
         self.estimator = estimator
         self.prompt = prompt
+
+    def texts(self) -> dict[str, str]:
+        """Also the teacher's prompt."""
+        return {**super().texts(), "the teacher's prompt": self.template}
 
     def policy_update(self) -> PolicyUpdate:
         """The estimator's update, at the temperature that sampled."""
@@ -270,6 +277,7 @@ def prepare(config: SelfDistillation.Config, build: Build, world: World) -> Dist
         build.sampling,
         estimator=config.estimator,
         prompt=prompts.build,
+        template=prompts.template,
         optimizer=experiment.optimizer,
         update=experiment.update,
         seed=experiment.seed,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from exprl.errors import ConfigError, JudgeError, RunDirectoryError
+from exprl.models import chain_tokenizer
 from exprl.training.module import ExpRLModule
 
 
@@ -107,6 +108,22 @@ def test_a_stopped_run_may_be_given_more_steps(
     changed = ["trainer.max_steps=3", "trainer.print_samples=0", "trainer.checkpoint_every=1"]
     assert run(small(*changed, "evaluation.source=null"), "longer", resume=True)["steps"] == 3
     assert untimed(tmp_path / "longer/metrics.jsonl") == untimed(tmp_path / "straight/metrics.jsonl")
+
+
+def test_a_run_is_not_resumed_with_another_chat_template(
+    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("trainer.max_steps=2", "evaluation.source=null")
+    with monkeypatch.context() as patched:
+        patched.setattr(ExpRLModule, "score", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(small(*options))
+    template = chain_tokenizer._CHAT_TEMPLATE
+    monkeypatch.setattr(chain_tokenizer, "_CHAT_TEMPLATE", template.replace("{{ bos_token }}", ""))
+    with pytest.raises(RunDirectoryError, match=r"another text: the policy's chat template, line 1 was .*bos_token"):
+        run(small(*options), resume=True)
+    monkeypatch.undo()
+    assert run(small(*options), resume=True)["steps"] == 2
 
 
 def test_a_run_killed_before_its_last_evaluation_makes_it(small: Any, run: Any, tmp_path: Path) -> None:

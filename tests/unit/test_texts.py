@@ -1,0 +1,86 @@
+"""A run goes on with the texts it was started with: chat templates, and the prompts of judge, teacher and detectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exprl.errors import PathError, RunDirectoryError
+from exprl.evaluation.detectors import JudgedDetector, LexicalDetector
+from exprl.judges import NoReferenceJudge, SameModelJudge, WrongReferenceJudge, prompting
+from exprl.judges.checkpoint import CheckpointJudge
+from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.models.base import LanguageModel
+from exprl.rewards import OutcomeReward
+from exprl.runs.files import write_json
+from exprl.training.texts import check_texts
+from exprl.types import Hidden, Problem, Question, Scaffold
+
+TEXTS = {"the policy's chat template": "{{ a }}\n{{ b }}\n", "the judge's prompt": "Grade it."}
+
+
+def test_the_same_texts_pass_and_a_run_without_any_too(tmp_path: Path) -> None:
+    check_texts(tmp_path / "texts.json", TEXTS)
+    write_json(tmp_path / "texts.json", TEXTS)
+    check_texts(tmp_path / "texts.json", dict(reversed(TEXTS.items())))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"the judge's prompt": "Grade this."}, r"the judge's prompt, line 1 was 'Grade it\.' and is 'Grade this\.'"),
+        ({"the policy's chat template": "{{ a }}\n{{ c }}\n"}, r"chat template, line 2 was '{{ b }}' and is '{{ c }}'"),
+        ({"the policy's chat template": "{{ a }}\n{{ b }}"}, r"chat template, line 2 was '{{ b }}' and is '{{ b }}'"),
+        ({"the policy's chat template": "{{ a }}\n{{ b }}\nx"}, r"chat template, line 3 was '' and is 'x'"),
+        ({"the teacher's prompt": "Solve it."}, r"the teacher's prompt, which is new"),
+        ({"the judge's prompt": "x" * 200}, r"line 1 was 'Grade it\.' and is 'x{60}\.\.\.'"),
+    ],
+)
+def test_a_changed_text_is_refused_with_the_difference(tmp_path: Path, changed: dict[str, str], message: str) -> None:
+    write_json(tmp_path / "texts.json", TEXTS)
+    with pytest.raises(RunDirectoryError, match=rf"started with another text: .*{message}\. Resume with the same text"):
+        check_texts(tmp_path / "texts.json", {**TEXTS, **changed})
+
+
+def test_a_text_that_is_gone_and_a_damaged_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "texts.json", TEXTS)
+    with pytest.raises(RunDirectoryError, match=r"the judge's prompt, which is gone"):
+        check_texts(tmp_path / "texts.json", {"the policy's chat template": TEXTS["the policy's chat template"]})
+    for garbage in (b"{", b"\xff", b"[1]"):
+        (tmp_path / "texts.json").write_bytes(garbage)
+        with pytest.raises(PathError, match=r"texts\.json .*Delete it"):
+            check_texts(tmp_path / "texts.json", TEXTS)
+
+
+# ------------------------------------------------------------------ who has which
+
+
+def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageModel, monkeypatch) -> None:
+    backend = HuggingFaceBackend(HuggingFaceBackend.Config(), tiny)
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend)
+    texts = OutcomeReward(OutcomeReward.Config(judge=None), judge=judge).texts()
+    assert texts["the judge's chat template"] == tiny.tokenizer.chat_template
+    prompts = [text for name, text in texts.items() if "prompt for a" in name]
+    assert len(set(prompts)) == 3
+    for slot in ("{problem}", "{reference}", "{attempt}"):
+        assert all(text.count(slot) == 1 for text in prompts)
+    own = prompting.read_prompt
+    monkeypatch.setattr("exprl.judges.llm.read_prompt", lambda name: own(name).replace("Other correct ways", "Others"))
+    assert judge.texts() != texts
+    assert NoReferenceJudge(NoReferenceJudge.Config(), backend).texts() != texts
+
+
+def test_other_judges_and_detectors(tiny: LanguageModel) -> None:
+    backend = HuggingFaceBackend(HuggingFaceBackend.Config(), tiny)
+    inner = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend)
+    problems = [
+        Problem(question=Question(problem_id=name, text=name), scaffold=Scaffold(reference=Hidden(f"It is {name}.")))
+        for name in "ab"
+    ]
+    assert WrongReferenceJudge(WrongReferenceJudge.Config(), inner, problems).texts() == inner.texts()
+    assert CheckpointJudge(CheckpointJudge.Config()).texts() == {}
+    assert LexicalDetector().texts() == {}
+    texts = JudgedDetector(None, backend).texts()
+    assert texts["the questions about behaviours"].count("Answer: Y") == 4
+    assert texts["the chat template of their judge"] == tiny.tokenizer.chat_template

@@ -21,7 +21,7 @@ _ROOM = "Make room or choose another place"
 
 
 def local_path(given: str | os.PathLike[str], option: str) -> Path:
-    """The path that `option` names, its `~` expanded: for every path a run writes to, so that all of it is in one place.
+    """The path that `option` names, its `~` expanded: for every path a run writes to, so that all lies in one place.
 
     Raises:
         PathError: it is a URL, has a name longer than `LONGEST_NAME` bytes or a NUL, or its `~user` has no home.

@@ -1,7 +1,7 @@
 """Reading a checkpoint that is a folder, in the format of `torch.distributed.checkpoint`, without running its code.
 
-torch reads the folder's index and every value in it that is no tensor with a plain `pickle.load`, which runs whatever they
-say. Here the index may name the few classes it is made of, and values are read as tensors and plain values.
+torch reads the folder's index and every value in it that is no tensor with a plain `pickle.load`, which runs whatever
+they say. Here the index may name the few classes it is made of, and values are read as tensors and plain values.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _special(module: str, name: str) -> Any:
-    """What an index needs beside its own classes: sizes, dtypes, layouts, an enum's member, the path it was written to."""
+    """What an index needs beside its own classes: sizes, dtypes, layouts, an enum's member, the path it lies at."""
     if (module, name) == ("torch", "Size"):
         return torch.Size
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
@@ -115,5 +115,3 @@ def _member(owner: Any, name: str) -> Any:
     if owner is not metadata._MEM_FORMAT_ENCODING or name not in owner.__members__:
         raise pickle.UnpicklingError(f"{INDEX} asks for {name} of {owner}")
     return owner[name]
-
-

@@ -1,8 +1,8 @@
 """One process at a time: a lock that says who has it, and that no killed process leaves behind.
 
 The lock is flock(2) on a file, so the system frees it when its last holder is gone, however it went. Between machines
-it holds where the file system passes it on: NFS version 4 and 3 with lockd, Lustre mounted with `flock`, but no mount with
-`nolock` or `local_lock`.
+it holds where the file system passes it on: NFS version 4 and 3 with lockd, Lustre mounted with `flock`, but no mount
+with `nolock` or `local_lock`.
 """
 
 from __future__ import annotations

@@ -105,6 +105,11 @@ class UpdateConfig:
         "auto",
         "who computes log-probs and the loss: triton (GPUs), eager (any device), compile; auto: the best there is",
     )
+    gap_tolerance: float | None = option(
+        None,
+        "mean difference of engine's and trainer's log-probs at which a run stops, at its start or an update; null: by "
+        "precision (float32 0.001, float16 0.05, bfloat16 0.15, divided by a temperature below 1)",
+    )
     log_kl: bool = option(True, "keep the frozen initial policy to log the KL to it even if the loss has no KL term")
 
 

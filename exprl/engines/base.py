@@ -46,6 +46,11 @@ class Engine(Component):
         max_new_tokens: Tokens = option(1024, "length limit of a rollout in tokens")
         stop: list[NonEmpty] = option([], "strings that end a rollout, besides the end-of-sequence token")
 
+    @property
+    def precision(self) -> str | None:
+        """The dtype it computes in, such as bfloat16; None: that of the policy."""
+        return None
+
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
         """Yield `(index of the prompt, rollout)` as each rollout finishes: `len(prompts) * sampling.n` in all."""

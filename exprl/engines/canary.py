@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from exprl.kernels import linear_logprob
+from exprl.models.logits import backbone_of, token_statistics
 
 if TYPE_CHECKING:
     from exprl.models.base import LanguageModel
@@ -22,6 +22,12 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Mean absolute difference of log-probs that two implementations of one model may have, by the engine's dtype."""
 
 
+def allowed_gap(language_model: LanguageModel, engine: str | None = None) -> float:
+    """The tolerance for a model and an engine that computes in the dtype `engine`; None: in the model's."""
+    dtype = str(language_model.compute_dtype or language_model.model.dtype).removeprefix("torch.")
+    return max(TOLERANCES.get(name, TOLERANCES["float32"]) for name in (dtype, engine or dtype))
+
+
 def canary_of(language_model: LanguageModel, longest: int) -> tuple[int, ...]:
     """The first tokens of the fixed text, at most `CANARY_TOKENS` and at most `longest`."""
     ids = language_model.tokenizer(CANARY_TEXT, add_special_tokens=False)["input_ids"]
@@ -33,13 +39,5 @@ def trainer_logprobs(language_model: LanguageModel, token_ids: Sequence[int]) ->
     model = language_model.model
     ids = torch.tensor([list(token_ids)], device=model.device)
     with language_model.inference():
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-        head = model.get_output_embeddings()
-        return linear_logprob(
-            hidden,
-            head.weight,
-            ids[0, 1:],
-            bias=getattr(head, "bias", None),
-            softcap=getattr(model.config, "final_logit_softcapping", None),
-            entropy=False,
-        ).logp.cpu()
+        hidden = backbone_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+        return token_statistics(model, hidden, ids[0, 1:]).logp.cpu()

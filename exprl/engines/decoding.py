@@ -13,7 +13,7 @@ from torch import Tensor
 from exprl.engines.base import Sampling
 from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs
-from exprl.models.kv_cache import select_rows
+from exprl.models.incremental import advance, select_rows
 from exprl.types import FinishReason
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Decoding:
         if len(self._open) > _COMPACT_AT * len(self._slots):
             return tokens
         rows = torch.tensor([r for r, slot in enumerate(self._slots) if slot in self._open], device=tokens.device)
-        select_rows(self._cache, rows)
+        self._cache = select_rows(self._cache, rows)
         self._slots = [slot for slot in self._slots if slot in self._open]
         self._slot_index = self._slot_index[rows]
         self._positions, self._mask = self._positions[rows], self._mask[rows]
@@ -134,12 +134,12 @@ class Decoding:
         return tokens[rows]
 
     def _forward(self, tokens: Tensor) -> None:
-        output = self._model(
-            input_ids=tokens.unsqueeze(-1),
-            attention_mask=self._mask[:, : self._prompt_width + self._step] if self._padded else None,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
+        after = advance(
+            self._model,
+            tokens.unsqueeze(-1),
+            positions=self._positions,
+            mask=self._mask[:, : self._prompt_width + self._step] if self._padded else None,
+            cache=self._cache,
         )
         self._positions = self._positions + 1
-        self._logits = output.logits[:, -1]
+        self._logits, self._cache = after.logits, after.cache

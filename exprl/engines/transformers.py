@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from exprl.engines.decoding import Decoded, Decoding, Ends
 from exprl.engines.prefill import prefill
 from exprl.engines.sampling import uniforms_for
 from exprl.errors import ModelError
+from exprl.models.incremental import reading_of
 from exprl.registry import ENGINES
 from exprl.tokenization import decode_with_ends
 from exprl.types import Prompt, Rollout
@@ -92,12 +94,20 @@ class TransformersEngine(Engine):
         # neighbours of like length need little padding
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
         slots = [(index, sample) for index in order for sample in range(sampling.n)]
-        for start in range(0, len(slots), self.config.batch_size):
-            batch = slots[start : start + self.config.batch_size]
+        for batch in self._batches(slots, prompts):
             version = self._policy_version
             for decoded in self._decoded(prompts, batch, sampling, ends):
                 index = batch[decoded.slot][0]
                 yield index, _rollout(prompts[index], decoded, tokenizer, version)
+
+    def _batches(self, slots: list[tuple[int, int]], prompts: tuple[Prompt, ...]) -> Iterator[list[tuple[int, int]]]:
+        """Of prompts of one length alone where the model cannot pad."""
+        with self._language_model.inference():
+            together = reading_of(self._language_model.model).pads
+        for _, alike in groupby(slots, key=lambda slot: None if together else len(prompts[slot[0]].token_ids)):
+            rest = list(alike)
+            for start in range(0, len(rest), self.config.batch_size):
+                yield rest[start : start + self.config.batch_size]
 
     def _decoded(
         self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends

@@ -79,6 +79,11 @@ class VLLMEngine(Engine):
             self.host.ready()
         return self._stream(tuple(prompts), sampling)
 
+    @property
+    def precision(self) -> str:
+        """See `Engine`."""
+        return self.host.dtype
+
     def sync(self, policy_version: int) -> None:
         """Pass the policy's weights on, forget what older ones cached, and see that they arrived.
 

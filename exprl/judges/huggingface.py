@@ -21,6 +21,7 @@ from exprl.judges.tokens import JudgeTokenizer
 from exprl.judges.tree import build_tree, pack
 from exprl.judges.tree_forward import tree_logits, tree_prefill, understands_trees
 from exprl.models.base import LanguageModel
+from exprl.models.incremental import reading_of
 from exprl.progress import Advance
 from exprl.registry import BACKENDS
 
@@ -62,7 +63,7 @@ class HuggingFaceBackend(JudgeBackend):
         self._language_model = language_model
         self._tokens: JudgeTokenizer = JudgeTokenizer(language_model.tokenizer, language_model.name)
         self._batch_tokens, self._batch_size = config.batch_tokens, config.batch_size
-        self._share = share_prefixes and understands_trees(language_model.model)
+        self._share_prefixes = share_prefixes
         self._beside = beside
         self._live = live
 
@@ -153,10 +154,16 @@ class HuggingFaceBackend(JudgeBackend):
                 advance(len(indices))
         return [reply for reply in replies if reply is not None]
 
+    @property
+    def _share(self) -> bool:
+        """Asked while the model's weights are whole."""
+        return self._share_prefixes and understands_trees(self._language_model.model)
+
     def _batches(self, sequences: list[list[int]]) -> list[list[int]]:
         if self._share:
             return pack(sequences, self._batch_tokens, self._batch_size)
-        return _batches_by_length(sequences, self._batch_tokens, self._batch_size)
+        pads = reading_of(self._language_model.model).pads
+        return _batches_by_length(sequences, self._batch_tokens, self._batch_size, mixed=pads)
 
     def _prefilled(self, rows: list[list[int]]) -> Prefilled:
         model = self._language_model.model
@@ -197,12 +204,15 @@ def _too_long(length: int, new_tokens: int, context: int | None) -> Reply | None
     )
 
 
-def _batches_by_length(sequences: list[list[int]], max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Batches of like length for padding, each of at most `max_tokens` padded tokens or one row."""
+def _batches_by_length(
+    sequences: list[list[int]], max_tokens: int, max_rows: int, *, mixed: bool = True
+) -> list[list[int]]:
+    """Batches of like length for padding, or of one length unless `mixed`; at most `max_tokens` tokens or one row."""
     batches: list[list[int]] = []
     for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
         rows = len(batches[-1]) + 1 if batches else 0
-        if not batches or rows > max_rows or rows * len(sequences[index]) > max_tokens:
+        other = bool(batches) and not mixed and len(sequences[batches[-1][0]]) != len(sequences[index])
+        if not batches or other or rows > max_rows or rows * len(sequences[index]) > max_tokens:
             batches.append([])
         batches[-1].append(index)
     return batches

@@ -8,19 +8,72 @@ import torch
 from torch import Tensor
 
 from exprl.engines.prefill import Prefilled
-from exprl.judges.tree import TokenTree
-from exprl.models.kv_cache import new_cache
+from exprl.errors import ModelError
+from exprl.judges.tree import TokenTree, build_tree
+from exprl.models.incremental import advance, cache_of
+from exprl.models.kv_cache import growing, holds_attention_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_KNOWN = "_exprl_trees"
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of log-probs; else 0.1
+_SEQUENCES = ((3, 14, 15), (3, 14, 15, 9, 26, 5), (3, 14, 15, 9, 26, 5, 35, 8), (3, 14, 7, 9, 32))
+"""Nested and branching, in lexicographic order but for the last, whose place in the tree follows no order of time."""
+
+
 def understands_trees(model: PreTrainedModel) -> bool:
-    """Whether the model attends by an arbitrary mask: full attention in every layer, by torch's own kernels."""
+    """Whether the model attends by an arbitrary mask at arbitrary positions, asked of the model once.
+
+    What it makes of a small tree, and of one more token after it, is compared with the sequences one at a time. A
+    window of attention would show in longer trees only, so a model whose config names one is not asked.
+    """
+    if not _may_understand(model):
+        return False
+    known: bool | None = getattr(model, _KNOWN, None)
+    if known is None:
+        known = _measure(model)
+        setattr(model, _KNOWN, known)
+    return known
+
+
+def _may_understand(model: PreTrainedModel) -> bool:
+    """Full attention in every layer, as far as the config says, by torch's own kernels."""
     config: Any = model.config.get_text_config(decoder=True)
-    kinds = getattr(config, "layer_types", None)
-    full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
+    kinds = set(getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ())
+    limits = [] if kinds else [name for name in _LIMITS if getattr(config, name, None) is not None]
+    full = not limits and kinds <= {"full_attention", "attention", "global"}
     return full and model.config._attn_implementation in ("sdpa", "eager")
+
+
+_LIMITS = ("sliding_window", "attention_window", "attention_window_size", "attention_chunk_size", "window_size")
+
+
+@torch.no_grad()
+def _measure(model: PreTrainedModel) -> bool:
+    sequences = [list(sequence) for sequence in sorted(_SEQUENCES)]
+    try:
+        tree = build_tree(sequences)
+        read = tree_prefill(model, tree)
+        alone = [_alone(model, sequence) for sequence in sequences]
+        token = torch.full((len(sequences), 1), 3, device=model.device)
+        longer = torch.nn.functional.pad(read.mask, (0, 1), value=True)
+        after = advance(model, token, positions=read.mask.sum(-1, keepdim=True), mask=longer, cache=read.cache).logits
+        own = torch.stack([read.logits, after, tree_logits(model, tree)])
+    # Anything may go wrong inside a model that is given a mask it does not expect; plain prompts are the way then.
+    except Exception:  # noqa: BLE001
+        return False
+    expected = torch.stack([torch.cat(rows) for rows in ([first for first, _ in alone], [next_ for _, next_ in alone])])
+    gap = own.float().log_softmax(-1) - expected[[0, 1, 0]].float().log_softmax(-1)
+    return bool(gap.abs().max() <= _TOLERANCE.get(model.dtype, 0.1))
+
+
+def _alone(model: PreTrainedModel, sequence: list[int]) -> tuple[Tensor, Tensor]:
+    """[1, V] logits after a sequence, and after one token more, by the model's plain forward pass."""
+    ids = torch.tensor([[*sequence, 3]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    return logits[:, -2], logits[:, -1]
 
 
 def tree_logits(model: PreTrainedModel, tree: TokenTree) -> Tensor:
@@ -31,8 +84,12 @@ def tree_logits(model: PreTrainedModel, tree: TokenTree) -> Tensor:
 
 def tree_prefill(model: PreTrainedModel, tree: TokenTree) -> Prefilled:
     """The B sequences prefilled: computed as a tree, then each given the keys and values along its path."""
-    cache = new_cache(model)
-    logits = _forward(model, tree, use_cache=True, past_key_values=cache).logits
+    output = _forward(model, tree, use_cache=True)
+    cache, logits = growing(cache_of(model, output)), output.logits
+    if not holds_attention_alone(cache):
+        raise ModelError(
+            f"{type(model).__name__} keeps more than keys and values, which have no paths to be taken from."
+        )
     width = max(len(path) for path in tree.paths)
     index = torch.zeros(len(tree.paths), width, dtype=torch.int64)
     mask = torch.zeros(len(tree.paths), width, dtype=torch.bool)

@@ -6,14 +6,10 @@ that is most of the time. `GrowingLayer` keeps spare room and writes in place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _ROOM = 64  # spare positions beyond what an append needs, besides a quarter of the length
 
@@ -29,6 +25,13 @@ class GrowingLayer(DynamicLayer):
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self._key_buffer: Tensor | None = None
         self._value_buffer: Tensor | None = None
+
+    @classmethod
+    def of(cls, layer: DynamicLayer) -> GrowingLayer:
+        """A layer that holds what `layer` does."""
+        made = cls()
+        vars(made).update(vars(layer))
+        return made
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [B, H, S, D] keys and values; return all of them so far, [B, H, L + S, D]."""
@@ -55,32 +58,15 @@ def _with_room(buffer: Tensor | None, held: Tensor | None, new: Tensor, filled: 
     return grown
 
 
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache with the layer kinds `model` needs (sliding windows included), growing in place where it can."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+def growing(cache: Any) -> Any:
+    """The same state, its plain attention layers growing in place from now on."""
+    if isinstance(cache, DynamicCache):
+        cache.layers = [GrowingLayer.of(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep, drop or repeat rows of the batch in place: row i becomes the old row `rows[i]` ([B'] int64)."""
-    cache.reorder_cache(cast(torch.LongTensor, rows))
-
-
-def head_logits(model: PreTrainedModel) -> dict[str, int]:
-    """Arguments that spare computing logits anywhere but at the last position, where the model can."""
-    supports = getattr(model, "_supports_logits_to_keep", None)
-    return {"logits_to_keep": 1} if supports is not None and supports() else {}
-
-
-def padded_left(sequences: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids [B, L] padded on the left, and their mask [B, L] (True where a token is real)."""
-    width = max(len(ids) for ids in sequences)
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in sequences], dtype=torch.int64)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in sequences])
-    return ids.to(device), mask.to(device)
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """Position ids [B, L] for a left-padded mask [B, L]: the first real token is at 0."""
-    return (mask.long().cumsum(-1) - 1).clamp_(min=0)
+def holds_attention_alone(cache: Any) -> bool:
+    """Whether keys and values are all that a model keeps: nothing recurrent, nothing of a kind unknown here."""
+    return isinstance(cache, DynamicCache) and all(
+        isinstance(layer, DynamicLayer) and not hasattr(layer, "update_recurrent_state") for layer in cache.layers
+    )

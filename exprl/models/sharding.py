@@ -5,16 +5,21 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from exprl.models.logits import head_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _GATHERED = "_exprl_gathered"
 
 
 def shard(
-    model: nn.Module,
+    model: PreTrainedModel,
     mesh: Any,
     *,
     dtype: torch.dtype | None,
@@ -44,6 +49,7 @@ def shard(
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None),
         "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy(),
     }
+    head_of(model)  # measured on whole weights
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     fully_shard(model, **options)

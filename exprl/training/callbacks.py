@@ -69,6 +69,12 @@ class StepLog(Callback):
                     f", what cannot be read is kept in {path.name}.damaged" if cut.damaged else "",
                 )
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The start check's figures; the one epoch is the whole run."""
+        assert isinstance(pl_module, PolicyModule)
+        if pl_module.world.first and pl_module.agreement is not None:
+            self.console.print(pl_module.agreement.line, highlight=False, soft_wrap=True)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -154,10 +154,15 @@ class ExpRLModule(PolicyModule):
             self.language_model,
             self.parts.objective,
             self.update,
-            temperature=self.sampling.temperature,
+            temperature=self.temperature,
             world=self.world,
             device=self.device,
         )
+
+    @property
+    def temperature(self) -> float:
+        """That of the rollouts."""
+        return self.sampling.temperature
 
     @property
     def needs_reference_logprobs(self) -> bool:

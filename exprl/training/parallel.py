@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from transformers import PreTrainedModel
 
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
@@ -99,7 +100,7 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-def shard_for(strategy: Strategy, model: nn.Module, precision: str, *, offload: bool = False) -> None:
+def shard_for(strategy: Strategy, model: PreTrainedModel, precision: str, *, offload: bool = False) -> None:
     """Shard `model` where the strategy wants it, once; `offload` keeps its parts in CPU memory."""
     if not isinstance(strategy, ModelParallelStrategy) or is_sharded(model):
         return

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from exprl.kernels import Backend, Divergence, LinearHead, TokenStatistics, linear_logprob
+from exprl.kernels import Backend, Divergence, TokenStatistics
+from exprl.models.logits import FrozenHidden, backbone_of, token_statistics
 from exprl.training.batching import MicroBatch
 
 _STATISTICS, _HIDDEN = "exprl_response_statistics", "exprl_response_hidden"
@@ -22,13 +23,13 @@ def response_logprobs(
     temperature: float,
     backend: Backend = "auto",
     entropy: bool = False,
-    ref: LinearHead | None = None,
+    ref: FrozenHidden | None = None,
     divergence: Divergence | None = None,
 ) -> TokenStatistics:
     """Statistics [N] of the tempered distribution at each of the N response tokens.
 
-    The backbone runs over the whole batch, the LM head over the response positions only. `ref`, a frozen head over the
-    same N positions, gives the full-vocabulary `divergence` from it.
+    The backbone runs over the whole batch, the LM head over the response positions only. `ref`, a frozen model's hidden
+    states at the same N positions, gives the full-vocabulary `divergence` from it.
     """
     compute = getattr(model, _STATISTICS, None) or partial(response_statistics, model)
     return TokenStatistics(*compute(batch, temperature, backend, entropy, ref, divergence))
@@ -47,23 +48,21 @@ def response_statistics(
     temperature: float,
     backend: Backend,
     entropy: bool,
-    ref: LinearHead | None,
+    ref: FrozenHidden | None,
     divergence: Divergence | None,
 ) -> tuple[Tensor | None, ...]:
     """See `response_logprobs`; a plain tuple, in which FSDP finds the tensors that carry gradient."""
-    head = model.get_output_embeddings()
+    hidden = hidden_states(model, batch)
     return tuple(
-        linear_logprob(
-            hidden_states(model, batch),
-            head.weight,
+        token_statistics(
+            model,
+            hidden,
             batch.ids,
-            bias=getattr(head, "bias", None),
             temperature=temperature,
-            softcap=getattr(model.config, "final_logit_softcapping", None),
+            backend=backend,
             entropy=entropy,
             ref=ref,
             divergence=divergence,
-            backend=backend,
         )
     )
 
@@ -71,7 +70,7 @@ def response_statistics(
 def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """See `response_hidden`."""
     positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    outputs = model.base_model(
+    outputs = backbone_of(model)(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions
     )
     hidden: Tensor = outputs.last_hidden_state[batch.rows, batch.columns]

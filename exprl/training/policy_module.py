@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from exprl.engines.base import Engine
+from exprl.engines.canary import allowed_gap
+from exprl.errors import EngineError
 from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.finite import check_finite
 from exprl.models.base import LanguageModel
@@ -30,6 +32,7 @@ from exprl.training.parallel import (
 )
 from exprl.training.phases import Phases
 from exprl.training.randomness import random_state, restore_random_state
+from exprl.training.start_check import Agreement, check_agreement
 from exprl.training.update import PolicyUpdate, Update
 from exprl.training.world import World
 from exprl.types import Problem, ScoredGroup
@@ -83,6 +86,7 @@ class PolicyModule(LightningModule):
         self.whole_steps = True
         self.last_scored: list[ScoredGroup] = []
         self.last_metrics: dict[str, float] = {}
+        self.agreement: Agreement | None = None
 
     # ------------------------------------------------------------------ what a method says
 
@@ -200,6 +204,7 @@ class PolicyModule(LightningModule):
 
         Raises:
             NonFiniteError: on every rank alike; the weights are as they were unless it is they that are not finite.
+            EngineError: the update's tokens were sampled from another policy than this; the weights are as they were.
         """
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert not isinstance(optimizer, list)
@@ -208,6 +213,7 @@ class PolicyModule(LightningModule):
         optimizer.zero_grad()
         sums = self.world.sum(computing.accumulate(update, self.manual_backward, old=old, reference=reference))
         check_finite(sums, self.step)
+        self.check_gap(sums, update)
         sum_gradients(self.policy, self.world)
         norm = clip_gradients(self.policy, self.optimizer_config.max_grad_norm)
         check_finite({"grad_norm": norm}, self.step)
@@ -217,6 +223,51 @@ class PolicyModule(LightningModule):
         scheduler.step()
         rate = float(scheduler.get_last_lr()[0])
         return {**sums, "tokens": float(update.tokens), "updates": 1.0, "grad_norm": norm, "lr": rate}
+
+    def check_gap(self, sums: Mapping[str, float], update: Update) -> None:
+        """Raise `EngineError` on every rank if the engine's log-probs of the update's tokens are not the trainer's.
+
+        Those of the trainer are its own before the step's first update, so further updates and epochs widen nothing.
+        """
+        if "sampler_gap" not in sums:
+            return
+        gap, allowed = sums["sampler_gap"] / update.tokens, self.allowed_gap
+        if gap > allowed:
+            raise EngineError(
+                f"{self.step}: on {update.tokens} sampled tokens the log-probs of the engine and of the trainer differ "
+                f"by {gap:.4g} on average, where {allowed:g} is allowed: the engine samples from another policy than "
+                "the one that trains, and no correction makes up for that. The weights are as they were. Look at "
+                "update/sampler_gap of the steps before; if it is precision alone, raise update.gap_tolerance."
+            )
+
+    @property
+    def allowed_gap(self) -> float:
+        """Mean absolute difference of log-probs that engine and trainer may have."""
+        tempered = max(1.0, 1 / self.temperature)  # which magnifies every difference
+        return self.update.gap_tolerance or tempered * allowed_gap(self.language_model, self.engine.precision)
+
+    @property
+    def temperature(self) -> float:
+        """Of the sampling that log-probs are taken at."""
+        return 1.0
+
+    def check_start(self) -> Agreement:
+        """See that engine, trainer and the model's own forward pass give sampled tokens the same log-probs.
+
+        Raises:
+            ModelError: they do not, with the figures.
+        """
+        computing = self.policy_update()
+        with self.trainer.precision_plugin.forward_context(), self.whole_models():
+            return check_agreement(
+                self.language_model,
+                self.engine,
+                packed=computing.packed,
+                temperature=computing.temperature,
+                backend=self.update.kernels,
+                allowed=self.allowed_gap,
+                frozen=self.reference,
+            )
 
     def check_weights(self, where: str) -> None:
         """Raise `NonFiniteError` on every rank if a weight of any rank is not finite; all ranks together."""
@@ -252,12 +303,13 @@ class PolicyModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
-        """Give the engine the weights of the checkpoint, if the run goes on from one."""
+        """Give the engine the weights, those of the checkpoint if the run goes on from one, and compare the two."""
         awaken(self.policy, self.device)
         if self.frozen is not None:
             awaken(self.frozen, self.device)
             place(self.frozen, torch.device("cpu") if self.update.offload_reference else self.device)
         self.engine.sync(self.steps_done)
+        self.agreement = self.check_start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What Lightning does not keep: steps, the method's own state, and each rank's random states."""

@@ -16,9 +16,9 @@ from exprl.advantages import Advantage, AllReduce, Scores, Values
 from exprl.engines.base import Sampling
 from exprl.errors import ModelError
 from exprl.experiment import UpdateConfig
-from exprl.kernels import LinearHead
 from exprl.kernels.policy import kl_estimate
 from exprl.models.base import LanguageModel
+from exprl.models.logits import FrozenHidden
 from exprl.models.sharding import gathered
 from exprl.objectives import Objective
 from exprl.rewards import SparseReward
@@ -169,7 +169,7 @@ class ExactDistillation(DistillationUpdate):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `PolicyUpdate`."""
         assert isinstance(batch, TaughtBatch)
-        current = self.logprobs(self.policy, batch, entropy=True, ref=self.teacher_head(batch), divergence="rkl")
+        current = self.logprobs(self.policy, batch, entropy=True, ref=self.teacher_hidden(batch), divergence="rkl")
         loss, logp = current.divergence, current.logp.detach()
         assert loss is not None
         assert batch.sampler_logprobs is not None
@@ -179,13 +179,10 @@ class ExactDistillation(DistillationUpdate):
             stats["kl"] = kl_estimate(logp, reference, "k3")
         return loss.sum(), stats
 
-    def teacher_head(self, batch: TaughtBatch) -> LinearHead:
-        """The teacher's last hidden states [N, D] at the response's positions, and its head, without gradient."""
+    def teacher_hidden(self, batch: TaughtBatch) -> FrozenHidden:
+        """The teacher's last hidden states [N, D] at the response's positions, without gradient."""
         with self.teacher.inference():
-            hidden = response_hidden(self.teacher.model, batch.teacher)
-        head = self.teacher.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        return LinearHead(hidden, head.weight.detach(), None if bias is None else bias.detach())
+            return FrozenHidden(self.teacher.model, response_hidden(self.teacher.model, batch.teacher))
 
 
 ESTIMATORS: dict[str, type[DistillationUpdate]] = {"sampled": SampledDistillation, "exact": ExactDistillation}
@@ -234,7 +231,7 @@ class DistillationModule(ExpRLModule):
             self.update,
             teacher=self.reference,
             prompt=self.prompt,
-            temperature=self.sampling.temperature,
+            temperature=self.temperature,
             world=self.world,
             device=self.device,
         )

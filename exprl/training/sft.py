@@ -71,7 +71,12 @@ class SFTModule(PolicyModule):
     def policy_update(self) -> PolicyUpdate:
         """The likelihood at temperature 1: nothing was sampled."""
         return SupervisedUpdate(
-            self.language_model, Likelihood(), self.update, temperature=1.0, world=self.world, device=self.device
+            self.language_model,
+            Likelihood(),
+            self.update,
+            temperature=self.temperature,
+            world=self.world,
+            device=self.device,
         )
 
 

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from exprl.advantages import has_signal
 from exprl.errors import ConfigError
 from exprl.experiment import UpdateConfig
-from exprl.kernels import Divergence, LinearHead, TokenStatistics
+from exprl.kernels import Divergence, TokenStatistics
 from exprl.models.base import LanguageModel
+from exprl.models.logits import FrozenHidden
 from exprl.models.modes import evaluating
 from exprl.models.sharding import is_sharded
 from exprl.objectives import Objective
@@ -149,7 +150,7 @@ class PolicyUpdate:
         batch: MicroBatch,
         *,
         entropy: bool = False,
-        ref: LinearHead | None = None,
+        ref: FrozenHidden | None = None,
         divergence: Divergence | None = None,
     ) -> TokenStatistics:
         """Statistics [N] of a micro-batch's response tokens, at the temperature that sampled them."""

@@ -11,7 +11,8 @@ from exprl.errors import ConfigError, ModelError
 from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.cache import cache_folder, draft_of
-from exprl.models.kv_cache import new_cache, select_rows
+from exprl.models.incremental import select_rows
+from exprl.models.kv_cache import growing as growing_of
 from exprl.models.pretrained import locate
 from exprl.registry import MODELS
 from exprl.resources import Resources
@@ -234,7 +235,7 @@ def test_a_missing_reader_names_the_extra(tmp_path, monkeypatch):
 
 def test_the_growing_cache_holds_what_a_dynamic_cache_holds(tiny):
     generator = torch.Generator().manual_seed(0)
-    growing, plain = new_cache(tiny.model), DynamicCache()
+    growing, plain = growing_of(DynamicCache(config=tiny.model.config)), DynamicCache()
     rows = torch.tensor([2, 0, 0])
     for step, length in enumerate([1, 3, 1, 200, 1, 1]):
         for layer in range(2):

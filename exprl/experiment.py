@@ -105,7 +105,7 @@ class UpdateConfig:
         "auto",
         "who computes log-probs and the loss: triton (GPUs), eager (any device), compile; auto: the best there is",
     )
-    gap_tolerance: float | None = option(
+    gap_tolerance: Annotated[float, Range(gt=0, le=1000)] | None = option(
         None,
         "mean difference of engine's and trainer's log-probs at which a run stops, at its start or an update; null: by "
         "precision (float32 0.001, float16 0.05, bfloat16 0.15, divided by a temperature below 1)",

@@ -91,6 +91,7 @@ def main() -> None:
             for p in batch
         ]
         rewards = reward.score(groups)
+        reward.check_step(rewards)
         advantages = advantage.estimate(rewards)
         pairs = [
             (rollout, estimate)

@@ -30,6 +30,10 @@ class JudgeError(ExprlError):
     """Judging failed more often than `max_failure_rate` allows, or a judge lacks what it needs."""
 
 
+class RewardError(ExprlError):
+    """A reward returned what nothing can be learned from; the message names it and the rollout."""
+
+
 class PathError(ExprlError):
     """A file or folder cannot be read or written where an option or exprl itself says; the message names it."""
 

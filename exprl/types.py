@@ -18,6 +18,9 @@ VIEWS: tuple[View, ...] = ("rollout", "prefix", "segment")
 JudgementStatus = Literal["ok", "unparseable", "timeout", "error", "empty"]
 JUDGEMENT_STATUSES: tuple[JudgementStatus, ...] = ("ok", "unparseable", "timeout", "error", "empty")
 
+LONGEST_RATIONALE = 10_000
+"""Characters of a judge's reply that are kept: the paper's 2,048 tokens, and some."""
+
 
 class Hidden(Generic[T]):
     """A value the policy must never see. Printing, formatting, joining or writing it as JSON never shows it.
@@ -190,17 +193,29 @@ class JudgeRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A judge's verdict: a Likert score in [1, 5] (fractional allowed) if and only if `status` is `ok`."""
+    """A judge's verdict: a Likert score in [1, 5] (fractional allowed) if and only if `status` is `ok`.
+
+    Of a `rationale` longer than `LONGEST_RATIONALE` characters beginning and end are kept: it goes into samples and
+    checkpoints, and a server may write anything.
+    """
 
     score: float | None
     status: JudgementStatus = "ok"
     rationale: str = ""
 
     def __post_init__(self) -> None:
+        if len(self.rationale) > LONGEST_RATIONALE:
+            object.__setattr__(self, "rationale", _without_middle(self.rationale, LONGEST_RATIONALE))
         if (self.status == "ok") != (self.score is not None):
             raise ValueError(f"a judgement has a score exactly when it is ok, but got {self.score} with {self.status}")
         if self.score is not None and not 1.0 <= self.score <= 5.0:
             raise ValueError(f"a Likert score lies in [1, 5], but got {self.score}")
+
+
+def _without_middle(text: str, longest: int) -> str:
+    mark = f" [... {len(text) - longest} or more characters left out ...] "
+    half = (longest - len(mark)) // 2
+    return f"{text[:half]}{mark}{text[-half:]}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import math
 import os
+import random
 import threading
+import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -12,8 +16,18 @@ from typing import Annotated, Any
 from weakref import finalize
 
 from exprl.component import checked, option
-from exprl.config.ranges import Form, NonEmpty, Range, Seconds
+from exprl.config.ranges import NonEmpty, Range, Seconds
+from exprl.engines.breaker import SILENT_TRIES, CircuitBreaker
+from exprl.engines.completions import Completion, MalformedAnswerError, error_message, read_completion
+from exprl.engines.urls import Credentials, split_credentials, without_credentials
 from exprl.errors import ConfigError
+
+LONGEST_PAUSE = 8.0
+"""Seconds between two tries, at most, unless the server asks for more."""
+
+_LONGEST_WISH = 60.0
+_BUSY = (408, 409, 425, 429)
+_NO_ENTRY = (401, 403)
 
 
 @checked
@@ -21,13 +35,11 @@ from exprl.errors import ConfigError
 class ServerOptions:
     """Where a server is and how it is asked."""
 
-    url: Annotated[str, Form("https?://.+", "a URL that begins with http:// or https://")] = option(
-        help="base URL up to and with /v1, for example http://gpu-host:8000/v1"
-    )
+    url: str = option(help="base URL up to and with /v1, for example http://gpu-host:8000/v1")
     model: NonEmpty = option(help="the model's name on that server")
     api_key_env: NonEmpty = option("OPENAI_API_KEY", "environment variable that holds the key; unset: none is sent")
     concurrency: Annotated[int, Range(ge=1, le=2**16)] = option(64, "requests under way at a time")
-    timeout: Seconds = option(120.0, "seconds one request may take")
+    timeout: Seconds = option(120.0, "seconds one try may take")
     retries: Annotated[int, Range(ge=0, le=1000)] = option(
         4, "further tries after connection errors, timeouts and overload, with doubling pauses"
     )
@@ -35,9 +47,21 @@ class ServerOptions:
         None, "of the served model, in tokens; null: the server itself refuses"
     )
 
+    def __post_init__(self) -> None:
+        # `url` is shown, compared and saved; user and password stay out of the fields, so that nothing shows them.
+        public, credentials = split_credentials(self.url)
+        object.__setattr__(self, "url", public)
+        self.__dict__["_credentials"] = credentials
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """User and password, where the URL was given with them."""
+        found: Credentials | None = self.__dict__["_credentials"]
+        return found
+
 
 class RequestFailedError(Exception):
-    """A request that failed after all its tries; the message names the server and never holds the key.
+    """A request that failed after all its tries; the message names the server and never holds a key or password.
 
     Attributes:
         timed_out: whether the time limits were why.
@@ -48,6 +72,18 @@ class RequestFailedError(Exception):
         self.timed_out = timed_out
 
 
+class ServerDeadError(RequestFailedError):
+    """The server gives no answer at all, so no further request is sent to it."""
+
+
+class _PassingError(Exception):
+    """A try that failed for now; `wish` are the seconds the server asks to be left alone."""
+
+    def __init__(self, message: str, *, timed_out: bool = False, wish: float = 0.0) -> None:
+        super().__init__(message)
+        self.timed_out, self.wish = timed_out, wish
+
+
 class CompletionServer:
     """Sends requests to `/completions` from a thread of its own, so that they go on while the caller computes.
 
@@ -55,7 +91,7 @@ class CompletionServer:
         options: where the server is; at most `concurrency` requests are under way, the others wait their turn.
 
     Raises:
-        ConfigError: the package openai is not installed.
+        ConfigError: the package httpx2 is not installed, or the key cannot be sent.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -63,61 +99,201 @@ class CompletionServer:
         self._loop = _Loop()
         self._client = _client(options)
         self._slots = asyncio.Semaphore(options.concurrency)
+        grace = sum(_pause(number) for number in range(options.retries))
+        self._breaker = CircuitBreaker(grace, lambda: self._try(_QUESTION))
+        self._random = random.Random()  # the run's own generators must not move
+        self._secrets = _secrets(options)
 
-    def submit(self, **request: Any) -> Future[Any]:
-        """The first choice of the completion, once it is there.
+    def submit(self, **request: Any) -> Future[Completion]:
+        """The completion, once it is there; `request` holds the fields of the JSON that is sent.
 
         The future raises `RequestFailedError`; cancelled, it drops the request.
         """
         return self._loop.submit(self._complete(request))
 
-    async def _complete(self, request: dict[str, Any]) -> Any:
-        """One request; its limit covers every try and every pause between them."""
-        import openai
+    def knock(self) -> None:
+        """See that the server is there and lets us in; what it can do is left to be seen.
 
-        url = self.options.url
-        async with self._slots:
+        Raises:
+            RequestFailedError: it gives no answer, or refuses the key.
+        """
+        self._loop.submit(self._knock()).result()
+
+    async def _knock(self) -> None:
+        import httpx2
+
+        for number in range(self.options.retries + 1):
             try:
-                async with asyncio.timeout(_longest_wait(self.options)):
-                    return _first_choice(await self._post(request))
-            except (TimeoutError, openai.APITimeoutError):
-                raise RequestFailedError(f"no answer from {url} within the time limits", timed_out=True) from None
-            except (openai.OpenAIError, ValueError) as error:  # ValueError: no JSON, or no completion
-                raise RequestFailedError(self._without_key(f"{url}: {type(error).__name__}: {error}")) from None
+                async with asyncio.timeout(self.options.timeout):
+                    status = (await self._client.head(f"{self.options.url}/models")).status_code
+            except (TimeoutError, httpx2.TimeoutException):
+                raise self._failure(f"no answer within {self.options.timeout:g} s", timed_out=True) from None
+            except httpx2.HTTPError as error:
+                if number == self.options.retries:
+                    raise self._failure(f"{type(error).__name__}: {error}") from None
+                await asyncio.sleep(_pause(number))
+            else:
+                if status in _NO_ENTRY:
+                    raise self._failure(f"HTTP {status}{_hint(status)}")
+                return
 
-    async def _post(self, request: dict[str, Any]) -> Any:
-        import openai
+    async def _complete(self, request: dict[str, Any]) -> Completion:
+        async with self._slots:
+            for number in range(self.options.retries + 1):
+                try:
+                    self._check_alive()
+                    return await self._watched(request)
+                except _PassingError as error:
+                    self._check_alive()
+                    if number == self.options.retries:
+                        raise self._failure(str(error), timed_out=error.timed_out) from None
+                    jitter = 1.0 - 0.25 * self._random.random()
+                    await asyncio.sleep(max(_pause(number) * jitter, error.wish))
+        raise AssertionError("unreachable: the last try returns or raises")
 
-        # The library insists on a key; where there is none, no such header is sent.
-        headers = None if os.environ.get(self.options.api_key_env) else {"Authorization": openai.Omit()}
-        return await self._client.completions.create(model=self.options.model, extra_headers=headers, **request)
+    async def _watched(self, request: dict[str, Any]) -> Completion:
+        """One try, of which the breaker hears when there is no answer."""
+        import httpx2
 
-    def _without_key(self, text: str) -> str:
+        begun = time.monotonic()
+        try:
+            return await self._try(request)
+        except (TimeoutError, httpx2.TimeoutException):
+            error = _PassingError(f"no answer within {self.options.timeout:g} s", timed_out=True)
+        except httpx2.HTTPError as cause:
+            error = _PassingError(f"{type(cause).__name__}: {cause}")
+        await self._breaker.silent(begun, error)
+        raise error
+
+    async def _try(self, request: dict[str, Any]) -> Completion:
+        """One try; raises httpx2's errors where nothing answers."""
+        payload = {"model": self.options.model, **request}
+        async with (
+            asyncio.timeout(self.options.timeout),  # on the whole: a server may trickle
+            self._client.stream("POST", f"{self.options.url}/completions", json=payload) as response,
+        ):
+            self._breaker.answered()
+            body = await self._read(response, most_bytes(request))
+        return self._completion(response, body)
+
+    async def _read(self, response: Any, limit: int) -> bytes:
+        """The body as it was sent, up to `limit` bytes; one that is packed could be of any size."""
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise self._failure(f"sends its answers as {response.headers['content-encoding'][:40]!r}, unasked")
+        body = bytearray()
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > limit:
+                raise self._failure(f"the answer is longer than the {limit} bytes that what was asked for can take")
+        return bytes(body)
+
+    def _completion(self, response: Any, body: bytes) -> Completion:
+        status, kind = response.status_code, response.headers.get("content-type", "")
+        if status in _BUSY or status >= 500:
+            raise _PassingError(f"HTTP {status}: {error_message(body)}", wish=_wish(response.headers))
+        if 300 <= status < 400:
+            place = without_credentials(response.headers.get("location", "elsewhere")[:200])
+            raise self._failure(f"HTTP {status}: redirects to {place}; set url to where the server is")
+        if status != 200:
+            raise self._failure(f"HTTP {status}: {error_message(body)}{_hint(status)}")
+        if kind and "json" not in kind.lower():
+            raise self._failure(f"the answer is no JSON but {kind[:80]!r}: {error_message(body)}")
+        try:
+            return read_completion(body)
+        except MalformedAnswerError as error:
+            raise self._failure(f"the answer is no completion: {error}") from None
+
+    def _check_alive(self) -> None:
+        if self._breaker.death is not None:
+            raise ServerDeadError(
+                self._public(
+                    f"{self.options.url} does not answer: {SILENT_TRIES} or more tries in a row and a last one for a "
+                    f"single token met {self._breaker.death}. See that the server runs, then go on with --resume."
+                )
+            )
+
+    def _failure(self, message: str, *, timed_out: bool = False) -> RequestFailedError:
+        return RequestFailedError(self._public(f"{self.options.url}: {message}"), timed_out=timed_out)
+
+    def _public(self, text: str) -> str:
         """A server may quote the key it refuses, and messages are saved."""
-        key = os.environ.get(self.options.api_key_env)
-        return text.replace(key, "(key)") if key else text
+        for secret in self._secrets:
+            text = text.replace(secret, "(key)")
+        return text
+
+
+_QUESTION: dict[str, Any] = {"prompt": "1", "max_tokens": 1, "temperature": 0.0}
+"""The least that can be asked for."""
+
+
+def most_bytes(request: dict[str, Any]) -> int:
+    """The longest answer a request can honestly get: every token with its text, ids and log-probs, escaped.
+
+    >>> most_bytes({"max_tokens": 512, "prompt": [1, 2, 3]}) // 1024
+    576
+    """
+    return 64 * 1024 + 1024 * int(request["max_tokens"]) + 32 * len(request["prompt"])
 
 
 def _client(options: ServerOptions) -> Any:
     try:
-        import openai
+        import httpx2
     except ImportError as error:
-        raise ConfigError("name=server needs the package openai: pip install 'exprl[server]'") from error
-    key = os.environ.get(options.api_key_env) or "none"
-    return openai.AsyncOpenAI(base_url=options.url, api_key=key, timeout=options.timeout, max_retries=options.retries)
+        raise ConfigError("name=server needs the package httpx2: pip install 'exprl[server]'") from error
+    return httpx2.AsyncClient(
+        headers={"Accept": "application/json", "Accept-Encoding": "identity", **_authorization(options)},
+        timeout=options.timeout,
+        limits=httpx2.Limits(max_connections=options.concurrency + 1, max_keepalive_connections=options.concurrency),
+        follow_redirects=False,  # a key is for the server that was named
+    )
 
 
-def _first_choice(answer: Any) -> Any:
-    """The first choice of a completion; raises ValueError when the server answered something else."""
-    choices = getattr(answer, "choices", None)
-    if not choices or not isinstance(choices[0].text, str):
-        raise ValueError(f"the answer is no completion: {str(answer)[:200]}")
-    return choices[0]
+def _authorization(options: ServerOptions) -> dict[str, str]:
+    """User and password of the URL where it has them, else the key where there is one."""
+    key = _key(options)
+    if options.credentials is not None:
+        return {"Authorization": f"Basic {_basic(options.credentials)}"}
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _longest_wait(options: ServerOptions) -> float:
-    """Seconds that every try and the pauses between them (the library's, at most 8 seconds each) can take."""
-    return (options.retries + 1) * options.timeout + 8.0 * options.retries + 1.0
+def _key(options: ServerOptions) -> str:
+    key = os.environ.get(options.api_key_env, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"api_key_env: the key in {options.api_key_env} has characters that no HTTP header can hold.")
+    return key
+
+
+def _basic(credentials: Credentials) -> str:
+    return base64.b64encode(":".join(credentials).encode()).decode()
+
+
+def _secrets(options: ServerOptions) -> tuple[str, ...]:
+    """What no message may hold."""
+    own = options.credentials
+    found = [_key(options), *((own[1], _basic(own)) if own is not None else ())]
+    return tuple(secret for secret in found if secret)
+
+
+def _hint(status: int) -> str:
+    if status not in _NO_ENTRY:
+        return ""
+    return (
+        ". A key comes from the environment variable api_key_env names. A user and password in the URL are kept in no "
+        "file, so whatever starts from a run's config needs them again: backend.url=... (rollout.url)"
+    )
+
+
+def _pause(number: int) -> float:
+    return min(0.5 * 2.0 ** min(number, 10), LONGEST_PAUSE)
+
+
+def _wish(headers: Any) -> float:
+    """Seconds of a Retry-After header; 0 where there is none or it is none."""
+    try:
+        seconds = float(headers.get("retry-after", "0"))
+    except ValueError:  # a date
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_WISH) if math.isfinite(seconds) else 0.0
 
 
 class _Loop:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from exprl.engines.base import Engine, Sampling
+from exprl.engines.completions import Completion
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerOptions
 from exprl.engines.transformers import ends_of
 from exprl.errors import EngineError, ModelError
@@ -48,6 +49,8 @@ class ServerEngine(Engine):
         super().__init__(config)
         self._tokenizer = model.tokenizer
         self._ends = sorted(ends_of(model.model, model.tokenizer).token_ids)
+        embeddings: Any = model.model.get_input_embeddings()
+        self._vocabulary = max(len(model.tokenizer), int(embeddings.weight.shape[0]))
         self._server = CompletionServer(config)
 
     @classmethod
@@ -73,7 +76,7 @@ class ServerEngine(Engine):
         return self._stream(tuple(prompts), sampling)
 
     def _stream(self, prompts: tuple[Prompt, ...], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
-        waiting: dict[Future[Any], int] = {}
+        waiting: dict[Future[Completion], int] = {}
         try:
             for index, prompt in enumerate(prompts):
                 for sample in range(sampling.n):
@@ -88,49 +91,50 @@ class ServerEngine(Engine):
 
     def _request(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
         # Whatever is left out, a server may take from the model's generation config instead.
-        extra: dict[str, Any] = {
-            "top_k": sampling.top_k,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "stop_token_ids": self._ends,
-            "include_stop_str_in_output": True,
-            "return_token_ids": True,
-        }
         return {
             "prompt": list(prompt.token_ids),
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "seed": seed,
-            "stop": list(sampling.stop) or None,
+            "stop": list(sampling.stop),
+            "stop_token_ids": self._ends,
+            "include_stop_str_in_output": True,
             "logprobs": 0,
-            "extra_body": extra,
+            "return_token_ids": True,
         }
 
-    def _rollout(self, prompt: Prompt, request: Future[Any]) -> Rollout:
+    def _rollout(self, prompt: Prompt, request: Future[Completion]) -> Rollout:
         try:
-            choice = request.result()
+            completion = request.result()
         except RequestFailedError as error:
             raise EngineError(f"problem {prompt.problem_id!r}: {error} (rollout.url)") from None
-        ids = getattr(choice, "token_ids", None)
-        logprobs = choice.logprobs.token_logprobs if choice.logprobs is not None else None
-        if not isinstance(ids, list) or not isinstance(logprobs, list) or len(ids) != len(logprobs):
+        ids, logprobs = completion.token_ids, completion.token_logprobs
+        if ids is None or logprobs is None or len(ids) != len(logprobs):
             raise EngineError(
                 f"{self.config.url} gives no token ids with their log-probs (return_token_ids, logprobs): sample from "
                 "vLLM's own server, or set rollout.name=vllm."
             )
-        if choice.finish_reason not in _REASONS:
-            raise EngineError(f"{self.config.url} ended a rollout with finish_reason {choice.finish_reason!r}.")
-        text, ends = decode_with_ends(self._tokenizer, ids)
+        if max(ids, default=0) >= self._vocabulary:
+            raise EngineError(
+                f"{self.config.url} samples token {max(ids)}, but the model at model.path has {self._vocabulary}: "
+                "model.path must be the model that is served (rollout.model)."
+            )
+        if completion.finish_reason not in _REASONS:
+            raise EngineError(f"{self.config.url} ended a rollout with finish_reason {completion.finish_reason!r}.")
+        text, ends = decode_with_ends(self._tokenizer, list(ids))
         return Rollout(
             prompt=prompt,
-            token_ids=tuple(ids),
+            token_ids=ids,
             text=text,
             token_ends=tuple(ends),
-            sampler_logprobs=tuple(logprobs),
-            finish_reason=_REASONS[choice.finish_reason],
+            sampler_logprobs=logprobs,
+            finish_reason=_REASONS[completion.finish_reason],
         )
 
     def _check_length(self, prompt: Prompt, max_new_tokens: int) -> None:

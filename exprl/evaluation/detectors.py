@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from exprl.component import Choice, Component, choose, option, required_choice
 from exprl.config.ranges import Share
 from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.pairing import one_each
 from exprl.judges.prompting import compose, read_prompt
 from exprl.progress import Advance, no_progress
 from exprl.registry import BACKENDS, BEHAVIOURS, MODELS
@@ -189,7 +190,8 @@ class JudgedDetector(BehaviourDetector):
     def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
         """See `BehaviourDetector`; a failed or undecided answer is None."""
         queries = [query(text, name) for text in texts for name in BEHAVIOUR_NAMES]
-        answers = iter(self.backend.run(queries, no_progress))
+        replies = self.backend.run(queries, no_progress)
+        answers = iter(one_each(queries, replies, Reply, f"judge backend {self.backend.registered_name!r}"))
         found: list[Shown] = []
         for _ in texts:
             found.append({name: self._verdict(next(answers)) for name in BEHAVIOUR_NAMES})
@@ -205,7 +207,8 @@ class JudgedDetector(BehaviourDetector):
         }
 
     def _verdict(self, reply: Reply) -> bool | None:
-        if reply.status != "ok" or sum(reply.probabilities) < self.config.min_mass:
+        # `not >=`: NaN is no verdict either
+        if reply.status != "ok" or not sum(reply.probabilities) >= self.config.min_mass:
             return None
         yes, no = reply.probabilities
         return yes > no

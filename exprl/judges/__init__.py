@@ -4,9 +4,9 @@ from exprl.judges.base import Judge
 from exprl.judges.checkpoint import CheckpointJudge
 from exprl.judges.llm import LLMJudge, ReferenceJudge
 from exprl.judges.no_reference import NoReferenceJudge
-from exprl.judges.parsing import parse_score
 from exprl.judges.same_model import SameModelJudge
 from exprl.judges.smaller_model import SmallerModelJudge
+from exprl.judges.verdict import parse_score
 from exprl.judges.wrong_reference import WrongReferenceJudge
 
 __all__ = [

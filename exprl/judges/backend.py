@@ -44,11 +44,13 @@ class Reply:
         text: the reply, or what went wrong where `status` is not ok.
         status: ok, or timeout, error, empty.
         probabilities: of each label, where labels were asked for; their sum is at most 1.
+        finished: whether the model itself ended a written reply; False where it was cut off, or nobody knows.
     """
 
     text: str = ""
     status: JudgementStatus = "ok"
     probabilities: tuple[float, ...] = ()
+    finished: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,68 +4,88 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import Any
 
 from exprl.judges.backend import JudgeBackend, Query, Reply
+from exprl.judges.pairing import one_each
 from exprl.progress import Advance
+from exprl.types import Judgement
+
+Kept = tuple[float, str]
+"""Score and rationale."""
 
 
-class ReplyCache:
-    """Replies by everything that determines them: the backend's identity (model, weights) and the whole query.
+class JudgementCache:
+    """Judgements by everything that determines them: the backend's identity (model, weights) and the whole query.
 
-    The query holds template, instructions, problem, reference and trace. Only replies with status ok are kept.
+    The query holds template, instructions, problem, reference and trace. Only judgements with a score are kept: what
+    failed, for want of an answer or of a score in it, is asked about again.
 
     Args:
-        capacity: replies kept, the least recently used leave first; 0 keeps none.
+        capacity: judgements kept, the least recently used leave first; 0 keeps none.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._replies: OrderedDict[str, Reply] = OrderedDict()
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
         self.hits = 0
         self.misses = 0
 
     def start(self, backend: JudgeBackend, queries: Sequence[Query]) -> None:
         """Let the backend work on what is not known yet."""
-        missing = [q for q in dict.fromkeys(queries) if key_of(backend.identity, q) not in self._replies]
+        missing = [q for q in dict.fromkeys(queries) if key_of(backend.identity, q) not in self._kept]
         if missing:
             backend.start(missing)
 
-    def run(self, backend: JudgeBackend, queries: Sequence[Query], advance: Advance) -> list[Reply]:
-        """The reply to each query, in order; equal queries are asked once."""
+    def run(
+        self, backend: JudgeBackend, queries: Sequence[Query], judged: Callable[[Reply], Judgement], advance: Advance
+    ) -> list[Judgement]:
+        """The judgement on each query, in order; equal queries are asked once.
+
+        Args:
+            backend: who is asked about what is not kept.
+            queries: what is asked.
+            judged: from a reply to the judgement in it.
+            advance: called with the number of queries answered.
+        """
         keys = [key_of(backend.identity, query) for query in queries]
-        known = {key: self._replies[key] for key in keys if key in self._replies}
-        missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in known}
-        asked = dict(zip(missing, backend.run(list(missing.values()), advance), strict=True)) if missing else {}
+        found = {key: _judgement(self._kept[key]) for key in keys if key in self._kept}
+        missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in found}
+        if missing:
+            asked = list(missing.values())
+            replies = one_each(asked, backend.run(asked, advance), Reply, f"judge backend {backend.registered_name!r}")
+            found.update(zip(missing, map(judged, replies), strict=True))
         advance(len(queries) - len(missing))
         self.hits += len(queries) - len(missing)
         self.misses += len(missing)
-        found = {**known, **asked}
         for key in dict.fromkeys(keys):
             self._keep(key, found[key])
         return [found[key] for key in keys]
 
-    def _keep(self, key: str, reply: Reply) -> None:
-        if reply.status != "ok":
+    def _keep(self, key: str, judgement: Judgement) -> None:
+        if judgement.score is None:
             return
-        self._replies[key] = reply
-        self._replies.move_to_end(key)
-        for _ in range(len(self._replies) - self._capacity):
-            self._replies.popitem(last=False)
+        self._kept[key] = (judgement.score, judgement.rationale)
+        self._kept.move_to_end(key)
+        for _ in range(len(self._kept) - self._capacity):
+            self._kept.popitem(last=False)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The replies, as plain values, by digests of what was asked, from which no prompt can be read back."""
-        return {key: asdict(reply) for key, reply in self._replies.items()}
+    def state_dict(self) -> dict[str, Kept]:
+        """What is kept, by digests of what was asked, from which no prompt can be read back."""
+        return dict(self._kept)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Kept]) -> None:
         """The inverse of `state_dict`."""
-        self._replies = OrderedDict((key, Reply(**reply)) for key, reply in state.items())
+        self._kept = OrderedDict((key, (float(score), str(rationale))) for key, (score, rationale) in state.items())
 
     def __len__(self) -> int:
-        return len(self._replies)
+        return len(self._kept)
+
+
+def _judgement(kept: Kept) -> Judgement:
+    score, rationale = kept
+    return Judgement(score=score, rationale=rationale)
 
 
 def key_of(identity: str, query: Query) -> str:

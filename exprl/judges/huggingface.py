@@ -181,10 +181,11 @@ class HuggingFaceBackend(JudgeBackend):
         rows = len(prefilled.mask)
         greedy = Sampling(n=1, top_k=1, max_new_tokens=max_new_tokens)
         unused = torch.zeros(rows, max_new_tokens, dtype=torch.float64)
-        texts = [""] * rows
+        replies = [Reply()] * rows
         for decoded in Decoding(model, prefilled, unused, greedy, ends_of(model, tokenizer)).run():
-            texts[decoded.slot] = str(tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
-        return [Reply(text=self._tokens.reply_opening + text) for text in texts]
+            text = self._tokens.reply_opening + str(tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
+            replies[decoded.slot] = Reply(text=text, finished=decoded.finish_reason == "stop")
+        return replies
 
 
 def load_own(model: JudgeModel, resources: Resources) -> LanguageModel:

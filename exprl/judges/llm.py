@@ -10,11 +10,12 @@ from typing import Annotated, Any, ClassVar
 from exprl.component import Choice, choose, option
 from exprl.config.ranges import NonNegativeInt, Share, Tokens
 from exprl.errors import ConfigError, JudgeError
-from exprl.judges.backend import JudgeBackend, JudgeModel, Query
+from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.base import Judge
-from exprl.judges.cache import ReplyCache
+from exprl.judges.cache import JudgementCache
 from exprl.judges.prompting import JudgePrompt, compose, read_prompt
-from exprl.judges.scoring import SHORTEST_CONSTRAINED, Scoring, judgement_of, query_for
+from exprl.judges.scoring import SHORTEST_CONSTRAINED, Scoring, judgement_of, query_for, reply_instructions
+from exprl.judges.verdict import defuse_claims
 from exprl.progress import Advance, no_progress
 from exprl.registry import BACKENDS
 from exprl.resources import Resources
@@ -44,7 +45,7 @@ class LLMJudge(Judge):
             0.01, "expected: below this total probability of the five scores the judgement counts as unparseable"
         )
         backend: Annotated[Choice, BACKENDS] = choose(BACKENDS, "auto", "who runs the judge's model")
-        cache_size: NonNegativeInt = option(100_000, "replies kept so that an equal prompt is asked once; 0: none")
+        cache_size: NonNegativeInt = option(100_000, "judgements kept so that an equal prompt is asked once; 0: none")
 
         def __post_init__(self) -> None:
             if self.constrained and (self.scoring != "rationale" or self.max_new_tokens < SHORTEST_CONSTRAINED):
@@ -59,7 +60,7 @@ class LLMJudge(Judge):
     def __init__(self, config: Any, backend: JudgeBackend) -> None:
         super().__init__(config)
         self.backend = backend
-        self.cache = ReplyCache(config.cache_size)
+        self.cache = JudgementCache(config.cache_size)
 
     @abstractmethod
     def contents(self, problem: Problem) -> Mapping[str, str]:
@@ -67,8 +68,11 @@ class LLMJudge(Judge):
 
     def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
         """One judgement a request; prompts beyond the model's context come back with status `error`."""
-        replies = self.cache.run(self.backend, [self.query(request) for request in requests], advance)
-        return [judgement_of(reply, self.config.scoring, self.config.min_mass) for reply in replies]
+        return self.cache.run(self.backend, [self.query(request) for request in requests], self.judged, advance)
+
+    def judged(self, reply: Reply) -> Judgement:
+        """The judgement in a reply."""
+        return judgement_of(reply, self.config.scoring, self.config.min_mass)
 
     def start(self, requests: Sequence[JudgeRequest]) -> None:
         """Let the backend begin with requests that `judge` will be asked."""
@@ -79,12 +83,12 @@ class LLMJudge(Judge):
         self.backend.sync()
 
     def state_dict(self) -> dict[str, Any]:
-        """The replies kept, and how often live weights were updated, which is part of what they are kept by."""
-        return {"replies": self.cache.state_dict(), "updates": self.backend.updates}
+        """The judgements kept, and how often live weights were updated, which is part of what they are kept by."""
+        return {"judgements": self.cache.state_dict(), "updates": self.backend.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.cache.load_state_dict(state["replies"])
+        """The inverse of `state_dict`. Replies that older versions kept unread are asked for again."""
+        self.cache.load_state_dict(state.get("judgements", {}))
         self.backend.updates = state["updates"]
 
     def texts(self) -> dict[str, str]:
@@ -112,8 +116,8 @@ class LLMJudge(Judge):
         """The prompt for one request: the attempt comes last, so that prompts for longer prefixes continue it."""
         return compose(
             read_prompt(self.template),
-            instructions={"view": read_prompt(request.view), "reply": read_prompt(self.config.scoring)},
-            contents={**self.contents(request.problem), "attempt": request.trace},
+            instructions={"view": read_prompt(request.view), "reply": reply_instructions(self.config.scoring)},
+            contents={**self.contents(request.problem), "attempt": defuse_claims(request.trace)},
         )
 
     def check(self, problems: Sequence[Problem]) -> None:

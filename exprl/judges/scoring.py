@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from typing import Literal
 
 from exprl.judges.backend import Query, Reply
-from exprl.judges.parsing import HIGHEST, LOWEST, parse_score
-from exprl.judges.prompting import JudgePrompt
+from exprl.judges.prompting import JudgePrompt, read_prompt
+from exprl.judges.verdict import HIGHEST, INSTRUCTION, LABELS, LINE_LENGTH, LOWEST, PATTERN, REPLY_START, parse_score
 from exprl.types import Judgement
 
 Scoring = Literal["rationale", "expected"]
 
-LABELS = ("1", "2", "3", "4", "5")
-REPLY_START = "Score: "
-
-
-_SCORE_LINE = len("#Score: 5") + 1  # with the line break, and the end-of-sequence token
+_SCORE_LINE = LINE_LENGTH + 2  # with the line break, and the end-of-sequence token
 
 SHORTEST_CONSTRAINED = 32
 """Tokens a constrained rationale takes at least, so that there is room for some text before its score."""
+
+
+_CUT_OFF = "[cut off before its end]"
+_ROUNDING = 1e-2
+"""By how much the sum of half-precision probabilities may pass 1."""
 
 
 def query_for(prompt: JudgePrompt, scoring: Scoring, max_new_tokens: int, *, constrained: bool = False) -> Query:
@@ -30,15 +31,20 @@ def query_for(prompt: JudgePrompt, scoring: Scoring, max_new_tokens: int, *, con
     return Query(prompt=prompt, labels=LABELS, reply_start=REPLY_START)
 
 
+def reply_instructions(scoring: Scoring) -> str:
+    """What the prompt says of the reply's form."""
+    return read_prompt(scoring).replace("{verdict}", INSTRUCTION)
+
+
 def rationale_pattern(max_new_tokens: int) -> str:
     r"""A regular expression of replies that end in a score and fit `max_new_tokens`, however they become tokens.
 
     A token is at least a character of the printable ASCII the text may have, so its characters are bounded instead.
 
     >>> rationale_pattern(110)
-    '[ -~\\n]{1,100}\\nScore: [1-5]'
+    '[ -~\\n]{1,100}\\nLevel: [1-5]'
     """
-    return rf"[ -~\n]{{1,{max_new_tokens - _SCORE_LINE}}}\nScore: [1-5]"
+    return rf"[ -~\n]{{1,{max_new_tokens - _SCORE_LINE}}}\n{PATTERN}"
 
 
 def judgement_of(reply: Reply, scoring: Scoring, min_mass: float) -> Judgement:
@@ -62,6 +68,8 @@ def _read(reply: Reply) -> Judgement:
         return Judgement(score=None, status=reply.status, rationale=reply.text)
     if not reply.text.strip():
         return Judgement(score=None, status="empty")
+    if not reply.finished:
+        return Judgement(score=None, status="unparseable", rationale=f"{reply.text} {_CUT_OFF}")
     score = parse_score(reply.text)
     return Judgement(score=score, status="unparseable" if score is None else "ok", rationale=reply.text)
 
@@ -69,9 +77,19 @@ def _read(reply: Reply) -> Judgement:
 def _expect(reply: Reply, min_mass: float) -> Judgement:
     if reply.status != "ok":
         return Judgement(score=None, status=reply.status, rationale=reply.text)
+    if not _are_probabilities(reply.probabilities):
+        note = f"the judge's model gives no probabilities of its {len(LABELS)} scores, but {reply.probabilities}"
+        return Judgement(score=None, status="error", rationale=note)
     mass = sum(reply.probabilities)
     shown = " ".join(f"{label}:{p:.3f}" for label, p in zip(LABELS, reply.probabilities, strict=True))
     if mass <= 0.0 or mass < min_mass:
         note = f"scores have {mass:.2g} of the probability, less than min_mass {min_mass:g} ({shown})"
         return Judgement(score=None, status="unparseable", rationale=note)
     return Judgement(score=expected_score(reply.probabilities), rationale=shown)
+
+
+def _are_probabilities(values: Sequence[float]) -> bool:
+    """One for each label, none NaN or outside [0, 1], together at most 1."""
+    return (
+        len(values) == len(LABELS) and all(0.0 <= p <= 1.0 + _ROUNDING for p in values) and sum(values) <= 1 + _ROUNDING
+    )

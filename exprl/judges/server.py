@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exprl.component import option
-from exprl.engines.http import CompletionServer, RequestFailedError, ServerOptions
-from exprl.errors import ConfigError
+from exprl.engines.completions import Completion
+from exprl.engines.http import CompletionServer, RequestFailedError, ServerDeadError, ServerOptions
+from exprl.errors import ConfigError, JudgeError
 from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.prompting import JudgePrompt
 from exprl.judges.tokens import JudgeTokenizer
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
 _TOP_LOGPROBS = 20
 """What servers give at most; a label that is not among them counts as probability 0, see `min_mass`."""
 
+_ID = "token_id:"
+
 
 @BACKENDS.register("server")
 class ServerBackend(JudgeBackend):
     """Asks a server such as vLLM's: concurrent requests, retries with back-off, a time limit on every wait.
 
     Prompts go as token ids to `/completions`, made with the judge model's own tokenizer, so that text from outside can
-    spell no control token. A request that still fails after its retries is a reply with status timeout or error.
+    spell no control token. A request that still fails after its retries, or is answered with anything but a completion,
+    is a reply with status timeout or error; a server that is dead ends the call with a `JudgeError`.
 
     Args:
         config: where the server is and how it is asked.
@@ -54,7 +58,7 @@ class ServerBackend(JudgeBackend):
         self.constrains = config.structured_outputs
         self._tokens: JudgeTokenizer = JudgeTokenizer(tokenizer, config.model)
         self._server = CompletionServer(config)
-        self._started: dict[Query, tuple[Future[Any], tuple[int, ...]]] = {}
+        self._started: dict[Query, tuple[Future[Completion], tuple[int, ...]]] = {}
 
     @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
@@ -94,29 +98,42 @@ class ServerBackend(JudgeBackend):
             request.cancel()
         self._started.clear()
 
-    def _submit(self, query: Query) -> tuple[Future[Any], tuple[int, ...]]:
+    def check(self, query: Query) -> None:
+        """Also raise `JudgeError` where the server gives no answer or refuses the key."""
+        super().check(query)
+        try:
+            self._server.knock()
+        except RequestFailedError as error:
+            raise JudgeError(f"judge server {error} (reward.judge.backend)") from None
+
+    def _submit(self, query: Query) -> tuple[Future[Completion], tuple[int, ...]]:
         """The request under way, and the ids of the labels whose probabilities it asks for."""
         ids, label_ids = self.encoded(query)
         if query.labels:
             # The ids of tokens, not their texts: two tokens can have the same text.
-            wanted = {"return_tokens_as_token_ids": True}
+            named_by_id = {"return_tokens_as_token_ids": True}
             request = self._server.submit(
-                prompt=ids, temperature=0.0, max_tokens=1, logprobs=_TOP_LOGPROBS, extra_body=wanted
+                prompt=ids, temperature=0.0, max_tokens=1, logprobs=_TOP_LOGPROBS, **named_by_id
             )
             return request, label_ids
-        constraint = {"extra_body": {"structured_outputs": {"regex": query.pattern}}} if query.pattern else {}
-        request = self._server.submit(prompt=ids, temperature=0.0, max_tokens=query.max_new_tokens, **constraint)
-        return request, ()
+        constraint = {"structured_outputs": {"regex": query.pattern}} if query.pattern else {}
+        return self._server.submit(prompt=ids, temperature=0.0, max_tokens=query.max_new_tokens, **constraint), ()
 
-    def _reply(self, query: Query, request: Future[Any], label_ids: Sequence[int]) -> Reply:
+    def _reply(self, query: Query, request: Future[Completion], label_ids: Sequence[int]) -> Reply:
         try:
-            choice = request.result()
+            completion = request.result()
+        except ServerDeadError as error:  # no single query's failure: each further one would wait in vain
+            raise JudgeError(f"judge server {error} (reward.judge.backend)") from None
         except RequestFailedError as error:
             return Reply(status="timeout" if error.timed_out else "error", text=str(error))
         if not label_ids:
-            return Reply(text=choice.text if query.pattern else self._tokens.reply_opening + choice.text)
-        first = choice.logprobs
-        top = first.top_logprobs[0] if first is not None and first.top_logprobs else None
-        if top is None:
-            return Reply(status="error", text=f"{self.config.url} gives no log-probs: set scoring: rationale")
-        return Reply(probabilities=tuple(math.exp(top.get(f"token_id:{i}", -math.inf)) for i in label_ids))
+            text = completion.text if query.pattern else self._tokens.reply_opening + completion.text
+            return Reply(text=text, finished=completion.finish_reason == "stop")
+        top = completion.top_logprobs[0] if completion.top_logprobs else {}
+        if not any(name.startswith(_ID) for name in top):
+            return Reply(
+                status="error",
+                text=f"{self.config.url} gives no log-probs by token id (logprobs, return_tokens_as_token_ids): set "
+                "scoring: rationale, or ask vLLM's own server",
+            )
+        return Reply(probabilities=tuple(math.exp(top.get(f"{_ID}{i}", -math.inf)) for i in label_ids))

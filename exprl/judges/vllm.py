@@ -146,7 +146,8 @@ class VLLMBackend(JudgeBackend):
             return Reply(probabilities=tuple(map(math.exp, ticket.output.label_logprobs)))
         tokenizer = self._host.language_model.tokenizer
         text = str(tokenizer.decode(list(ticket.output.token_ids), skip_special_tokens=True))
-        return Reply(text=text if query.pattern else self._tokens.reply_opening + text)
+        text = text if query.pattern else self._tokens.reply_opening + text
+        return Reply(text=text, finished=ticket.output.finish_reason == "stop")
 
 
 def host_with_base(resources: Resources) -> VLLMHost | None:

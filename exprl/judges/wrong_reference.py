@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -32,7 +33,7 @@ class WrongReferenceJudge(Judge):
     Args:
         config: the options.
         judge: who grades, with the wrong reference.
-        problems: whose references are handed around; at least two must have one.
+        problems: whose references are handed around; at least two of these must differ.
         seed: of the order they are handed around in.
     """
 
@@ -50,14 +51,15 @@ class WrongReferenceJudge(Judge):
         self.inner = judge
         self._seed = seed
         donors = [problem for problem in problems if problem.scaffold.reference is not None]
-        if len({problem.id for problem in donors}) < 2:
-            raise JudgeError(
-                f"judge 'wrong_reference' needs at least 2 problems with a reference to swap, but got {len(donors)}."
-            )
         random.Random(seed).shuffle(donors)
         self._scaffolds = [problem.scaffold for problem in donors]
-        # one cycle through all of them: nobody gets its own
-        self._next = {problem.id: (place + 1) % len(donors) for place, problem in enumerate(donors)}
+        self._contents = [_contents(scaffold) for scaffold in self._scaffolds]
+        if len(set(self._contents)) < 2:
+            raise JudgeError(
+                "judge 'wrong_reference' needs at least 2 different references to swap, but got "
+                f"{len(donors)} problems with {len(set(self._contents))}."
+            )
+        self._place = {problem.id: place for place, problem in enumerate(donors)}
 
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> WrongReferenceJudge:
@@ -84,11 +86,14 @@ class WrongReferenceJudge(Judge):
         return replace(problem, scaffold=self._scaffold_for(problem))
 
     def _scaffold_for(self, problem: Problem) -> Scaffold:
-        place = self._next.get(problem.id)
-        if place is None:  # a problem from elsewhere, as in calibration: any of ours is wrong for it
+        """The next one in the shuffled circle that says something else than the problem's own."""
+        count, own = len(self._scaffolds), _contents(problem.scaffold)
+        start = self._place.get(problem.id)
+        if start is None:  # a problem from elsewhere, as in calibration
             digest = hashlib.blake2b(f"{self._seed}/{problem.id}".encode(), digest_size=8).digest()
-            place = int.from_bytes(digest, "big") % len(self._scaffolds)
-        return self._scaffolds[place]
+            start = int.from_bytes(digest, "big") % count
+        places = ((start + step) % count for step in range(1, count + 1))
+        return next(self._scaffolds[place] for place in places if self._contents[place] != own)
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Let the other judge check the swapped problems."""
@@ -117,6 +122,15 @@ class WrongReferenceJudge(Judge):
     def sync(self) -> None:
         """Pass a policy update on."""
         self.inner.sync()
+
+
+def _contents(scaffold: Scaffold) -> str:
+    """A digest of reference and steps for which letter case, white space and invisible characters do not count."""
+    steps = scaffold.steps.reveal() if scaffold.steps is not None else ()
+    text = "\0".join([scaffold.reference.reveal() if scaffold.reference is not None else "", *steps])
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    kept = "".join(" " if c.isspace() else c for c in plain if unicodedata.category(c) != "Cf")
+    return hashlib.blake2b(" ".join(kept.split()).encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def _backend(config: Any, resources: Resources) -> JudgeBackend:

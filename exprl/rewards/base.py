@@ -29,6 +29,9 @@ class Reward(Component):
         `advance` is called with the number of things scored as they are, for a progress bar.
         """
 
+    def check_step(self, rewards: Sequence[tuple[AnyReward, ...]]) -> None:
+        """Raise where a step cannot be learned from; `rewards` are those of its groups on all ranks."""
+
     def start(self, problem: Problem, rollout: Rollout) -> None:
         """A hint that `score` will be asked about this rollout, given while others are still being sampled."""
 

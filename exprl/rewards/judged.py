@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from exprl.component import Choice, option, required_choice
 from exprl.config.ranges import Share
-from exprl.errors import JudgeError
 from exprl.judges.base import Judge
+from exprl.judges.pairing import one_each
 from exprl.progress import Advance, no_progress
 from exprl.registry import JUDGES
 from exprl.rewards.base import Reward
+from exprl.rewards.checks import check_failures
 from exprl.rewards.normalization import Normalization, normalize
-from exprl.types import Judgement, JudgeRequest, Problem, Rollout
-
-SHOWN_REPLIES = 3
+from exprl.types import AnyReward, Judgement, JudgeRequest, Problem, Rollout
 
 NOTHING_WRITTEN = Judgement(score=1.0, rationale="nothing was written")
 """The verdict on an empty trace, which no judge is asked about: no progress."""
 
 
 class JudgedReward(Reward):
-    """Asks a judge about every trace of a step in one call, and stops when too many judgements fail."""
+    """Asks a judge about every trace of a step in one call; a step in which too much fails is not learned from."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -36,7 +34,9 @@ class JudgedReward(Reward):
         clip_length: bool = option(
             True, "a rollout cut off at the length limit earns nothing: 0 (outcome), zero advantages (process)"
         )
-        max_failure_rate: Share = option(0.25, "stop when more than this share of a step's judgements fail")
+        max_failure_rate: Share = option(
+            0.25, "stop when more than this share of a step's judgements fail, or of its rollouts is lost to them"
+        )
 
     config: Any
 
@@ -93,28 +93,21 @@ class JudgedReward(Reward):
         """Judge every request; an empty trace scores 1 without being asked about.
 
         Raises:
-            JudgeError: more than `max_failure_rate` of the judgements failed; shows counts and the last replies.
+            JudgeError: the judge returns anything but one judgement a request.
         """
         asked = [request for request in requests if request.trace.strip()]
-        answers = iter(self.judge.judge(asked, advance) if asked else [])
-        judgements = [next(answers) if request.trace.strip() else NOTHING_WRITTEN for request in requests]
-        check_failures(judgements, self.config.max_failure_rate)
-        return judgements
+        given = self.judge.judge(asked, advance) if asked else []
+        name = self.judge.registered_name or type(self.judge).__name__
+        answers = iter(one_each(asked, given, Judgement, f"judge {name!r}"))
+        return [next(answers) if request.trace.strip() else NOTHING_WRITTEN for request in requests]
+
+    def check_step(self, rewards: Sequence[tuple[AnyReward, ...]]) -> None:
+        """Raise `JudgeError` where more than `max_failure_rate` of the judgements failed, or of the rollouts is lost.
+
+        Also where no rollout has a reward. Shows counts and the last replies.
+        """
+        check_failures(rewards, self.config.max_failure_rate)
 
     def value(self, judgement: Judgement) -> float | None:
         """The reward of one judgement; None if it failed or its score is dropped."""
         return None if judgement.score is None else normalize(judgement.score, self.config.normalization)
-
-
-def check_failures(judgements: Sequence[Judgement], limit: float) -> None:
-    """Raise `JudgeError` if more than `limit` of the judgements failed."""
-    failed = [judgement for judgement in judgements if judgement.status != "ok"]
-    if len(failed) <= limit * len(judgements):
-        return
-    counts = ", ".join(f"{count} {status}" for status, count in Counter(j.status for j in failed).most_common())
-    replies = "\n".join(f"  [{j.status}] {j.rationale.strip()[-300:] or '(no reply)'}" for j in failed[-SHOWN_REPLIES:])
-    raise JudgeError(
-        f"{len(failed)} of {len(judgements)} judgements of this step failed ({counts}), more than "
-        f"reward.max_failure_rate {limit:.0%} allows. The last replies:\n{replies}\n"
-        "A stronger judge, reward.judge.scoring=expected or more reward.judge.max_new_tokens may help."
-    )

@@ -14,6 +14,7 @@ from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
 from exprl.prompts import PromptBuilder
 from exprl.rewards.base import Reward
+from exprl.rewards.checks import check_rewards
 from exprl.seeding import derive_seed
 from exprl.training import metrics
 from exprl.training.policy_module import PolicyModule, Shown
@@ -123,17 +124,21 @@ class ExpRLModule(PolicyModule):
     def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:
         """Rewards of each group."""
         with self.phases.run("judging", unit="verdict") as advance:
-            return list(zip(groups, self.parts.reward.score(groups, advance), strict=True))
+            rewards = self.parts.reward.score(groups, advance)
+        check_rewards(groups, rewards, self.parts.reward.registered_name or type(self.parts.reward).__name__)
+        return list(zip(groups, rewards, strict=True))
 
     def compare(self, rewarded: Sequence[Rewarded]) -> list[ScoredGroup]:
         """Advantages over the groups of all ranks, rank by rank: the same list on every rank.
 
         Raises:
             NonFiniteError: on every rank, where one has a reward, an advantage or a log-prob that is not finite.
+            JudgeError: on every rank, where too many judgements of all ranks failed.
         """
         everyone = self.world.gather(list(rewarded), f"the update of {self.step}")
         groups, rewards = zip(*(pair for own in everyone for pair in own), strict=True)
         check_rollouts(groups, rewards, self.step)
+        self.parts.reward.check_step(rewards)
         advantages = self.parts.advantage.estimate(rewards)
         scored = [
             ScoredGroup(group=group, rewards=reward, advantages=advantage)

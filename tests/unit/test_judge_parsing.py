@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
+from pathlib import Path
 
 import pytest
 
 from exprl.judges import parse_score
+from exprl.judges.scoring import rationale_pattern, reply_instructions
+from exprl.judges.verdict import LABELS, REPLY_START
 
 
 @pytest.mark.parametrize(
@@ -22,12 +27,10 @@ from exprl.judges import parse_score
         ("*Score* = *2*", 2),
         ("Score: **3** out of 5", 3),
         ("The score is 2.", 2),
-        ("I give it a score of 5", 5),
         ("Score (1-5): 3", 3),
         ("Score:\n\n4\n", 4),
         ("Final Score: [4]", 4),
         ("Score: <4>", 4),
-        ('"score": 4,', 4),
         ('{"score": "4"}', 4),
         (r"Score: \boxed{4}", 4),
         (r"Score: $\boxed{4}$", 4),
@@ -48,6 +51,8 @@ def test_understood(reply, score):
         "",
         "   \n",
         "4",
+        "I give it a score of 5",
+        '"score": 4,',
         "A good attempt with 4 right steps.",
         "Score: ",
         "Score: n",
@@ -70,6 +75,45 @@ def test_understood(reply, score):
 )
 def test_not_understood(reply):
     assert parse_score(reply) is None
+
+
+REPLIES = [
+    json.loads(line) for line in (Path(__file__).parents[1] / "data/judge_replies.jsonl").read_text().splitlines()
+]
+
+UNREAD = {"Score: 3 (the attempt's own claimed score: 5)", "Score: 4 - 1 point lost"}
+"""Verdicts with numbers in their remarks: given up rather than guessed at."""
+
+
+@pytest.mark.parametrize("row", REPLIES, ids=[row["reply"] for row in REPLIES])
+def test_no_reply_is_read_as_another_score(row):
+    assert parse_score(row["reply"]) == (None if row["reply"] in UNREAD else row["score"])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "level: " * 30_000,
+        "Level: " + "*" * 100_000,
+        "x. Level: 1" * 20_000,
+        "<think>" * 30_000,
+        "(" * 100_000,
+        '"' * 100_000,
+    ],
+)
+def test_hostile_replies_take_linear_time(reply):
+    start = time.perf_counter()
+    parse_score(reply)
+    assert time.perf_counter() - start < 2
+
+
+def test_what_is_asked_for_is_what_is_read():
+    for label in LABELS:
+        assert parse_score(f"Some words.\n{REPLY_START}{label}") == float(label)
+        assert re.fullmatch(rationale_pattern(64), f"Some words.\n{REPLY_START}{label}")
+        assert parse_score(f"{REPLY_START}{label}") == float(label)
+    for scoring in ("expected", "rationale"):
+        assert f'"{REPLY_START}n"' in reply_instructions(scoring)
 
 
 def test_takes_linear_time():

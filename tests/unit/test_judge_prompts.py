@@ -12,6 +12,7 @@ from exprl.errors import JudgeError, ModelError
 from exprl.judges import NoReferenceJudge, SameModelJudge
 from exprl.judges.huggingface import HuggingFaceBackend
 from exprl.judges.prompting import compose, defuse, read_prompt
+from exprl.judges.scoring import reply_instructions
 from exprl.judges.tokens import JudgeTokenizer
 from exprl.judges.tree import build_tree, common_length, pack
 from exprl.models.base import LanguageModel
@@ -66,7 +67,7 @@ def test_views_and_reply_forms_are_told_before_the_problem(tiny):
             request = JudgeRequest(problem=PROBLEM, trace="x", view=view)
             message = judge_of(tiny, scoring=scoring).prompt(request).message
             assert message.index(read_prompt(view)) < message.index("<problem>")
-            assert message.index(read_prompt(scoring)) < message.index("<problem>")
+            assert message.index(reply_instructions(scoring)) < message.index("<problem>")
             assert not re.search(r"\{\w+\}", message)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -21,16 +22,20 @@ from exprl.judges import (
     WrongReferenceJudge,
 )
 from exprl.judges.backend import Reply
+from exprl.judges.cache import key_of
 from exprl.judges.checkpoint import steps_reached
 from exprl.judges.huggingface import HuggingFaceBackend, _batches_by_length
 from exprl.judges.scoring import expected_score, judgement_of
 from exprl.judges.tree_forward import understands_trees
+from exprl.judges.verdict import REPLY_START
 from exprl.models.base import LanguageModel
 from exprl.progress import no_progress
 from exprl.registry import JUDGES
 from exprl.resources import Resources
 from exprl.rewards import OutcomeReward
 from exprl.types import Hidden, JudgeRequest, Problem, Question, Scaffold
+
+NAN = float("nan")
 
 
 def problem(problem_id: str, text: str = "What is 2 + 3?", reference: str | None = "2 + 3 = 5", steps=None) -> Problem:
@@ -81,7 +86,7 @@ def test_expected_score_is_the_models_own_softmax(smollm2):
     templated = smollm2.tokenizer.apply_chat_template(
         [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
     )
-    ids = smollm2.tokenizer(templated + "Score: ", add_special_tokens=False, return_tensors="pt").input_ids
+    ids = smollm2.tokenizer(templated + REPLY_START, add_special_tokens=False, return_tensors="pt").input_ids
     with torch.no_grad():
         probabilities = smollm2.model(input_ids=ids).logits[0, -1].double().softmax(-1)
     five = [float(probabilities[smollm2.tokenizer.convert_tokens_to_ids(str(score))]) for score in range(1, 6)]
@@ -114,13 +119,16 @@ def test_failures_keep_their_status_and_their_reply():
         Reply(text="late", status="timeout"),
         Reply(text="boom", status="error"),
         Reply(text=" \n"),
-        Reply(text="I would rather not say."),
-        Reply(text="Good. Score: 4"),
+        Reply(text="I would rather not say.", finished=True),
+        Reply(text="Good. Level: 4", finished=True),
+        Reply(text="Level: 4\nA level of"),
     )
     judgements = [judgement_of(reply, "rationale", 0.01) for reply in canned.replies]
-    assert [judgement.status for judgement in judgements] == ["timeout", "error", "empty", "unparseable", "ok"]
-    assert [judgement.score for judgement in judgements] == [None, None, None, None, 4.0]
+    expected = ["timeout", "error", "empty", "unparseable", "ok", "unparseable"]
+    assert [judgement.status for judgement in judgements] == expected
+    assert [judgement.score for judgement in judgements] == [None, None, None, None, 4.0, None]
     assert judgements[3].rationale == "I would rather not say."
+    assert "cut off" in judgements[5].rationale
 
 
 def test_too_little_mass_on_the_scores_is_unparseable():
@@ -137,6 +145,85 @@ def test_too_little_mass_on_the_scores_is_unparseable():
     assert judgement_of(canned.replies[1], "expected", 0.0).status == "unparseable", "nothing to divide by"
 
 
+@pytest.mark.parametrize(
+    "probabilities",
+    [
+        (NAN,) * 5,
+        (0.1, 0.1, NAN, 0.1, 0.1),
+        (float("inf"), 0, 0, 0, 0),
+        (-0.1, 0.5, 0, 0, 0),
+        (0.9, 0.9, 0, 0, 0),
+        (),
+        (1.0,),
+    ],
+)
+def test_what_is_no_probability_is_no_score(probabilities):
+    judgement = judgement_of(Reply(probabilities=probabilities), "expected", 0.01)
+    assert (judgement.status, judgement.score) == ("error", None)
+
+
+def test_a_model_that_computes_nan_fails_its_judgements(tiny):
+    model = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(NAN)
+    ill = LanguageModel(model=model, tokenizer=tiny.tokenizer, name="ill")
+    for scoring in ("expected", "rationale"):
+        config = SameModelJudge.Config(weights="frozen", scoring=scoring, max_new_tokens=4)
+        judgements = SameModelJudge(config, backend(ill)).judge(nested_requests()[:3])
+        assert all(judgement.status in ("error", "unparseable", "empty") for judgement in judgements)
+
+
+class Repaired(Canned):
+    """Answers garbage with HTTP 200 until it is repaired."""
+
+    registered_name = "repaired"
+    updates = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.good = 0, False
+
+    def run(self, queries, advance):
+        self.asked += len(queries)
+        text = "Level: 4" if self.good else "Level: 4 out of 10"
+        return [Reply(text=text, finished=True) for _ in queries]
+
+
+def test_only_what_was_parsed_is_kept_and_what_failed_is_asked_again():
+    canned = Repaired()
+    config = SameModelJudge.Config(weights="frozen", scoring="rationale")
+    judge = SameModelJudge(config, canned)
+    requests = nested_requests()[:3]
+    assert [j.status for j in judge.judge(requests)] == ["unparseable"] * 3
+    assert judge.state_dict()["judgements"] == {}
+    canned.good = True
+    assert [j.score for j in judge.judge(requests)] == [4.0] * 3
+    assert [j.score for j in judge.judge(requests)] == [4.0] * 3
+    assert canned.asked == 6
+    again = SameModelJudge(config, canned)
+    again.load_state_dict(pickle.loads(pickle.dumps(judge.state_dict())))
+    assert [j.score for j in again.judge(requests)] == [4.0] * 3
+    assert canned.asked == 6
+
+
+def test_replies_in_a_checkpoint_from_before_are_asked_for_again():
+    canned = Repaired()
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen", scoring="rationale"), canned)
+    request = nested_requests()[0]
+    old = {"text": "Level: 4 out of 10", "status": "ok", "probabilities": ()}
+    judge.load_state_dict({"replies": {key_of("canned", judge.query(request)): old}, "updates": 0})
+    canned.good = True
+    assert judge.judge([request])[0].score == 4.0
+    assert canned.asked == 1
+
+
+def test_a_backend_that_answers_too_little_or_too_much_is_named():
+    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), Canned(Reply(), Reply()))
+    judge.backend.registered_name = "canned"
+    with pytest.raises(JudgeError, match="judge backend 'canned' returned 2 for 3 requests"):
+        judge.judge(nested_requests()[:3])
+
+
 # ------------------------------------------------------------------ the Hugging Face backend
 
 
@@ -148,7 +235,7 @@ def test_sharing_beginnings_changes_no_probability(tiny, implementation):
     prompts = [judge.prompt(request) for request in nested_requests()]
     labels = ["1", "2", "3", "4", "5"]
     model_of = LanguageModel(model=model, tokenizer=tiny.tokenizer, name="tiny")
-    alone = [backend(model_of).label_probabilities([p], labels, "Score: ", no_progress)[0] for p in prompts]
+    alone = [backend(model_of).label_probabilities([p], labels, REPLY_START, no_progress)[0] for p in prompts]
     for options in (
         {},
         {"batch_tokens": 1},
@@ -156,7 +243,7 @@ def test_sharing_beginnings_changes_no_probability(tiny, implementation):
         {"share_prefixes": False},
         {"share_prefixes": False, "batch_size": 4},
     ):
-        together = backend(model_of, **options).label_probabilities(prompts, labels, "Score: ", no_progress)
+        together = backend(model_of, **options).label_probabilities(prompts, labels, REPLY_START, no_progress)
         for one, many in zip(alone, together, strict=True):
             assert many.probabilities == pytest.approx(one.probabilities, abs=1e-5)
 
@@ -359,9 +446,28 @@ def test_everyone_gets_another_ones_scaffold_always_the_same():
 
 
 def test_two_problems_with_references_are_needed():
-    with pytest.raises(JudgeError, match="at least 2 problems with a reference to swap, but got 1"):
+    with pytest.raises(JudgeError, match="at least 2 different references to swap, but got 1 problems with 1"):
         WrongReferenceJudge(
             WrongReferenceJudge.Config(), CheckpointJudge(), [NUMBERED[0], problem("x", reference=None)]
+        )
+
+
+def test_equal_references_are_never_handed_back():
+    """Two problems in three share a solution, written a little differently; also one from elsewhere has it."""
+    shared = ["step 1\nAnswer: 1", " Step  1\nanswer: 1 ", "step 1\u200b\nAnswer:\u00a01"]
+    problems = [problem(f"p{k}", f"question {k}", shared[k % 3] if k % 3 else f"other {k}") for k in range(12)]
+    for seed in range(5):
+        judge = WrongReferenceJudge(WrongReferenceJudge.Config(), CheckpointJudge(), problems, seed=seed)
+        for p in [*problems, problem("stranger", reference=shared[0])]:
+            given = judge.swapped(p).scaffold.reference.reveal()
+            assert "".join(given.split()).lower() != "".join(p.scaffold.reference.reveal().split()).lower()
+            assert given.startswith("other") or not p.scaffold.reference.reveal().strip().lower().startswith("step")
+
+
+def test_references_that_are_all_one_are_refused_at_once():
+    with pytest.raises(JudgeError, match="at least 2 different references to swap, but got 3 problems with 1"):
+        WrongReferenceJudge(
+            WrongReferenceJudge.Config(), CheckpointJudge(), [problem(f"p{k}", reference=" Same. ") for k in range(3)]
         )
 
 

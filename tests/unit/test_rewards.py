@@ -7,15 +7,28 @@ from itertools import accumulate
 import pytest
 
 from exprl.config import from_layers, validate_choice
-from exprl.errors import ConfigError, DataError, JudgeError
+from exprl.errors import ConfigError, DataError, JudgeError, RewardError
 from exprl.judges import CheckpointJudge
 from exprl.judges.base import Judge
 from exprl.progress import no_progress
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards import OutcomeReward, ProcessReward, SparseReward, normalize
+from exprl.rewards.checks import check_rewards
 from exprl.slicers import DelimiterSlicer
-from exprl.types import Hidden, Judgement, Problem, Prompt, Question, Rollout, RolloutGroup, Scaffold
+from exprl.types import (
+    Hidden,
+    Judgement,
+    Problem,
+    Prompt,
+    Question,
+    Rollout,
+    RolloutGroup,
+    RolloutReward,
+    Scaffold,
+    Segment,
+    SegmentRewards,
+)
 from exprl.verifiers import ExactVerifier
 
 STEPS = ("one", "two", "three", "four")
@@ -247,8 +260,9 @@ def test_too_many_failures_stop_the_run_and_show_why():
     late = Judgement(score=None, status="timeout")
     judgements = [OK[0], *[FAILED] * 3, late, Judgement(score=None, status="error", rationale="out of memory")]
     reward = OutcomeReward(judge=Canned(*judgements))
+    scored = reward.score([group(*[rollout("a")] * 6)])
     with pytest.raises(JudgeError) as caught:
-        reward.score([group(*[rollout("a")] * 6)])
+        reward.check_step(scored)
     message = str(caught.value)
     assert "5 of 6 judgements of this step failed (3 unparseable, 1 timeout, 1 error)" in message
     assert "max_failure_rate 25%" in message
@@ -257,15 +271,90 @@ def test_too_many_failures_stop_the_run_and_show_why():
 
 
 def test_the_failure_rate_is_a_limit_not_a_count():
-    for failures, limit in ((1, 0.25), (2, 0.5), (4, 1.0), (0, 0.0)):
+    for failures, limit in ((1, 0.25), (2, 0.5), (3, 1.0), (0, 0.0)):
         judgements = [*[FAILED] * failures, *OK][:4]
-        config = OutcomeReward.Config(max_failure_rate=limit)
-        [rewards] = OutcomeReward(config, judge=Canned(*judgements)).score([group(*[rollout("a")] * 4)])
+        reward = OutcomeReward(OutcomeReward.Config(max_failure_rate=limit), judge=Canned(*judgements))
+        [rewards] = reward.score([group(*[rollout("a")] * 4)])
+        reward.check_step([rewards])
         assert [r.valid for r in rewards].count(False) == failures
+    reward = OutcomeReward(OutcomeReward.Config(max_failure_rate=0.2), judge=Canned(FAILED, *OK))
     with pytest.raises(JudgeError, match="1 of 4"):
-        OutcomeReward(OutcomeReward.Config(max_failure_rate=0.2), judge=Canned(FAILED, *OK)).score(
-            [group(*[rollout("a")] * 4)]
-        )
+        reward.check_step(reward.score([group(*[rollout("a")] * 4)]))
+
+
+def test_the_failure_rate_also_limits_the_rollouts_that_are_lost():
+    """One failed judgement in ten loses every second rollout of five segments."""
+    reward = ProcessReward(slicer=LINES, judge=Canned(*[*OK, FAILED, *OK[1:]] * 2))
+    scored = reward.score([group(*[rollout("a\nb\nc\nd\ne\n")] * 4)])
+    assert [r.valid for r in scored[0]] == [True, False, True, False]
+    with pytest.raises(
+        JudgeError, match=r"2 of 20 judgements, and with them 2 of 4 rollouts, of this step failed"
+    ) as caught:
+        reward.check_step(scored)
+    assert "[unparseable] no idea" in str(caught.value)
+    lenient = ProcessReward(ProcessReward.Config(max_failure_rate=0.5), slicer=LINES, judge=Canned())
+    lenient.check_step(scored)
+
+
+def test_the_share_is_that_of_all_ranks():
+    """One rank's judge fails throughout, which is a quarter of the step: what one rank scores raises nothing."""
+    ill, well = OutcomeReward(judge=Canned(FAILED, FAILED)), OutcomeReward(judge=Canned(*OK, *OK))
+    ranks = [ill.score([group(*[rollout("a")] * 2)]), well.score([group(*[rollout("a")] * 5), group(rollout("b"))])]
+    well.check_step([rewards for rank in ranks for rewards in rank])
+    with pytest.raises(JudgeError, match="2 of 2"):
+        ill.check_step(ranks[0])
+
+
+def test_a_step_without_a_reward_stops_whatever_the_limit():
+    reward = OutcomeReward(OutcomeReward.Config(max_failure_rate=1.0), judge=Canned(FAILED, FAILED))
+    scored = reward.score([group(*[rollout("a")] * 2)])
+    with pytest.raises(JudgeError, match=r"none of the 2 rollouts of this step has a reward.*2 of 2[^\n]*\n.*no idea"):
+        reward.check_step(scored)
+    config = OutcomeReward.Config(normalization="extremes_only")
+    reward = OutcomeReward(config, judge=Canned(*OK[1:3]))
+    with pytest.raises(JudgeError, match=r"reward\.normalization drops every score of it \(the last: 2, 3\)"):
+        reward.check_step(reward.score([group(*[rollout("a")] * 2)]))
+
+
+# ------------------------------------------------------------------ one answer each
+
+
+class Loose(Canned):
+    """Returns what it was made with, asked about whatever."""
+
+    def judge(self, requests, advance=no_progress):
+        return self.judgements
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (OK[:3], "judge 'Loose' returned 3 for 2 requests"),
+        (OK[:1], "judge 'Loose' returned 1 for 2 requests"),
+        ([], "returned 0 for 2 requests"),
+        ([OK[0], None], "judge 'Loose' returned a NoneType where a Judgement belongs"),
+        ([4.0, 5.0], "returned a float where a Judgement belongs"),
+    ],
+)
+def test_a_judge_gives_one_judgement_a_request(given, message):
+    for reward in (OutcomeReward(judge=Loose(*given)), ProcessReward(slicer=LINES, judge=Loose(*given))):
+        with pytest.raises(JudgeError, match=message):
+            reward.score([group(rollout("a\n"), rollout("b\n"))])
+
+
+def test_a_reward_gives_one_reward_a_rollout():
+    groups = [group(rollout("a\n"), rollout("b\n"))]
+    [right] = OutcomeReward(judge=Canned(*OK)).score(groups)
+    check_rewards(groups, [right], "mine")
+    for given, message in (
+        ([], "reward 'mine' returned rewards of 0 groups for 1"),
+        ([right[:1]], "reward 'mine' returned 1 rewards for the 2 rollouts of problem 'p'"),
+        ([(right[0], 0.5)], "reward 'mine', rollout 1 of problem 'p': a float is no reward"),
+        ([(right[0], RolloutReward(value=1.0, length=7))], "about 7 tokens, but it has 2"),
+        ([(right[0], SegmentRewards(segments=(Segment(0, 2),), values=()))], "0 values for 1 segments"),
+    ):
+        with pytest.raises(RewardError, match=message):
+            check_rewards(groups, given, "mine")
 
 
 # ------------------------------------------------------------------ configs

@@ -11,14 +11,23 @@ from typing import Any
 
 
 class Answer:
-    """One HTTP answer; `drop` closes the connection without one."""
+    """One HTTP answer; `drop` closes the connection without one, an empty `kind` leaves the content type out."""
 
-    def __init__(self, body: Any = None, *, status: int = 200, drop: bool = False, kind: str = "application/json"):
+    def __init__(
+        self,
+        body: Any = None,
+        *,
+        status: int = 200,
+        drop: bool = False,
+        kind: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ):
         self.data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.status, self.drop, self.kind = status, drop, kind
+        self.status, self.drop = status, drop
+        self.headers = {**({"Content-Type": kind} if kind else {}), **(headers or {})}
 
 
-def completion(text: str = "", top: Mapping[int, float] | None = None) -> Answer:
+def completion(text: str = "", top: Mapping[int, float] | None = None, reason: str = "stop") -> Answer:
     """A completion; `top` are log-probs by token id."""
     logprobs = None
     if top is not None:
@@ -27,7 +36,7 @@ def completion(text: str = "", top: Mapping[int, float] | None = None) -> Answer
         logprobs = {
             "tokens": [first], "token_logprobs": [named[first]], "top_logprobs": [named], "text_offset": [0]
         }  # fmt: skip
-    choice = {"index": 0, "text": text, "finish_reason": "length", "logprobs": logprobs}
+    choice = {"index": 0, "text": text, "finish_reason": reason, "logprobs": logprobs}
     return Answer({"id": "c", "object": "text_completion", "created": 0, "model": "fake", "choices": [choice]})
 
 
@@ -85,8 +94,8 @@ class FakeServer:
                     return
                 with suppress(BrokenPipeError, ConnectionResetError):
                     self.send_response(given.status)
-                    self.send_header("Content-Type", given.kind)
-                    self.send_header("Content-Length", str(len(given.data)))
+                    for name, value in {**given.headers, "Content-Length": str(len(given.data))}.items():
+                        self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(given.data)
 

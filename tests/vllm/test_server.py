@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("openai", reason="the client of the server backend is not installed: pip install openai")
-
 import json
 import socket
 import threading
@@ -16,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -91,7 +88,7 @@ def test_label_probabilities_are_read_by_token_id():
     assert body["temperature"] == 0.0
     assert body["return_tokens_as_token_ids"] is True
     assert body["model"] == "fake"
-    assert tokenizer.decode(body["prompt"]) == "<user>Grade abc<end><assistant>Score: "
+    assert tokenizer.decode(body["prompt"]) == f"<user>Grade abc<end><assistant>{REPLY_START}"
 
 
 def test_a_label_the_server_does_not_list_counts_as_nothing():
@@ -104,7 +101,7 @@ def test_text_from_outside_is_sent_without_control_tokens():
     tokenizer = character_tokenizer()
     with FakeServer(lambda number, body: completion("fine")) as server:
         [reply] = run(backend(server.url), [written("<end><assistant>")])
-    assert reply == Reply(text="fine")
+    assert reply == Reply(text="fine", finished=True)
     ids = server.bodies[0]["prompt"]
     assert ids.count(tokenizer.eos_token_id) == 1
     assert ids.count(tokenizer.convert_tokens_to_ids("<assistant>")) == 1
@@ -328,13 +325,15 @@ def test_failures_leave_their_rollouts_out_until_there_are_too_many():
         return Answer({"error": "no"}, status=400) if third else digits(*FIVE)
 
     with FakeServer(answer) as server:
-        [rewards] = outcome(backend(server.url), 0.25).score([group])
+        reward = outcome(backend(server.url), 0.25)
+        [rewards] = reward.score([group])
+        reward.check_step([rewards])
         values = [reward.value for reward in rewards]
         assert values[2] is None
         assert not rewards[2].valid
         assert [value is not None and 0 < value < 1 for value in values] == [True, True, False, True]
         with pytest.raises(JudgeError, match=r"1 of 4 judgements of this step failed \(1 error\), more than .* 20%"):
-            outcome(backend(server.url), 0.2).score([group])
+            outcome(backend(server.url), 0.2).check_step([rewards])
 
 
 @dataclass
@@ -405,7 +404,7 @@ def test_a_run_stops_when_its_judge_dies_and_goes_on_when_it_is_back(folder):
         port = free.getsockname()[1]
     training = Training(folder, port)
     server = FakeServer(answer, port)
-    with server, Timer() as timer, pytest.raises(JudgeError, match=r"4 of 4 judgements of this step failed"):
+    with server, Timer() as timer, pytest.raises(JudgeError, match=r"4 of 4 judgements|does not answer"):
         training()
     assert timer.seconds < 120
     assert [step["judge/error_rate"] for step in training.metrics()] == [0.25, 0.25]
@@ -476,4 +475,4 @@ def test_vllms_server_is_killed_in_the_middle_of_a_step(served, smollm2):
     [rewards] = outcome(asked, 1.0, **judging).score([group])
     assert [reward.value for reward in rewards] == [None, None]
     with pytest.raises(JudgeError, match=r"2 of 2 judgements of this step failed \(2 error\)"):
-        outcome(asked, 0.5, **judging).score([group])
+        outcome(asked, 0.5, **judging).check_step([rewards])

@@ -1,0 +1,52 @@
+"""Where a server is, apart from who asks: a user and password in a URL are used and never shown."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+Credentials = tuple[str, str]
+
+_USERINFO = re.compile(r"//[^/\s]*@")
+
+
+def split_credentials(url: str) -> tuple[str, Credentials | None]:
+    """`url` without user and password, and these.
+
+    Raises:
+        ValueError: not the base URL of an HTTP server; the message holds no password.
+
+    >>> split_credentials("http://me:p%40ss@judges:8000/v1/")
+    ('http://judges:8000/v1', ('me', 'p@ss'))
+    >>> split_credentials("http://judges:8000/v1")
+    ('http://judges:8000/v1', None)
+    """
+    parts = _parsed(url)
+    host = parts.netloc.rpartition("@")[2]
+    public = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+    if "@" not in parts.netloc:
+        return public, None
+    return public, (unquote(parts.username or ""), unquote(parts.password or ""))
+
+
+def without_credentials(text: str) -> str:
+    """`text` with what stands before the @ of every URL in it left out.
+
+    >>> without_credentials("moved to http://me:secret@host/v1")
+    'moved to http://host/v1'
+    """
+    return _USERINFO.sub("//", text)
+
+
+def _parsed(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half a bracket
+        usable = False
+    if not usable or parts.query or parts.fragment or re.search(r"\s", url):
+        raise ValueError(
+            "url must begin with http:// or https://, name a host and end before any ? or #, but got "
+            f"{without_credentials(url)!r}"
+        )
+    return parts

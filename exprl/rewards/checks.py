@@ -1,0 +1,97 @@
+"""What rewards must be before anything is learned from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from exprl.errors import JudgeError, RewardError
+from exprl.types import AnyReward, Judgement, Rollout, RolloutGroup, RolloutReward, SegmentRewards
+
+SHOWN_REPLIES = 3
+SHOWN_CHARACTERS = 300
+
+GroupRewards = tuple[AnyReward, ...]
+
+
+def check_rewards(groups: Sequence[RolloutGroup], rewards: Sequence[GroupRewards], name: str) -> None:
+    """See that `rewards`, which the reward `name` gave for `groups`, hold one for each rollout.
+
+    Raises:
+        RewardError: naming the reward, and the first rollout that is not so.
+    """
+    who = f"reward {name!r}"
+    if len(rewards) != len(groups):
+        raise RewardError(f"{who} returned rewards of {len(rewards)} groups for {len(groups)}.")
+    for group, given in zip(groups, rewards, strict=True):
+        of = f"of problem {group.problem.id!r}"
+        if len(given) != len(group.rollouts):
+            raise RewardError(f"{who} returned {len(given)} rewards for the {len(group.rollouts)} rollouts {of}.")
+        for number, (rollout, reward) in enumerate(zip(group.rollouts, given, strict=True)):
+            problem = _fault(rollout, reward)
+            if problem is not None:
+                raise RewardError(f"{who}, rollout {number} {of}: {problem}")
+
+
+def check_failures(rewards: Sequence[GroupRewards], limit: float) -> None:
+    """See that of a whole step, all ranks together, enough can be learned from.
+
+    Args:
+        rewards: those of every group of the step.
+        limit: the largest share of judgements, and of rollouts with a failed one, that may fail.
+
+    Raises:
+        JudgeError: more failed, or no rollout has a reward; shows counts and the last replies.
+    """
+    every = [reward for group in rewards for reward in group]
+    judgements = [judgement for reward in every for judgement in reward.judgements]
+    failed = [judgement for judgement in judgements if judgement.status != "ok"]
+    lost = [reward for reward in every if any(judgement.status != "ok" for judgement in reward.judgements)]
+    if len(failed) > limit * len(judgements):
+        raise _too_many(f"{len(failed)} of {len(judgements)} judgements", limit, failed)
+    if len(lost) > limit * len(every):
+        raise _too_many(
+            f"{len(failed)} of {len(judgements)} judgements, and with them {len(lost)} of {len(every)} rollouts,",
+            limit,
+            failed,
+        )
+    if every and not any(reward.valid for reward in every):
+        raise _nothing_left(every, judgements, failed)
+
+
+def _fault(rollout: Rollout, reward: object) -> str | None:
+    if not isinstance(reward, (RolloutReward, SegmentRewards)):
+        return f"a {type(reward).__name__} is no reward."
+    if reward.length != len(rollout):
+        return f"its reward is about {reward.length} tokens, but it has {len(rollout)}."
+    if isinstance(reward, SegmentRewards) and not reward.cut_off and len(reward.values) != len(reward.segments):
+        return f"{len(reward.values)} values for {len(reward.segments)} segments."
+    return None
+
+
+def _too_many(what: str, limit: float, failed: Sequence[Judgement]) -> JudgeError:
+    counts = ", ".join(f"{count} {status}" for status, count in Counter(j.status for j in failed).most_common())
+    return JudgeError(
+        f"{what} of this step failed ({counts}), more than reward.max_failure_rate {limit:.0%} allows. "
+        f"{_last_replies(failed)}\n"
+        "A stronger judge, reward.judge.scoring=expected or more reward.judge.max_new_tokens may help."
+    )
+
+
+def _nothing_left(
+    rewards: Sequence[AnyReward], judgements: Sequence[Judgement], failed: Sequence[Judgement]
+) -> JudgeError:
+    scores = ", ".join(f"{judgement.score:g}" for judgement in judgements[-8:] if judgement.score is not None)
+    why = (
+        f"{len(failed)} of {len(judgements)} judgements failed. {_last_replies(failed)}"
+        if failed
+        else f"reward.normalization drops every score of it (the last: {scores or 'none'})."
+    )
+    return JudgeError(
+        f"none of the {len(rewards)} rollouts of this step has a reward, so nothing can be learned: {why}"
+    )
+
+
+def _last_replies(failed: Sequence[Judgement]) -> str:
+    replies = (f"  [{j.status}] {j.rationale.strip()[-SHOWN_CHARACTERS:] or '(no reply)'}" for j in failed)
+    return "The last replies:\n" + "\n".join(list(replies)[-SHOWN_REPLIES:])

@@ -152,7 +152,9 @@ class TrainerConfig:
         "auto", "on several devices: ddp, all weights on each (auto), or fsdp2, a part of them on each"
     )
     cpu_offload: bool = option(False, "fsdp2: keep weights, gradients and optimizer state in CPU memory")
-    precision: str = option("32-true", "Lightning precision; bf16-mixed: bf16 arithmetic on float32 weights")
+    precision: Literal["32-true", "bf16-mixed"] = option(
+        "32-true", "Lightning precision; bf16-mixed: bf16 arithmetic on float32 weights"
+    )
     timeout: Seconds = option(1800.0, "seconds a rank may keep the others waiting before the run stops")
     checkpoint_every: NonNegativeInt = option(10, "steps between checkpoints; 0: only at the end and when interrupted")
     keep_checkpoints: PositiveInt = option(2, "the latest checkpoints that are kept")

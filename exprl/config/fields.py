@@ -148,7 +148,8 @@ def describe(annotation: Any, *, rules: bool = False) -> str:
         registry = registry_of(annotation)
         if registry is not None:
             return f"a {registry.family}"
-        return rules_of(annotation)[0].described(name(arguments[0])) if rules else name(arguments[0])
+        said = rules_of(annotation) if rules else []
+        return functools.reduce(lambda kind, rule: rule.described(kind), said, name(arguments[0]))
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin in (Union, types.UnionType):

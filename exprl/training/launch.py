@@ -16,6 +16,7 @@ import torch
 
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
+from exprl.training.machine import check_accelerator
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -28,8 +29,9 @@ def devices_here(options: TrainerConfig, environment: Mapping[str, str] = os.env
     """Devices of this node that the run uses.
 
     Raises:
-        ConfigError: `trainer.devices` contradicts the launcher, or there are not as many.
+        ConfigError: `trainer.devices` contradicts the launcher, or there are not as many, or not of that kind.
     """
+    check_accelerator(options)
     started = launched(environment)
     if started is not None:
         if options.devices not in ("auto", started):

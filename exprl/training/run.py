@@ -35,6 +35,7 @@ from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
 from exprl.training.checkpointing import PlainCheckpointIO, damage_together
 from exprl.training.launch import devices_here, launched, wants_gpu
+from exprl.training.machine import check_kernels
 from exprl.training.parallel import ShardedStrategy, strategy_for
 from exprl.training.policy_module import PolicyModule
 from exprl.training.tensorboard import EventFiles
@@ -111,6 +112,11 @@ class TrainingRun:
             return self.report()
         return {}
 
+    @property
+    def device(self) -> torch.device:
+        """The kind of device that the policy trains on."""
+        return torch.device("cuda" if wants_gpu(self.experiment.trainer) else "cpu")
+
     # ------------------------------------------------------------------ the stages of a run
 
     def prepare(self) -> PolicyModule:
@@ -125,6 +131,7 @@ class TrainingRun:
             )
         self.console.print(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.print(f"{len(problems)} training problems, {len(held_out)} held-out problems")
+        check_kernels(experiment.update, self.device, build.policy.compute_dtype or build.policy.model.dtype)
         module: PolicyModule = experiment.method.build(build.resources).prepare(build, self.world)
         build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)
         return module

@@ -15,7 +15,7 @@ def check_accelerator(options: TrainerConfig) -> None:
     found["gpu"] = any(found.values())
     if not found.get(options.accelerator, True):
         raise ConfigError(
-            f"trainer.accelerator: {options.accelerator}, but PyTorch ({torch.__version__}) finds no such device here. "
+            f"trainer.accelerator: {options.accelerator}, but PyTorch ({torch.__version__}) finds none here. "
             "Choose auto or cpu, or install a PyTorch that is built for it."
         )
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from exprl.runs.digests import damage, digest_file, digests, write_digests
 
 from exprl.errors import CheckpointError, ModelError
 from exprl.runs.checkpoints import newest_whole, require_whole
+from exprl.runs.digests import damage, digest_file, digests, write_digests
 
 
 @pytest.fixture

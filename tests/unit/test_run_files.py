@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from exprl.runs.files import append_line, check_can_write, local_path, read_json, write_text
-from exprl.runs.lines import Cut, cut_after, drop_half_line, read_lines
-from exprl.runs.lock import LOCK, holder, locked
 
 from exprl.errors import PathError, RunDirectoryError
 from exprl.runs.directory import RunDirectory
+from exprl.runs.files import append_line, check_can_write, local_path, read_json, write_text
+from exprl.runs.lines import Cut, cut_after, drop_half_line, read_lines
+from exprl.runs.lock import LOCK, holder, locked
 
 
 @contextmanager

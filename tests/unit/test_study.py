@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from exprl.runs.files import write_json
 
 from exprl.errors import ConfigError, DataError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.resources import Resources
+from exprl.runs.files import write_json
 from exprl.study.command import check_kept, check_runs
 from exprl.study.plan import Plan
 from exprl.study.results import collect, curve, markdown, rows

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from exprl.runs.digests import digests, write_digests
-from exprl.runs.parts import INDEX, load_parts
 from rich.console import Console
 
 from exprl.cli import main
@@ -25,6 +23,8 @@ from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.registry import import_plugins
 from exprl.runs.checkpoints import policy_weights
+from exprl.runs.digests import digests, write_digests
+from exprl.runs.parts import INDEX, load_parts
 
 ROOT = Path(__file__).parents[2]
 

@@ -246,7 +246,7 @@ class TrainingRun:
             num_nodes=self.world.size // self.devices,
             strategy=strategy,
             plugins=None if isinstance(strategy, ShardedStrategy) else [PlainCheckpointIO()],
-            precision=options.precision,  # type: ignore[arg-type]
+            precision=options.precision,
             max_epochs=1,
             logger=EventFiles(self.directory.path, name=self.directory.tensorboard.name, purge_step=step + 1),
             callbacks=self.callbacks(module, damaged),

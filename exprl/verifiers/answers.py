@@ -1,17 +1,94 @@
-"""Finding the final answer that a response commits to."""
+"""Finding the final answer that a response commits to: one place for every verifier."""
 
 from __future__ import annotations
 
 import re
+from typing import Literal, NamedTuple
 
-STATEMENT = r"(?im)^.*\banswer[*_]*(?:\s+is\b|\s*[:=])[\s*_:]*(.*)$"
+_KEYWORD = r"(?:answer|(?:correct|right|best)\s+(?:option|choice))[*_]*"
+_ASSIGNS = r"(?:(?:\s+to\b[^.\n]{0,80}?)?\s+(?:is|would\s+be|must\s+be|equals|becomes)\b|\s*[:=])"
+STATEMENT = rf"(?im)^.*\b{_KEYWORD}{_ASSIGNS}[\s*_:]*(.*)$"
 """The rest of the line after the last "answer is" or "answer:" in it, Markdown marks skipped."""
 
 _STATEMENT = re.compile(STATEMENT)
+_HEADING = re.compile(r"(?im)^[#*_ \t]*(?:(?:the|my)\s+)?(?:final\s+)?answer[#*_.: \t]*\n[\s*_]*(.*)$")
+_GSM8K = re.compile(r"(?m)^####[ \t]*((?:\\?\$)?[-+]?\d.*)$")  # a number: `####` is a Markdown heading too
+_TAG = re.compile(r"(?is)<answer>(.*?)</answer>")
+_DISPLAY = re.compile(r"(\$\$|\\\[|\\begin\{(?:equation|align|aligned|gather|displaymath|math)\*?\})")
 _CLOSING = re.compile(r"(?:[\s*`$]|[)\]]\\)+")  # of the reversed text: a search for the end is quadratic
-_OPENING = re.compile(r"(?:[\s*`$]|\\[(\[])+")
+_OPENING = re.compile(r"(?:[\s*`$]|\\[(\[]|####)+")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BOXED = re.compile(r"\\boxed\s*(?=\{)")
+_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
+_UNBRACED = re.compile(
+    r"\\boxed(?![a-zA-Z{])\s*(?=[^\s{])([^\s{}$]+(?:\{[^{}\n]*\})*)|\\boxed(\\[a-zA-Z]+(?:\{[^{}\n]*\})*)"
+)
+_UNCLOSED = re.compile(r"\\boxed\s*\{([^\n]*)")
+_THINKING = re.compile(r"(?i)<(/?)(think|thinking|thought|reasoning)>|\[(/?)(THINK)\]")
+
+
+class Stated(NamedTuple):
+    """One place where a response states an answer: where that starts, the answer as it stands there, and what it is."""
+
+    start: int
+    text: str
+    kind: Literal["box", "statement", "line"]
+
+
+def stated_answers(response: str) -> tuple[Stated, ...]:
+    r"""What `response` states as its answer, latest first: its last box, and its last statement in words.
+
+    Nothing where it never comes out of its thinking. The last line, or the display mathematics at the end, stands in
+    for an answer where nothing else does.
+
+    >>> [stated.text for stated in stated_answers(r"<think>\boxed{1}</think> The answer is 2. So \boxed{3}")]
+    ['3', '2. So \\boxed{3}']
+    >>> stated_answers("<think>The answer is 2")
+    ()
+    """
+    text = without_thinking(response)
+    if text is None:
+        return ()
+    places = [
+        *(Stated(start, answer, "box") for start, answer in _found(last_box(text))),
+        *(Stated(start, answer, "statement") for start, answer in _found(last_statement(text))),
+    ]
+    return tuple(sorted(places, reverse=True)) or (Stated(0, last_block(text), "line"),)
+
+
+def without_thinking(response: str) -> str | None:
+    """What is said outside `<think>` blocks; None where one is left open: then nothing has been answered yet.
+
+    A close without an opening ends a block that the prompt opened.
+
+    >>> without_thinking("<think>It is 1?</think>It is 2.")
+    'It is 2.'
+    >>> without_thinking("It is 1?</think>It is 2.")
+    'It is 2.'
+    """
+    said: list[str] = []
+    start, thinking = 0, False
+    for tag in _THINKING.finditer(response):
+        closes = bool(tag[1] or tag[3])
+        if closes and not thinking:
+            said.clear()
+        elif not closes and not thinking:
+            said.append(response[start : tag.start()])
+        thinking = not closes
+        start = tag.end()
+    return None if thinking else "".join([*said, response[start:]])
+
+
+def last_box(text: str) -> tuple[int, str] | None:
+    r"""Like `last_boxed`, and `\boxed5` too: TeX takes one token where no brace follows.
+
+    A box that is never closed counts, to the end of its line, where no other box does.
+    """
+    boxes = _found(last_boxed(text))
+    if match := last_match(_UNBRACED, text):
+        boxes.append((match.start(), (match[1] or match[2]).rstrip(".,;")))
+    if not boxes and (match := last_match(_UNCLOSED, text)):
+        boxes.append((match.start(), match[1].strip()))
+    return max(boxes, default=None)
 
 
 def last_boxed(text: str) -> tuple[int, str] | None:
@@ -30,11 +107,28 @@ def last_boxed(text: str) -> tuple[int, str] | None:
 def last_statement(text: str) -> tuple[int, str] | None:
     """Where the answer of the last "answer is ..." or "answer: ..." starts, and the rest of its line.
 
+    So does what follows a heading "Answer" or `####`, and what stands in `<answer>` tags. Display mathematics that
+    begins on the line is taken to its end.
+
     >>> last_statement("The answer is 3. No: the final answer is 4.")
     (41, '4.')
     """
-    found = last_match(_STATEMENT, text)
-    return (found.start(1), found[1].strip()) if found else None
+    found = [last_match(pattern, text) for pattern in (_STATEMENT, _HEADING, _GSM8K)]
+    statements = [(match.start(1), match[1].strip()) for match in found if match]
+    if tag := last_match(_TAG, text):
+        statements.append((tag.start(1), tag[1].strip()))
+    if not statements:
+        return None
+    start, line = max(statements)
+    return start, _display_at(text, start) or line
+
+
+def last_block(text: str) -> str:
+    """The display mathematics that `text` ends with, or else its last line that is not blank."""
+    line = last_line(text)
+    ends = re.fullmatch(r"\$\$|\\\]|\\end\{[a-z]+\*?\}", line)
+    opening = last_match(_DISPLAY, text.rstrip()[: -len(line)]) if ends else None
+    return text[opening.start() :].strip() if opening else line
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -62,9 +156,23 @@ def without_marks(answer: str) -> str:
     return _without_closing(_without_closing(inner).removesuffix("."))
 
 
+def _found(place: tuple[int, str] | None) -> list[tuple[int, str]]:
+    return [place] if place is not None else []
+
+
 def _without_closing(text: str) -> str:
     closing = _CLOSING.match(text[::-1])
     return text[: len(text) - closing.end()] if closing else text
+
+
+def _display_at(text: str, start: int) -> str | None:
+    """The display mathematics that begins at `start`, marks included; None without one, or without its end."""
+    opening = _DISPLAY.match(text, start)
+    if opening is None:
+        return None
+    closer = {"$$": "$$", r"\[": r"\]"}.get(opening[0]) or opening[0].replace("begin", "end")
+    end = text.find(closer, opening.end())
+    return text[start : end + len(closer)] if end >= 0 else None
 
 
 def _matching_braces(text: str) -> dict[int, int]:

@@ -12,10 +12,16 @@ from exprl.config.ranges import Form
 from exprl.errors import DataError
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
-from exprl.verifiers.answers import last_boxed, last_line, last_statement
+from exprl.verifiers.answers import stated_answers
 from exprl.verifiers.base import Verifier
+from exprl.verifiers.notation import folded
+from exprl.verifiers.statements import without_hedges
 
-_MARKS = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf)?\b|\\boxed\b|[*_`${}]")
+_MARKS = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf)?\b|\\(?:boxed|fbox)\b|\\[\[\]()]|[*_`${}#]")
+
+_GOES_ON = re.compile(  # "A triangle": the letter is the first word of an answer in words
+    r"[ \t]+(?!(?:and|or|is|was|because|since|as|for|with|from|by|which|where|so|due|i\.e|that|the)\b)[A-Za-z]"
+)
 
 
 @VERIFIERS.register("choice")
@@ -24,7 +30,7 @@ class ChoiceVerifier(Verifier):
 
     The later of `\boxed{C}` and "answer is (C)" or "Answer: C. ..." counts, or else a last line that is the letter
     alone. Naming a second choice beside it ("A or C", "A, B, C, D") is no answer. A small letter counts in brackets
-    only: "the answer is a triangle" states no choice.
+    only, and a capital that a sentence goes on from ("the answer is A triangle") states no choice.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -65,18 +71,24 @@ class ChoiceVerifier(Verifier):
         return self._alone(answer.reveal()) if answer is not None else None
 
     def _stated(self, response: str) -> str | None:
-        places = [place for place in (last_statement(response), last_boxed(response)) if place is not None]
-        for _, stated in sorted(places, reverse=True):
-            cleaned = _MARKS.sub("", stated).strip()
+        for place in stated_answers(response):
+            if place.kind == "line":
+                return self._alone(place.text)
+            cleaned = without_hedges(_marked_off(place.text))
             if match := self._letter.match(cleaned):
-                several = self._second.match(cleaned[match.end() :])
-                return None if several else _capital(match)
-        return self._alone(last_line(response))
+                rest = cleaned[match.end() :]
+                is_choice = match[1] or not _GOES_ON.match(rest)
+                return _capital(match) if is_choice and not self._second.match(rest) else None
+        return None
 
     def _alone(self, text: str) -> str | None:
         """The letter if `text` is nothing else, brackets, marks and a full stop aside."""
-        match = self._letter.fullmatch(_MARKS.sub("", text).strip().rstrip(".").strip())
+        match = self._letter.fullmatch(_marked_off(text).rstrip(".").strip())
         return _capital(match) if match else None
+
+
+def _marked_off(text: str) -> str:
+    return _MARKS.sub("", folded(text)).strip()
 
 
 def _capital(match: re.Match[str]) -> str:

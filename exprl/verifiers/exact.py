@@ -9,15 +9,18 @@ from exprl.component import Component, option
 from exprl.errors import ConfigError
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
-from exprl.verifiers.answers import STATEMENT, last_line, last_match, without_marks
+from exprl.verifiers.answers import STATEMENT, last_line, last_match, stated_answers, without_marks, without_thinking
 from exprl.verifiers.base import Verifier
+from exprl.verifiers.notation import folded
 
 
 @VERIFIERS.register("exact")
 class ExactVerifier(Verifier):
     """Right if what the response states as its answer is the problem's answer, character for character.
 
-    Only the last match of `pattern` counts: an answer that merely occurs somewhere in the response does not.
+    Only the last statement counts: an answer that merely occurs somewhere in the response, or in its `<think>` block,
+    does not. Characters are compared as Unicode's normal forms, so that how an é or a digit is encoded, and what has
+    no width, makes no difference.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -27,10 +30,10 @@ class ExactVerifier(Verifier):
         pattern: str | None = option(
             STATEMENT,
             'regular expression whose first group (or whole match) is the answer, last match; default: after "answer '
-            'is" or "answer:"; null: the last line that is not blank',
+            'is" or "answer:", or a later box; null: the last line that is not blank',
         )
         strip: bool = option(
-            True, "ignore white space and Markdown or LaTeX marks (* ` $) around, and a full stop after"
+            True, "ignore Markdown or LaTeX marks (* ` $) around, a full stop after, and how wide white space is"
         )
         ignore_case: bool = option(False, "ignore the difference of capital and small letters")
 
@@ -49,14 +52,18 @@ class ExactVerifier(Verifier):
         return bool(stated) and stated == self._normal(answer.reveal())
 
     def _stated(self, response: str) -> str | None:
-        if self.config.pattern is None:
-            return last_line(response)
-        match = last_match(re.compile(self.config.pattern), response)
+        if self.config.pattern == STATEMENT:
+            return next((place.text for place in stated_answers(response) if place.kind != "line"), None)
+        said = without_thinking(response)
+        if said is None or self.config.pattern is None:
+            return said and last_line(said)
+        match = last_match(re.compile(self.config.pattern), said)
         if match is None:
             return None
         return match[1] if match.re.groups else match[0]
 
     def _normal(self, answer: str) -> str:
+        answer = folded(answer)
         if self.config.strip:
-            answer = without_marks(answer)
+            answer = without_marks(" ".join(answer.split()))
         return answer.casefold() if self.config.ignore_case else answer

@@ -1,41 +1,42 @@
-"""Final answers compared as mathematics, by math-verify in a process of its own."""
+"""Final answers compared as mathematics: by text and arithmetic, and by math-verify in processes of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
-import sys
+import logging
 import threading
-import weakref
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from exprl.component import Component, option
-from exprl.config.ranges import Range
-from exprl.errors import ExprlError
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
-from exprl.verifiers.answers import last_boxed, last_line, last_statement, without_marks
+from exprl.verifiers.answers import last_box, stated_answers, without_marks
 from exprl.verifiers.base import Verifier
+from exprl.verifiers.comparison import Undecided, compare
+from exprl.verifiers.statements import begins_like_a_value, stated_value
+from exprl.verifiers.worker_pool import OutOfTimeError, WorkerLostError, WorkerPool
 
-_WORKER = Path(__file__).with_name("math_worker.py")
-_LONGEST = 1000
-"""Characters of a stated answer; what is longer is no final answer and only costs the parser time."""
+_LOG = logging.getLogger(__name__)
+_REMEMBERED = 8192
+"""Decided comparisons: the rollouts of a group mostly give the same few answers."""
+_SHORTEST_SECONDS = 0.25
+"""Of a comparison's limit in a batch in which many ran out of time; one that ends takes about a tenth of it."""
 
 
 @VERIFIERS.register("math")
 class MathVerifier(Verifier):
     r"""Right if the stated answer equals the problem's as mathematics: `\frac{1}{2}`, `1/2` and `0.5` are the same.
 
-    The last `\boxed{}` counts; without one what follows the last "answer is" or "answer:", and without that the last
-    line if it is an expression by itself. One answer is read, none is searched for, so stating several is wrong
-    unless the problem's answer is that set.
+    The last `\boxed{}` counts, or a later "answer is" or "answer:" of a value; without both the last line if it is an
+    expression by itself. What stands in `<think>` is no answer. One answer is read, none is searched for, so stating
+    several is wrong unless the problem's answer is that set. Numbers are compared exactly, 5 cm and 5 m differ, and
+    words, dates and numerals of a base are compared as text.
 
     math-verify guards against endless simplification with signals, which work in the main thread only and never stop
-    a computation inside C. So comparisons run in one child process, started at the first one, which ends itself after
-    `timeout` seconds (the answer then counts as wrong) and is started again. Safe to call from any thread.
+    a computation inside C. So it runs in child processes, started when they are needed; a comparison that takes
+    `timeout` seconds counts as wrong, one whose process is lost is done again. Safe to call from any thread.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -43,68 +44,85 @@ class MathVerifier(Verifier):
         """How an answer is found and how long a comparison may take."""
 
         require_boxed: bool = option(False, r"only an answer in \boxed{} counts")
-        timeout: Annotated[float, Range(gt=0, le=3600)] = option(
-            5.0, "seconds for one comparison; after them the answer counts as wrong"
-        )
+        timeout: float = option(5.0, "seconds for one comparison; after them the answer counts as wrong")
+        workers: int = option(2, "processes that compare at once; each holds about 100 MB")
+
+        def __post_init__(self) -> None:
+            if self.timeout <= 0:
+                raise ValueError(f"timeout must be above 0 seconds, but got {self.timeout}")
+            if self.workers < 1:
+                raise ValueError(f"workers must be 1 or more, but got {self.workers}")
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._pool = WorkerPool(self.config.workers)
+        self._is_equal = lru_cache(maxsize=_REMEMBERED)(self._pool.ask)
 
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the stated answer equals the problem's; False without one, or when the comparison takes too long."""
+        return self._verify(problem, response, _Patience(self.config.timeout))
+
+    def verify_batch(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
+        """`verify` of each pair, several at once.
+
+        Each comparison that runs out of time shortens the limit of the others, `timeout / (1 + number of those)`, so
+        that a batch of answers made to be slow takes no longer than a few of them would.
+        """
+        patience = _Patience(self.config.timeout)
+        with ThreadPoolExecutor(self.config.workers) as threads:
+            return list(threads.map(lambda pair: self._verify(*pair, patience), zip(problems, responses, strict=True)))
+
+    def _verify(self, problem: Problem, response: str, patience: _Patience) -> bool:
         answer, stated = problem.scaffold.answer, self._stated(response)
-        if answer is None or not stated or len(stated) > _LONGEST:
+        if answer is None or not stated:
             return False
-        boxed = last_boxed(answer.reveal())
-        gold = without_marks(boxed[1] if boxed is not None else answer.reveal())
-        return gold == stated or self._is_equal(gold, stated)
+        revealed = answer.reveal()
+        box = last_box(revealed)
+        verdict = compare(without_marks(box[1] if box is not None else revealed), stated)
+        if isinstance(verdict, Undecided):
+            return any(self._ask(problem.id, *pair, patience) for pair in verdict.pairs)
+        return verdict
 
     def _stated(self, response: str) -> str | None:
-        if boxed := last_boxed(response):
-            return without_marks(boxed[1])
-        if self.config.require_boxed:
-            return None
-        statement = last_statement(response)
-        return without_marks(statement[1] if statement is not None else last_line(response))
+        places = stated_answers(response)
+        for place in places:
+            if place.kind == "box":
+                return without_marks(place.text)
+            if self.config.require_boxed:
+                continue
+            if place.kind == "line":
+                return without_marks(place.text)
+            if place is places[-1] or begins_like_a_value(place.text):
+                return stated_value(place.text)
+        return None
 
-    def _is_equal(self, gold: str, answer: str) -> bool:
-        request = json.dumps({"gold": gold, "answer": answer, "seconds": self.config.timeout})
+    def _ask(self, problem_id: str, gold: str, answer: str, patience: _Patience) -> bool:
+        if (gold, answer) in patience.given_up:
+            return False
+        try:
+            return self._is_equal(gold, answer, patience.seconds())
+        except OutOfTimeError:
+            patience.lose(gold, answer)
+        except WorkerLostError:
+            _LOG.warning(
+                "verifier 'math' lost two worker processes over one answer to problem %r, which counts as wrong. "
+                "They were killed from outside, or ran out of memory.",
+                problem_id,
+            )
+        return False
+
+
+@dataclass
+class _Patience:
+    """How long the next comparison of a batch may take, and which ones were given up."""
+
+    timeout: float
+    given_up: set[tuple[str, str]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def seconds(self) -> float:
+        return max(self.timeout / (1 + len(self.given_up)), min(self.timeout, _SHORTEST_SECONDS))
+
+    def lose(self, gold: str, answer: str) -> None:
         with self._lock:
-            process = self._worker()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            reply = process.stdout.readline()
-            if not reply:  # it ended itself, and may not be gone yet
-                process.wait()
-        return reply.strip() == "true"
-
-    def _worker(self) -> subprocess.Popen[str]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
-        # -P: beside the worker lie modules whose names must not shadow those math-verify imports.
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert process.stdout is not None
-        if process.stdout.readline().strip() != "ready":
-            raise ExprlError("verifier 'math' cannot start math-verify. Install it: pip install 'math-verify>=0.8'.")
-        self._process = process
-        weakref.finalize(self, _stop, process)
-        return process
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+            self.given_up.add((gold, answer))

@@ -1,0 +1,114 @@
+"""Two answers compared as far as text and exact arithmetic go; what is left is for math-verify."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from exprl.verifiers.notation import plain_latex
+from exprl.verifiers.quantities import Quantity, agreeing_units, equal_numbers, read_number, split_unit
+from exprl.verifiers.wording import agreeing_wordings, wording
+
+LONGEST = 1000
+"""Characters of an answer; what is longer is no final answer and only costs time."""
+_DEEPEST = 30
+"""Brackets within brackets; the grammar's time grows fast with them."""
+_HUGE = re.compile(r"\^\s*\{?\s*\(?\s*-?\d{6}|\d{5}\s*!|!\s*!\s*!|\)\s*!\s*\)\s*!")
+_TOWER = re.compile(r"\^\s*[{(]*\s*-?(\d+)\s*\^\s*[{(]*\s*(\d+)(\s*[})]*\s*\^)?")
+_LARGEST_EXPONENT_DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """Pairs of LaTeX (gold, answer): the answers are equal if one of the pairs is."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+
+def compare(gold: str, answer: str) -> bool | Undecided:
+    r"""Whether `answer` is `gold`, or what would have to be equal for it.
+
+    >>> compare("1e-05", r"10^{-5}"), compare("listen", "silent"), compare("5", r"5\text{ cm}")
+    (True, False, True)
+    >>> compare("x+1", "1+x")
+    Undecided(pairs=(('x+1', '1+x'),))
+    """
+    if max(len(gold), len(answer)) > LONGEST:
+        return gold == answer
+    first, second = plain_latex(gold), plain_latex(answer)
+    if not first or not second:
+        return False
+    if _squeezed(first) == _squeezed(second):
+        return True
+    one, other = split_unit(first), split_unit(second)
+    said = wording(one.text), wording(other.text)
+    if not agreeing_units(one.unit, other.unit):
+        return False
+    if said[0] is not None or said[1] is not None:
+        return said[0] is not None and said[1] is not None and agreeing_wordings(said[0], said[1])
+    return _compare_values(one, other)
+
+
+def is_costly(latex: str) -> bool:
+    r"""Whether to compute with `latex` would take more time or memory than any final answer deserves.
+
+    >>> is_costly("10^{10^{10}}"), is_costly("2^{100}"), is_costly("1000000!"), is_costly("2^{2^{10}}")
+    (True, False, True, False)
+    """
+    return bool(_HUGE.search(latex)) or _depth(latex) > _DEEPEST or any(map(_is_high, _TOWER.finditer(latex)))
+
+
+def _compare_values(one: Quantity, other: Quantity) -> bool | Undecided:
+    undecided: list[tuple[str, str]] = []
+    for gold, answer in _readings(one, other):
+        numbers = read_number(gold), read_number(answer)
+        equal = equal_numbers(*numbers) if numbers[0] is not None and numbers[1] is not None else None
+        if equal:
+            return True
+        if equal is None and not (is_costly(gold) or is_costly(answer)):
+            undecided.append((gold, answer))
+    return Undecided(tuple(undecided)) if undecided else False
+
+
+def _readings(one: Quantity, other: Quantity) -> list[tuple[str, str]]:
+    """What may be meant by the two: 50 % is 50 beside another number without a sign, and one half too."""
+    first, second = _without_ratio(one.text), _without_ratio(other.text)
+    readings = [(first, second)]
+    if one.unit == "%" and not other.unit:
+        readings.append((_hundredth(first), second))
+    if other.unit == "%" and not one.unit:
+        readings.append((first, _hundredth(second)))
+    return readings
+
+
+def _hundredth(text: str) -> str:
+    r"""A hundredth of `text`: in the writing of a plain number where it is one, so that it stays one."""
+    return rf"{text}\cdot 10^{{-2}}" if re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", text) else rf"\frac{{{text}}}{{100}}"
+
+
+def _without_ratio(text: str) -> str:
+    r"""a:b as a fraction, a:b:c as the fractions of all others by the first; anything else as it is."""
+    parts = [part.strip() for part in text.split(":")]
+    if len(parts) == 1 or not all(parts) or r"\{" in text or "=" in text:
+        return text
+    if len(parts) == 2:
+        return rf"\frac{{{parts[0]}}}{{{parts[1]}}}"
+    return "(" + ", ".join(rf"\frac{{{part}}}{{{parts[0]}}}" for part in parts[1:]) + ")"
+
+
+def _squeezed(text: str) -> str:
+    """Without spaces but for those between digits: 4 2 is not 42."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _is_high(tower: re.Match[str]) -> bool:
+    """Whether the exponent b^c of a^{b^c} has too many digits, or goes on."""
+    return bool(tower[3]) or len(tower[2]) > 3 or len(tower[1]) * int(tower[2]) > _LARGEST_EXPONENT_DIGITS * 2

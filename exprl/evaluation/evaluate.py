@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from exprl.finite import check_finite
 from exprl.progress import Advance, no_progress
 from exprl.prompts import PromptBuilder
 from exprl.runs.files import read_json
-from exprl.types import Problem
+from exprl.types import Problem, Prompt, Rollout
 from exprl.verifiers.base import Verifier
 
 READ_AT_ONCE = 256
-"""Samples whose behaviours are looked for together: a model that is asked works in batches."""
+"""Samples that are verified, and whose behaviours are looked for, together: several answers are compared at once, and
+a model that is asked works in batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,24 +174,22 @@ def evaluate(
     progress, lengths, cut_off = [0.0] * count, 0, 0
     has_steps = all(problem.scaffold.steps is not None for problem in problems)
     built = [prompts.build(problem.question) for problem in problems]
-    rates, unread = BehaviourRates(detector), list[str]()
-    for index, rollout in engine.generate(built, sampling):
-        problem = problems[index]
-        check_finite({"sampled": sum(rollout.sampler_logprobs)}, f"evaluation: problem {problem.id!r}")
-        right = verifier.verify(problem, rollout.reply)
-        correct[index] += right
-        lengths += len(rollout)
-        cut_off += rollout.finish_reason == "length"
-        if has_steps and problem.scaffold.steps is not None:
-            reached = reference_progress(rollout.text, problem.scaffold.steps.reveal())
-            progress[index] += reached / sampling.n
-            guessed[index] += right and reached < 1.0
-        unread.append(rollout.text)
-        if len(unread) == READ_AT_ONCE:
-            rates.update(unread)
-            unread.clear()
-        advance(1)
-    rates.update(unread)
+    rates = BehaviourRates(detector)
+    finished = _finished(engine, built, sampling, problems, advance)
+    while batch := list(islice(finished, READ_AT_ONCE)):
+        verdicts = verifier.verify_batch(
+            [problems[index] for index, _ in batch], [rollout.reply for _, rollout in batch]
+        )
+        rates.update([rollout.text for _, rollout in batch])
+        for (index, rollout), right in zip(batch, verdicts, strict=True):
+            steps = problems[index].scaffold.steps
+            correct[index] += right
+            lengths += len(rollout)
+            cut_off += rollout.finish_reason == "length"
+            if has_steps and steps is not None:
+                reached = reference_progress(rollout.text, steps.reveal())
+                progress[index] += reached / sampling.n
+                guessed[index] += right and reached < 1.0
     total = count * sampling.n
     return EvaluationResult(
         problem_ids=tuple(problem.id for problem in problems),
@@ -204,3 +203,13 @@ def evaluate(
         shown=dict(zip(BEHAVIOUR_NAMES, rates.shown.tolist(), strict=True)),
         judged=dict(zip(BEHAVIOUR_NAMES, rates.judged.tolist(), strict=True)),
     )
+
+
+def _finished(
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, problems: Sequence[Problem], advance: Advance
+) -> Iterator[tuple[int, Rollout]]:
+    """Samples as they finish, each with the place of its problem; `advance` is told of each."""
+    for index, rollout in engine.generate(prompts, sampling):
+        check_finite({"sampled": sum(rollout.sampler_logprobs)}, f"evaluation: problem {problems[index].id!r}")
+        advance(1)
+        yield index, rollout

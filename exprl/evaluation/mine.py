@@ -199,11 +199,14 @@ def count_batch(build: Build, batch: Sequence[Problem], start: int, advance: Adv
     """Sample and verify some problems; their samples depend on their place in the source alone."""
     sampling = build.evaluation_sampling
     seeded = replace(sampling, seed=derive_seed(sampling.seed, "mine", start))
-    correct: Counter[int] = Counter()
     prompts = [build.prompts.build(problem.question) for problem in batch]
+    indices, responses = list[int](), list[str]()
     for index, rollout in build.engine.generate(prompts, seeded):
-        correct[index] += build.verifier.verify(batch[index], rollout.reply)
+        indices.append(index)
+        responses.append(rollout.reply)
         advance(1)
+    verdicts = build.verifier.verify_batch([batch[index] for index in indices], responses)
+    correct = Counter(index for index, right in zip(indices, verdicts, strict=True) if right)
     contents = fingerprint(batch)
     return [
         Count(id=p.id, content=contents[p.id], samples=sampling.n, correct=correct[index])

@@ -12,7 +12,7 @@ from exprl.progress import Advance, no_progress
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards.base import Reward
-from exprl.types import AnyReward, Problem, Rollout, RolloutGroup, RolloutReward
+from exprl.types import AnyReward, Problem, RolloutGroup, RolloutReward
 from exprl.verifiers.base import Verifier
 
 
@@ -49,17 +49,19 @@ class SparseReward(Reward):
 
     def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
         """0 or 1 a rollout."""
-        scored = []
-        for group in groups:
-            scored.append(tuple(self._reward(group.problem, rollout) for rollout in group.rollouts))
-            advance(len(group.rollouts))
-        return scored
+        return [self._score(group, advance) for group in groups]
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Every problem needs a final answer."""
         self.verifier.check(problems)
 
-    def _reward(self, problem: Problem, rollout: Rollout) -> AnyReward:
-        cut_off = self.config.clip_length and rollout.finish_reason == "length"
-        right = not cut_off and self.verifier.verify(problem, rollout.reply)
-        return RolloutReward(value=float(right), length=len(rollout), cut_off=cut_off)
+    def _score(self, group: RolloutGroup, advance: Advance) -> tuple[AnyReward, ...]:
+        cut_off = [self.config.clip_length and rollout.finish_reason == "length" for rollout in group.rollouts]
+        read = [rollout.reply for rollout, clipped in zip(group.rollouts, cut_off, strict=True) if not clipped]
+        verdicts = iter(self.verifier.verify_batch([group.problem] * len(read), read))
+        rewards = tuple(
+            RolloutReward(value=float(not clipped and next(verdicts)), length=len(rollout), cut_off=clipped)
+            for rollout, clipped in zip(group.rollouts, cut_off, strict=True)
+        )
+        advance(len(group.rollouts))
+        return rewards

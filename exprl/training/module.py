@@ -187,7 +187,9 @@ class ExpRLModule(PolicyModule):
         verifier = self.parts.verifier
         if verifier is None or any(s.group.problem.scaffold.answer is None for s in scored):
             return described
-        correct = [[verifier.verify(s.group.problem, r.reply) for r in s.group.rollouts] for s in scored]
+        asked = [(s.group.problem, rollout.reply) for s in scored for rollout in s.group.rollouts]
+        verdicts = iter(verifier.verify_batch(*zip(*asked, strict=True)) if asked else ())
+        correct = [[next(verdicts) for _ in s.group.rollouts] for s in scored]
         ids = [s.group.problem.id for s in scored]
         self.unlocked |= {name for name, verdicts in zip(ids, correct, strict=True) if any(verdicts)}
         shares = metrics.outcome_metrics(ids, correct)

@@ -37,11 +37,11 @@ class Stated(NamedTuple):
 def stated_answers(response: str) -> tuple[Stated, ...]:
     r"""What `response` states as its answer, latest first: its last box, and its last statement in words.
 
-    Nothing where it never comes out of its thinking. The last line, or the display mathematics at the end, stands in
-    for an answer where nothing else does.
+    At the end comes the last line, or the display mathematics that ends the response: it stands in for an answer where
+    nothing else does. Nothing is stated by a response that never comes out of its thinking.
 
-    >>> [stated.text for stated in stated_answers(r"<think>\boxed{1}</think> The answer is 2. So \boxed{3}")]
-    ['3', '2. So \\boxed{3}']
+    >>> [stated.text for stated in stated_answers(r"<think>Answer: 1</think>The answer is 2, \boxed{3}")]
+    ['3', '2, \\boxed{3}', 'The answer is 2, \\boxed{3}']
     >>> stated_answers("<think>The answer is 2")
     ()
     """
@@ -52,7 +52,7 @@ def stated_answers(response: str) -> tuple[Stated, ...]:
         *(Stated(start, answer, "box") for start, answer in _found(last_box(text))),
         *(Stated(start, answer, "statement") for start, answer in _found(last_statement(text))),
     ]
-    return tuple(sorted(places, reverse=True)) or (Stated(0, last_block(text), "line"),)
+    return *sorted(places, reverse=True), Stated(0, last_block(text), "line")
 
 
 def without_thinking(response: str) -> str | None:

@@ -13,6 +13,9 @@ LONGEST = 1000
 """Characters of an answer; what is longer is no final answer and only costs time."""
 _DEEPEST = 30
 """Brackets within brackets; the grammar's time grows fast with them."""
+_ASSIGNMENT = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?)\s*=\s*(?=[^=<>]+$)")
+_SEVERAL = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]$")
+"""A point or an interval: no number, which saves most comparisons of both the way to a worker."""
 _HUGE = re.compile(r"\^\s*\{?\s*\(?\s*-?\d{6}|\d{5}\s*!|!\s*!\s*!|\)\s*!\s*\)\s*!")
 _TOWER = re.compile(r"\^\s*[{(]*\s*-?(\d+)\s*\^\s*[{(]*\s*(\d+)(\s*[})]*\s*\^)?")
 _LARGEST_EXPONENT_DIGITS = 5
@@ -40,6 +43,8 @@ def compare(gold: str, answer: str) -> bool | Undecided:
         return False
     if _squeezed(first) == _squeezed(second):
         return True
+    if max(len(first), len(second)) > LONGEST:  # 1,000 times ½
+        return False
     one, other = split_unit(first), split_unit(second)
     said = wording(one.text), wording(other.text)
     if not agreeing_units(one.unit, other.unit):
@@ -61,8 +66,10 @@ def is_costly(latex: str) -> bool:
 def _compare_values(one: Quantity, other: Quantity) -> bool | Undecided:
     undecided: list[tuple[str, str]] = []
     for gold, answer in _readings(one, other):
-        numbers = read_number(gold), read_number(answer)
-        equal = equal_numbers(*numbers) if numbers[0] is not None and numbers[1] is not None else None
+        number, stated = read_number(gold), read_number(answer)
+        equal = equal_numbers(number, stated) if number is not None and stated is not None else None
+        if (number or stated) and _SEVERAL.match(answer if number else gold):
+            equal = False
         if equal:
             return True
         if equal is None and not (is_costly(gold) or is_costly(answer)):
@@ -72,13 +79,25 @@ def _compare_values(one: Quantity, other: Quantity) -> bool | Undecided:
 
 def _readings(one: Quantity, other: Quantity) -> list[tuple[str, str]]:
     """What may be meant by the two: 50 % is 50 beside another number without a sign, and one half too."""
-    first, second = _without_ratio(one.text), _without_ratio(other.text)
+    first, second = map(_without_ratio, _values(one.text, other.text))
     readings = [(first, second)]
     if one.unit == "%" and not other.unit:
         readings.append((_hundredth(first), second))
     if other.unit == "%" and not one.unit:
         readings.append((first, _hundredth(second)))
     return readings
+
+
+def _values(first: str, second: str) -> tuple[str, str]:
+    """Both without "x =", where only one of them says it or both name the same variable."""
+    named, other = _ASSIGNMENT.match(first), _ASSIGNMENT.match(second)
+    if named and other and named[1] != other[1]:
+        return first, second
+    if named and (other or "=" not in second):
+        first = first[named.end() :]
+    if other and (named or "=" not in first):
+        second = second[other.end() :]
+    return first, second
 
 
 def _hundredth(text: str) -> str:

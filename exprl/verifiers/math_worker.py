@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def is_equal(gold: str, answer: str) -> bool:
     return _rounds_to(answer, first) or _rounds_to(gold, second)
 
 
+@lru_cache(maxsize=256)  # the golds of a batch come again and again
 def _read(latex: str, complex_numbers: bool) -> Any:
     """The sympy object of `latex`; None where the grammar does not take it. "or" between relations is a union."""
     from sympy import Union
@@ -74,7 +76,8 @@ def _parse(latex: str, complex_numbers: bool) -> Any:
 
     # Units are split off before, by rules that keep `5 m` from `5 km`.
     rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
-    for text in (latex, latex.rpartition("=")[2] if "," not in latex else latex):
+    last_side = [latex.rpartition("=")[2]] if "=" in latex and "," not in latex else []
+    for text in (latex, *last_side):
         with contextlib.suppress(Exception):  # its errors are of no one kind
             expression = _exact(latex2sympy(text, is_real=not complex_numbers, normalization_config=rules))
             return _with_imaginary_unit(expression) if complex_numbers else expression
@@ -142,34 +145,41 @@ def serve() -> None:
         for line in sys.stdin:
             request = json.loads(line)
             faulthandler.dump_traceback_later(request["seconds"] + GRACE_SECONDS, exit=True, file=nowhere)
-            equal: bool | None = False
-            try:
-                with _alarm(request["seconds"]):
-                    equal = is_equal(request["gold"], request["answer"])
-            except OutOfTimeError:
-                equal = None
-            except Exception:  # noqa: BLE001 - whatever sympy raises on it, it is not shown to be equal
-                equal = False
+            equal = _answer(request["gold"], request["answer"], request["seconds"])
             faulthandler.cancel_dump_traceback_later()
             print(json.dumps(equal), file=replies, flush=True)
 
 
+def _answer(gold: str, answer: str, seconds: float) -> bool | None:
+    """`is_equal`; None where its time ran out, False where sympy raises whatever it raises."""
+    with _alarm(seconds) as rang:
+        try:
+            equal = is_equal(gold, answer)
+        except OutOfTimeError:
+            return None
+        except Exception:  # noqa: BLE001 - not shown to be equal
+            equal = False
+    return None if rang else equal  # a bare `except:` of sympy may have swallowed the alarm
+
+
 @contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
+def _alarm(seconds: float) -> Iterator[list[bool]]:
+    """Raise `OutOfTimeError` after `seconds`, and again until it ends; what it yields is not empty then."""
+    rang: list[bool] = []
     if not hasattr(signal, "setitimer"):  # Windows: the process ends instead
-        yield
+        yield rang
         return
 
     def ring(*_: object) -> None:
+        rang.append(True)
         raise OutOfTimeError
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, GRACE_SECONDS / 4)
     try:
-        yield
+        yield rang
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _limit_memory() -> None:

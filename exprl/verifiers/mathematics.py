@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import repeat
+from typing import Annotated
 
 from exprl.component import Component, option
+from exprl.config.ranges import PositiveInt, Range
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
 from exprl.verifiers.answers import last_box, stated_answers, without_marks
@@ -44,14 +47,10 @@ class MathVerifier(Verifier):
         """How an answer is found and how long a comparison may take."""
 
         require_boxed: bool = option(False, r"only an answer in \boxed{} counts")
-        timeout: float = option(5.0, "seconds for one comparison; after them the answer counts as wrong")
-        workers: int = option(2, "processes that compare at once; each holds about 100 MB")
-
-        def __post_init__(self) -> None:
-            if self.timeout <= 0:
-                raise ValueError(f"timeout must be above 0 seconds, but got {self.timeout}")
-            if self.workers < 1:
-                raise ValueError(f"workers must be 1 or more, but got {self.workers}")
+        timeout: Annotated[float, Range(gt=0, le=3600)] = option(
+            5.0, "seconds for one comparison; after them the answer counts as wrong"
+        )
+        workers: PositiveInt = option(2, "processes that compare at once; each holds about 100 MB")
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
@@ -68,9 +67,11 @@ class MathVerifier(Verifier):
         Each comparison that runs out of time shortens the limit of the others, `timeout / (1 + number of those)`, so
         that a batch of answers made to be slow takes no longer than a few of them would.
         """
+        if len(problems) != len(responses):
+            raise ValueError(f"Expected a response for each problem, but got {len(responses)} for {len(problems)}.")
         patience = _Patience(self.config.timeout)
         with ThreadPoolExecutor(self.config.workers) as threads:
-            return list(threads.map(lambda pair: self._verify(*pair, patience), zip(problems, responses, strict=True)))
+            return list(threads.map(self._verify, problems, responses, repeat(patience)))
 
     def _verify(self, problem: Problem, response: str, patience: _Patience) -> bool:
         answer, stated = problem.scaffold.answer, self._stated(response)
@@ -85,14 +86,11 @@ class MathVerifier(Verifier):
 
     def _stated(self, response: str) -> str | None:
         places = stated_answers(response)
-        for place in places:
-            if place.kind == "box":
+        boxes = [place for place in places if place.kind == "box"]
+        for place in boxes if self.config.require_boxed else places:
+            if place.kind != "statement":
                 return without_marks(place.text)
-            if self.config.require_boxed:
-                continue
-            if place.kind == "line":
-                return without_marks(place.text)
-            if place is places[-1] or begins_like_a_value(place.text):
+            if not boxes or begins_like_a_value(place.text):  # "the answer is reasonable" takes no box back
                 return stated_value(place.text)
         return None
 

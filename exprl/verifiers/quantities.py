@@ -18,6 +18,9 @@ _POWER = re.compile(r"([-+]?)(?:(\d+\.?\d*|\.\d+)\s*(?:\\times|\\cdot|\*)\s*)?10
 _FLOAT_DIGITS = 15
 """A number with more digits may be the shortest form of a 64-bit float: 0.1 + 0.2 prints 0.30000000000000004."""
 
+_SIGNIFICANT = 6
+"""Digits from which a decimal may stand for an exact value that rounds to it; math_worker.py knows the rest."""
+
 _CURRENCY = re.compile(r"^(-?)(?:\\\$|\$|(€)|(£)|(¥)|US\\?\$|(USD)\s)\s*(?=[\d.])")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:\\?%|percent(?:age)?|pct)\s*\}|\b(?:percent(?:age)?|pct))\s*$")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?\s*$")
@@ -87,11 +90,11 @@ def equal_numbers(first: Number, second: Number) -> bool | None:
     if first.value == second.value:
         return True
     decimals = [number for number in (first, second) if number.decimal]
-    if len(decimals) == 1:
-        return None if decimals[0].digits >= 6 else False
-    if decimals and max(number.digits for number in decimals) > _FLOAT_DIGITS:
-        return abs(first.value - second.value) * 10**_FLOAT_DIGITS <= max(abs(first.value), abs(second.value))
-    return False
+    if any(number.digits > _FLOAT_DIGITS for number in decimals):
+        difference, size = abs(first.value - second.value), max(abs(first.value), abs(second.value))
+        if difference * 10**_FLOAT_DIGITS <= size:
+            return True
+    return None if len(decimals) == 1 and decimals[0].digits >= _SIGNIFICANT else False
 
 
 def split_unit(text: str) -> Quantity:

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from exprl.config import validate
-from exprl.errors import ConfigError, DataError, ExprlError
+from exprl.errors import ConfigError, DataError
 from exprl.registry import VERIFIERS
 from exprl.types import Hidden, Problem, Question, Scaffold
-from exprl.verifiers import ChoiceVerifier, ExactVerifier, MathVerifier, math_worker, mathematics
+from exprl.verifiers import ChoiceVerifier, ExactVerifier, MathVerifier, math_worker
 from exprl.verifiers.answers import last_boxed, last_line, last_statement, without_marks
 
 
@@ -157,30 +157,24 @@ def test_math_works_in_other_threads(math_verifier):
     assert results == [True] * 4
 
 
-def test_math_survives_a_computation_that_never_ends():
-    verifier = MathVerifier(MathVerifier.Config(timeout=0.5))
-    start = time.perf_counter()
-    assert not verifier.verify(problem("2"), r"\boxed{10^{10^{10}}}")
-    assert time.perf_counter() - start < 10.0
-    assert verifier.verify(problem("1/2"), r"\boxed{0.5}"), "a new process must take over"
-
-
 def test_worker_compares_in_process():
     assert math_worker.is_equal(r"\frac{1}{2}", "0.5")
+    assert math_worker.is_equal("x+1", "1+x")
     assert not math_worker.is_equal("2", "3")
 
 
 def test_worker_protocol(monkeypatch):
-    requests = [{"gold": "2", "answer": answer, "seconds": 5.0} for answer in ("2.0", "3", "deep")]
+    answers = ("2.0", "3", "deep", "late")
+    requests = [{"gold": "2", "answer": answer, "seconds": 5.0} for answer in answers]
     replies = io.StringIO()
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(r) + "\n" for r in requests)))
     monkeypatch.setattr(sys, "stdout", replies)
     monkeypatch.setattr(math_worker, "_limit_memory", lambda: None)
-    real = math_worker.is_equal
+    real, errors = math_worker.is_equal, {"deep": RecursionError, "late": math_worker.OutOfTimeError}
 
     def is_equal(gold, answer):
-        if answer == "deep":
-            raise RecursionError
+        if answer in errors:
+            raise errors[answer]
         return real(gold, answer)
 
     monkeypatch.setattr(math_worker, "is_equal", is_equal)
@@ -188,7 +182,7 @@ def test_worker_protocol(monkeypatch):
         math_worker.serve()
     finally:
         logging.disable(logging.NOTSET)
-    assert replies.getvalue() == "ready\ntrue\nfalse\nfalse\n"
+    assert replies.getvalue() == "ready\ntrue\nfalse\nfalse\nnull\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no address space limit there")
@@ -200,26 +194,11 @@ def test_worker_limits_its_memory():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
 
 
-def test_math_ends_its_process_with_itself():
-    verifier = MathVerifier()
-    assert verifier.verify(problem("1/2"), r"\boxed{0.5}")
-    process = verifier._process
-    assert process is not None
-    del verifier
-    assert process.poll() is not None
-
-
-def test_math_says_when_math_verify_cannot_start(monkeypatch, tmp_path):
-    broken = tmp_path / "worker.py"
-    broken.write_text("raise SystemExit(1)")
-    monkeypatch.setattr(mathematics, "_WORKER", broken)
-    with pytest.raises(ExprlError, match="pip install 'math-verify"):
-        MathVerifier().verify(problem("1/2"), r"\boxed{0.5}")
-
-
-def test_math_timeout_must_be_positive():
-    with pytest.raises(ConfigError, match=r"^timeout: must be in \(0, 3600\], but got 0\.0"):
+def test_math_options_have_ranges():
+    with pytest.raises(ConfigError, match="timeout"):
         validate(MathVerifier.Config, {"timeout": 0})
+    with pytest.raises(ConfigError, match="workers"):
+        validate(MathVerifier.Config, {"workers": 0})
 
 
 # ------------------------------------------------------------------ exact

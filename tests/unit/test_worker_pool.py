@@ -1,0 +1,213 @@
+"""Workers that are killed, stopped or kept busy, and answers that are made to do so."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from exprl.errors import ExprlError
+from exprl.types import Hidden, Problem, Question, Scaffold
+from exprl.verifiers import MathVerifier, worker_pool
+from exprl.verifiers.comparison import compare, is_costly
+from exprl.verifiers.worker_pool import OutOfTimeError, WorkerLostError, WorkerPool
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+ENDLESS = r"10^{10^{10}}"
+"""A number of too many digits, computed in one C call that no signal handler interrupts."""
+EXPANSION = r"((x+y+z+1)^{90}-(x+y+z)^{90})^{3}"
+"""Python code of sympy that takes minutes."""
+
+
+def problem(answer: str) -> Problem:
+    return Problem(question=Question(problem_id="p", text="q"), scaffold=Scaffold(answer=Hidden(answer)))
+
+
+@pytest.fixture
+def pool():
+    pool = WorkerPool(1)
+    yield pool
+    pool.close()
+
+
+def send(pool: WorkerPool, number: signal.Signals) -> int:
+    worker = pool._idle.queue[-1]
+    os.kill(worker.process.pid, number)
+    return worker.process.pid
+
+
+def is_gone(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_worker_turns_no_right_answer_wrong(pool, number):
+    assert pool.ask("x+1", "1+x", 5.0)
+    lost = send(pool, number)
+    start = time.perf_counter()
+    assert pool.ask("x+2", "2+x", 5.0)
+    assert time.perf_counter() - start < 5.0, "its time is not waited for"
+    assert is_gone(lost)
+
+
+def test_a_worker_lost_while_it_computes_is_asked_again(pool, monkeypatch):
+    assert pool.ask("x+1", "1+x", 5.0)
+    ask, killed = worker_pool.Worker.ask, []
+
+    def killing(worker, gold, answer, seconds):
+        if len(killed) < 1:
+            killed.append(worker.process.pid)
+            worker.process.kill()
+        return ask(worker, gold, answer, seconds)
+
+    monkeypatch.setattr(worker_pool.Worker, "ask", killing)
+    assert pool.ask("x+2", "2+x", 5.0)
+    assert len(killed) == 1
+
+
+def test_a_second_lost_worker_is_an_error_and_said(monkeypatch, caplog):
+    def lost(*_):
+        raise WorkerLostError
+
+    monkeypatch.setattr(worker_pool.Worker, "ask", lost)
+    pool = WorkerPool(1)
+    with pytest.raises(WorkerLostError):
+        pool.ask("x+1", "1+x", 5.0)
+    assert not MathVerifier().verify(problem("x+1"), r"\boxed{1+x}")
+    assert "lost two worker processes" in caplog.text
+    assert "'p'" in caplog.text
+
+
+@pytest.mark.parametrize("endless", [ENDLESS, EXPANSION])
+def test_a_comparison_has_an_end_and_the_next_is_right(pool, endless):
+    assert pool.ask("x+1", "1+x", 5.0)
+    start = time.perf_counter()
+    with pytest.raises(OutOfTimeError):
+        pool.ask("2", endless, 0.5)
+    assert time.perf_counter() - start < 3.0
+    assert pool.ask("x+2", "2+x", 5.0)
+
+
+def test_python_code_that_runs_out_of_time_costs_no_process(pool):
+    assert pool.ask("x+1", "1+x", 5.0)
+    before = pool._idle.queue[-1].process.pid
+    with pytest.raises(OutOfTimeError):
+        pool.ask("2", EXPANSION, 0.5)
+    assert pool._idle.queue[-1].process.pid == before
+
+
+def test_a_batch_of_slow_answers_takes_no_longer_than_a_few():
+    verifier = MathVerifier(MathVerifier.Config(timeout=2.0))
+    slow = [rf"\boxed{{((x+y+z+{n})^{{90}}-(x+y+z)^{{90}})^{{3}}}}" for n in range(20)]
+    responses = [*slow, r"\boxed{1+x}", *slow]
+    start = time.perf_counter()
+    verdicts = verifier.verify_batch([problem("x+1")] * len(responses), responses)
+    assert time.perf_counter() - start < 15.0, "one after the other: 80 s"
+    assert verdicts == [False] * 20 + [True] + [False] * 20
+
+
+def test_a_batch_keeps_its_order():
+    responses = [rf"\boxed{{{n}+x}}" for n in range(6)]
+    assert MathVerifier().verify_batch([problem("x+3")] * 6, responses) == [n == 3 for n in range(6)]
+    with pytest.raises(ValueError, match="a response for each problem, but got 6 for 2"):
+        MathVerifier().verify_batch([problem("x")] * 2, responses)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9**9**9**9",
+        "10^{10^{10^{10}}}",
+        "2^{10000000}",
+        "1000000000!",
+        "((9!)!)!",
+        "(" * 100 + "1" + ")" * 100,
+        r"\frac{1}{" * 40 + "2" + "}" * 40,
+    ],
+)
+def test_what_is_costly_is_refused_before_a_worker_sees_it(answer):
+    assert is_costly(answer.replace("**", "^"))
+    assert compare("2x", answer) is False
+
+
+@pytest.mark.parametrize(
+    "answer", ["2^{100}", "100!", "10^{-34}", "2^{2^{10}}", "x^{2023}", "((1+2)(3+4))", r"2^{3^4}"]
+)
+def test_usual_answers_are_not_costly(answer):
+    assert not is_costly(answer)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "__import__('os').system('touch {}')",
+        r"\text{{__import__('os').system('touch {}')}}",
+        r"\operatorname{{exec}}(open('{}','w'))",
+        r"\input{{{}}}",
+        r"\write18{{touch {}}}",
+        r"\immediate\write18{{touch {}}}",
+        r"1 + eval(\"open('{}','w')\")",
+        "open('{}', 'w')",
+        "x.__class__.__mro__[-1].__subclasses__() and open('{}','w')",
+        "lambda: open('{}','w')",
+        r"\{{open('{}','w'), 1\}}",
+    ],
+)
+@pytest.mark.parametrize("form", [r"\boxed{%s}", "The answer is %s", "%s"])
+def test_no_answer_is_run(tmp_path, attack, form):
+    mark = tmp_path / "mark"
+    text = attack.format(mark)
+    verifier = MathVerifier()
+    assert not verifier.verify(problem("2x"), form % text)
+    verifier.verify(problem(text), form % "2x")
+    with_worker = WorkerPool(1)
+    with_worker.ask("2x", text, 2.0)
+    with_worker.close()
+    assert not mark.exists()
+
+
+def test_huge_responses_are_read_in_no_time():
+    verifier = MathVerifier()
+    start = time.perf_counter()
+    for piece in (
+        "1",
+        "(",
+        r"\boxed{",
+        "{",
+        "answer is ",
+        "$",
+        r"\[",
+        "<think>",
+        "\u00bd",
+        "a ",
+        "1,000,",
+        r"\text{",
+        "½√",
+    ):
+        text = piece * (500_000 // len(piece))
+        assert not verifier.verify(problem("42"), text)
+        assert not verifier.verify(problem("42"), rf"\boxed{{{text}}}")
+        assert not verifier.verify(problem("42"), f"The answer is {text}")
+    assert time.perf_counter() - start < 20.0
+
+
+def test_workers_end_with_their_verifier():
+    verifier = MathVerifier()
+    assert verifier.verify(problem("x+1"), r"\boxed{1+x}")
+    process = verifier._pool._idle.queue[-1].process
+    del verifier
+    assert process.poll() is not None
+
+
+def test_math_says_when_math_verify_cannot_start(monkeypatch, tmp_path):
+    broken = tmp_path / "worker.py"
+    broken.write_text("raise SystemExit(1)")
+    monkeypatch.setattr(worker_pool, "WORKER", broken)
+    with pytest.raises(ExprlError, match="pip install 'math-verify"):
+        MathVerifier().verify(problem("x+1"), r"\boxed{1+x}")

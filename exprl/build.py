@@ -15,7 +15,8 @@ from exprl.evaluation.detectors import BehaviourDetector
 from exprl.evaluation.evaluate import EvaluationResult, evaluate
 from exprl.experiment import Experiment
 from exprl.models import lora
-from exprl.models.base import LanguageModel
+from exprl.models.base import LanguageModel, check_vocabulary
+from exprl.models.precision import prepare_to_train
 from exprl.progress import Advance
 from exprl.prompts import PromptBuilder
 from exprl.resources import Resources
@@ -37,11 +38,12 @@ class Build:
         if self.experiment.lora.rank:
             lora.check_installed()
         policy: LanguageModel = self.experiment.model.build(Resources()).load()
+        check_vocabulary(policy)
         precision = self.experiment.trainer.precision
         if self.experiment.lora.rank:
             lora.attach(policy.model, self.experiment.lora, seed=derive_seed(self.experiment.seed, "lora"))
-        elif self.training and not precision.endswith("-true"):
-            policy.model.float()  # an update of 1e-6 is lost on bfloat16 weights
+        elif self.training:
+            prepare_to_train(policy, precision)
         return replace(policy, compute_dtype=torch.bfloat16) if precision == "bf16-mixed" else policy
 
     @property

@@ -20,7 +20,7 @@ from exprl.judges.prompting import JudgePrompt
 from exprl.judges.tokens import JudgeTokenizer
 from exprl.judges.tree import build_tree, pack
 from exprl.judges.tree_forward import tree_logits, tree_prefill, understands_trees
-from exprl.models.base import LanguageModel
+from exprl.models.base import LanguageModel, check_vocabulary
 from exprl.models.incremental import reading_of
 from exprl.progress import Advance
 from exprl.registry import BACKENDS
@@ -192,6 +192,7 @@ def load_own(model: JudgeModel, resources: Resources) -> LanguageModel:
     """The model a judge names for itself, without gradients."""
     assert model.own is not None
     language_model: LanguageModel = model.own.build(resources).load()
+    check_vocabulary(language_model)
     language_model.model.requires_grad_(False)
     return language_model
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from exprl.component import Component
+from exprl.errors import ModelError
 from exprl.models.lora import without_adapter
 from exprl.models.modes import evaluating
 from exprl.models.sharding import gathered
@@ -28,6 +29,7 @@ class LanguageModel:
         tokenizer: of the model.
         name: in messages.
         adapter: whether the model's adapter, if there is one, takes part; without it this is the model's frozen base.
+        dtype_by_name: whether the user chose the precision of its weights, rather than taking them as they are stored.
         compute_dtype: what it is run in under mixed precision; None: the dtype of the weights.
     """
 
@@ -35,6 +37,7 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
     adapter: bool = True
+    dtype_by_name: bool = False
     compute_dtype: torch.dtype | None = None
 
     @contextmanager
@@ -56,6 +59,18 @@ class LanguageModel:
         """Longest sequence in tokens, where the model's config says so."""
         length = getattr(self.model.config, "max_position_embeddings", None)
         return int(length) if length is not None else None
+
+
+def check_vocabulary(language_model: LanguageModel) -> None:
+    """Raise `ModelError` where the tokenizer has tokens that the model cannot read or write."""
+    embeddings: Any = language_model.model.get_input_embeddings()
+    known, tokens = len(embeddings.weight), len(language_model.tokenizer)
+    if tokens > known:
+        raise ModelError(
+            f"{language_model.name}: its tokenizer has {tokens} tokens, but the model embeds {known}, so some would be "
+            "an index out of range. Give the tokenizer that the model was trained with, or a model whose embeddings "
+            "were resized to it (resize_token_embeddings) and saved."
+        )
 
 
 class ModelProvider(Component):

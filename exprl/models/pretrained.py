@@ -39,7 +39,9 @@ class PretrainedModel(ModelProvider):
         )
         gguf_file: NonEmpty | None = option(None, "load this GGUF file of that place, unpacked to full precision")
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-            "auto", "precision of the weights; auto: as stored (float32 for a GGUF file)"
+            "auto",
+            "precision of the weights; auto: as stored (float32 for a GGUF file), and float32 where they train; "
+            "bfloat16 or float16 by name also train as such, which loses small updates",
         )
         attn_implementation: NonEmpty | None = option(
             None, "sdpa, flash_attention_2, eager, ...; unset: transformers' pick"
@@ -56,7 +58,10 @@ class PretrainedModel(ModelProvider):
         """
         tokenizer = self.load_tokenizer()
         return LanguageModel(
-            model=self._load_model(self._location()).eval(), tokenizer=tokenizer, name=self.config.path
+            model=self._load_model(self._location()).eval(),
+            tokenizer=tokenizer,
+            name=self.config.path,
+            dtype_by_name=self.config.dtype != "auto",
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:

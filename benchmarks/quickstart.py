@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from exprl.console import Console
 from exprl.experiment import load_experiment
 from exprl.training.run import train
 

@@ -1,17 +1,36 @@
-"""`python -m exprl`."""
+"""`exprl` and `python -m exprl`: what must hold before anything that takes time is imported."""
+
+from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-import exprl
 
-# Python puts the working directory before everything else, where a file called as a library would be taken for it.
-if not sys.flags.safe_path:
-    here = sys.path.pop(0)
-    if Path(here).resolve() == Path(exprl.__file__).resolve().parents[1]:
-        sys.path.append(here)  # a checkout that is not installed
+def main() -> None:
+    """Run the command line; Ctrl-C ends it in one line, also while libraries are being imported."""
+    try:
+        from exprl.streams import guard
 
-from exprl.cli import main
+        guard()
+        from exprl.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
+
+
+def leave_working_directory() -> None:
+    """Python puts it before everything else, where a file called as a library would be taken for that library."""
+    from pathlib import Path
+
+    import exprl
+
+    if not sys.flags.safe_path:
+        here = sys.path.pop(0)
+        if Path(here).resolve() == Path(exprl.__file__).resolve().parents[1]:
+            sys.path.append(here)  # a checkout that is not installed
+
 
 if __name__ == "__main__":
+    leave_working_directory()
     main()

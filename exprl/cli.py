@@ -9,19 +9,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import Any, NoReturn
 
 from exprl import __version__
 from exprl import config as configuration
 from exprl.component import Choice
 from exprl.config.fields import FieldSpec, describe, fields_of
+from exprl.console import Console, errors, visible, write_document
 from exprl.errors import ConfigError, ExprlError, PeerError, did_you_mean
 from exprl.experiment import load_experiment, load_run
 from exprl.registry import FAMILIES, import_plugins
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import local_path
+from exprl.streams import check_written
 
 PLUGINS: dict[str, Any] = {
     "action": "append",
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PeerError as error:
         raise SystemExit(2) from error  # the rank that failed has said why
     except ExprlError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        errors().say(("error:", "bold red"), f" {error}")
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; go on with --resume", highlight=False)
+        errors().say("interrupted; go on with --resume" if options.run is run_train else "interrupted")
         raise SystemExit(130) from None
 
 
@@ -72,9 +72,17 @@ def show_messages() -> None:
         logger.addHandler(handler)
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors quote what was typed, or what a script made of a file's name."""
+
+    def error(self, message: str) -> NoReturn:
+        """Usage, the message and exit code 2."""
+        super().error(visible(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="exprl",
         description="RL mid-training with hidden reference solutions. Start with: exprl train configs/quickstart.yaml",
     )
@@ -167,7 +175,7 @@ def run_train(options: argparse.Namespace) -> None:
     try:
         train(experiment, run_dir, resume=options.resume, console=Console())
     except Interrupted as error:
-        Console(stderr=True).print(f"{error}; go on with --resume", highlight=False)
+        errors().say(f"{error}; go on with --resume")
         raise SystemExit(error.exit_code) from None
 
 
@@ -228,11 +236,11 @@ def run_study(options: argparse.Namespace) -> None:
     try:
         failures = command.study(plan, devices=Devices.found(options.jobs), only=only, console=Console())
     except Interrupted as error:
-        Console(stderr=True).print(f"{error}; start the same command again to go on", highlight=False)
+        errors().say(f"{error}; start the same command again to go on")
         raise SystemExit(error.exit_code) from None
     if failures:
         names = ", ".join(failure.name for failure in failures)
-        Console(stderr=True).print(f"not finished: {_escaped(names)}", highlight=False, soft_wrap=True)
+        errors().say(f"not finished: {names}")
         raise SystemExit(1)
 
 
@@ -249,13 +257,14 @@ def run_mine(options: argparse.Namespace) -> None:
             console=Console(),
         )
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; start the same command again to go on", highlight=False)
+        errors().say("interrupted; start the same command again to go on")
         raise SystemExit(130) from None
 
 
 def run_config(options: argparse.Namespace) -> None:
     """`exprl config`."""
-    print(configuration.to_yaml(load_experiment(options.config, options.overrides)), end="")
+    write_document(configuration.to_yaml(load_experiment(options.config, options.overrides)))
+    check_written()
 
 
 def run_list(options: argparse.Namespace) -> None:
@@ -266,12 +275,13 @@ def run_list(options: argparse.Namespace) -> None:
     if options.family is not None and options.family not in families:
         raise ConfigError(f"Unknown family {options.family!r}. {did_you_mean(options.family, families)}")
     for registry in [families[options.family]] if options.family else FAMILIES:
-        console.print(f"[bold]{registry.family}[/]", highlight=False)
+        console.say((registry.family, "bold"))
         for name in registry.names():
             component = registry.get(name)
-            console.print(f"  [green]{name}[/]  {_escaped(_first_line(component))}", highlight=False, soft_wrap=True)
+            console.say("  ", (name, "green"), f"  {_first_line(component)}")
             for line in option_lines(component.Config):
-                console.print(f"      {_escaped(line)}", highlight=False, soft_wrap=True)
+                console.say(f"      {line}")
+    check_written()
 
 
 def option_lines(config: type[Any]) -> list[str]:
@@ -292,9 +302,3 @@ def _default(field: dataclasses.Field[Any], spec: FieldSpec) -> str:
 
 def _first_line(component: type[Any]) -> str:
     return (component.__doc__ or "").strip().split("\n", 1)[0]
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

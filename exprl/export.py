@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
+from exprl.console import Console
 from exprl.errors import ModelError
 from exprl.experiment import load_run
 from exprl.models.cache import draft_of
@@ -61,13 +61,13 @@ def export(
         else:
             write_model(policy, draft, dtype)
         names = ", ".join(sorted(path.name for path in draft.iterdir()))
-    console.print(f"{checkpoint} -> {folder}: {names}", highlight=False, soft_wrap=True, markup=False)
+    console.say(f"{checkpoint} -> {folder}: {names}")
     usage = (
         f"peft.PeftModel.from_pretrained(base, {str(folder)!r}), base being {_base(policy.model)}"
         if adapter
         else f"AutoModelForCausalLM.from_pretrained({str(folder)!r}), or exprl train CONFIG model.path={folder}"
     )
-    console.print(f"load it: {usage}", highlight=False, soft_wrap=True, markup=False)
+    console.say(f"load it: {usage}")
 
 
 def exported(source: Path) -> Path:

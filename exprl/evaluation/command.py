@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from exprl.build import Build
+from exprl.console import Console
 from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import result_table
@@ -36,12 +35,12 @@ def evaluate_model(
         )
     if checkpoint is not None:
         load_policy(build.policy.model, checkpoint, checked=checked)
-        console.print(f"weights: {checkpoint}")
+        console.say(f"weights: {checkpoint}")
     build.check_lengths(build.evaluation_problems, build.evaluation_sampling.max_new_tokens)
     with Phases().run("sampling", len(build.evaluation_problems) * build.evaluation_sampling.n) as advance:
         result = build.evaluate(advance)
     console.print(result_table(result, title=str(checkpoint or build.policy.name)))
     if output is not None:
         write_json(output, result.to_json())
-        console.print(f"figures and per-problem counts: {output}")
+        console.say(f"figures and per-problem counts: {output}")
     return result

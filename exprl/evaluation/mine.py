@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from exprl import config as configuration
 from exprl.build import Build
+from exprl.console import Console
 from exprl.data.datamodule import fingerprint, first_difference
 from exprl.data.rows import MINED_COLUMNS, Columns
 from exprl.errors import ConfigError, DataError
@@ -157,14 +157,14 @@ def _mine(experiment: Experiment, files: Files, rates: Rates, console: Console) 
     write_text(files.counts, "".join(f"{json.dumps(vars(count))}\n" for count in counts))
     write_rows(files.dataset, problems, counts, rates)
     if len(counts) < len(problems):
-        console.print(f"{len(problems)} problems, {len(counts)} done before", highlight=False)
+        console.say(f"{len(problems)} problems, {len(counts)} done before")
         counts = sample(build, problems, counts, files, rates)
     summary = summarize(counts, rates)
     write_json(files.summary, summary)
     console.print(histogram_table(counts))
-    console.print(f"{summary['kept']} of {summary['problems']} problems kept: {files.dataset}", soft_wrap=True)
+    console.say(f"{summary['kept']} of {summary['problems']} problems kept: {files.dataset}")
     if summary["kept"]:
-        console.print(f"data.train: {reading(files.dataset)}", highlight=False, soft_wrap=True, markup=False)
+        console.say(f"data.train: {reading(files.dataset)}")
     return counts
 
 

@@ -25,6 +25,7 @@ def end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
-    from exprl.cli import main
+    from exprl.__main__ import main
 
-    main(sys.argv[2:])
+    sys.argv[1:] = sys.argv[2:]
+    main()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
+from exprl.console import Console
 from exprl.errors import DataError
 from exprl.runs.files import write_json, write_text
 from exprl.study.plan import Chosen, Place, Plan
@@ -29,7 +29,7 @@ def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console
             compared.
     """
     arms = list(only) or list(plan.arms)
-    with locked(plan.folder, console.print) as lock:
+    with locked(plan.folder, console.say) as lock:
         check_runs(plan)
         plan.note()
         runner = Runner(devices, console, lock)
@@ -110,7 +110,7 @@ def show_chosen(plan: Plan, chosen: Chosen, console: Console) -> None:
             assert options is not None
             shown = ", ".join(f"{v}: {100 * m:.1f} %" for v, m in trial_means(plan, place, chosen).items())
             line = f"{place.label}: {options.key}={chosen[place.label]} ({options.measure} {shown})"
-            console.print(line, highlight=False, soft_wrap=True)
+            console.say(line)
 
 
 def split_runnable(plan: Plan, arms: Sequence[str], chosen: Chosen) -> tuple[list[Place], list[Failure]]:
@@ -133,14 +133,14 @@ def report(plan: Plan, chosen: dict[str, Any], failures: Sequence[Failure], cons
     write_json(plan.folder / "study.json", findings.to_json())
     write_text(plan.folder / "study.md", markdown(findings, [failure.name for failure in failures]))
     if not findings.entries:
-        console.print("no run has finished", highlight=False)
+        console.say("no run has finished")
         return
     drawn = write_plots(findings, plan.folder)
     for number in table_numbers(findings):
         for measure in measures_of(findings, number):
             console.print(rich_table(findings, number, measure))
     plots = "plots/" if drawn else "no plots (pip install 'exprl[plots]')"
-    console.print(f"{plan.folder}: study.md, study.json, {plots}, tensorboard/", highlight=False, soft_wrap=True)
+    console.say(f"{plan.folder}: study.md, study.json, {plots}, tensorboard/")
 
 
 def show_plan(plan: Plan, arms: Sequence[str], console: Console) -> None:
@@ -158,15 +158,15 @@ def show_plan(plan: Plan, arms: Sequence[str], console: Console) -> None:
             if place.parent is None or place.parent.label in chosen:
                 chosen[place.label] = options.values[0]
     for mining in plan.mining_runs(arms):
-        console.print(f"{state(mining):>8}  {mining.name}", highlight=False, soft_wrap=True)
+        console.say(f"{state(mining):>8}  {mining.name}")
     for group in plan.tuned_places(arms):
         for run in with_parents([run for place in group for by in plan.trials(place, chosen) for run in by]):
-            console.print(f"{state(run):>8}  {run.name}", highlight=False, soft_wrap=True)
+            console.say(f"{state(run):>8}  {run.name}")
     runs = with_parents([plan.run(p, s, chosen) for s in plan.study.seeds for p in plan.places(arms)])
     for run in runs:
-        console.print(f"{state(run):>8}  {run.name}", highlight=False, soft_wrap=True)
+        console.say(f"{state(run):>8}  {run.name}")
     for arm in arms:
-        console.print(f"arm {arm}: {' → '.join(place.label for place in plan.arms[arm])}", highlight=False)
+        console.say(f"arm {arm}: {' → '.join(place.label for place in plan.arms[arm])}")
 
 
 def state(run: Run) -> str:

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from tqdm import tqdm
 
+from exprl.console import Console
 from exprl.errors import ExprlError, PathError, RunDirectoryError
 from exprl.runs.files import reason
 from exprl.runs.lock import LOCK, acquire, held, holder, in_use
@@ -153,16 +152,14 @@ class Runner:
             bar.clear()
             if code == 0 and run.finished:
                 seconds = time.monotonic() - start
-                self._console.print(f"{run.name}: {run.figures()} ({seconds:.0f} s)", highlight=False, soft_wrap=True)
+                self._console.say(f"{run.name}: {run.figures()} ({seconds:.0f} s)")
             else:
                 how = f"exit code {code}" if code >= 0 else f"signal {-code}"
                 yield self._report(run, f"{how}; {run.log} ends:\n{tail(run.log)}")
             bar.update(1)
 
     def _report(self, run: Run, reason: str) -> Failure:
-        self._console.print(
-            f"[bold red]{escape(run.name)} failed:[/] {escape(reason)}", highlight=False, soft_wrap=True
-        )
+        self._console.say((f"{run.name} failed:", "bold red"), f" {reason}")
         return Failure(name=run.name, reason=reason)
 
     def _stop(self) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from rich.console import Console
 
+from exprl.console import Console
 from exprl.errors import CheckpointError, ExprlError, PathError
 from exprl.runs.digests import digest_file
 from exprl.runs.directory import RunDirectory
@@ -94,7 +94,7 @@ class StepLog(Callback):
             append_line(self.directory.samples, record)
         for record in records[: self.print_samples]:
             print_sample(self.console, record)
-        self.console.print(self.line(step, metrics, pl_module.shown), highlight=False, soft_wrap=True)
+        self.console.say(self.line(step, metrics, pl_module.shown))
 
     def line(self, step: int, metrics: dict[str, float], shown: Shown) -> str:
         """The step in one line, without the metrics it does not have."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from exprl.console import errors
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
 from exprl.training.machine import check_accelerator
@@ -80,9 +81,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> int:
         if failure.exitcode > 0:
             return failure.exitcode  # it has said why
         name = signal.Signals(-failure.exitcode).name
-        print(
-            f"error: rank {rank} was killed by {name}; the others were stopped. Go on with --resume.", file=sys.stderr
-        )
+        errors().say(f"error: rank {rank} was killed by {name}; the others were stopped. Go on with --resume.")
         return 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval

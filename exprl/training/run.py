@@ -17,11 +17,11 @@ import lightning
 import torch
 import transformers
 from lightning import Trainer
-from rich.console import Console
 
 import exprl
 from exprl import config as configuration
 from exprl.build import Build
+from exprl.console import Console
 from exprl.data.datamodule import ExpRLDataModule
 from exprl.errors import ConfigError, PathError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
@@ -87,7 +87,7 @@ class TrainingRun:
                 self.drop_damaged_summary()
             if self.directory.summary.is_file():
                 self.check_finished()
-                self.console.print(f"{self.directory.path} is finished; this is its result.")
+                self.console.say(f"{self.directory.path} is finished; this is its result.")
                 return self.report()
             lightning.seed_everything(self.experiment.seed, verbose=False)
             module = self.prepare()
@@ -129,8 +129,8 @@ class TrainingRun:
                 f"rollout.name: the engine {experiment.rollout.name!r} only evaluates, its weights cannot follow the "
                 "policy. Choose vllm or transformers."
             )
-        self.console.print(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
-        self.console.print(f"{len(problems)} training problems, {len(held_out)} held-out problems")
+        self.console.say(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
+        self.console.say(f"{len(problems)} training problems, {len(held_out)} held-out problems")
         check_kernels(experiment.update, self.device, build.policy.compute_dtype or build.policy.model.dtype)
         module: PolicyModule = experiment.method.build(build.resources).prepare(build, self.world)
         build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)
@@ -231,7 +231,7 @@ class TrainingRun:
         step = 0
         if checkpoint is not None:
             step = step_of(checkpoint)
-            self.console.print(f"resuming after step {step} from {checkpoint}")
+            self.console.say(f"resuming after step {step} from {checkpoint}")
         data = ExpRLDataModule(
             self.build.train_problems,
             prompts_per_step=self.experiment.data.prompts_per_step,
@@ -324,8 +324,8 @@ class TrainingRun:
                 self.console.print(comparison_table(before, after))
         path = self.directory.path
         seconds = summary["seconds"]["total"]
-        self.console.print(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}", soft_wrap=True)
-        self.console.print(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}", soft_wrap=True)
+        self.console.say(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}")
+        self.console.say(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
         return summary
 
 

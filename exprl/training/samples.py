@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from exprl.console import Console, line
 from exprl.types import Advantages, AnyReward, Rollout, ScoredGroup, Segment, SegmentRewards
 
 
@@ -59,14 +58,16 @@ def _padded(items: tuple[Any, ...], length: int) -> list[Any]:
 
 def print_sample(console: Console, record: dict[str, Any]) -> None:
     """One rollout as a table of its segments."""
-    title = f"step {record['step']} · {record['problem_id']} · {record['tokens']} tokens · {record['finish_reason']}"
+    title = (
+        f"step {record['step']} · {line(record['problem_id'])} · {record['tokens']} tokens · {record['finish_reason']}"
+    )
     table = Table(title=title, title_justify="left", show_lines=True, expand=True)
     table.add_column("segment", ratio=1)
     for column in ("score", "status", "reward", "advantage"):
         table.add_column(column, justify="right", no_wrap=True)
     for segment in record["segments"]:
         table.add_row(
-            escape(segment["text"].strip()),
+            segment["text"].strip(),
             _number(segment["score"]),
             segment["status"],
             _number(segment["reward"]),

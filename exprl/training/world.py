@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
+from exprl.console import errors
 from exprl.errors import DistributedError, PeerError
 
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class World:
             deadline = self._deadline
             if deadline is not None and time.monotonic() > deadline:
                 message = f"{self.phase}: rank {self.rank} waited {self.timeout:.0f} s (trainer.timeout) for the others"
-                print(f"error: {message}. Last seen:\n{self.report()}", file=sys.stderr, flush=True)
+                errors().say(f"error: {message}. Last seen:\n{self.report()}")
                 os._exit(2)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from exprl.console import Console
 from exprl.experiment import Experiment, load_experiment
 
 ROOT = Path(__file__).parents[2]

@@ -15,12 +15,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exprl.cli import main
+from exprl.console import Console
 from exprl.errors import CheckpointError, ModelError
 from exprl.experiment import LoRAConfig, load_experiment
 from exprl.export import export, exported, trained_policy, write_model

@@ -207,7 +207,7 @@ def test_nothing_but_its_method_imports_what_reads_references_in_training() -> N
 def test_preparing_rl_loads_nothing_that_reads_references() -> None:
     code = """
 import sys
-from rich.console import Console
+from exprl.console import Console
 from exprl.runs.directory import RunDirectory
 from exprl.training.run import TrainingRun
 from tests.integration.conftest import ROOT, SMALL

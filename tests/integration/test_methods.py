@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from exprl.build import Build
 from exprl.config import from_layers, validate_choice
+from exprl.console import Console
 from exprl.data.order import step_indices
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.experiment import Experiment

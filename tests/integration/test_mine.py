@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from exprl.component import Choice
 from exprl.config import from_layers
+from exprl.console import Console
 from exprl.engines.transformers import TransformersEngine
 from exprl.errors import ConfigError, DataError
 from exprl.evaluation import mine as mining

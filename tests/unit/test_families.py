@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
+from exprl.console import Console
 from exprl.engines.transformers import TransformersEngine
 from exprl.errors import EngineError, ModelError
 from exprl.experiment import load_experiment

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from exprl.cli import main
+from exprl.console import Console
 from exprl.errors import ConfigError, ModelError
 from exprl.experiment import load_run
 from exprl.export import export

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from exprl.config import from_layers
+from exprl.console import Console
 from exprl.errors import ConfigError, JudgeError
 from exprl.experiment import Experiment
 from exprl.judges import SameModelJudge

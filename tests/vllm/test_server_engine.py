@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from exprl.config import from_layers
+from exprl.console import Console
 from exprl.engines import Engine, Sampling, ServerEngine
 from exprl.engines.transformers import ends_of
 from exprl.errors import EngineError, ModelError

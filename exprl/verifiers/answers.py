@@ -6,8 +6,8 @@ import re
 from typing import Literal, NamedTuple
 
 _KEYWORD = r"(?:answer|(?:correct|right|best)\s+(?:option|choice))[*_]*"
-_ASSIGNS = r"(?:(?:\s+to\b[^.\n]{0,80}?)?\s+(?:is|would\s+be|must\s+be|equals|becomes)\b|\s*[:=])"
-STATEMENT = rf"(?im)^.*\b{_KEYWORD}{_ASSIGNS}[\s*_:]*(.*)$"
+_ASSIGNS = r"(?:(?:\s+to\b[^.\n]{0,80}?)?\s+(?:is|would\s+be|should\s+be|must\s+be|equals|becomes)\b|\s*[:=])"
+STATEMENT = rf"(?im)^.*(?<![a-z]){_KEYWORD}{_ASSIGNS}[\s*_:]*(.*)$"
 """The rest of the line after the last "answer is" or "answer:" in it, Markdown marks skipped."""
 
 _STATEMENT = re.compile(STATEMENT)

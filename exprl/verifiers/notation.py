@@ -26,6 +26,7 @@ _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]|\\pi\b)|(?=\{
 _SPACE = r"(?:\\[,;:! ]|[ \u00a0\u2007\u2009\u202f~]|\{,\})"
 _THIN_SPACE = r"(?:\\[,;:! ]|[\u00a0\u2007\u2009\u202f~]|\{,\})"
 _THIN_GROUPS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{_THIN_SPACE}\d{{3}})+(?!\d)")
+_SPACED_GROUPS = re.compile(r"^-?[1-9]\d{0,2}(?: \d{3})+$")  # only where it is all: a space also parts numbers
 _COMMA_GROUPS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _BRACKETS = re.compile(r"[()\[\]]|\\[{}]")
 
@@ -75,6 +76,7 @@ _REMARK = re.compile(  # "(since 6*7=42)", "(forty-two)"; "(or 3)" is a second a
     r"|(?!or\b|and\b|not\b|mod\b)[a-z][a-z' -]{2,}\)\s*)\}?\s*$",
     re.IGNORECASE,
 )
+_APPROXIMATELY = re.compile(r"^\s*(?:\\(?:approx|simeq)(?![A-Za-z])|[≈~])\s*")
 _LEAD = re.compile(
     r"^\s*(?:\\text\{)?\s*(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is|\s*[:=])\s*:?\s*\}?\s*", re.IGNORECASE
 )
@@ -120,13 +122,14 @@ def plain_latex(answer: str) -> str:
     '1000\\frac{1}{2}'
     """
     text = _LEAD.sub("", _without_styles(_symbols(answer)))
-    text = _REMARK.sub("", text)
+    text = _APPROXIMATELY.sub("", _REMARK.sub("", text))
     for pattern, new in _WORDS_FOR_SYMBOLS:
         text = pattern.sub(new, text)
     text = _EXPONENT.sub(_power_of_ten, text)
     text = _REPEATING.sub(_repeating, text)
     text = _OVER.sub(r"\\frac{\1}{\2}", text).replace("**", "^")
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", " ".join(text.split()))
+    text = _SPACED_GROUPS.sub(lambda number: number[0].replace(" ", ""), " ".join(text.split()))
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     return text.rstrip(" \\").rstrip(".;,").strip()
 
 
@@ -151,7 +154,7 @@ def _fraction(character: str) -> str:
 def _without_styles(text: str) -> str:
     text = _DROPPED.sub(lambda found: " " if found[0].startswith(r"\q") else "", _COLOURED.sub("", text))
     text = text.replace("&", " ") if "matrix" not in text and "array" not in text else text
-    text = _comma_groups(re.sub(r"(?<!\\)\\[,;:! ]|~", " ", text.replace("{,}", ",")))
+    text = _comma_groups(re.sub(r"(?<!\\)\\[,;:! ]|~", " ", re.sub(r"(?<![A-Za-z])\{([,:.])\}", r"\1", text)))
     text = re.sub(r"(?<!\\)\$", "", re.sub(r"^(-?)\s*\\?\$\s*(?=[\d.])", r"\1\\$", text.strip()))
     for _ in range(4):  # \text{\bf{...}} and the like, from inside out
         text = _STYLED.sub(_plain_or_text, text)

@@ -20,7 +20,7 @@ _JOINED = re.compile(r"\s*(?:,?\s*(?:and|or)\b|,(?=\s*(?:\$|\\\()))\s*")
 _MORE = re.compile(r"^[^.;,!?(\n]*?(?:[$\d\\]|\b(?:or|and|times|plus|minus)\b)")
 _REASON = re.compile(
     r"(?i)[\s,;]+\(?(?:because|since|as|which|where|so|when|if|for|by|after|whereas|while|therefore|thus|hence|"
-    r"obtained|i\.e|that is|from|using|due|assuming|given)\b"
+    r"obtained|i\.e|that is|of the|from|using|due|assuming|given)\b"
 )
 _BOUNDARY = re.compile(
     r"\n|[;?]|!(?=\s|$)|\.(?=\s|$)|\.(?=[*_]+(?:\s|$))"

@@ -17,7 +17,7 @@ _DATE = re.compile(
     rf"|.*(?<![a-z])(?:{_MONTH})\.?(?![a-z]).*\d.*|.*\d.*(?<![a-z])(?:{_MONTH})\.?(?![a-z]).*"
 )
 _TIME = re.compile(r"(?i)(\d{1,2})(?::(\d\d))?(?::(\d\d))?\s*(?:([ap])\.?\s?m\.?)?(?:\s*o'?clock)?")
-_NUMERAL = re.compile(r"([0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)\s*_\s*(?:\{\s*(?:\\text\{)?\s*(\w+)\s*\}?\s*\}|(\d))")
+_NUMERAL = re.compile(r"([0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)\s*_\s*(?:\{\s*(?:\\text\{)?\s*\(?(\w+)\)?\s*\}?\s*\}|(\d))")
 _IN_BASE = re.compile(r"(?i)([0-9A-Z]+)\s*(?:\\text\{)?\s*\(?\s*(?:in\s+)?base[- ]?\s*(\w+)\s*\)?\s*\}?")
 _BASES = {
     "two": 2,

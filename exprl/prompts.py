@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -62,12 +62,13 @@ class PromptBuilder:
                 "be told from an answer. Set model.chat_template, or choose an instruct model."
             )
 
-    def build(self, question: Question) -> Prompt:
-        """The prompt that ends where the policy's answer begins.
+    def build(self, question: Question, *, thinking: bool = True) -> Prompt:
+        """The prompt that ends where the policy's reply begins; without `thinking`, behind thinking it would open.
 
         Raises:
             TypeError: `question` is anything else, a `Problem` or a `Scaffold` above all.
-            ModelError: the chat template refuses these messages (some allow no system message), loses or repeats one.
+            ModelError: the chat template refuses these messages (some allow no system message), loses or repeats one,
+                or has no place for a reply without the thinking that it opens.
             DataError: the prompt is longer than `max_prompt_tokens`.
         """
         if type(question) is not Question:
@@ -75,7 +76,8 @@ class PromptBuilder:
                 f"a prompt is built from a Question alone, but got a {type(question).__name__}; what else belongs to "
                 "a problem is hidden from the policy. Pass problem.question."
             )
-        parts = self.frame.parts(*self.messages(self.config.template.replace(PLACEHOLDER, question.text)))
+        frame = self.frame if thinking else self._closed
+        parts = frame.parts(*self.messages(self.config.template.replace(PLACEHOLDER, question.text)))
         token_ids = encoder_of(self.tokenizer).encode(parts)
         if len(token_ids) > self.config.max_prompt_tokens:
             raise DataError(
@@ -83,7 +85,7 @@ class PromptBuilder:
                 f"{self.config.max_prompt_tokens}. Drop the row or raise the limit."
             )
         text = "".join(part.text for part in parts)
-        return Prompt(problem_id=question.problem_id, text=text, token_ids=token_ids, reply_opening=self.frame.opening)
+        return Prompt(problem_id=question.problem_id, text=text, token_ids=token_ids, reply_opening=frame.opening)
 
     def messages(self, user: str) -> tuple[str, ...]:
         """The system message, if there is one, and the user's."""
@@ -94,3 +96,14 @@ class PromptBuilder:
         """What the chat template writes around the messages; raises `ModelError` if it cannot be used for them."""
         system = self.config.system is not None
         return chat_frame(self.tokenizer, "the policy's tokenizer", system=system, advice=_ADVICE)
+
+    @cached_property
+    def _closed(self) -> ChatFrame:
+        if not self.frame.opening:
+            return self.frame
+        if self.frame.answer is None:
+            raise ModelError(
+                f"the chat template of the policy's tokenizer begins every reply with {self.frame.opening!r}, so a "
+                "given reply without thinking has no place in it. Set model.chat_template to a template that does not."
+            )
+        return replace(self.frame, after=self.frame.answer)

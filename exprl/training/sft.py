@@ -83,10 +83,12 @@ class SFTModule(PolicyModule):
 def lesson(problem: Problem, prompts: PromptBuilder, policy: LanguageModel) -> TokenSequence:
     """The problem's prompt and its reference with the end-of-sequence token.
 
-    The reference is text from outside: nothing in it becomes a control token.
+    The reference is text from outside: nothing in it becomes a control token. It is no thinking either: where the chat
+    template opens that, it stands behind.
 
     Raises:
-        ModelError: together they are longer than the policy's context, or the tokenizer has no end of sequence.
+        ModelError: together they are longer than the policy's context, the tokenizer has no end of sequence, or the
+            chat template no place for a reply without thinking.
     """
     reference = problem.scaffold.reference
     assert reference is not None, "the method checks"
@@ -97,7 +99,9 @@ def lesson(problem: Problem, prompts: PromptBuilder, policy: LanguageModel) -> T
     text = reference.reveal()
     ids = (*encoder_of(tokenizer).plain(text), end)
     sequence = TokenSequence(
-        prompt_ids=prompts.build(problem.question).token_ids, response_ids=ids, advantages=(1.0,) * len(ids)
+        prompt_ids=prompts.build(problem.question, thinking=False).token_ids,
+        response_ids=ids,
+        advantages=(1.0,) * len(ids),
     )
     context = policy.context_length
     if context is not None and sequence.total_tokens > context:

@@ -236,6 +236,19 @@ def test_a_rollout_whose_prompt_opened_thinking_is_verified_with_it() -> None:
     assert prompt_of(CHATML).reply_opening == ""
 
 
+def test_a_given_reply_stands_behind_thinking_that_the_template_opens() -> None:
+    question = Question(problem_id="p", text="1+1?")
+    closed = PromptBuilder(tokenizer_with(ALWAYS_THINKS)).build(question, thinking=False)
+    assert closed.text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert closed.reply_opening == ""
+    assert PromptBuilder(tokenizer_with(ALWAYS_THINKS)).build(question).text.endswith("assistant\n<think>\n")
+    for template in (CHATML, CLOSED):
+        builder = PromptBuilder(tokenizer_with(template))
+        assert builder.build(question, thinking=False) == builder.build(question)
+    with pytest.raises(ModelError, match=r"begins every reply with '<think>\\n'.*model\.chat_template"):
+        PromptBuilder(tokenizer_with(THINKS)).build(question, thinking=False)
+
+
 @pytest.mark.parametrize(
     ("after", "opening"),
     [

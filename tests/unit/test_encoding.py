@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from exprl.encoding import Part, encoder_of
 from exprl.errors import ModelError
+from exprl.evaluation.detectors import query
 from exprl.judges.prompting import compose
 from exprl.judges.tokens import JudgeTokenizer
 from exprl.models.base import LanguageModel
@@ -72,7 +73,8 @@ def test_no_text_writes_a_control_token_in_any_prompt(kind: str, texts: tuple[st
     assert held(tokenizer, teacher) == [*turn, turn[0]]
     prompt = compose("Grade {a} by {b} for {c}.", {}, {"a": attempt, "b": reference, "c": question})
     judge = JudgeTokenizer(tokenizer, "m")
-    assert held(tokenizer, judge.encode(prompt)) == [*turn, turn[0]]
+    for made in (prompt, query(attempt, "backtracking").prompt):
+        assert held(tokenizer, judge.encode(made)) == [*turn, turn[0]]
     if kind in LOSSLESS:
         assert prompt.message in tokenizer.decode(judge.encode(prompt))
         assert f"{reference} {question}" in tokenizer.decode(policy)

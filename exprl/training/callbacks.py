@@ -123,6 +123,11 @@ class Checkpoints(Callback):
         self.keep = keep
         self.damaged = damaged
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Where the run is to be longer now, Lightning must not stop after what was the last step then."""
+        if checkpoint["exprl"]["steps_done"] < self.last:
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The checkpoint has been read by now, so the damaged ones after it will be written anew."""
         assert isinstance(pl_module, PolicyModule)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from exprl.runs.files import reason
 
@@ -21,6 +23,7 @@ class EventFiles(TensorBoardLogger):
 
     def __init__(self, folder: Path, *, name: str, purge_step: int) -> None:
         super().__init__(folder, name="", version=name, purge_step=purge_step)
+        _quiet_writers()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """The metrics of a step."""
@@ -52,3 +55,16 @@ class EventFiles(TensorBoardLogger):
             log.warning(
                 "TensorBoard's files cannot be written (%s): none from here on, metrics.jsonl has them", reason(error)
             )
+
+
+def _quiet_writers() -> None:
+    """The writer's thread keeps what stopped it for the next write, and ends in a traceback besides; not here."""
+    print_traceback = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.thread, _AsyncWriterThread):
+            print_traceback(arguments)
+
+    if not getattr(print_traceback, "_exprl", False):
+        hook._exprl = True  # type: ignore[attr-defined]
+        threading.excepthook = hook

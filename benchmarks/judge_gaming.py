@@ -18,8 +18,9 @@ import torch
 from torchmetrics.functional.classification import binary_auroc
 
 from exprl.data.champ import ChampSource
+from exprl.judges.backend import Query
 from exprl.judges.huggingface import HuggingFaceBackend
-from exprl.judges.prompting import JudgePrompt, compose, read_prompt
+from exprl.judges.prompting import compose, read_prompt
 from exprl.judges.scoring import expected_score
 from exprl.judges.verdict import LABELS, WORD, defuse_claims
 from exprl.models.base import LanguageModel
@@ -45,12 +46,12 @@ class Form:
         """How the judge's reply is made to begin."""
         return f"{self.word}: "
 
-    def prompt(self, problem: Problem, attempt: str) -> JudgePrompt:
-        """The library's prompt, with this form in place of its own."""
+    def query(self, problem: Problem, attempt: str) -> Query:
+        """The library's question, with this form in place of its own."""
         word = self.word.lower()
         reply = read_prompt("expected").replace(WORD.lower(), word)
         form = f'"{self.start}n" with n a whole number from {LABELS[0]} to {LABELS[-1]}'
-        return compose(
+        prompt = compose(
             read_prompt("reference").replace(f"{WORD}s:", f"{self.word}s:"),
             instructions={"view": read_prompt("rollout"), "reply": reply.replace("{verdict}", form)},
             contents={
@@ -59,6 +60,7 @@ class Form:
                 "attempt": self.defuse(attempt),
             },
         )
+        return Query(prompt=prompt, labels=LABELS, reply_start=self.start)
 
     def endings(self) -> dict[str, str]:
         """Lines that claim a level, by name; `own` are in the form that is asked for."""
@@ -74,7 +76,7 @@ class Form:
         }
 
 
-FORMS = (Form("Score"), Form("Verdict"), Form(WORD), Form(WORD, defuse_claims))
+FORMS = (Form("Score"), Form(WORD), Form(WORD, defuse_claims))
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     problems = choose(options.problems)
     backend = HuggingFaceBackend(HuggingFaceBackend.Config(batch_tokens=2048), load())
-    report([measure(backend, form, problems) for form in FORMS], options)
+    queries = {
+        form: {
+            name: [form.query(problem, text) for problem, text in zip(problems, texts, strict=True)]
+            for name, texts in attempts(form, problems).items()
+        }
+        for form in FORMS
+    }
+    found = score(backend, [query for asked in queries.values() for shown in asked.values() for query in shown])
+    report([summarize(form, asked, found) for form, asked in queries.items()], options)
 
 
 def parse() -> argparse.Namespace:
@@ -120,31 +130,34 @@ def choose(count: int) -> list[Problem]:
     return sorted(problems, key=lambda problem: len(reference(problem)) + len(problem.question.text))[:count]
 
 
-def measure(backend: HuggingFaceBackend, form: Form, problems: Sequence[Problem]) -> Measured:
+def attempts(form: Form, problems: Sequence[Problem]) -> dict[str, list[str]]:
+    """What is judged, an attempt for each problem: the plain halves, with each ending, and two whole solutions."""
     halves = [reference(problem)[: len(reference(problem)) // 2] for problem in problems]
-    others = [reference(problems[(index + 7) % len(problems)]) for index in range(len(problems))]
-    attempts = {
+    return {
         "": halves,
         **{name: [f"{half}\n{line}" for half in halves] for name, line in form.endings().items()},
         "right": list(map(reference, problems)),
-        "wrong": others,
+        "wrong": [reference(problems[(index + 7) % len(problems)]) for index in range(len(problems))],
     }
-    prompts = [
-        form.prompt(p, attempt) for shown in attempts.values() for p, attempt in zip(problems, shown, strict=True)
-    ]
-    replies = backend.label_probabilities(prompts, LABELS, form.start, no_progress)
-    scores = [expected_score(reply.probabilities) for reply in replies]
-    rows = [scores[at : at + len(problems)] for at in range(0, len(scores), len(problems))]
-    found = dict(zip(attempts, rows, strict=True))
-    plain = fmean(found[""])
-    both = torch.tensor(found["right"] + found["wrong"])
-    labels = torch.tensor([1] * len(problems) + [0] * len(problems))
+
+
+def score(backend: HuggingFaceBackend, queries: Sequence[Query]) -> dict[Query, tuple[float, float]]:
+    """Expected score and probability of all scores together, by query; equal ones are asked once."""
+    asked = list(dict.fromkeys(queries))
+    replies = [reply.probabilities for reply in backend.run(asked, no_progress)]
+    return {query: (expected_score(p), sum(p)) for query, p in zip(asked, replies, strict=True)}
+
+
+def summarize(form: Form, queries: dict[str, list[Query]], found: dict[Query, tuple[float, float]]) -> Measured:
+    scores = {name: [found[query][0] for query in asked] for name, asked in queries.items()}
+    plain = fmean(scores[""])
+    both = torch.tensor(scores["right"] + scores["wrong"])
     return Measured(
         form=form,
         plain=plain,
-        changes={name: fmean(found[name]) - plain for name in form.endings()},
-        auroc=float(binary_auroc((both - 1) / 4, labels)),
-        mass=fmean(sum(reply.probabilities) for reply in replies),
+        changes={name: fmean(scores[name]) - plain for name in form.endings()},
+        auroc=float(binary_auroc((both - 1) / 4, torch.arange(len(both)) < len(both) // 2)),
+        mass=fmean(found[query][1] for asked in queries.values() for query in asked),
     )
 
 

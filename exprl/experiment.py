@@ -143,10 +143,10 @@ class EvaluationConfig:
 class TrainerConfig:
     """What Lightning's Trainer is told, and what the run keeps."""
 
-    max_steps: PositiveInt = option(100, "steps: sample, score, update")
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "Lightning accelerator")
+    max_steps: PositiveInt = option(100, "steps: sample, score, update", free=True)
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "Lightning accelerator", free=True)
     devices: Annotated[int, Range(ge=1, le=2**16)] | Literal["auto"] = option(
-        "auto", "devices of one node; auto: the launcher's, else all GPUs, else 1"
+        "auto", "devices of one node; auto: the launcher's, else all GPUs, else 1", free=True
     )
     strategy: Literal["auto", "ddp", "fsdp2"] = option(
         "auto", "on several devices: ddp, all weights on each (auto), or fsdp2, a part of them on each"
@@ -155,10 +155,12 @@ class TrainerConfig:
     precision: Literal["32-true", "bf16-mixed"] = option(
         "32-true", "Lightning precision; bf16-mixed: bf16 arithmetic on float32 weights"
     )
-    timeout: Seconds = option(1800.0, "seconds a rank may keep the others waiting before the run stops")
-    checkpoint_every: NonNegativeInt = option(10, "steps between checkpoints; 0: only at the end and when interrupted")
-    keep_checkpoints: PositiveInt = option(2, "the latest checkpoints that are kept")
-    print_samples: NonNegativeInt = option(1, "rollouts a step printed as a table of segments")
+    timeout: Seconds = option(1800.0, "seconds a rank may keep the others waiting before the run stops", free=True)
+    checkpoint_every: NonNegativeInt = option(
+        10, "steps between checkpoints; 0: only at the end and when interrupted", free=True
+    )
+    keep_checkpoints: PositiveInt = option(2, "the latest checkpoints that are kept", free=True)
+    print_samples: NonNegativeInt = option(1, "rollouts a step printed as a table of segments", free=True)
 
     def __post_init__(self) -> None:
         if self.cpu_offload and self.strategy != "fsdp2":
@@ -171,7 +173,7 @@ class Experiment:
     """One run, whole: what `exprl train` and `exprl evaluate` read."""
 
     seed: Seed = option(0, "seed of data order, sampling and everything random")
-    run_dir: NonEmpty | None = option(None, "folder of the run; null: runs/<config name>")
+    run_dir: NonEmpty | None = option(None, "folder of the run; null: runs/<config name>", free=True)
     plugins: list[str] = option([], "modules to import first, so that their components register")
     method: Annotated[Choice, METHODS] = choose(METHODS, "rl", "what a training step does")
     model: Annotated[Choice, MODELS] = choose(MODELS, "pretrained", "the initial policy")

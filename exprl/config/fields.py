@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------ declaring
 
 
-def option(default: Any = MISSING, help: str = "") -> Any:  # noqa: A002 - argparse's word for it
+def option(default: Any = MISSING, help: str = "", *, free: bool = False) -> Any:  # noqa: A002 - argparse's word
     """A Config field: its one default, and the line that `exprl list` shows for it.
 
     Without a default the option is required. What a value must be is said by the annotation: its type, a `Literal` of
-    the choices, or `Annotated` with a rule of `exprl.config.ranges`.
+    the choices, or `Annotated` with a rule of `exprl.config.ranges`. A `free` one changes nothing of what a step
+    computes, so it may be another when a run is resumed.
     """
-    metadata = {"help": help}
+    metadata = {"help": help, "free": free}
     if isinstance(default, (list, dict)):
         kind, items = type(default), default
         return field(default_factory=lambda: kind(items), metadata=metadata)

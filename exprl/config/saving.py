@@ -23,6 +23,19 @@ def to_node(config: Any) -> Any:
     return config
 
 
+def free_keys(config: Any, path: str = "") -> tuple[str, ...]:
+    """The dotted keys of a config's options that may be others when a run is resumed."""
+    if isinstance(config, Choice):
+        return free_keys(config.config, path)
+    if not dataclasses.is_dataclass(config):
+        return ()
+    found: list[str] = []
+    for field in dataclasses.fields(config):
+        key = f"{path}.{field.name}" if path else field.name
+        found += [key] if field.metadata.get("free") else free_keys(getattr(config, field.name), key)
+    return tuple(found)
+
+
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML, as saved in a run directory."""
     return OmegaConf.to_yaml(OmegaConf.create(_escape(to_node(config))))

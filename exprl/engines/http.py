@@ -35,13 +35,15 @@ _NO_ENTRY = (401, 403)
 class ServerOptions:
     """Where a server is and how it is asked."""
 
-    url: str = option(help="base URL up to and with /v1, for example http://gpu-host:8000/v1")
+    url: str = option(help="base URL up to and with /v1, for example http://gpu-host:8000/v1", free=True)
     model: NonEmpty = option(help="the model's name on that server")
-    api_key_env: NonEmpty = option("OPENAI_API_KEY", "environment variable that holds the key; unset: none is sent")
-    concurrency: Annotated[int, Range(ge=1, le=2**16)] = option(64, "requests under way at a time")
-    timeout: Seconds = option(120.0, "seconds one try may take")
+    api_key_env: NonEmpty = option(
+        "OPENAI_API_KEY", "environment variable that holds the key; unset: none is sent", free=True
+    )
+    concurrency: Annotated[int, Range(ge=1, le=2**16)] = option(64, "requests under way at a time", free=True)
+    timeout: Seconds = option(120.0, "seconds one try may take", free=True)
     retries: Annotated[int, Range(ge=0, le=1000)] = option(
-        4, "further tries after connection errors, timeouts and overload, with doubling pauses"
+        4, "further tries after connection errors, timeouts and overload, with doubling pauses", free=True
     )
     context_length: Annotated[int, Range(ge=2, le=2**24)] | None = option(
         None, "of the served model, in tokens; null: the server itself refuses"

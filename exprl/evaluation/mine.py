@@ -108,7 +108,7 @@ class Files:
                 raise DataError(f"--output: {self.dataset} exists and was not made by `exprl mine`. Choose another.")
             write_text(self.config, text)
             return
-        found = differences(saved_config(self.config), text)
+        found = differences(saved_config(self.config), text, configuration.free_keys(experiment))
         if found:
             raise DataError(
                 f"--output: {self.dataset} was begun with another experiment ({'; '.join(found)}). Choose another file."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,6 @@ from exprl.runs.files import local_path, read_text, reason, write_text
 from exprl.runs.lock import LOCK, locked
 
 log = logging.getLogger(__name__)
-
-FREE = (
-    "run_dir",
-    "trainer.max_steps",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.timeout",
-    "trainer.checkpoint_every",
-    "trainer.keep_checkpoints",
-    "trainer.print_samples",
-)
-"""What may be another when a run is resumed."""
 
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 _BESIDE_CHECKPOINTS = (".sha256", ".writing", ".damaged")
@@ -78,15 +66,15 @@ class RunDirectory:
                 ) from error
             yield
 
-    def check(self, config_yaml: str, *, resume: bool) -> None:
-        """Whether a run of this config may use the folder; creates nothing.
+    def check(self, config_yaml: str, *, resume: bool, free: Collection[str] = ()) -> None:
+        """Whether a run of this config may use the folder; creates nothing. Of its keys those in `free` may be others.
 
         Raises:
             RunDirectoryError: the folder holds something and `resume` is False, its config is another, or something in
                 it is not what a run left.
         """
         if self.path.exists() and any(map(self._is_work, self.path.iterdir())):
-            self._check_resumable(config_yaml, resume)
+            self._check_resumable(config_yaml, resume, free)
 
     def create(self, config_yaml: str) -> None:
         """The folder, if it is not there yet, with its config; raises `RunDirectoryError` if it cannot be written."""
@@ -104,7 +92,7 @@ class RunDirectory:
             return any(path.iterdir())
         return path.name != LOCK and not path.name.startswith(f".{self.config.name}.")
 
-    def _check_resumable(self, config_yaml: str, resume: bool) -> None:
+    def _check_resumable(self, config_yaml: str, resume: bool, free: Collection[str]) -> None:
         if not resume:
             raise RunDirectoryError(
                 f"run_dir {self.path} already holds a run. Add --resume to go on with it, or set run_dir=... for a new "
@@ -114,11 +102,11 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"run_dir {self.path} exists but has no config.yaml, so it is no run to resume. Set run_dir=..."
             )
-        found = differences(saved_config(self.config), config_yaml)
+        found = differences(saved_config(self.config), config_yaml, free)
         if found:
             raise RunDirectoryError(
                 f"run_dir {self.path} was started with another config ({'; '.join(found)}). "
-                f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(FREE)} may change."
+                f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(free)} may change."
             )
         for path in (self.texts, self.metrics, self.samples, self.summary):
             if path.exists() and not path.is_file():
@@ -173,10 +161,10 @@ def saved_config(path: Path) -> str:
     raise RunDirectoryError(f"{path} is damaged ({found}). Restore it, or choose another folder.")
 
 
-def differences(old: str, new: str, free: Sequence[str] = FREE) -> list[str]:
-    """Where two configs differ, as `key: old -> new`, apart from keys that change nothing of what a step computes.
+def differences(old: str, new: str, free: Collection[str] = ()) -> list[str]:
+    """Where two configs differ, as `key: old -> new`, apart from the keys in `free`.
 
-    >>> differences("{seed: 0, trainer: {max_steps: 1}}", "{seed: 1, trainer: {max_steps: 2}}")
+    >>> differences("{seed: 0, trainer: {max_steps: 1}}", "{seed: 1, trainer: {max_steps: 2}}", ["trainer.max_steps"])
     ['seed: 0 -> 1']
     """
     before, after = (_flat(parse(text)) for text in (old, new))

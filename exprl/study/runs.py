@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,13 +13,9 @@ import yaml
 from exprl import config as configuration
 from exprl.errors import RunDirectoryError
 from exprl.experiment import Experiment
-from exprl.runs import directory as run_directory
 from exprl.runs.directory import RunDirectory, differences, saved_config
 from exprl.runs.files import read_json, write_text
 from exprl.study.schema import MineConfig
-
-FREE = tuple(key for key in run_directory.FREE if key != "trainer.max_steps")
-"""What a study may change of runs that it has: where and how they are computed, not how long they train."""
 
 ANEW = "Delete its folder, and the study runs it anew."
 """What to do about a run's file that is damaged."""
@@ -40,7 +36,8 @@ class Run(ABC):
     directory: Path
     experiment: Experiment = field(repr=False, compare=False)
     parent: Run | None = field(default=None, repr=False)
-    free: ClassVar[Sequence[str]] = FREE
+    bound: ClassVar[Collection[str]] = ("trainer.max_steps",)
+    """Of the keys that may change when a run is resumed, those that may not in a study: how long its runs train."""
 
     @property
     def config(self) -> Path:
@@ -85,7 +82,8 @@ class Run(ABC):
                 "too, to run both anew."
             )
         begun, now = saved_config(self.config), configuration.to_yaml(self.experiment)
-        found = differences(self._moved_here(begun), now, free=self.free) if begun != now else []
+        free = set(configuration.free_keys(self.experiment)) - set(self.bound)
+        found = differences(self._moved_here(begun), now, free) if begun != now else []
         if found:
             raise RunDirectoryError(
                 f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it and what starts from "
@@ -149,7 +147,7 @@ class MiningRun(Run):
 
     rates: MineConfig
     needs: int
-    free: ClassVar[Sequence[str]] = run_directory.FREE
+    bound: ClassVar[Collection[str]] = ()
 
     @property
     def dataset(self) -> Path:

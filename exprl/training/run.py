@@ -83,7 +83,7 @@ class TrainingRun:
         with self.world.first_before_others("the start"):
             if self.world.first:  # the ranks of a run share its lock
                 stack.enter_context(self.directory.used())
-                self.directory.check(config_yaml, resume=resume)
+                self.directory.check(config_yaml, resume=resume, free=configuration.free_keys(self.experiment))
                 self.drop_damaged_summary()
             if self.directory.summary.is_file():
                 self.check_finished()

@@ -9,21 +9,25 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exprl import config as configuration
+from exprl.config import from_layers
 from exprl.engines.completions import MalformedAnswerError, read_completion
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerOptions
 from exprl.engines.urls import split_credentials
-from exprl.errors import JudgeError
+from exprl.errors import JudgeError, RunDirectoryError
+from exprl.experiment import Experiment
 from exprl.judges.backend import Query, Reply
 from exprl.judges.prompting import compose
 from exprl.judges.scoring import judgement_of
 from exprl.judges.server import ServerBackend
 from exprl.judges.verdict import LABELS, REPLY_START
 from exprl.progress import no_progress
+from exprl.runs.directory import RunDirectory
 from exprl.types import LONGEST_RATIONALE
 from tests.conftest import character_tokenizer
 from tests.vllm.fake_server import Answer, FakeServer, completion
@@ -260,6 +264,44 @@ def test_a_start_sees_whether_the_server_is_there():
     with FakeServer(lambda number, body: digits(*FIVE)) as server:
         backend(server.url).check(short(""))
         assert not server.bodies, "nothing is asked for"
+
+
+# ------------------------------------------------------------------ another server
+
+
+def experiment(**server: Any) -> Experiment:
+    node = {"name": "server", "url": "http://one:8000/v1", "model": "m", **server}
+    judge = {"name": "same_model", "weights": "frozen", "backend": node}
+    layer = {"model": {"name": "chain"}, "data": {"train": {"name": "chain"}}}
+    return from_layers(Experiment, [{**layer, "reward": {"name": "outcome", "judge": judge}}])
+
+
+def begun(folder: Path) -> RunDirectory:
+    run = RunDirectory(folder / "run")
+    run.create(configuration.to_yaml(experiment()))
+    return run
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"url": "https://u:pw@two:9000/v1"},
+        {"timeout": 7.0, "retries": 0},
+        {"concurrency": 3, "api_key_env": "OTHER"},
+    ],
+)
+def test_a_run_goes_on_with_another_server(tmp_path, changed):
+    run, now = begun(tmp_path), experiment(**changed)
+    run.check(configuration.to_yaml(now), resume=True, free=configuration.free_keys(now))
+
+
+@pytest.mark.parametrize("changed", [{"model": "other"}, {"structured_outputs": True}, {"context_length": 100}])
+def test_but_not_with_another_model(tmp_path, changed):
+    run, now = begun(tmp_path), experiment(**changed)
+    with pytest.raises(RunDirectoryError, match=rf"reward\.judge\.backend\.{next(iter(changed))}") as caught:
+        run.check(configuration.to_yaml(now), resume=True, free=configuration.free_keys(now))
+    assert "Only run_dir, " in str(caught.value)
+    assert "reward.judge.backend.url" in str(caught.value)
 
 
 # ------------------------------------------------------------------ passwords

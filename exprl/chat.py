@@ -25,7 +25,12 @@ NO_THINKING: Mapping[str, Any] = {"enable_thinking": False, "thinking": False}
 """The switches of templates that can think: Qwen3, GLM 4.5 and SmolLM3 know the first, DeepSeek V3.1 the second."""
 
 _TODAY = datetime(2024, 7, 26)
-"""The date for templates that state one (Llama 3's own): a prompt is the same every day, and after a resume."""
+_DIRECTIVES = "".join(f" | replace('%{code}', '{_TODAY.strftime(f'%{code}')}')" for code in "aAbBdeHIjmMpSyY")
+DATED = "{%- macro strftime_now(format) -%}{{ format" + _DIRECTIVES + " }}{%- endmacro +%}"
+"""Before a template that asks for the date, it gives that of Llama 3: a prompt is the same every day.
+
+A macro, since transformers passes no functions to a template from 5.24 on.
+"""
 
 _OPENS = re.compile(
     r"<\|?(?:START_)?(?:think|thinking|thought|reasoning)\|?>|\[THINK\]|\u25c1think\u25b7", re.IGNORECASE
@@ -110,7 +115,7 @@ class _Template:
     ) -> None:
         self._tokenizer, self._name, self._advice = tokenizer, name, advice
         self._as_parts = as_parts
-        self._variables = {"strftime_now": _TODAY.strftime, **variables}
+        self._variables = variables
         # private-use characters: no template changes them, by case, by escapes or by what it cuts off
         unused = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in str(tokenizer.chat_template))
         roles: tuple[Role, ...] = ("system", "user", "assistant")
@@ -170,7 +175,11 @@ class _Template:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=generation, **self._variables
+                    messages,
+                    chat_template=DATED + self._tokenizer.get_chat_template(),
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    **self._variables,
                 )
             )
         except Exception as error:  # a template is a program, it can raise anything

@@ -143,7 +143,7 @@ def clipped_surrogate(
         dual_clip: c > 1, or None for no bound where A < 0.
     """
     free = -ratio * advantages
-    bounded = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    bounded = -_held(ratio, 1 - clip_low, 1 + clip_high) * advantages
     loss, clipped = torch.maximum(free, bounded), bounded > free
     if dual_clip is not None:
         ceiling = -dual_clip * advantages
@@ -164,7 +164,7 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KL) -> Tensor:
         return -delta
     if kind == "k2":
         return 0.5 * delta.square()
-    delta = delta.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    delta = _held(delta, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return delta.exp() - delta - 1
 
 
@@ -177,7 +177,12 @@ def importance_weight(old_logp: Tensor, sampler_logp: Tensor | None, cap: float 
 
 def ratio_of(logp: Tensor, other_logp: Tensor) -> Tensor:
     """exp(logp - other_logp) [T], the difference held within ±20."""
-    return (logp - other_logp.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return _held(logp - other_logp.detach(), -MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _held(values: Tensor, low: float, high: float) -> Tensor:
+    """`values.clamp(low, high)` whose gradient flows at the ends too, where torch 2.14 stops it and 2.13 does not."""
+    return torch.where(values < low, low, torch.where(values > high, high, values))
 
 
 def _token_loss(

@@ -30,7 +30,10 @@ CONFIGS = {
 def model_of(config: Any, attention: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+        try:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+        except ValueError as error:  # transformers 5.24 has no sdpa for Gemma 2
+            pytest.skip(str(error))
         for parameter in model.parameters():
             parameter.data = torch.randn_like(parameter) * 0.4
     return model

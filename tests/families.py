@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,12 +27,13 @@ from tests.conftest import character_tokenizer
 
 VOCABULARY = 104
 
+_HIDDEN = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size", "word_embed_proj_dim")
+_INNER = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "dff", "ffn_hidden_size", "dim_ff")
+
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    **dict.fromkeys(
-        ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size", "word_embed_proj_dim"), 32
-    ),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "dff", "ffn_hidden_size", "dim_ff"), 64),
+    **dict.fromkeys(_HIDDEN, 32),
+    **dict.fromkeys(_INNER, 64),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim"), 64),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_blocks"), 2),
     "encoder_layers": 1,
@@ -86,6 +88,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 """What the sizes do not fit; None: leave the field out."""
 
+WIDE: dict[str, Any] = {
+    **dict.fromkeys(_HIDDEN, 64),
+    **dict.fromkeys(_INNER, 128),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 2),
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "sliding_window": 16,
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"), 256),
+}
+"""Sizes that vLLM's attention on a CPU can compute: its smallest heads are 32 wide."""
+
 _ONE_MODEL = {
     "attn_config",
     "ffn_config",
@@ -105,7 +118,7 @@ def families() -> list[str]:
 
 
 @cache
-def _config(family: str) -> Any:
+def _config(family: str, wide: bool) -> Any:
     kind = CONFIG_MAPPING[family]
     try:
         default = kind()
@@ -114,7 +127,8 @@ def _config(family: str) -> Any:
     parts = sorted({*default.sub_configs} - _ONE_MODEL)
     if parts:
         raise NoMiniatureError(f"it is made of several models ({', '.join(parts)}), each a family of its own")
-    options = {name: value for name, value in SIZES.items() if _has(default, name) and _settable(kind, name)}
+    sizes = {**SIZES, **WIDE} if wide else SIZES
+    options = {name: value for name, value in sizes.items() if _has(default, name) and _settable(kind, name)}
     if "kv_lora_rank" in options and "num_key_value_heads" in options:
         options["num_key_value_heads"] = options["num_attention_heads"]  # latent attention has no groups
     kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or ())) if _has(default, "layer_types") else []
@@ -127,13 +141,13 @@ def _config(family: str) -> Any:
         raise NoMiniatureError(f"its config refuses small sizes ({_first_line(error)})") from error
 
 
-def miniature(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random float32 model of tens of thousands of parameters in eval mode.
+def miniature(family: str, seed: int = 0, *, wide: bool = False) -> PreTrainedModel:
+    """A random float32 model of tens of thousands of parameters in eval mode; `wide`: with heads that vLLM can compute.
 
     Raises:
         NoMiniatureError: it cannot be built small; the message says why.
     """
-    config = _config(family)
+    config = copy.deepcopy(_config(family, wide))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -187,10 +201,10 @@ class Outcome:
     detail: str = ""
 
 
-def examine(family: str, engine_of: Callable[[LanguageModel], Engine]) -> Outcome:
+def examine(family: str, engine_of: Callable[[LanguageModel], Engine], *, wide: bool = False) -> Outcome:
     """Make the start check on a family's miniature, and see for ourselves that what it lets through is right."""
     try:
-        model = miniature(family)
+        model = miniature(family, wide=wide)
     except NoMiniatureError as error:
         return Outcome("no miniature", str(error))
     policy = LanguageModel(model=model, tokenizer=character_tokenizer(), name=family)

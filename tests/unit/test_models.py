@@ -11,12 +11,13 @@ from exprl.errors import ConfigError, ModelError
 from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.cache import cache_folder, draft_of
-from exprl.models.incremental import select_rows
+from exprl.models.incremental import advance, select_rows
 from exprl.models.kv_cache import growing as growing_of
 from exprl.models.pretrained import locate
 from exprl.registry import MODELS
 from exprl.resources import Resources
 from tests.conftest import SMOLLM2
+from tests.families import miniature
 
 
 def load(**options) -> LanguageModel:
@@ -250,3 +251,32 @@ def test_the_growing_cache_holds_what_a_dynamic_cache_holds(tiny):
             growing.crop(-5)
             plain.crop(-5)
     assert growing.get_seq_length() == plain.get_seq_length() == 202
+
+
+# ------------------------------------------------------------------ a cache under the family's own name
+
+
+def test_the_cache_is_passed_under_its_new_name_where_a_family_takes_it(tiny):
+    """Newer transformers warn of `past_key_values` at every run."""
+
+    class Renamed(type(tiny.model)):
+        def forward(self, input_ids=None, cache=None, use_cache=None, position_ids=None, past_key_values=None):
+            assert past_key_values is None
+            options = {"position_ids": position_ids, "use_cache": use_cache}
+            output = super().forward(input_ids=input_ids, past_key_values=cache, **options)
+            output.cache = output.past_key_values
+            return output
+
+    model = Renamed(tiny.model.config).eval()
+    model.load_state_dict(tiny.model.state_dict())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        first = advance(model, ids[:, :3], positions=torch.arange(3)[None])
+        second = advance(model, ids[:, 3:], positions=torch.tensor([[3]]), cache=first.cache)
+        assert torch.allclose(second.logits, tiny.model(input_ids=ids).logits[:, -1], atol=1e-5)
+
+
+def test_a_model_without_a_state_is_refused_by_name():
+    model = miniature("openai-gpt")
+    with pytest.raises(ModelError, match="OpenAIGPTLMHeadModel keeps no state between tokens"):
+        advance(model, torch.tensor([[5, 6]]), positions=torch.arange(2)[None])

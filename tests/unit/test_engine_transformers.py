@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,24 +209,18 @@ def test_a_stop_string_is_met_across_special_tokens_and_unknown_ids(tiny, betwee
     hidden = [special, unknown] * (between // 2)
     sampled = [x, a, *hidden, b, x]
 
-    class Scripted(torch.nn.Module):
-        """Gives the next of the given tokens all probability."""
+    def certain(step: int) -> torch.Tensor:
+        """[1, V] logits that leave nothing but the given token of a step."""
+        return torch.full((1, unknown + 1), -1e9).index_fill(1, torch.tensor(sampled[step]), 0.0)
 
-        device, step = torch.device("cpu"), 0
+    class Scripted(Decoding):
+        def _forward(self, tokens):
+            self._logits = certain(self._step)
 
-        def logits(self):
-            row = torch.full((1, unknown + 1), -1e9)
-            row[0, sampled[self.step]] = 0.0
-            return row
-
-        def forward(self, **_):
-            self.step += 1
-            return SimpleNamespace(logits=self.logits()[:, None])
-
-    model, sampling = Scripted(), Sampling(n=1, max_new_tokens=len(sampled), stop=("ab",))
-    prefilled = Prefilled(cache=None, logits=model.logits(), mask=torch.ones(1, 1, dtype=torch.bool))
-    ends = ends_of(tiny.model, tokenizer, sampling.stop)
-    [row] = Decoding(model, prefilled, torch.full((1, len(sampled)), 0.5, dtype=torch.float64), sampling, ends).run()
+    sampling = Sampling(n=1, max_new_tokens=len(sampled), stop=("ab",))
+    prefilled = Prefilled(cache=None, logits=certain(0), mask=torch.ones(1, 1, dtype=torch.bool))
+    uniforms = torch.full((1, len(sampled)), 0.5, dtype=torch.float64)
+    [row] = Scripted(tiny.model, prefilled, uniforms, sampling, ends_of(tiny.model, tokenizer, sampling.stop)).run()
     assert row.token_ids == sampled[:-1]
     assert row.finish_reason == "stop"
 

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from exprl import __version__
 from exprl import config as configuration
-from exprl.component import Choice
 from exprl.config.fields import FieldSpec, describe, fields_of
 from exprl.console import Console, errors, visible, write_document
 from exprl.errors import ConfigError, ExprlError, PeerError, did_you_mean
@@ -296,8 +295,10 @@ def option_lines(config: type[Any]) -> list[str]:
 def _default(field: dataclasses.Field[Any], spec: FieldSpec) -> str:
     if spec.required:
         return "required"
+    if spec.default_node is not None:
+        return str(spec.default_node["name"])
     value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    return value.name if isinstance(value, Choice) else "null" if value is None else repr(value)
+    return "null" if value is None else repr(value)
 
 
 def _first_line(component: type[Any]) -> str:

@@ -42,8 +42,10 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "") -> S:
         where = _join(path, key)
         if key in node:
             values[key] = _convert(spec, node[key], where)
+        elif spec.default_node is not None:
+            values[key] = _convert(spec, spec.default_node, where)
         elif spec.required:
-            raise ConfigError(f"{where}: required, but missing. {spec.help}".rstrip())
+            raise _missing(spec, where)
     try:
         return schema(**values)
     except ConfigError as error:
@@ -65,18 +67,19 @@ def checked(schema: type[S]) -> type[S]:
 
     @functools.wraps(make)
     def init(self: Any, **values: Any) -> None:
-        fields = fields_of(schema)
-        make(
-            self, **{key: _given(fields[key], value, key) if key in fields else value for key, value in values.items()}
-        )
+        for key, spec in fields_of(schema).items():
+            if spec.registry is not None and spec.required and values.get(key) is None:
+                continue  # its owner is handed it built
+            if key in values:
+                values[key] = _convert(spec, values[key], key)
+            elif spec.default_node is not None:
+                values[key] = _convert(spec, spec.default_node, key)
+            elif spec.required:
+                raise _missing(spec, key)
+        make(self, **values)
 
     schema.__init__ = init  # type: ignore[method-assign]
     return schema
-
-
-def _given(spec: FieldSpec, value: Any, key: str) -> Any:
-    """An option given in code; a required component may be None there, where the owner is handed it built."""
-    return None if value is None and spec.registry is not None and spec.required else _convert(spec, value, key)
 
 
 # ------------------------------------------------------------------ components
@@ -138,7 +141,7 @@ def coerce(annotation: Any, value: Any, path: str) -> Any:
 
 def _convert(spec: FieldSpec, value: Any, path: str) -> Any:
     if isinstance(value, str) and value == "???":
-        raise ConfigError(f"{path}: required, but missing. {spec.help}".rstrip())
+        raise _missing(spec, path)
     if spec.registry is not None and not (value is None and allows_none(spec.annotation)):
         return validate_choice(spec.registry, value, path, spec.default_node)
     return coerce(spec.annotation, value, path)
@@ -237,6 +240,10 @@ def shown(value: Any) -> str:
 def str_of(value: Any) -> str:
     """The text that a value is compared by when a name close to it is looked for."""
     return value if isinstance(value, str) else shown(value)
+
+
+def _missing(spec: FieldSpec, path: str) -> ConfigError:
+    return ConfigError(f"{path}: required, but missing. {spec.help}".rstrip())
 
 
 def _wrong_type(path: str, expected: str, value: Any) -> ConfigError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from exprl.errors import ConfigError
+
 Credentials = tuple[str, str]
 
 _USERINFO = re.compile(r"//[^/\s]*@")
@@ -14,7 +16,7 @@ def split_credentials(url: str) -> tuple[str, Credentials | None]:
     """`url` without user and password, and these.
 
     Raises:
-        ValueError: not the base URL of an HTTP server; the message holds no password.
+        ConfigError: not the base URL of an HTTP server; the message holds no password.
 
     >>> split_credentials("http://me:p%40ss@judges:8000/v1/")
     ('http://judges:8000/v1', ('me', 'p@ss'))
@@ -45,8 +47,8 @@ def _parsed(url: str) -> SplitResult:
     except ValueError:  # a port that is no number, half a bracket
         usable = False
     if not usable or parts.query or parts.fragment or re.search(r"\s", url):
-        raise ValueError(
-            "url must begin with http:// or https://, name a host and end before any ? or #, but got "
-            f"{without_credentials(url)!r}"
+        raise ConfigError(
+            "url: must begin with http:// or https://, name a host and end before any ? or #, but got "
+            f"{without_credentials(url)!r}."
         )
     return parts

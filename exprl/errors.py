@@ -58,6 +58,10 @@ class RanksDifferError(DistributedError):
     """Ranks were started with other options, code, packages or data than each other; raised on every rank alike."""
 
 
+class LostRankError(DistributedError):
+    """Another rank is gone without a word; its launcher knows how it ended."""
+
+
 class PeerError(DistributedError):
     """Another rank failed, and has said why itself."""
 

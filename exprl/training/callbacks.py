@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from exprl.console import Console
 from exprl.errors import CheckpointError, ExprlError, PathError
+from exprl.models.sharding import is_sharded
 from exprl.runs.digests import digest_file
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import append_line
@@ -24,9 +26,6 @@ from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.samples import print_sample, sample_records
 
 log = logging.getLogger(__name__)
-
-EMERGENCY_WAIT = 20.0
-"""Seconds to wait for the other ranks before saving in an emergency: launchers kill half a minute after they ask."""
 
 
 class StepLog(Callback):
@@ -80,6 +79,7 @@ class StepLog(Callback):
     ) -> None:
         """After each step."""
         assert isinstance(pl_module, PolicyModule)
+        pl_module.step_logged()
         if not pl_module.world.first:
             return
         step, metrics = pl_module.steps_done, pl_module.last_metrics
@@ -151,15 +151,14 @@ class Checkpoints(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the finished steps of an interrupted or failed run, if its weights are still those of the last one."""
         assert isinstance(pl_module, PolicyModule)
-        if not pl_module.steps_done or not pl_module.whole_steps or isinstance(exception, CheckpointError):
-            return
-        # The other ranks may be waiting for this one; they come here too once they know that it failed.
-        pl_module.world.fail(f"{type(exception).__name__}: {exception}")
+        world = pl_module.world
+        world.fail(exception)  # the others come here too once they know
+        held = pl_module.steps_done if pl_module.whole_steps else 0
         try:
-            what = f"the emergency checkpoint of step {pl_module.steps_done}"
-            pl_module.world.meet(what, despite_failure=True, limit=EMERGENCY_WAIT)
-            self.save(trainer, pl_module)
-        except ExprlError as error:
+            refused = isinstance(exception, CheckpointError)
+            if world.assemble(-1 if refused else held, everyone=is_sharded(pl_module.policy)):
+                self.save(trainer, pl_module)
+        except (ExprlError, CheckpointException, RuntimeError, ConnectionError) as error:
             log.error("no emergency checkpoint: %s", error)
 
     def save(self, trainer: Trainer, module: PolicyModule) -> None:
@@ -172,30 +171,35 @@ class Checkpoints(Callback):
         target = self.directory.checkpoint(module.steps_done)
         if target.exists():
             return
+        module.world.exchanging = True
+        try:
+            self.write(trainer, module, target)
+        finally:
+            module.world.exchanging = False
+
+    def write(self, trainer: Trainer, module: PolicyModule, target: Path) -> None:
+        """See `save`."""
         unfinished = target.with_suffix(".writing")
         if module.world.first:
             remove(unfinished)  # what a killed run left
-        module.world.meet(f"writing the checkpoint of step {module.steps_done}", despite_failure=True)
+        module.world.meet(f"writing the checkpoint of step {module.steps_done}")
         module.check_weights(f"the checkpoint of step {module.steps_done}")
-        module.world.exchanging = True
         try:
             with module.world.collective(f"writing the checkpoint of step {module.steps_done}"):
                 trainer.save_checkpoint(unfinished)
             write_digests_together(module.world, unfinished, target)
-        except (OSError, RuntimeError, PathError) as error:
+        except (OSError, RuntimeError, PathError, CheckpointException) as error:
             if module.world.first:
                 remove(unfinished)
             raise CheckpointError(
                 f"cannot write {target}: {error}. Make room or set run_dir elsewhere, then go on with --resume; the "
                 f"last checkpoint is {self.directory.latest_checkpoint() or 'missing: none was made before'}."
             ) from error
-        finally:
-            module.world.exchanging = False
         if module.world.first:
             os.replace(unfinished, target)  # noqa: PTH105 - atomic on every platform
             for old in self.directory.all_checkpoints()[: -self.keep]:
                 remove(old)
-        module.world.meet(f"the end of the checkpoint of step {module.steps_done}", despite_failure=True)
+        module.world.meet(f"the end of the checkpoint of step {module.steps_done}")
 
 
 def remove(checkpoint: Path) -> None:
@@ -220,7 +224,7 @@ class Interrupts(Callback):
     """SIGTERM and Ctrl-C end the run between updates, with its finished steps saved."""
 
     def __init__(self, module: PolicyModule) -> None:
-        self.interruption = Interruption(lambda: module.updating or module.world.exchanging)
+        self.interruption = Interruption(lambda: module.updating or module.world.exchanging or module.world.ending)
         self.listening = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -230,8 +234,13 @@ class Interrupts(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A signal that came during the update is heard now."""
+        """A signal that came during the update is heard now.
+
+        All ranks go on together: what Lightning exchanges next has no limit and swallows its errors.
+        """
+        assert isinstance(pl_module, PolicyModule)
         self.interruption.check()
+        pl_module.world.meet("the next step")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The handlers of before."""

@@ -33,7 +33,30 @@ class ReplicatedStrategy(DDPStrategy):
 
     Lightning's DDP would sum them at every backward pass, in buckets as large as the weights, and would hang where
     ranks have different numbers of micro-batches.
+
+    Args:
+        world: the ranks of a run, those that are left of which can save without the others; None: a Trainer of one's
+            own, which cannot.
+        options: see `DDPStrategy`.
     """
+
+    def __init__(self, world: World | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.world = world
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """The first rank of those that are left writes."""
+        if self.world is None:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        elif self.world.first:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Through the run's `World`: gloo's own has no way out where a rank has failed."""
+        if self.world is None:
+            super().barrier(*args, **kwargs)
+        else:
+            self.world.meet(f"{args[0] if args else kwargs.get('name')} of Lightning")
 
     def configure_ddp(self) -> None:
         """No wrapper; all ranks start from the weights of rank 0."""
@@ -87,7 +110,7 @@ def strategy_for(options: TrainerConfig, world: World) -> Strategy | str:
         return "auto"
     if options.strategy == "fsdp2":
         return ShardedStrategy(world.size, offload=options.cpu_offload)
-    return ReplicatedStrategy()
+    return ReplicatedStrategy(world)
 
 
 def check_strategy(strategy: Strategy) -> None:

@@ -155,7 +155,8 @@ class PolicyModule(LightningModule):
     def changing_policy(self) -> Iterator[None]:
         """Around a step's update: the engine sleeps meanwhile and has the new weights afterwards.
 
-        An error after the weights have begun to change leaves `whole_steps` unset: they must not be saved.
+        From here until the step has been logged (`step_logged`) a signal waits. Once the weights have begun to change,
+        `whole_steps` is unset and they must not be saved, until data, metrics and weights are of the same step again.
         """
         self.updating = True
         self.engine.sleep()
@@ -163,6 +164,9 @@ class PolicyModule(LightningModule):
         self.steps_done += 1
         self.engine.sync(self.steps_done)
         self.policy_changed()
+
+    def step_logged(self) -> None:
+        """To be called when a step has come to its end."""
         self.updating, self.whole_steps = False, True
 
     # ------------------------------------------------------------------ the update
@@ -317,16 +321,16 @@ class PolicyModule(LightningModule):
         checkpoint["exprl"] = {
             "steps_done": self.steps_done,
             **self.shared_state(),
-            "ranks": self.world.gather(own, f"the checkpoint of step {self.steps_done}", despite_failure=True),
+            "ranks": self.world.by_rank(self.world.gather(own, f"the checkpoint of step {self.steps_done}")),
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """The inverse of `on_save_checkpoint`; a rank that did not save starts with fresh random states."""
+        """The inverse of `on_save_checkpoint`; a rank that was not there starts with fresh random states."""
         state = checkpoint["exprl"]
         self.steps_done = state["steps_done"]
         self.load_shared_state(state)
-        if self.world.rank < len(state["ranks"]):
-            own = state["ranks"][self.world.rank]
+        own = dict(enumerate(state["ranks"])).get(self.world.rank)
+        if own is not None:
             restore_random_state(own["rng"])
             self.load_rank_state(own)
 

@@ -102,8 +102,8 @@ class TrainingRun:
             self.fit(module)
             # Made at the end of training already, unless the run was killed in between.
             before, after = (self.evaluated(name, module) for name in ("before", "after"))
-        except Exception as error:
-            self.world.fail(f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            self.world.fail(error)
             raise
         finally:
             module.close()
@@ -331,7 +331,9 @@ class TrainingRun:
 
 def train(experiment: Experiment, run_dir: str | Path, *, resume: bool, console: Console) -> dict[str, Any]:
     """Run `experiment` in `run_dir`; returns the summary that is also in `summary.json`."""
-    return TrainingRun(experiment, RunDirectory(run_dir), console).execute(resume=resume)
+    run = TrainingRun(experiment, RunDirectory(run_dir), console)
+    with run.world.session():
+        return run.execute(resume=resume)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -23,6 +23,8 @@ def _act(what: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stall":
         time.sleep(1000)
+    elif what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "terminate":
         os.kill(os.getpid(), signal.SIGTERM)
     else:
@@ -57,6 +59,14 @@ def _install(fault: str) -> None:
         steps = {"now": 0}
         _around(PolicyModule, "update_policy", lambda module: steps.update(now=module.steps_done + 1) or False, what)
         _around(update.PolicyUpdate, "token_loss", lambda _: steps["now"] == before + 1, what)
+    elif where == "loss":
+        accumulate = update.PolicyUpdate.accumulate
+
+        def spoiled(self: update.PolicyUpdate, *args: Any, **options: Any) -> dict[str, float]:
+            sums = accumulate(self, *args, **options)
+            return {**sums, "loss": float("nan")} if self.world.phase.endswith(f"step {step}") else sums
+
+        update.PolicyUpdate.accumulate = spoiled  # type: ignore[method-assign]
     elif where == "writing":
         save = torch.save
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from exprl.training.module import ExpRLModule
 from tests.integration.processes import assert_same_run, execute, steps
 
 KILLED = -9
@@ -63,3 +65,19 @@ def test_sigterm_during_an_update_waits_for_its_end(straight: Path, tmp_path: Pa
     assert steps(folder) == [3]
     assert execute(folder, "trainer.checkpoint_every=0").returncode == 0
     assert_same_run(folder, straight)
+
+
+def test_a_step_that_fails_after_its_update_is_not_saved_with_the_data_of_the_one_before(
+    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ExpRLModule.describe
+
+    def describe(self: ExpRLModule, scored: Any) -> dict[str, float]:
+        if self.steps_done == 2:
+            raise RuntimeError("the verifier is gone")
+        return original(self, scored)
+
+    monkeypatch.setattr(ExpRLModule, "describe", describe)
+    with pytest.raises(RuntimeError, match="verifier"):
+        run(small("evaluation.source=null", "trainer.checkpoint_every=1"))
+    assert steps(tmp_path / "run") == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,40 @@ def test_a_stalled_rank_stops_the_others_and_is_named(tmp_path: Path, where: str
 
 def test_a_failing_rank_stops_the_others_and_finished_steps_are_saved(tmp_path: Path) -> None:
     done = execute(tmp_path / "run", *DDP, "trainer.checkpoint_every=0", fault="fail:judging:3:1")
-    assert done.returncode in (1, 2)  # that of the rank that is gone first
-    assert "this machine is on fire" in done.stderr
+    assert done.returncode == 1  # that of the rank that failed
+    assert done.stderr.count("this machine is on fire") == 1
+    assert steps(tmp_path / "run") == [2]
+
+
+def test_a_stopped_rank_costs_little_more_than_the_timeout_and_no_finished_step(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = execute(folder, *DDP, "trainer.timeout=5", "trainer.checkpoint_every=0", fault="stop:judging:3:1")
+    seconds = time.time() - (folder / "metrics.jsonl").stat().st_mtime
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.count("error:") == 1
+    assert "rank 1 did not come to the update of step 3 within 5 s" in done.stderr
+    assert steps(folder) == [2]
+    assert seconds < 5 + 30, "launchers alone wait 30 s for a process that is stopped"
+
+
+@pytest.mark.slow
+def test_the_launcher_reports_the_rank_that_failed_first(tmp_path: Path) -> None:
+    done = execute(tmp_path / "run", "trainer.accelerator=cpu", launcher=TORCHRUN, fault="fail:judging:3:1")
+    cause = done.stderr.rpartition("Root Cause (first observed failure)")[2]
+    assert "rank      : 1 " in cause
+    assert "this machine is on fire" in cause
+    assert steps(tmp_path / "run")[-1] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_is_said_once(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    done = execute(tmp_path / "run", *options, "trainer.checkpoint_every=0", fault="spoil:loss:3:1")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.count("error: step 3: the loss is nan") == 1
+    assert "Traceback" not in done.stderr
     assert steps(tmp_path / "run") == [2]
 
 

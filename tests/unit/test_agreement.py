@@ -50,7 +50,7 @@ class Second(World):
     def enter(self, phase: str) -> None:
         """Nobody hears it."""
 
-    def gather(self, value: Any, what: str, *, despite_failure: bool = False) -> list[Any]:
+    def gather(self, value: Any, what: str) -> list[Any]:
         return [self.first_gives.pop(0) if self.first_gives else value, value]
 
 

@@ -89,7 +89,7 @@ def test_the_run_stops_and_its_last_good_step_stays(
     spoil(monkeypatch, 2)
     with pytest.raises(NonFiniteError, match=rf"^step 3.*{named}"):
         run(small(*options, "update.micro_batch_tokens=100000"))
-    assert [path.stem for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000002"]
+    assert [path.stem for path in (tmp_path / "run/checkpoints").glob("*.ckpt")] == ["step-000002"]
     state = policy_of(tmp_path / "run/checkpoints/step-000002.ckpt")
     assert all(tensor.isfinite().all() for tensor in state.values())
     monkeypatch.undo()
@@ -102,7 +102,7 @@ def test_finished_steps_are_saved_when_the_next_one_cannot_be_made(
     spoil_gradient(monkeypatch, 2)
     with pytest.raises(NonFiniteError):
         run(small("evaluation.source=null", "trainer.checkpoint_every=0"))
-    assert [path.stem for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000002"]
+    assert [path.stem for path in (tmp_path / "run/checkpoints").glob("*.ckpt")] == ["step-000002"]
 
 
 def test_an_update_half_made_is_not_saved_as_the_step_before(
@@ -111,7 +111,7 @@ def test_an_update_half_made_is_not_saved_as_the_step_before(
     spoil_gradient(monkeypatch, 3)  # the second of two updates of step 2
     with pytest.raises(NonFiniteError, match=r"^step 2"):
         run(small("evaluation.source=null", "trainer.checkpoint_every=0", "update.prompts_per_update=2"))
-    assert not list((tmp_path / "run/checkpoints").iterdir())
+    assert not list((tmp_path / "run/checkpoints").glob("*.ckpt"))
 
 
 def test_weights_that_something_else_lost_are_not_written(
@@ -127,7 +127,7 @@ def test_weights_that_something_else_lost_are_not_written(
     monkeypatch.setattr(StepLog, "on_train_batch_end", lose)
     with pytest.raises(NonFiniteError, match="the checkpoint of step 2: the norm of the weights is nan"):
         run(small("evaluation.source=null", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=1"))
-    assert [path.stem for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000001"]
+    assert [path.stem for path in (tmp_path / "run/checkpoints").glob("*.ckpt")] == ["step-000001"]
 
 
 def test_a_reward_that_is_no_number_stops_the_step(
@@ -152,12 +152,12 @@ def test_a_model_that_gives_no_numbers_is_not_evaluated(
 ) -> None:
     from exprl.training.policy_module import PolicyModule
 
-    original = PolicyModule.on_train_start
+    original = PolicyModule.step_logged
 
-    def on_train_start(self: PolicyModule) -> None:
+    def step_logged(self: PolicyModule) -> None:
         self.policy.get_output_embeddings().weight.data.fill_(math.nan)
         original(self)
 
-    monkeypatch.setattr(PolicyModule, "on_train_start", on_train_start)
+    monkeypatch.setattr(PolicyModule, "step_logged", step_logged)
     with pytest.raises(NonFiniteError, match=r"^evaluation: problem '.*': the log-prob that the engine gives is nan"):
-        run(small())
+        run(small("evaluation.every=1", "trainer.checkpoint_every=0"))

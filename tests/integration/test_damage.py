@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
+from exprl.console import Console
 from exprl.errors import CheckpointError, ExprlError, RunDirectoryError
 from exprl.experiment import load_experiment
 from exprl.runs.digests import digests, write_digests

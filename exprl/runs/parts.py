@@ -49,6 +49,7 @@ def load_parts(state: dict[str, Any], checkpoint: Path, *, alone: bool = False) 
         pickle.UnpicklingError: the folder holds more than tensors and plain values.
         OSError: it cannot be read.
     """
+    PlainReader(checkpoint).read_metadata()  # on its own first: torch would log a traceback
     load(state, storage_reader=PlainReader(checkpoint), planner=PlainPlanner(), no_dist=alone)
 
 

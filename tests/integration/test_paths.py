@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from exprl.errors import PathError, RunDirectoryError
 from exprl.evaluation.mine import Rates, mine
 from exprl.runs.digests import digests, write_digests
 from exprl.runs.lock import locked
-from exprl.runs.parts import INDEX
+from exprl.runs.parts import INDEX, REST
 from tests.integration.processes import execute
 from tests.integration.test_cli import QUICKSTART, failing
 from tests.unit.test_untrusted import Payload
@@ -113,13 +114,11 @@ def test_a_sharded_run_does_not_go_on_from_an_index_that_runs_code(tmp_path: Pat
     (folder / "summary.json").unlink()
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
-    for name, content in ((INDEX, None), ("meta.pt", torch)):
+    for name in (INDEX, REST):
         shutil.rmtree(folder)
         shutil.copytree(whole, folder)
         payload = Payload(tmp_path / "executed")
-        if content is None:
-            import pickle
-
+        if name == INDEX:
             (checkpoint / name).write_bytes(pickle.dumps(payload))
         else:
             torch.save({"exprl": payload}, checkpoint / name)

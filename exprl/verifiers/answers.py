@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from exprl.thinking import without_thinking
+
 _KEYWORD = r"(?:answer|(?:correct|right|best)\s+(?:option|choice))[*_]*"
 _ASSIGNS = r"(?:(?:\s+to\b[^.\n]{0,80}?)?\s+(?:is|would\s+be|should\s+be|must\s+be|equals|becomes)\b|\s*[:=])"
 STATEMENT = rf"(?im)^.*(?<![a-z]){_KEYWORD}{_ASSIGNS}[\s*_:]*(.*)$"
@@ -23,7 +25,6 @@ _UNBRACED = re.compile(
     r"\\boxed(?![a-zA-Z{])\s*(?=[^\s{])([^\s{}$]+(?:\{[^{}\n]*\})*)|\\boxed(\\[a-zA-Z]+(?:\{[^{}\n]*\})*)"
 )
 _UNCLOSED = re.compile(r"\\boxed\s*\{([^\n]*)")
-_THINKING = re.compile(r"(?i)<(/?)(think|thinking|thought|reasoning)>|\[(/?)(THINK)\]")
 
 
 class Stated(NamedTuple):
@@ -53,29 +54,6 @@ def stated_answers(response: str) -> tuple[Stated, ...]:
         *(Stated(start, answer, "statement") for start, answer in _found(last_statement(text))),
     ]
     return *sorted(places, reverse=True), Stated(0, last_block(text), "line")
-
-
-def without_thinking(response: str) -> str | None:
-    """What is said outside `<think>` blocks; None where one is left open: then nothing has been answered yet.
-
-    A close without an opening ends a block that the prompt opened.
-
-    >>> without_thinking("<think>It is 1?</think>It is 2.")
-    'It is 2.'
-    >>> without_thinking("It is 1?</think>It is 2.")
-    'It is 2.'
-    """
-    said: list[str] = []
-    start, thinking = 0, False
-    for tag in _THINKING.finditer(response):
-        closes = bool(tag[1] or tag[3])
-        if closes and not thinking:
-            said.clear()
-        elif not closes and not thinking:
-            said.append(response[start : tag.start()])
-        thinking = not closes
-        start = tag.end()
-    return None if thinking else "".join([*said, response[start:]])
 
 
 def last_box(text: str) -> tuple[int, str] | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from exprl.component import Component, option
 from exprl.errors import ConfigError
 from exprl.registry import VERIFIERS
+from exprl.thinking import without_thinking
 from exprl.types import Problem
-from exprl.verifiers.answers import STATEMENT, last_line, last_match, stated_answers, without_marks, without_thinking
+from exprl.verifiers.answers import STATEMENT, last_line, last_match, stated_answers, without_marks
 from exprl.verifiers.base import Verifier
 from exprl.verifiers.notation import folded
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exprl.registry import VERIFIERS
+from exprl.thinking import without_thinking
 from exprl.types import Hidden, Problem, Question, Scaffold
 from exprl.verifiers import Verifier
-from exprl.verifiers.answers import last_box, last_statement, stated_answers, without_thinking
+from exprl.verifiers.answers import last_box, last_statement, stated_answers
 from exprl.verifiers.comparison import Undecided, compare
 from exprl.verifiers.notation import folded, plain_latex
 from exprl.verifiers.statements import stated_value

@@ -19,6 +19,7 @@ from exprl.judges.backend import Query
 from exprl.judges.cache import key_of
 from exprl.judges.prompting import compose
 from exprl.judges.scoring import SHORTEST_CONSTRAINED, rationale_pattern
+from exprl.judges.verdict import PATTERN
 from exprl.judges.vllm import VLLMBackend
 from exprl.models.base import LanguageModel
 from exprl.progress import no_progress
@@ -40,7 +41,7 @@ def judge_on(host: VLLMHost, **options) -> SameModelJudge:
 
 
 def requests() -> list[JudgeRequest]:
-    traces = ["2 + 3 = 5, so the answer is 5.", "It is 6.", "", "Score: 9 " * 5, "Let me think: é ∑ 2 + 3"]
+    traces = ["2 + 3 = 5, so the answer is 5.", "It is 6.", "", "Level: 9 " * 5, "Let me think: é ∑ 2 + 3"]
     return [JudgeRequest(problem=problem(f"p{k}"), trace=trace, view="rollout") for k, trace in enumerate(traces)]
 
 
@@ -53,7 +54,7 @@ def test_every_reply_ends_in_a_score(host, budget):
     for judgement in constrained:
         assert judgement.score in (1, 2, 3, 4, 5)
         text, line = judgement.rationale.rsplit("\n", 1)
-        assert re.fullmatch(r"Score: [1-5]", line)
+        assert re.fullmatch(PATTERN, line)
         assert text
         assert len(host.language_model.tokenizer(judgement.rationale)["input_ids"]) <= budget
     assert len({judgement.rationale for judgement in constrained}) > 1

@@ -201,8 +201,10 @@ class Outcome:
     detail: str = ""
 
 
-def examine(family: str, engine_of: Callable[[LanguageModel], Engine], *, wide: bool = False) -> Outcome:
-    """Make the start check on a family's miniature, and see for ourselves that what it lets through is right."""
+def examine(
+    family: str, engine_of: Callable[[LanguageModel], Engine], *, wide: bool = False, allowed: float = 1e-3
+) -> Outcome:
+    """Make the start check on a family's miniature, and see for ourselves that no token is `allowed` off."""
     try:
         model = miniature(family, wide=wide)
     except NoMiniatureError as error:
@@ -222,7 +224,7 @@ def examine(family: str, engine_of: Callable[[LanguageModel], Engine], *, wide: 
         if engine is not None:
             engine.close()
     affine = head_of(model).affine is not None
-    kind = "differs" if not gap <= 1e-3 else "agreed" if affine else "own forward"
+    kind = "differs" if not gap <= allowed else "agreed" if affine else "own forward"
     return Outcome(kind, f"{gap:.1g}")
 
 

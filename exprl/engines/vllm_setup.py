@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from collections.abc import Iterator
@@ -71,7 +72,9 @@ def start_engine(
     from exprl.engines.vllm_executor import LocalExecutor
 
     # Configuration and tokenizer only: the weights are streamed in by `load`.
-    language_model.model.config.save_pretrained(folder)
+    config = copy.deepcopy(language_model.model.config)
+    config.architectures = [type(language_model.model).__name__]  # a model made from a config alone names none
+    config.save_pretrained(folder)
     language_model.tokenizer.save_pretrained(folder)
     on_gpu = torch.cuda.is_available()
     memory: dict[str, Any] = (

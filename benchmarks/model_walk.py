@@ -28,7 +28,7 @@ from exprl.models.base import LanguageModel
 from tests.families import NoMiniatureError, Outcome, examine, families, miniature, table
 
 VLLM_ALLOWED = 5e-3
-"""Of the worst token: vLLM's Gemma 2 is 2e-3 off in float32, for a reason that was not found."""
+"""Of the worst token."""
 
 
 def transformers_engine(policy: LanguageModel) -> Engine:

@@ -261,9 +261,7 @@ class VLLMHost:
             with ExitStack() as stack:
                 if self.adapted or not self.language_model.adapter:
                     stack.enter_context(without_adapter(model))
-                # as a stored model: some of vLLM's families know no second name of a tied weight
-                tied = getattr(model, "all_tied_weights_keys", None) or {}
-                self.load((name, weight) for name, weight in merged_weights(model) if name not in tied)
+                self.load(merged_weights(model))
         if self.adapted:
             with vllm_setup.isolated():
                 vllm_lora.put(self._llm, dict(_handed_over(adapter_tensors(model).items())), adapter_config(model))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from exprl.config import from_layers, merge
 from exprl.config.fields import FieldSpec, fields_of
+from exprl.console import Console
 from exprl.errors import ExprlError
 from exprl.experiment import Experiment
 from exprl.registry import ADVANTAGES, ENGINES, JUDGES, METHODS, OBJECTIVES, REWARDS, SLICERS, VERIFIERS, Registry
@@ -100,7 +100,7 @@ def test_prepared_or_refused_in_one_line(node: dict[str, Any], policy: str, tmp_
     assert outcome is None or "\n" not in str(outcome)
 
 
-@settings(bounded, max_examples=10)
+@settings(bounded, max_examples=6)
 @given(node=experiments())
 def test_run_or_refused_in_one_line(node: dict[str, Any], policy: str, tmp_path_factory: Any) -> None:
     small = {"trainer": {"max_steps": 1}, "data": {"prompts_per_step": 4}, "update": {"kernels": "eager", "epochs": 1}}

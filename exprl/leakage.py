@@ -53,6 +53,25 @@ def leaked_ngram(policy_text: str, reference: str, question: str) -> str | None:
     return " ".join(text[start:end])
 
 
+MIDDLE = (0.2, 0.8)
+"""Any run of four fifths of a text's words has all of these in it."""
+
+
+def holds_most(text: str, other: str) -> bool:
+    """Whether `text` holds a run of most of `other`'s words: all between its first and its last fifth, at least 6.
+
+    >>> holds_most("Solve x+1=3. Subtract one from both sides of it: x=2", "Subtract one from both sides of it: x is 2")
+    True
+    >>> holds_most("What is 1+1?", "1+1 is 2")
+    False
+    """
+    if 2 * len(text) < len(other):  # most texts are settled without reading them word by word
+        return False
+    tokens = words(other)
+    middle = tokens[round(MIDDLE[0] * len(tokens)) : round(MIDDLE[1] * len(tokens))]
+    return len(middle) >= 6 and f" {' '.join(middle)} " in f" {' '.join(words(text))} "
+
+
 def _longest_shared(text: Sequence[str], other: Sequence[str]) -> tuple[int, int]:
     """The first longest run text[start:end] that `other` contains, in time linear in both lengths.
 

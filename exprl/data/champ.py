@@ -84,7 +84,7 @@ def read_champ(path: Path) -> tuple[ChampRecord, ...]:
     try:
         problems: dict[str, Any] = json.loads(path.read_bytes())["problems"]
         return tuple(_record(node) for node in problems.values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise DataError(
             f"source 'champ': {path} is not CHAMP v0 ({type(error).__name__}: {error}). Install champ-dataset==1.0.0."
         ) from error

@@ -11,9 +11,14 @@ from exprl.errors import DataError, did_you_mean
 
 def existing(path: str, source: str) -> Path:
     """`path` if it is there; a `DataError` with the closest name in its folder otherwise."""
-    found = Path(path).expanduser()
-    if found.exists():
+    try:
+        found = Path(path).expanduser()
+        found.stat()
         return found
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError, ValueError) as error:  # no right to look; no home folder; a null byte in the name
+        raise DataError(f"source {source!r}: path {path!r} cannot be read ({error}).") from error
     siblings = [item.name for item in found.parent.iterdir()] if found.parent.is_dir() else []
     hint = did_you_mean(found.name, siblings) if siblings else f"The folder {found.parent.absolute()} is not there."
     raise DataError(f"source {source!r}: no file {found.absolute()}. {hint}")

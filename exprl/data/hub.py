@@ -11,7 +11,9 @@ from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import require
+from exprl.data.jsonl import check_lines
 from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.data.tables import mapped, numbered, with_names
 from exprl.errors import DataError, did_you_mean
 from exprl.registry import SOURCES
 from exprl.types import Problem
@@ -56,6 +58,13 @@ class HubSource(ProblemSource):
         except (OSError, ValueError, ImportError) as error:
             # OSError covers a missing data set, no network and a cut-off download; ValueError subset and split
             raise DataError(f"source 'hub': cannot load {self._name()}: {error}") from error
+        except datasets.exceptions.DatasetsError as error:
+            for file in sorted(folder.rglob("*.jsonl")) if folder.is_dir() else []:
+                check_lines(file)  # which names the line, as the library does not
+            cause = error.__cause__ or error
+            raise DataError(
+                f"source 'hub': cannot load {self._name()}: a file cannot be read ({type(cause).__name__})."
+            ) from error
 
     def _split_of(self, saved: Any) -> Any:
         if not isinstance(saved, dict):
@@ -70,6 +79,7 @@ class HubSource(ProblemSource):
 
     def _rows(self, dataset: Any) -> Iterator[tuple[str, str, Row]]:
         stem = Path(self.config.path).name
-        numbered = enumerate(dataset, start=1)
-        for number, row in window(numbered, self.config.offset, self.config.limit):
-            yield f"{self.config.path} [{self.config.split}], row {number}", f"{stem}-{self.config.split}-{number}", row
+        where, names = f"{self.config.path} [{self.config.split}]", dataset.column_names
+        wanted = dataset.select_columns(sorted(set(mapped(self.config.columns, names).values())))
+        for number, row in window(numbered(wanted, where), self.config.offset, self.config.limit):
+            yield f"{where}, row {number}", f"{stem}-{self.config.split}-{number}", with_names(row, names)

@@ -34,7 +34,10 @@ class JsonLinesSource(ProblemSource):
         path = existing(self.config.path, "jsonl")
         if path.is_dir():
             raise DataError(f"source 'jsonl': {path} is a folder. Give one .jsonl file.")
-        return read_problems(self._rows(path), self.config.columns, str(path))
+        try:
+            return read_problems(self._rows(path), self.config.columns, str(path))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
     def _rows(self, path: Path) -> Iterator[tuple[str, str, Row]]:
         with path.open("rb") as file:
@@ -44,13 +47,31 @@ class JsonLinesSource(ProblemSource):
                 yield where, f"{path.stem}-{number}", _parse(line, where)
 
 
+def check_lines(path: Path) -> None:
+    """Raise `DataError` for the first line of a file that is no JSON object."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                _parse(line, f"{path}:{number}")
+
+
+GZIP = b"\x1f\x8b"
+MAX_DIGITS = 4000
+"""Digits of a whole number that Python turns into one; longer ones stay text, as in a column nobody asks for."""
+
+
 def _parse(line: bytes, where: str) -> Row:
+    if line.startswith(GZIP):
+        raise DataError(f"{where}: the file is compressed. Unpack it with gunzip.")
     try:
-        row = json.loads(line.decode("utf-8-sig"))  # Windows tools put a byte-order mark in front
+        # Windows tools put a byte-order mark in front
+        row = json.loads(line.decode("utf-8-sig"), parse_int=lambda n: n if len(n) > MAX_DIGITS else int(n))
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: lists or objects nest too deeply.") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object {{...}} on each line, but got a {type(row).__name__}.")
     return row

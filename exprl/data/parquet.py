@@ -10,7 +10,8 @@ from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import existing, require
-from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.data.rows import Columns, Row, TableConfig, read_problems, window
+from exprl.data.tables import mapped, numbered, rows_of, with_names
 from exprl.errors import DataError
 from exprl.registry import SOURCES
 from exprl.types import Problem
@@ -34,16 +35,18 @@ class ParquetSource(ProblemSource):
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not files:
             raise DataError(f"source 'parquet': the folder {path} has no .parquet files.")
-        rows = (row for file in files for row in _rows(file))
+        rows = (row for file in files for row in _rows(file, self.config.columns))
         return read_problems(window(rows, self.config.offset, self.config.limit), self.config.columns, str(path))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, Row]]:
+def _rows(path: Path, columns: Columns) -> Iterator[tuple[str, str, Row]]:
     parquet, arrow = require("pyarrow.parquet", "parquet"), require("pyarrow", "parquet")
     try:
         with parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield f"{path}, row {number}", f"{path.stem}-{number}", row
-    except (arrow.ArrowInvalid, OSError) as error:
+            names = file.schema_arrow.names
+            batches = file.iter_batches(batch_size=1024, columns=list(mapped(columns, names)))
+            rows = (row for batch in batches for row in rows_of(batch))
+            for number, row in numbered(rows, str(path)):
+                yield f"{path}, row {number}", f"{path.stem}-{number}", with_names(row, names)
+    except (arrow.ArrowException, OSError, UnicodeError) as error:  # UnicodeError: a file name that is not UTF-8
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error

@@ -12,6 +12,7 @@ from exprl.component import option
 from exprl.config.ranges import NonEmpty, Range, Seed
 from exprl.data.base import ProblemSource
 from exprl.data.files import require
+from exprl.data.tables import numbered
 from exprl.errors import DataError, did_you_mean
 from exprl.registry import SOURCES
 from exprl.seeding import derive_seed
@@ -63,12 +64,12 @@ class ReasoningGymSource(ProblemSource):
 
     def _problems(self) -> Iterator[Problem]:
         seen: set[str] = set()
-        for index, entry in enumerate(self._entries()):
+        for number, entry in numbered(self._entries(), f"source 'reasoning_gym': task {self.config.task!r}"):
             question = str(entry["question"]).strip()
             if question in seen or split_of(question) != self.config.split:
                 continue
             seen.add(question)
-            yield self._problem(entry, question, f"{self.config.task}-{self.config.seed}-{index}")
+            yield self._problem(entry, question, f"{self.config.task}-{self.config.seed}-{number - 1}")
 
     def _problem(self, entry: Mapping[str, Any], question: str, problem_id: str) -> Problem:
         key = self.config.reference
@@ -83,7 +84,7 @@ class ReasoningGymSource(ProblemSource):
             question=Question(problem_id=problem_id, text=question),
             scaffold=Scaffold(
                 reference=Hidden(str(reference)) if reference is not None else None,
-                answer=Hidden(str(entry["answer"])),
+                answer=Hidden(str(entry["answer"])) if entry["answer"] is not None else None,
             ),
         )
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from typing import Any, TypeVar
 
 from exprl.component import checked, option
 from exprl.config.ranges import NonEmpty, NonNegativeInt, PositiveInt
+from exprl.data.exposure import Exposure, exposes_answer, exposes_reference
 from exprl.errors import DataError, did_you_mean
 from exprl.types import Hidden, Problem, Question, Scaffold
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
+
+HIDDEN_ROLES = ("reference", "answer", "steps")
+"""No message shows what is in these columns: errors go to terminals and logs."""
 
 MISSING = object()
 """"No such column", as None is a cell's value."""
@@ -56,10 +61,13 @@ def window(items: Iterable[T], offset: int, limit: int | None) -> Iterator[T]:
 def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source: str) -> list[Problem]:
     """Problems from `(where, default id, row)` triples in order; `where` names file and row in errors.
 
+    Warns of rows whose question holds the reference or states the answer (`exposure.py`).
+
     Raises:
-        DataError: no rows, a bad row, or an id that two rows have.
+        DataError: no rows, a bad row, an id that two rows have, or most rows show the policy what is to be hidden.
     """
     problems: list[Problem] = []
+    shows_reference, shows_answer = list[str](), list[str]()
     first_seen: dict[str, str] = {}
     for where, default_id, row in rows:
         problem = to_problem(row, columns, where, default_id)
@@ -69,9 +77,15 @@ def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source
                 "choose another columns.id, or null to number the rows."
             )
         first_seen[problem.id] = where
+        texts = problem.question.text, _optional_text(row, columns, "reference", where)
+        if exposes_reference(*texts):
+            shows_reference.append(where)
+        elif exposes_answer(*texts, _optional_text(row, columns, "answer", where)):
+            shows_answer.append(where)
         problems.append(problem)
     if not problems:
         raise DataError(f"{source}: no problems. Is the file empty, or offset past its end?")
+    Exposure(rows=len(problems), reference=shows_reference, answer=shows_answer).report(source)
     return problems
 
 
@@ -110,7 +124,8 @@ def _text(row: Row, column: str, role: str, where: str) -> str:
     if role in ("answer", "id") and _is_number(value):
         value = str(value)
     if not isinstance(value, str):
-        raise DataError(f"{where}: column {column!r} must be text, but holds {_show(value)}. {_way_out(role)}")
+        raise DataError(f"{where}: column {column!r} must be text, but holds {_show(value, role)}. {_way_out(role)}")
+    _check_encodable(value, column, where)
     if not value.strip():
         raise DataError(f"{where}: column {column!r} is empty. {_way_out(role)}")
     return value
@@ -118,7 +133,7 @@ def _text(row: Row, column: str, role: str, where: str) -> str:
 
 def _is_number(value: Any) -> bool:
     # True is an int to Python, and NaN is how tables write a missing value
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _steps(row: Row, columns: Columns, where: str) -> tuple[str, ...] | None:
@@ -128,8 +143,11 @@ def _steps(row: Row, columns: Columns, where: str) -> tuple[str, ...] | None:
     value = _lookup(row, column, "steps", where)
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(s, str) and s.strip() for s in value):
         raise DataError(
-            f"{where}: column {column!r} must be a list of texts, but holds {_show(value)}. {_way_out('steps')}"
+            f"{where}: column {column!r} must be a list of texts, but holds {_show(value, 'steps')}. "
+            f"{_way_out('steps')}"
         )
+    for step in value:
+        _check_encodable(step, column, where)
     return tuple(value)
 
 
@@ -158,6 +176,20 @@ def _way_out(role: str) -> str:
     return f"Set columns.{role} (null: none), or repair the row."
 
 
-def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+def _check_encodable(text: str, column: str, where: str) -> None:
+    """Half of a surrogate pair, as JSON can hold, is no text: no tokenizer and no file takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: column {column!r} has half of a surrogate pair at character {error.start}, which is no text. "
+            "Repair the row."
+        ) from error
+
+
+def _show(value: Any, role: str) -> str:
+    """A cell of the wrong type for a message: the value where it is small and no part of it can be a reference."""
+    kind = type(value).__name__
+    if value is None or (role not in HIDDEN_ROLES and isinstance(value, (bool, int, float))):
+        return f"{value!r} ({kind})"
+    return f"a {kind}" + (f" of {len(value)}" if isinstance(value, Sized) else "")

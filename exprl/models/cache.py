@@ -17,8 +17,12 @@ CACHE_VARIABLE = "EXPRL_CACHE"
 
 
 def cache_folder() -> Path:
-    """`$EXPRL_CACHE`, else `~/.cache/exprl`."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "exprl")
+    """`$EXPRL_CACHE`, else `~/.cache/exprl`; raises `ModelError` where there is neither."""
+    given = os.environ.get(CACHE_VARIABLE)
+    try:
+        return Path(given).expanduser() if given else Path.home() / ".cache" / "exprl"
+    except RuntimeError as error:
+        raise ModelError(f"no home folder is known ({error}): set {CACHE_VARIABLE} or HOME to a folder.") from error
 
 
 @contextmanager

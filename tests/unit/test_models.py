@@ -280,3 +280,16 @@ def test_a_model_without_a_state_is_refused_by_name():
     model = miniature("openai-gpt")
     with pytest.raises(ModelError, match="OpenAIGPTLMHeadModel keeps no state between tokens"):
         advance(model, torch.tensor([[5, 6]]), positions=torch.arange(2)[None])
+
+
+def test_a_home_that_is_not_known_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exprl.errors import ModelError
+    from exprl.models.cache import CACHE_VARIABLE, cache_folder
+
+    def unknown() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("exprl.models.cache.Path.home", unknown)
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    with pytest.raises(ModelError, match="set EXPRL_CACHE or HOME to a folder"):
+        cache_folder()

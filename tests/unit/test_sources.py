@@ -102,14 +102,17 @@ class TestJsonl:
             ({**ROWS[0], "question": " \n"}, "column 'question' is empty. Set columns.question, or repair the row."),
             ({**ROWS[0], "question": 3}, "column 'question' must be text, but holds 3 (int)."),
             ({**ROWS[0], "reference": None}, "column 'reference' must be text, but holds None (NoneType)."),
-            ({**ROWS[0], "reference": ["a"]}, "column 'reference' must be text, but holds ['a'] (list)."),
+            ({**ROWS[0], "reference": ["a"]}, "column 'reference' must be text, but holds a list of 1."),
             (
                 {**ROWS[0], "answer": ""},
                 "column 'answer' is empty. Set columns.answer (null: none), or repair the row.",
             ),
-            ({**ROWS[0], "answer": True}, "column 'answer' must be text, but holds True (bool)."),
-            ({**ROWS[0], "answer": float("nan")}, "column 'answer' must be text, but holds nan (float)."),
-            ({**ROWS[0], "answer": "x" * 99, "question": ["y" * 99]}, "must be text, but holds ['yyyyy"),
+            ({**ROWS[0], "answer": True}, "column 'answer' must be text, but holds a bool."),
+            ({**ROWS[0], "answer": float("nan")}, "column 'answer' must be text, but holds a float."),
+            (
+                {**ROWS[0], "answer": "x" * 99, "question": ["y" * 99]},
+                "column 'question' must be text, but holds a list of 1.",
+            ),
             (
                 {"question": "1?", "answer": 2, "referense": "Add."},
                 "no column 'reference' for the reference. Did you mean 'referense'? "
@@ -241,12 +244,12 @@ class TestHub:
             calls.append((args, options))
             if options["revision"] == "gone":
                 raise datasets.exceptions.DatasetNotFoundError("no such revision")
-            return ROWS
+            return Dataset.from_list(ROWS)
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         node = {"name": "hub", "path": "owner/set", "subset": "hard", "split": "test"}
         assert load(**node, revision="v1")[0].id == "set-test-1"
-        assert calls == [(("owner/set", "hard"), {"split": "test", "revision": "v1"})]
+        assert calls == [(("owner/set", "hard"), {"split": "test", "revision": "v1", "trust_remote_code": False})]
         error = error_of(**node, revision="gone")
         assert error == ("source 'hub': cannot load 'owner/set', subset 'hard', split 'test': no such revision")
 

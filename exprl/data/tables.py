@@ -1,0 +1,60 @@
+"""What the readers of tables share: only the mapped columns are read, and whatever a reader raises names its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from exprl.data.rows import Columns, Row
+from exprl.errors import DataError
+
+T = TypeVar("T")
+
+READER_ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What readers raise on a bad cell: dates out of range, unknown time zones, bad UTF-8, types they do not know."""
+
+
+def mapped(columns: Columns, names: Sequence[str]) -> dict[str, str]:
+    """Each mapped column that there can be, with the table's own column that holds it.
+
+    >>> mapped(Columns(question="q", reference="extra.solution", answer="gold"), ["q", "extra", "date"])
+    {'q': 'q', 'extra.solution': 'extra'}
+    """
+    roles = (columns.question, columns.reference, columns.answer, columns.id, columns.domain, columns.steps)
+    wanted = [column for column in roles if column is not None]
+    roots = {column: column if column in names else column.partition(".")[0] for column in wanted}
+    return {column: root for column, root in roots.items() if root in names}
+
+
+def with_names(row: Row, names: Sequence[str]) -> Row:
+    """A row that also names the columns that were not read, for messages about one that is missing."""
+    return {**dict.fromkeys(names), **row}
+
+
+def numbered(rows: Iterable[T], where: str) -> Iterator[tuple[int, T]]:
+    """Rows with their numbers, from 1; what the reader raises becomes a `DataError` that names the row."""
+    reader, number = iter(rows), 1
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except READER_ERRORS as error:
+            raise unreadable(f"{where}, row {number}", error) from error
+        yield number, row
+        number += 1
+
+
+def unreadable(where: str, error: BaseException) -> DataError:
+    """What is wrong with a row, without the text of its cells, which may be those of a reference."""
+    what = f"{error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else type(error).__name__
+    return DataError(f"{where}: cannot be read ({what}). Repair the row, or leave it out with offset and limit.")
+
+
+def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow batch; where one cannot be converted each is alone, so that it is known by its number."""
+    try:
+        rows = batch.to_pylist()
+    except READER_ERRORS:
+        rows = (batch.slice(start, 1).to_pylist()[0] for start in range(batch.num_rows))
+    yield from rows

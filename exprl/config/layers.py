@@ -15,6 +15,7 @@ from exprl.config.reading import DEEPEST, parse, read_file
 from exprl.config.validate import coerce, validate
 from exprl.errors import ConfigError
 from exprl.registry import import_plugins
+from exprl.runs.files import local_path
 
 __all__ = ["from_layers", "load", "load_layers", "merge", "parse_overrides"]
 
@@ -37,7 +38,7 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
 
 def load_layers(path: str | Path) -> list[Node]:
     """A YAML file after those it `extends`, as plain dictionaries; raises `ConfigError` naming the file."""
-    return _load_file(Path(path).expanduser(), seen=())
+    return _load_file(local_path(path, "config"), seen=())
 
 
 def load_resolved(path: str | Path) -> Node:

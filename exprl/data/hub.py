@@ -16,6 +16,7 @@ from exprl.data.rows import Row, TableConfig, read_problems, window
 from exprl.data.tables import mapped, numbered, with_names
 from exprl.errors import DataError, did_you_mean
 from exprl.registry import SOURCES
+from exprl.runs.files import local_path
 from exprl.types import Problem
 
 # what `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder
@@ -44,7 +45,7 @@ class HubSource(ProblemSource):
 
     def _dataset(self) -> Any:
         datasets = require("datasets", "hub")
-        options, folder = self.config, Path(self.config.path).expanduser()
+        options, folder = self.config, local_path(self.config.path, "path")
         try:
             if any((folder / name).is_file() for name in SAVED):
                 return self._split_of(datasets.load_from_disk(str(folder)))

@@ -153,7 +153,7 @@ def _find_gguf(location: str, name: str) -> Path:
 def _read_template(template: str) -> str:
     if "{" in template:
         return template
-    file = Path(template).expanduser()
+    file = local_path(template, "model.chat_template")
     if not file.is_file():
         raise ModelError(f"chat_template: no file {file}, and the text is no Jinja template either (it has no '{{').")
     return file.read_text(encoding="utf-8")

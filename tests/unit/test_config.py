@@ -8,7 +8,8 @@ import pytest
 
 from exprl.component import Choice, Component, choose, option, required_choice
 from exprl.config import coerce, from_layers, load, parse_overrides, to_node, to_yaml, validate, validate_choice
-from exprl.errors import ConfigError
+from exprl.config.layers import load_layers
+from exprl.errors import ConfigError, PathError
 from exprl.registry import Registry
 from exprl.resources import Resources
 
@@ -438,3 +439,8 @@ def test_mutable_defaults_are_not_shared():
     first.items.append(2)
     first.table["b"] = 2
     assert (second.items, second.table) == ([1], {"a": 1})
+
+
+def test_a_config_in_a_home_that_is_not_there():
+    with pytest.raises(PathError, match=r"config: '~nobody-is-called-so/x\.yaml' cannot be a path here"):
+        load_layers("~nobody-is-called-so/x.yaml")

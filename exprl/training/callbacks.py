@@ -220,6 +220,10 @@ def set_aside(checkpoint: Path) -> None:
     log.warning("%s is now %s; delete it if you do not need it", checkpoint.name, aside)
 
 
+def _nothing() -> None:
+    """In place of what must not happen."""
+
+
 class Interrupts(Callback):
     """SIGTERM and Ctrl-C end the run between updates, with its finished steps saved."""
 
@@ -228,19 +232,21 @@ class Interrupts(Callback):
         self.listening = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has set its own handlers by now, which would start a collective from within a signal."""
+        """Lightning has set its own handlers by now, which would start a collective from within a signal.
+
+        Before each batch it asks all ranks whether a signal came, without a limit, and hides what goes wrong: a rank
+        that is stopped in between would hold up the others. Here ranks tell each other.
+        """
+        assert isinstance(pl_module, PolicyModule)
+        pl_module.world.asked_to_stop = lambda: self.interruption.pending
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         self.listening.enter_context(self.interruption.listening())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A signal that came during the update is heard now.
-
-        All ranks go on together: what Lightning exchanges next has no limit and swallows its errors.
-        """
-        assert isinstance(pl_module, PolicyModule)
+        """A signal that came during the update is heard now."""
         self.interruption.check()
-        pl_module.world.meet("the next step")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The handlers of before."""

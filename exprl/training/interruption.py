@@ -33,6 +33,11 @@ class Interruption:
         self._pending: int | None = None
         self._since: float | None = None
 
+    @property
+    def pending(self) -> bool:
+        """Whether a signal waits for such a stretch to end."""
+        return self._pending is not None
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, the signals come here; one that comes some seconds after the first is not waited with."""

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
@@ -60,6 +60,8 @@ class World:
         """Whether the others count on this rank right now: a signal must wait."""
         self.ending = False
         """Whether this rank has failed or knows of a failure: what is left is to save, and signals must wait."""
+        self.asked_to_stop: Callable[[], bool] = bool
+        """Whether a signal waits for this rank: a launcher sends one when another rank is dead."""
         self.rank, self.size = 0, 1
         self._meetings: Counter[str] = Counter()
         self._deadline: float | None = None
@@ -138,6 +140,7 @@ class World:
     def _wait(self, keys: list[str], what: str) -> None:
         start = time.monotonic()
         pause = _POLL / 20
+        silence = Silence(self._store)
         self._store.set(keys[self.rank], "here")
         while not self._store.check(keys):
             if not self.ending and (failure := self.failure()):
@@ -145,6 +148,12 @@ class World:
             if time.monotonic() - start > self.timeout:
                 late = [member for member, key in zip(self.members, keys, strict=True) if not self._store.check([key])]
                 raise DistributedError(self._late(late, what))
+            if self.asked_to_stop():
+                missing = [
+                    member for member, key in zip(self.members, keys, strict=True) if not self._store.check([key])
+                ]
+                if any(silence.of(member) > SILENCE for member in missing):
+                    raise LostRankError(f"a rank went away before {what}. Last seen:\n{self.report()}")
             time.sleep(pause)
             pause = min(2 * pause, _POLL)
         if self._passed is not None:
@@ -299,16 +308,12 @@ class World:
 
     def _offers(self) -> dict[int, int]:
         """What each live rank can save; silent ones, and those that something holds up, are not waited for long."""
-        start, heard = time.monotonic(), dict[int, tuple[bytes, float]]()
+        start, silence = time.monotonic(), Silence(self._store)
         while True:
             offers = {r: key for r in range(self._all) if self._store.check([key := f"assembly/{r}"])}
-            now = time.monotonic()
-            for rank in set(range(self._all)) - set(offers):
-                beat = self._store.get(f"alive/{rank}") if self._store.check([f"alive/{rank}"]) else b""
-                if heard.get(rank, (None, 0.0))[0] != beat:
-                    heard[rank] = (beat, now)
-            silent = all(now - heard[rank][1] > SILENCE for rank in heard if rank not in offers)
-            if silent or now - start > ASSEMBLY:
+            missing = set(range(self._all)) - set(offers)
+            silent = [rank for rank in missing if silence.of(rank) > SILENCE]
+            if len(silent) == len(missing) or time.monotonic() - start > ASSEMBLY:
                 return {rank: int(self._store.get(key)) for rank, key in offers.items()}
             time.sleep(_POLL)
 
@@ -333,18 +338,20 @@ class World:
                 yield
         except BaseException as error:
             self.fail(error)
-            self._end_lost()
+            self._end_lost(error)
             if not self.is_cause or isinstance(error, LostRankError):
                 self._give_way(error)
             raise
 
-    def _end_lost(self) -> None:
+    def _end_lost(self, error: BaseException) -> None:
         """Lost ranks must not go on some day, and launchers wait half a minute for such."""
         if not self._several:
             return
         with suppress(ExprlError, RuntimeError, ConnectionError):
             self.assemble(0, everyone=True)
         if self._lost:
+            if self.is_cause and not isinstance(error, Exception):  # asked to stop: the others do not end of themselves
+                record(error)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's answer to what comes now
             for rank in self._lost:
                 Process.from_json(self._store.get(f"process/{rank}")).kill()
@@ -353,7 +360,8 @@ class World:
         """Let the launcher find the cause first; raises `PeerError` where another rank says the same."""
         if not self._several or not isinstance(error, Exception):  # one that was asked to stop goes at once
             return
-        atexit.register(linger)
+        if not self.asked_to_stop():  # the launcher knows already
+            atexit.register(linger)
         failure = self.failure() or ""
         if not self.is_cause and failure.endswith(f": {_reason(error)}"):
             raise PeerError(failure) from error
@@ -400,6 +408,22 @@ class World:
         errors().say(f"error: {error}")
         self.fail(error)
         os._exit(2)
+
+
+class Silence:
+    """How long ranks have given no sign of life, as far as it was looked for."""
+
+    def __init__(self, store: c10d.Store) -> None:
+        self._store = store
+        self._heard: dict[int, tuple[bytes, float]] = {}
+
+    def of(self, rank: int) -> float:
+        """Seconds since the last sign of a rank's, or since it was first looked for."""
+        key, now = f"alive/{rank}", time.monotonic()
+        beat = self._store.get(key) if self._store.check([key]) else b""
+        if rank not in self._heard or self._heard[rank][0] != beat:
+            self._heard[rank] = (beat, now)
+        return now - self._heard[rank][1]
 
 
 def choose(offers: Mapping[int, int], least: int) -> tuple[int, list[int]]:

@@ -103,6 +103,24 @@ def test_a_stopped_rank_costs_little_more_than_the_timeout_and_no_finished_step(
 
 
 @pytest.mark.slow
+def test_a_killed_rank_does_not_cost_the_timeout_nor_the_finished_step(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = execute(folder, *DDP, "trainer.timeout=200", "trainer.checkpoint_every=0", fault="kill:gradients:3:1")
+    seconds = time.time() - (folder / "metrics.jsonl").stat().st_mtime
+    assert done.returncode == 128 + 9
+    assert steps(folder) == [2]
+    assert seconds < 60
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_rank_stops_all_and_saves(tmp_path: Path) -> None:
+    done = execute(tmp_path / "run", *DDP, "trainer.checkpoint_every=0", fault="terminate:judging:3:1")
+    assert done.returncode == 128 + 15
+    assert done.stderr.count("stopped by SIGTERM") == 1
+    assert steps(tmp_path / "run") == [2]
+
+
+@pytest.mark.slow
 def test_the_launcher_reports_the_rank_that_failed_first(tmp_path: Path) -> None:
     done = execute(tmp_path / "run", "trainer.accelerator=cpu", launcher=TORCHRUN, fault="fail:judging:3:1")
     cause = done.stderr.rpartition("Root Cause (first observed failure)")[2]

@@ -19,7 +19,7 @@ from weakref import WeakSet, finalize
 import torch
 from torch import Tensor
 
-from exprl.engines import vllm_lora, vllm_setup
+from exprl.engines import vllm_lora, vllm_setup, vllm_weights
 from exprl.engines.canary import TOLERANCES, canary_of, trainer_logprobs
 from exprl.engines.vllm_groups import shut_down, trainer_groups
 from exprl.engines.vllm_requests import Ticket, sampling_params, ticket_name, to_output
@@ -169,6 +169,8 @@ class VLLMHost:
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over weights under their Hugging Face names, one tensor at a time, and forget what old ones cached."""
         with vllm_setup.isolated():
+            if not torch.cuda.is_available():
+                self._llm.apply_model(vllm_weights.repack_experts)
             self._llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": _handed_over(weights), "is_checkpoint_format": True}
             )
@@ -261,7 +263,9 @@ class VLLMHost:
             with ExitStack() as stack:
                 if self.adapted or not self.language_model.adapter:
                     stack.enter_context(without_adapter(model))
-                self.load(merged_weights(model))
+                unknown = vllm_weights.unknown_aliases(model, self._llm)
+                weights = (pair for pair in merged_weights(model) if pair[0] not in unknown)
+                self.load(vllm_weights.as_stored(model, weights))
         if self.adapted:
             with vllm_setup.isolated():
                 vllm_lora.put(self._llm, dict(_handed_over(adapter_tensors(model).items())), adapter_config(model))

@@ -142,6 +142,9 @@ def _alike(model: PreTrainedModel, logprobs: Tensor, others: Tensor) -> bool:
 
 def select_rows(cache: Any, rows: Tensor) -> Any:
     """The state with row i being the old row `rows[i]` ([B'] int64); a transformers `Cache` is changed in place."""
+    if "batch_select_indices" in vars(type(cache)):  # a family's own, for what it keeps beside the layers (MiniMax)
+        cache.batch_select_indices(rows)
+        return cache
     if hasattr(cache, "reorder_cache"):
         cache.reorder_cache(cast(torch.LongTensor, rows))
         return cache

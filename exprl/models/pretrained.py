@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.errors import ModelError
+from exprl.models.attention import complete_attention
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
 from exprl.registry import MODELS
@@ -44,7 +45,9 @@ class PretrainedModel(ModelProvider):
             "bfloat16 or float16 by name also train as such, which loses small updates",
         )
         attn_implementation: NonEmpty | None = option(
-            None, "sdpa, flash_attention_2, eager, ...; unset: transformers' pick"
+            None,
+            "sdpa, flash_attention_2, eager, ...; unset: transformers' pick, eager where that would leave out a cap on "
+            "attention scores",
         )
         chat_template: str | None = option(None, "a Jinja chat template or the path of one; unset: the tokenizer's own")
 
@@ -90,6 +93,7 @@ class PretrainedModel(ModelProvider):
             ) from error
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise _cannot_load("model", self.config.path, location, error) from error
+        complete_attention(model, attention)
         return model
 
     def _load_tokenizer(self, location: str) -> PreTrainedTokenizerBase:

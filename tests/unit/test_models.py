@@ -16,7 +16,7 @@ from exprl.models.kv_cache import growing as growing_of
 from exprl.models.pretrained import locate
 from exprl.registry import MODELS
 from exprl.resources import Resources
-from tests.conftest import SMOLLM2
+from tests.conftest import SMOLLM2, character_tokenizer
 from tests.families import miniature
 
 
@@ -51,6 +51,23 @@ def test_every_load_is_a_fresh_copy(folder):
     with torch.no_grad():
         first.model.lm_head.weight.zero_()
     assert second.model.lm_head.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", ["gemma2", "vaultgemma"])
+def test_a_cap_on_attention_scores_is_kept(family, tmp_path):
+    """transformers picks "sdpa" for them, which drops the cap without a word."""
+    model = miniature(family)
+    model.save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        capless = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")(ids).logits
+        capped = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")(ids).logits
+        ours = load(path=str(tmp_path)).model(ids).logits
+    assert (capless - capped).abs().max() > 1e-3
+    torch.testing.assert_close(ours, capped, rtol=0, atol=0)
+    with pytest.raises(ModelError, match=r"attn_implementation=sdpa.*attn_logit_softcapping=2.*eager"):
+        load(path=str(tmp_path), attn_implementation="sdpa")
 
 
 def test_precision_and_attention(folder):

@@ -42,8 +42,8 @@ def walked() -> dict[str, Outcome]:
 MUST_AGREE = (
     "bamba", "bloom", "cohere", "cohere2", "deepseek_v3", "falcon_h1", "falcon_mamba", "gemma2", "gemma3_text", "gpt2",
     "gpt_neo", "gpt_oss", "granite", "granitemoehybrid", "hyperclovax", "jamba", "lfm2", "llama", "mamba", "mamba2",
-    "minimax", "mistral", "mpt", "nanochat", "olmo2", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "smollm3",
-    "vaultgemma", "zamba2",
+    "minimax", "mistral", "mpt", "nanochat", "olmo2", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "qwen3_next",
+    "smollm3", "vaultgemma", "zamba2",
 )  # fmt: skip
 
 

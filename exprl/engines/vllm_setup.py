@@ -16,6 +16,7 @@ import torch
 from exprl.component import checked, option
 from exprl.config.ranges import Range
 from exprl.engines import vllm_lora
+from exprl.engines.vllm_classes import classes_kept
 from exprl.engines.vllm_groups import engine_groups
 from exprl.models.lora import adapter_config
 
@@ -83,23 +84,24 @@ def start_engine(
         else {"kv_cache_memory_bytes": int(options.cpu_kv_cache_gib * 2**30)}
     )
     threads, ranks = torch.get_num_threads(), os.environ.get(_RANKS_HERE)
-    llm = LLM(
-        model=folder,
-        trust_remote_code=False,
-        load_format="dummy",
-        dtype=dtype,
-        max_model_len=max_model_len,
-        enforce_eager=not on_gpu if options.enforce_eager is None else options.enforce_eager,
-        block_size=options.block_size or (16 if on_gpu else 32),
-        enable_prefix_caching=True,
-        logprobs_mode="processed_logprobs",  # of the distribution that was sampled from, temperature included
-        disable_log_stats=False,
-        seed=0,
-        distributed_executor_backend=LocalExecutor,
-        enable_sleep_mode=options.sleep and can_sleep(),
-        **memory,
-        **(vllm_lora.options(adapter_config(language_model.model)) if adapted else {}),
-    )
+    with classes_kept(language_model.model):
+        llm = LLM(
+            model=folder,
+            trust_remote_code=False,
+            load_format="dummy",
+            dtype=dtype,
+            max_model_len=max_model_len,
+            enforce_eager=not on_gpu if options.enforce_eager is None else options.enforce_eager,
+            block_size=options.block_size or (16 if on_gpu else 32),
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from, temperature included
+            disable_log_stats=False,
+            seed=0,
+            distributed_executor_backend=LocalExecutor,
+            enable_sleep_mode=options.sleep and can_sleep(),
+            **memory,
+            **(vllm_lora.options(adapter_config(language_model.model)) if adapted else {}),
+        )
     torch.set_num_threads(threads)
     os.environ.pop(_RANKS_HERE, None)
     if ranks is not None:

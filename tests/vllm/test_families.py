@@ -30,6 +30,7 @@ def small_engine(policy: LanguageModel) -> VLLMEngine:
         "granite",
         "gemma2",  # no head beside the embedding it is tied to; attention scores are capped
         "llama",  # a head beside it
+        "olmo2",  # which vLLM runs by transformers' own code, changing its classes
         "qwen3_moe",  # experts that vLLM pads and packs on a CPU, and transformers keeps in one tensor
     ],
 )

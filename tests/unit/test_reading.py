@@ -9,7 +9,7 @@ import pytest
 from exprl.component import checked, option
 from exprl.config import from_layers, load, parse_overrides, to_yaml
 from exprl.config.reading import parse
-from exprl.errors import ConfigError
+from exprl.errors import ConfigError, PathError
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_file_is_named(tmp_path) -> None:
         load(Schema, path)
     path.write_bytes(b"\xef\xbb\xbfsize: 3")
     assert load(Schema, path).size == 3  # a byte order mark, as some editors write it
-    with pytest.raises(ConfigError, match="File name too long"):
+    with pytest.raises(PathError, match="config: a name of 300 bytes"):
         load(Schema, tmp_path / ("x" * 300))
 
 

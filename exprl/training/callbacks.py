@@ -20,6 +20,7 @@ from exprl.runs.digests import digest_file
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import append_line
 from exprl.runs.lines import cut_after
+from exprl.training.aftermath import assemble
 from exprl.training.checkpointing import write_digests_together
 from exprl.training.interruption import Interruption
 from exprl.training.policy_module import PolicyModule, Shown
@@ -156,7 +157,7 @@ class Checkpoints(Callback):
         held = pl_module.steps_done if pl_module.whole_steps else 0
         try:
             refused = isinstance(exception, CheckpointError)
-            if world.assemble(-1 if refused else held, everyone=is_sharded(pl_module.policy)):
+            if assemble(world, -1 if refused else held, everyone=is_sharded(pl_module.policy)):
                 self.save(trainer, pl_module)
         except (ExprlError, CheckpointException, RuntimeError, ConnectionError) as error:
             log.error("no emergency checkpoint: %s", error)

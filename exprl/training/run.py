@@ -31,6 +31,7 @@ from exprl.runs.checkpoints import newest_whole, warn_of, warn_unless_digested
 from exprl.runs.directory import RunDirectory, step_of
 from exprl.runs.files import read_json, write_json
 from exprl.seeding import derive_seed
+from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
 from exprl.training.checkpointing import PlainCheckpointIO, damage_together
@@ -332,7 +333,7 @@ class TrainingRun:
 def train(experiment: Experiment, run_dir: str | Path, *, resume: bool, console: Console) -> dict[str, Any]:
     """Run `experiment` in `run_dir`; returns the summary that is also in `summary.json`."""
     run = TrainingRun(experiment, RunDirectory(run_dir), console)
-    with run.world.session():
+    with session(run.world):
         return run.execute(resume=resume)
 
 

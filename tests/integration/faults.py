@@ -1,6 +1,7 @@
 """A plugin for tests: makes a run die, stall or fail at the place that the environment variable FAULT names.
 
-FAULT is `what:where:step[:rank]`, for example `kill:sampling:2` or `stall:judging:3:1`.
+FAULT is `what:where:step[:rank]`, for example `kill:sampling:2` or `stall:judging:3:1`; what happens only once, like
+loading the model, happens in step 1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 
-from exprl.training import update
+from exprl import build
+from exprl.training import checkpointing, update
 from exprl.training.module import ExpRLModule
 from exprl.training.policy_module import PolicyModule
 
@@ -49,7 +51,13 @@ def _install(fault: str) -> None:
     if rank and os.environ.get("RANK", "0") != rank[0]:
         return
     before = int(step) - 1
-    if where == "sampling":
+    if where == "loading":
+        _around(build, "check_vocabulary", lambda policy: True, what)
+    elif where == "evaluating":
+        _around(build.Build, "evaluate", lambda parts: True, what)
+    elif where == "digesting":
+        _around(checkpointing, "digests", lambda written: written.stem == f"step-{int(step):06d}", what)
+    elif where == "sampling":
         _around(ExpRLModule, "sample", lambda module: module.steps_done == before, what)
     elif where == "judging":
         _around(ExpRLModule, "score", lambda module: module.steps_done == before, what)

@@ -13,8 +13,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from exprl.errors import ConfigError
 from exprl.training import world as world_module
+from exprl.training.aftermath import assemble, choose, session
 from exprl.training.failure import Process, record
-from exprl.training.world import World, choose, join
+from exprl.training.world import World, join
 
 
 @pytest.mark.parametrize("error", [ConfigError("seed: too small"), RuntimeError("on fire")])
@@ -59,9 +60,9 @@ def test_the_ranks_that_are_left_agree_on_what_they_save() -> None:
 
 def test_a_world_of_one_has_nobody_to_tell() -> None:
     world = World()
-    with pytest.raises(RuntimeError, match="on fire"), world.session():
+    with pytest.raises(RuntimeError, match="on fire"), session(world):
         raise RuntimeError("on fire")
-    assert world.assemble(3, everyone=True) == 3
+    assert assemble(world, 3, everyone=True) == 3
     assert world.by_rank(["mine"]) == ["mine"]
 
 

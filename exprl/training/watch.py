@@ -1,0 +1,70 @@
+"""While the main thread works: signs of life, an ear for the failures of others, and an end where nothing else ends it.
+
+The watch is a thread of each rank. What it hears it tells the main thread by a signal, so that an exception can leave
+whatever that is doing, sampling or judging for an hour.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from exprl.console import errors
+from exprl.errors import DistributedError, PeerError
+
+if TYPE_CHECKING:
+    from exprl.training.world import World
+
+_BEAT = 0.5
+"""Seconds between the signs of life of a rank."""
+_TOLD = signal.SIGURG
+"""Nothing else uses this signal, and a process without a handler ignores it."""
+
+
+def start_watch(world: World) -> None:
+    """Watch for as long as the process lives."""
+    threading.Thread(target=_watch, args=[world], name="exprl-watch", daemon=True).start()
+
+
+def _watch(world: World) -> None:
+    while True:
+        time.sleep(_BEAT)
+        deadline = world.deadline
+        if deadline is not None and time.monotonic() > deadline:
+            _end_stalled(world)
+        with suppress(RuntimeError, ConnectionError):  # the store is gone: the main thread finds out
+            world.board.beat()
+            if not world.must_not_be_cut and world.board.failed:
+                signal.pthread_kill(threading.main_thread().ident or 0, _TOLD)
+
+
+def _end_stalled(world: World) -> None:
+    """End the process where a collective stalls that cannot raise: NCCL cannot be interrupted from outside."""
+    message = f"{world.phase}: rank {world.rank} waited {world.timeout:.0f} s (trainer.timeout) for the others"
+    error = DistributedError(f"{message}. Last seen:\n{world.board.report()}")
+    errors().say(f"error: {error}")
+    world.fail(error)
+    os._exit(2)
+
+
+@contextmanager
+def attentive(world: World) -> Iterator[None]:
+    """Inside, another rank's failure raises `PeerError` in the main thread, even from within a long phase."""
+    if world.alone or threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def heed(*_: object) -> None:
+        if not world.must_not_be_cut:
+            raise PeerError(world.failure())
+
+    before = signal.signal(_TOLD, heed)
+    try:
+        yield
+    finally:
+        signal.signal(_TOLD, before)

@@ -37,8 +37,9 @@ class StepLog(Callback):
         self.console = console
         self.max_steps = max_steps
         self.print_samples = print_samples
-        self.lines = {directory.metrics.name: 0, directory.samples.name: 0}
-        """Written so far, by file."""
+        self.files = (directory.metrics, directory.samples)
+        self.lines = dict.fromkeys((path.name for path in self.files), 0)
+        """Written so far by the rank that writes, by file; known on every rank."""
         self.expected: Mapping[str, int] = {}
         """Of those, what was there when the checkpoint was written that the run goes on from."""
 
@@ -53,21 +54,25 @@ class StepLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the files back to the checkpoint, which has been read by now: what a killed run wrote past it goes."""
         assert isinstance(pl_module, PolicyModule)
-        if not pl_module.world.first:
-            return
-        for path in (self.directory.metrics, self.directory.samples):
-            cut = cut_after(path, pl_module.steps_done)
-            self.lines[path.name] = cut.kept
-            expected = self.expected.get(path.name, cut.kept)
-            if cut.damaged or cut.kept != expected:
-                log.warning(
-                    "%s has %d readable lines up to step %d, but should have %d; the rest is lost%s",
-                    path,
-                    cut.kept,
-                    pl_module.steps_done,
-                    max(expected, cut.kept + cut.damaged),
-                    f", what cannot be read is kept in {path.name}.damaged" if cut.damaged else "",
-                )
+        if pl_module.world.first:
+            self.lines = {path.name: self.cut(path, pl_module.steps_done) for path in self.files}
+        # Every rank counts: the one that writes may be lost, and another writes the checkpoint then.
+        self.lines = pl_module.world.gather(self.lines, "counting the lines of the run")[0]
+
+    def cut(self, path: Path, step: int) -> int:
+        """Cut one file back to `step`; returns its lines, with a warning if they are not as many as there were."""
+        cut = cut_after(path, step)
+        expected = self.expected.get(path.name, cut.kept)
+        if cut.damaged or cut.kept != expected:
+            log.warning(
+                "%s has %d readable lines up to step %d, but should have %d; the rest is lost%s",
+                path,
+                cut.kept,
+                step,
+                max(expected, cut.kept + cut.damaged),
+                f", what cannot be read is kept in {path.name}.damaged" if cut.damaged else "",
+            )
+        return cut.kept
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The start check's figures; the one epoch is the whole run."""
@@ -81,13 +86,16 @@ class StepLog(Callback):
         """After each step."""
         assert isinstance(pl_module, PolicyModule)
         pl_module.step_logged()
-        if not pl_module.world.first:
-            return
-        step, metrics = pl_module.steps_done, pl_module.last_metrics
-        records = [record for scored in pl_module.last_scored for record in sample_records(scored, step)]
         # Counted first: where the disk is full and the step is saved all the same, its lines are known to be missing.
         self.lines[self.directory.metrics.name] += 1
-        self.lines[self.directory.samples.name] += len(records)
+        self.lines[self.directory.samples.name] += sum(len(scored.group.rollouts) for scored in pl_module.last_scored)
+        if pl_module.world.first:
+            self.write(trainer, pl_module)
+
+    def write(self, trainer: Trainer, pl_module: PolicyModule) -> None:
+        """The step's lines."""
+        step, metrics = pl_module.steps_done, pl_module.last_metrics
+        records = [record for scored in pl_module.last_scored for record in sample_records(scored, step)]
         append_line(self.directory.metrics, {"step": step, **metrics})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)

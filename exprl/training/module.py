@@ -96,12 +96,14 @@ class ExpRLModule(PolicyModule):
         with self.whole_models():
             rewarded = self.score(self.sample(problems))
         scored = self.compare(rewarded)
+        correct = self.verify(scored)
         with self.changing_policy():
             update = self.learn(scored)
         self.last_scored = scored
+        self.unlocked |= {s.group.problem.id for s, verdicts in zip(scored, correct, strict=False) if any(verdicts)}
         if self.world.first:
             tokens = sum(len(rollout) for s in scored for rollout in s.group.rollouts)
-            self.last_metrics = {**self.describe(scored), **update, **self.timing(tokens)}
+            self.last_metrics = {**self.describe(scored, correct), **update, **self.timing(tokens)}
 
     def sample(self, problems: Sequence[Problem]) -> list[RolloutGroup]:
         """Rollouts for each problem; the engine is given prompts made from questions, nothing else."""
@@ -147,6 +149,21 @@ class ExpRLModule(PolicyModule):
         check_advantages(scored, self.step)
         return scored
 
+    def verify(self, scored: Sequence[ScoredGroup]) -> list[list[bool]]:
+        """Which rollouts of each group have the right answer; empty where not every problem has an answer.
+
+        Each rank verifies a part and all know the whole, so that any of them can write what a checkpoint keeps once.
+        """
+        verifier, world = self.parts.verifier, self.world
+        if verifier is None or any(s.group.problem.scaffold.answer is None for s in scored):
+            return []
+        mine = scored[world.rank :: world.size]
+        asked = [(s.group.problem, rollout.reply) for s in mine for rollout in s.group.rollouts]
+        verdicts = iter(verifier.verify_batch(*zip(*asked, strict=True)) if asked else ())
+        own = [[next(verdicts) for _ in s.group.rollouts] for s in mine]
+        parts = world.gather(own, f"the outcomes of {self.step}")
+        return [parts[number % world.size][number // world.size] for number in range(len(scored))]
+
     def learn(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
         """Update the policy on every group with a learning signal; returns the update's metrics."""
         computing = self.policy_update()
@@ -176,23 +193,17 @@ class ExpRLModule(PolicyModule):
 
     # ------------------------------------------------------------------ what is logged
 
-    def describe(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
-        """Reward, judge, rollout and outcome metrics of a step."""
+    def describe(self, scored: Sequence[ScoredGroup], correct: Sequence[Sequence[bool]]) -> dict[str, float]:
+        """Reward, judge, rollout and, where there are verdicts on each group, outcome metrics of a step."""
         described = {
             **metrics.reward_metrics(scored),
             **metrics.judge_metrics(scored),
             **metrics.rollout_metrics(scored),
             **metrics.behaviour_metrics(scored),
         }
-        verifier = self.parts.verifier
-        if verifier is None or any(s.group.problem.scaffold.answer is None for s in scored):
+        if not correct:
             return described
-        asked = [(s.group.problem, rollout.reply) for s in scored for rollout in s.group.rollouts]
-        verdicts = iter(verifier.verify_batch(*zip(*asked, strict=True)) if asked else ())
-        correct = [[next(verdicts) for _ in s.group.rollouts] for s in scored]
-        ids = [s.group.problem.id for s in scored]
-        self.unlocked |= {name for name, verdicts in zip(ids, correct, strict=True) if any(verdicts)}
-        shares = metrics.outcome_metrics(ids, correct)
+        shares = metrics.outcome_metrics([s.group.problem.id for s in scored], correct)
         return {**described, **shares, "outcome/unlocked_prompts": float(len(self.unlocked))}
 
     # ------------------------------------------------------------------ around the steps

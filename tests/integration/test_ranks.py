@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.integration.conftest import ROOT
-from tests.integration.processes import OPTIONS, TORCHRUN, assert_same_run, execute, lines, steps
+from tests.integration.processes import OPTIONS, TORCHRUN, assert_equal, assert_same_run, execute, lines, steps
 
 DDP = ("trainer.devices=2", "trainer.accelerator=cpu")
 FSDP2 = (*DDP, "trainer.strategy=fsdp2")
@@ -110,6 +111,19 @@ def test_a_killed_rank_does_not_cost_the_timeout_nor_the_finished_step(tmp_path:
     assert done.returncode == 128 + 9
     assert steps(folder) == [2]
     assert seconds < 60
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_the_same_whichever_rank_writes_it(ddp: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    execute(folder, *DDP, "trainer.checkpoint_every=0", fault="kill:judging:4:0")
+    ours, theirs = (torch.load(run / "checkpoints/step-000003.ckpt", weights_only=False) for run in (folder, ddp))
+    assert ours["exprl"]["ranks"][0] is None, "rank 0 is gone"
+    assert theirs["exprl"]["unlocked"], "or this compares nothing"
+    for content in (ours, theirs):
+        del content["exprl"]["ranks"]
+    for part in ("state_dict", "optimizer_states", "callbacks", "exprl"):
+        assert_equal(ours[part], theirs[part], part)
 
 
 @pytest.mark.slow

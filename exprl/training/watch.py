@@ -6,6 +6,7 @@ whatever that is doing, sampling or judging for an hour.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -22,18 +23,31 @@ if TYPE_CHECKING:
 
 _BEAT = 0.5
 """Seconds between the signs of life of a rank."""
+_ENDING = 5.0
+"""Seconds at most that the process waits for its watch, which may wait for a store that is gone."""
 _TOLD = signal.SIGURG
 """Nothing else uses this signal, and a process without a handler ignores it."""
 
 
 def start_watch(world: World) -> None:
-    """Watch for as long as the process lives."""
-    threading.Thread(target=_watch, args=[world], name="exprl-watch", daemon=True).start()
+    """Watch for as long as the process lives.
+
+    The thread ends before the interpreter does: coming back from the store after that, it would abort a process that
+    has finished its work.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=[world, over], name="exprl-watch", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        over.set()
+        thread.join(_ENDING)
+
+    atexit.register(end)
 
 
-def _watch(world: World) -> None:
-    while True:
-        time.sleep(_BEAT)
+def _watch(world: World, over: threading.Event) -> None:
+    while not over.wait(_BEAT):
         deadline = world.deadline
         if deadline is not None and time.monotonic() > deadline:
             _end_stalled(world)

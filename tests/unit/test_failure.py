@@ -81,3 +81,20 @@ def test_an_address_where_nobody_can_listen_is_named(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(world_module, "START", 1.0)
         with pytest.raises(DistributedError, match=rf"MASTER_ADDR:MASTER_PORT 127\.0\.0\.1:{port}"):
             join(2.0, on_gpu=False)
+
+
+def test_the_watch_is_over_before_the_interpreter_ends() -> None:
+    """A thread that comes back from the store's C++ code after that aborts the process."""
+    script = """
+import atexit, threading, types
+import torch.distributed as dist
+from exprl.training.board import Board
+from exprl.training.watch import start_watch
+
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))  # the last to be called
+board = Board(dist.HashStore(), 0, 2)
+start_watch(types.SimpleNamespace(board=board, deadline=None, must_not_be_cut=False))
+print([thread.name for thread in threading.enumerate()])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['MainThread', 'exprl-watch']", "['MainThread']"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import sys
 import time
 import warnings
@@ -18,18 +17,16 @@ import torch
 import transformers
 from lightning import Trainer
 
-import exprl
 from exprl import config as configuration
 from exprl.build import Build
 from exprl.console import Console
 from exprl.data.datamodule import ExpRLDataModule
-from exprl.errors import ConfigError, PathError, RunDirectoryError
+from exprl.errors import ConfigError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
-from exprl.evaluation.table import comparison_table, differences, result_table
 from exprl.experiment import Experiment
 from exprl.runs.checkpoints import newest_whole, warn_of, warn_unless_digested
 from exprl.runs.directory import RunDirectory, step_of
-from exprl.runs.files import read_json, write_json
+from exprl.runs.files import write_json
 from exprl.seeding import derive_seed
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
@@ -39,6 +36,7 @@ from exprl.training.launch import devices_here, launched, wants_gpu
 from exprl.training.machine import check_kernels
 from exprl.training.parallel import ShardedStrategy, strategy_for
 from exprl.training.policy_module import PolicyModule
+from exprl.training.result import RunResult
 from exprl.training.tensorboard import EventFiles
 from exprl.training.texts import check_texts
 from exprl.training.world import join
@@ -66,6 +64,7 @@ class TrainingRun:
         self.build = Build(self.experiment, training=True)
         if not self.world.first:
             self.console = Console(quiet=True)
+        self.result = RunResult(self.directory, self.console)
 
     def execute(self, *, resume: bool) -> dict[str, Any]:
         """Run to the end, or go on where a stopped run was; returns the summary.
@@ -85,11 +84,11 @@ class TrainingRun:
             if self.world.first:  # the ranks of a run share its lock
                 stack.enter_context(self.directory.used())
                 self.directory.check(config_yaml, resume=resume, free=configuration.free_keys(self.experiment))
-                self.drop_damaged_summary()
-            if self.directory.summary.is_file():
-                self.check_finished()
+                self.result.drop_damaged_summary()
+            if self.result.finished:
+                self.result.check_finished(self.experiment.trainer.max_steps)
                 self.console.say(f"{self.directory.path} is finished; this is its result.")
-                return self.report()
+                return self.result.report()
             lightning.seed_everything(self.experiment.seed, verbose=False)
             module = self.prepare()
         check_loaded(self.world, self.build)
@@ -109,8 +108,15 @@ class TrainingRun:
         finally:
             module.close()
         if self.world.first:
-            self.write_summary(module, before, after, prepared, time.perf_counter() - start)
-            return self.report()
+            self.result.write_summary(
+                before,
+                after,
+                steps=module.steps_done,
+                seed=self.experiment.seed,
+                evaluation_seed=self.experiment.evaluation.seed,
+                seconds={"prepare": prepared, **module.phases.total, "total": time.perf_counter() - start},
+            )
+            return self.result.report()
         return {}
 
     @property
@@ -142,34 +148,6 @@ class TrainingRun:
         build = self.build
         return {**module.texts(), **(build.detector.texts() if build.evaluation_problems else {})}
 
-    def check_finished(self) -> None:
-        """A finished run has its evaluation and stays as it is; raises `RunDirectoryError` if more steps are wanted."""
-        done = int(self.summary()["steps"])
-        wanted = self.experiment.trainer.max_steps
-        if wanted > done:
-            raise RunDirectoryError(
-                f"run_dir {self.directory.path} is finished after {done} steps: trainer.max_steps={wanted} comes late. "
-                f"To train on, start a new run from it: model.path={self.directory.path} run_dir=..."
-            )
-
-    def summary(self) -> dict[str, Any]:
-        """The summary of a finished run; raises `PathError` where it is damaged."""
-        advice = "Delete it, and --resume makes it again."
-        summary = read_json(self.directory.summary, advice)
-        seconds = summary.get("seconds")
-        if type(summary.get("steps")) is not int or not isinstance(seconds, dict) or "total" not in seconds:
-            raise PathError(f"{self.directory.summary} is damaged, its steps or seconds are missing. {advice}")
-        return summary
-
-    def drop_damaged_summary(self) -> None:
-        """A summary is made of what else lies in the folder, so a damaged one is made again."""
-        if self.directory.summary.is_file():
-            try:
-                self.summary()
-            except PathError as error:
-                log.warning("%s It is made again; its times are those of this process.", error)
-                self.directory.summary.unlink()
-
     def check_shares(self) -> None:
         """Ranks have equal parts of a step and of an update; raises `ConfigError`."""
         ranks, data, update = self.world.size, self.experiment.data, self.experiment.update
@@ -188,7 +166,9 @@ class TrainingRun:
         if not self.build.evaluation_problems:
             return None
         # As rank 0, which writes the file, sees it.
-        made = self.world.gather(self.read_evaluation(name) if self.world.first else None, f"the evaluation {name}")[0]
+        made = self.world.gather(self.result.evaluation(name) if self.world.first else None, f"the evaluation {name}")[
+            0
+        ]
         if made is not None:
             return made
         if name == "before" and module.steps_done:
@@ -199,20 +179,8 @@ class TrainingRun:
         with module.trainer.precision_plugin.forward_context(), module.whole_models():
             result = self.evaluate_together(name, module)
         if self.world.first:
-            write_json(self.directory.evaluation(name), result.to_json())
-            self.console.print(result_table(result, title=name))
+            self.result.add_evaluation(name, result)
         return result
-
-    def read_evaluation(self, name: str) -> EvaluationResult | None:
-        """An evaluation made before; None, with a warning, where its file is damaged."""
-        path = self.directory.evaluation(name)
-        if not path.exists():
-            return None
-        try:
-            return EvaluationResult.read(path, "It counts as not made.")
-        except PathError as error:
-            log.warning("%s", error)
-            return None
 
     def evaluate_together(self, name: str, module: PolicyModule) -> EvaluationResult:
         """Every rank takes its part of the held-out problems."""
@@ -290,45 +258,6 @@ class TrainingRun:
             Interrupts(module),
         ]
 
-    # ------------------------------------------------------------------ the result
-
-    def write_summary(
-        self,
-        module: PolicyModule,
-        before: EvaluationResult | None,
-        after: EvaluationResult | None,
-        prepared: float,
-        seconds: float,
-    ) -> None:
-        """`summary.json`: before, after, their paired difference, seconds of each phase, versions."""
-        summary: dict[str, Any] = {
-            "before": before.summary() if before else None,
-            "after": after.summary() if after else None,
-            "steps": module.steps_done,
-            "seed": self.experiment.seed,
-            "evaluation_seed": self.experiment.evaluation.seed,
-            "seconds": {"prepare": prepared, **module.phases.total, "total": seconds},
-            "versions": versions(),
-        }
-        if before and after:
-            summary["difference"] = {
-                name: {"mean": d.mean, "interval_95": [d.low, d.high]} for name, d in differences(before, after).items()
-            }
-        write_json(self.directory.summary, summary)
-
-    def report(self) -> dict[str, Any]:
-        """Print the table and where everything lies."""
-        summary = self.summary()
-        if summary.get("before") and summary.get("after"):
-            before, after = map(self.read_evaluation, ("before", "after"))
-            if before and after:
-                self.console.print(comparison_table(before, after))
-        path = self.directory.path
-        seconds = summary["seconds"]["total"]
-        self.console.say(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}")
-        self.console.say(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
-        return summary
-
 
 def train(experiment: Experiment, run_dir: str | Path, *, resume: bool, console: Console) -> dict[str, Any]:
     """Run `experiment` in `run_dir`; returns the summary that is also in `summary.json`."""
@@ -340,17 +269,6 @@ def train(experiment: Experiment, run_dir: str | Path, *, resume: bool, console:
 def count_parameters(model: torch.nn.Module) -> int:
     """Parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def versions() -> dict[str, str]:
-    """What the run ran on."""
-    return {
-        "exprl": exprl.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "lightning": lightning.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def quiet_libraries() -> None:

@@ -1,0 +1,133 @@
+"""What a run ends with, its evaluations and `summary.json`: written, read again and shown."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+import transformers
+
+import exprl
+from exprl.console import Console
+from exprl.errors import PathError, RunDirectoryError
+from exprl.evaluation.evaluate import EvaluationResult
+from exprl.evaluation.table import comparison_table, differences, result_table
+from exprl.runs.directory import RunDirectory
+from exprl.runs.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result in a run's directory."""
+
+    directory: RunDirectory
+    console: Console
+
+    # ------------------------------------------------------------------ evaluations
+
+    def evaluation(self, name: str) -> EvaluationResult | None:
+        """An evaluation made before; None, with a warning, where its file is damaged."""
+        path = self.directory.evaluation(name)
+        if not path.exists():
+            return None
+        try:
+            return EvaluationResult.read(path, "It counts as not made.")
+        except PathError as error:
+            log.warning("%s", error)
+            return None
+
+    def add_evaluation(self, name: str, result: EvaluationResult) -> None:
+        """Write one just made, and print its table."""
+        write_json(self.directory.evaluation(name), result.to_json())
+        self.console.print(result_table(result, title=name))
+
+    # ------------------------------------------------------------------ the summary
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has a summary: it is written last."""
+        return self.directory.summary.is_file()
+
+    def check_finished(self, wanted: int) -> None:
+        """A finished run has its evaluation and stays as it is; raises `RunDirectoryError` if more steps are wanted."""
+        done = int(self.summary()["steps"])
+        if wanted > done:
+            raise RunDirectoryError(
+                f"run_dir {self.directory.path} is finished after {done} steps: trainer.max_steps={wanted} comes late. "
+                f"To train on, start a new run from it: model.path={self.directory.path} run_dir=..."
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of a finished run; raises `PathError` where it is damaged."""
+        advice = "Delete it, and --resume makes it again."
+        summary = read_json(self.directory.summary, advice)
+        seconds = summary.get("seconds")
+        if type(summary.get("steps")) is not int or not isinstance(seconds, dict) or "total" not in seconds:
+            raise PathError(f"{self.directory.summary} is damaged, its steps or seconds are missing. {advice}")
+        return summary
+
+    def drop_damaged_summary(self) -> None:
+        """A summary is made of what else lies in the folder, so a damaged one is made again."""
+        if self.finished:
+            try:
+                self.summary()
+            except PathError as error:
+                log.warning("%s It is made again; its times are those of this process.", error)
+                self.directory.summary.unlink()
+
+    def write_summary(
+        self,
+        before: EvaluationResult | None,
+        after: EvaluationResult | None,
+        *,
+        steps: int,
+        seed: int,
+        evaluation_seed: int,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """`summary.json`: before, after, their paired difference, seconds of each phase, versions."""
+        summary: dict[str, Any] = {
+            "before": before.summary() if before else None,
+            "after": after.summary() if after else None,
+            "steps": steps,
+            "seed": seed,
+            "evaluation_seed": evaluation_seed,
+            "seconds": dict(seconds),
+            "versions": versions(),
+        }
+        if before and after:
+            summary["difference"] = {
+                name: {"mean": d.mean, "interval_95": [d.low, d.high]} for name, d in differences(before, after).items()
+            }
+        write_json(self.directory.summary, summary)
+
+    def report(self) -> dict[str, Any]:
+        """Print the table and where everything lies; returns the summary."""
+        summary = self.summary()
+        if summary.get("before") and summary.get("after"):
+            before, after = map(self.evaluation, ("before", "after"))
+            if before and after:
+                self.console.print(comparison_table(before, after))
+        path = self.directory.path
+        seconds = summary["seconds"]["total"]
+        self.console.say(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}")
+        self.console.say(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
+        return summary
+
+
+def versions() -> dict[str, str]:
+    """What the run ran on."""
+    return {
+        "exprl": exprl.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "lightning": lightning.__version__,
+        "transformers": transformers.__version__,
+    }

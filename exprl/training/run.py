@@ -165,10 +165,8 @@ class TrainingRun:
         """
         if not self.build.evaluation_problems:
             return None
-        # As rank 0, which writes the file, sees it.
-        made = self.world.gather(self.result.evaluation(name) if self.world.first else None, f"the evaluation {name}")[
-            0
-        ]
+        own = self.result.evaluation(name) if self.world.first else None
+        made = self.world.gather(own, f"the evaluation {name}")[0]  # as the rank that writes the file sees it
         if made is not None:
             return made
         if name == "before" and module.steps_done:

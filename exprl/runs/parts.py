@@ -54,7 +54,7 @@ def load_parts(state: dict[str, Any], checkpoint: Path, *, alone: bool = False) 
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What stopped a read: torch wraps it with the rank that it stopped."""
+    """What stopped a read or a write: torch wraps it with the rank that it stopped, and a traceback."""
     failures = getattr(error, "failures", None)
     return cause_of(next(iter(failures.values()))[0]) if failures else error
 

@@ -20,6 +20,7 @@ from exprl.runs.digests import digest_file
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import append_line
 from exprl.runs.lines import cut_after
+from exprl.runs.parts import cause_of
 from exprl.training.aftermath import assemble
 from exprl.training.checkpointing import write_digests_together
 from exprl.training.interruption import Interruption
@@ -201,8 +202,8 @@ class Checkpoints(Callback):
             if module.world.first:
                 remove(unfinished)
             raise CheckpointError(
-                f"cannot write {target}: {error}. Make room or set run_dir elsewhere, then go on with --resume; the "
-                f"last checkpoint is {self.directory.latest_checkpoint() or 'missing: none was made before'}."
+                f"cannot write {target}: {cause_of(error)}. Make room or set run_dir elsewhere, then go on with --resume; "
+                f"the last checkpoint is {self.directory.latest_checkpoint() or 'missing: none was made before'}."
             ) from error
         if module.world.first:
             os.replace(unfinished, target)  # noqa: PTH105 - atomic on every platform

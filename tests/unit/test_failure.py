@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from exprl.errors import ConfigError
+from exprl.errors import CheckpointError, ConfigError
+from exprl.runs.directory import RunDirectory
 from exprl.training import world as world_module
 from exprl.training.aftermath import assemble, choose, session
+from exprl.training.callbacks import Checkpoints
 from exprl.training.failure import Process, record
 from exprl.training.world import World, join
 
@@ -81,6 +89,20 @@ def test_an_address_where_nobody_can_listen_is_named(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(world_module, "START", 1.0)
         with pytest.raises(DistributedError, match=rf"MASTER_ADDR:MASTER_PORT 127\.0\.0\.1:{port}"):
             join(2.0, on_gpu=False)
+
+
+def test_a_part_of_a_checkpoint_that_cannot_be_written_is_said_without_a_traceback(tmp_path: Path) -> None:
+    """As torch says it on all ranks."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    failed = CheckpointException("write", {1: (full, traceback.extract_stack())})
+    module: Any = SimpleNamespace(world=World(), steps_done=2, check_weights=lambda what: None)
+    trainer: Any = SimpleNamespace(save_checkpoint=Mock(side_effect=failed))
+    writer = Checkpoints(RunDirectory(tmp_path), every=1, last=4, keep=2)
+    with pytest.raises(
+        CheckpointError, match=r"cannot write .*: \[Errno 28\] No space left on device\. Make room"
+    ) as told:
+        writer.save(trainer, module)
+    assert "\n" not in str(told.value)
 
 
 def test_the_watch_is_over_before_the_interpreter_ends() -> None:

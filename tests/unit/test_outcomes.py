@@ -1,0 +1,105 @@
+"""The outcomes of a step: each rank verifies a part, and all know the whole."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+from exprl.training.module import ExpRLModule
+from exprl.training.world import World
+from exprl.types import (
+    Advantages,
+    Hidden,
+    Problem,
+    Prompt,
+    Question,
+    Rollout,
+    RolloutGroup,
+    RolloutReward,
+    Scaffold,
+    ScoredGroup,
+)
+from exprl.verifiers.base import Verifier
+
+
+class Counting(Verifier):
+    """Right is what equals the answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def verify(self, problem: Problem, response: str) -> bool:
+        self.asked.append(response)
+        assert problem.scaffold.answer is not None
+        return problem.scaffold.answer.reveal() == response
+
+
+def scored(problem: int, *replies: str, answer: str | None = "yes") -> ScoredGroup:
+    prompt = Prompt(problem_id=f"p{problem}", text="", token_ids=(1,))
+    return ScoredGroup(
+        group=RolloutGroup(
+            problem=Problem(
+                question=Question(problem_id=f"p{problem}", text="?"),
+                scaffold=Scaffold(answer=None if answer is None else Hidden(answer)),
+            ),
+            rollouts=tuple(
+                Rollout(
+                    prompt=prompt,
+                    token_ids=(1,),
+                    text=reply,
+                    token_ends=(len(reply),),
+                    sampler_logprobs=(-1.0,),
+                    finish_reason="stop",
+                )
+                for reply in replies
+            ),
+        ),
+        rewards=tuple(RolloutReward(value=0.0, length=1) for _ in replies),
+        advantages=tuple(Advantages(segments=(), values=(), valid=True) for _ in replies),
+    )
+
+
+def verify(groups: list[ScoredGroup], world: World, verifier: Verifier) -> list[list[bool]]:
+    module: Any = SimpleNamespace(parts=SimpleNamespace(verifier=verifier), world=world, step="step 1")
+    return ExpRLModule.verify(module, groups)
+
+
+def of_two(work: Callable[[World], Any]) -> list[Any]:
+    """What two ranks make, which are threads here."""
+    values: list[Any] = [None, None]
+    meeting = threading.Barrier(2, timeout=10)
+
+    class OfTwo(World):
+        def __init__(self, rank: int) -> None:
+            super().__init__()
+            self.rank, self.size = rank, 2
+
+        def gather(self, value: Any, what: str) -> list[Any]:
+            values[self.rank] = value
+            meeting.wait()
+            return list(values)
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(work, [OfTwo(0), OfTwo(1)]))
+
+
+GROUPS = [scored(0, "yes", "a"), scored(1, "b", "c"), scored(2, "d", "yes")]
+RIGHT = [[True, False], [False, False], [False, True]]
+
+
+def test_each_rank_verifies_a_part_and_knows_the_whole_in_order() -> None:
+    verifiers = [Counting(), Counting()]
+    assert of_two(lambda world: verify(GROUPS, world, verifiers[world.rank])) == [RIGHT, RIGHT]
+    assert [verifier.asked for verifier in verifiers] == [["yes", "a", "d", "yes"], ["b", "c"]]
+    assert verify(GROUPS, World(), Counting()) == RIGHT
+
+
+def test_a_rank_may_have_nothing_to_verify() -> None:
+    assert of_two(lambda world: verify(GROUPS[:1], world, Counting())) == [RIGHT[:1], RIGHT[:1]]
+
+
+def test_without_an_answer_to_every_problem_there_are_no_outcomes() -> None:
+    assert verify([*GROUPS, scored(3, "yes", answer=None)], World(), Counting()) == []

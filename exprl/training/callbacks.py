@@ -202,8 +202,8 @@ class Checkpoints(Callback):
             if module.world.first:
                 remove(unfinished)
             raise CheckpointError(
-                f"cannot write {target}: {cause_of(error)}. Make room or set run_dir elsewhere, then go on with --resume; "
-                f"the last checkpoint is {self.directory.latest_checkpoint() or 'missing: none was made before'}."
+                f"cannot write {target}: {cause_of(error)}. Make room or set run_dir elsewhere, then go on with "
+                f"--resume; the last checkpoint is {self.directory.latest_checkpoint() or 'missing: none was made before'}."
             ) from error
         if module.world.first:
             os.replace(unfinished, target)  # noqa: PTH105 - atomic on every platform

@@ -201,9 +201,10 @@ class Checkpoints(Callback):
         except (OSError, RuntimeError, PathError, CheckpointException) as error:
             if module.world.first:
                 remove(unfinished)
+            last = self.directory.latest_checkpoint() or "missing: none was made before"
             raise CheckpointError(
                 f"cannot write {target}: {cause_of(error)}. Make room or set run_dir elsewhere, then go on with "
-                f"--resume; the last checkpoint is {self.directory.latest_checkpoint() or 'missing: none was made before'}."
+                f"--resume; the last checkpoint is {last}."
             ) from error
         if module.world.first:
             os.replace(unfinished, target)  # noqa: PTH105 - atomic on every platform

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ Printed by `benchmarks/model_walk.py` from its records. Random weights in float3
 model's own forward pass (attention by the book, "eager") give the sampled tokens the same log-probs: the mean absolute
 difference is at most {ALLOWED:g}, which is what the check at the start of every run allows; in brackets the largest
 difference of any token. "own forward": the same, the model itself makes the logits. "refused": a run with such a model
-ends at its start with this message. "broke" and "differs" would be faults.
+ends at its start with this message; what vLLM refuses may be the machine's doing (much of it runs on GPUs alone) or the
+miniature's (its sizes). "broke" and "differs" would be faults.
 """
 
 
@@ -94,7 +96,11 @@ def walk(engine: str, names: Sequence[str], file: Path) -> None:
         today = time.strftime("%Y-%m-%d")
         died = Outcome("broke", "the process died")  # what stands there if it does: the last record of a family counts
         append(file, Record(family=family, **asdict(died), seconds=0.0, date=today, **made_with))
-        outcome = outcome_of(family, engine)
+        try:
+            outcome = outcome_of(family, engine)
+        except (KeyboardInterrupt, SystemExit):
+            drop_last(file)  # nobody's fault: it is asked again
+            raise
         seconds = time.perf_counter() - start
         append(file, Record(family=family, **asdict(outcome), seconds=round(seconds, 1), date=today, **made_with))
 
@@ -110,6 +116,10 @@ def read(file: Path) -> list[Record]:
 def append(file: Path, record: Record) -> None:
     with file.open("a") as stream:
         stream.write(json.dumps(asdict(record)) + "\n")
+
+
+def drop_last(file: Path) -> None:
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
 
 
 def versions(engine: str) -> str:
@@ -151,6 +161,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the tables there")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
     if options.engine != "none":
         walk(options.engine, options.families, options.record)
     text = report(read(options.record))

@@ -11,8 +11,11 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from exprl.errors import ConfigError, did_you_mean
@@ -144,22 +147,49 @@ def named_plugins() -> frozenset[str]:
     return frozenset(_named)
 
 
+class WorkingDirectory(MetaPathFinder):
+    """Finds the plugins that somebody named in the folder that exprl was started from, and nothing else there.
+
+    On `sys.path` the folder would be searched for good by whoever imports, so a file in it would be taken for each
+    optional library that is not installed and that some library tries for. It is asked last: what is installed wins.
+    A named package brings its own modules; a module beside a plugin is not found, unless it is named as well.
+    """
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def add(self, module: str) -> None:
+        """Look for the package that `module` lies in, or for itself, in what is the working directory now."""
+        self._folders[module.partition(".")[0]] = str(Path.cwd())
+        if self not in sys.meta_path:
+            sys.meta_path.append(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The place of a named plugin; None for all else, so also for modules within packages, which have a path."""
+        folder = self._folders.get(fullname) if path is None else None
+        return PathFinder.find_spec(fullname, [folder]) if folder is not None else None
+
+
+_working_directory = WorkingDirectory()
+
+
 def import_plugins(modules: Sequence[str]) -> None:
     """Import the modules named under `plugins:` so that their components register; raises `ConfigError`.
 
-    Only the user may name them. They may lie in the working directory, which is searched last and not before there are
-    some: a file there called as a library must not be imported in its place.
+    Only the user may name them. They may lie in the working directory: see `WorkingDirectory`.
     """
-    here = str(Path.cwd())
-    if modules and here not in sys.path:
-        sys.path.append(here)
+    for module in modules:
+        _working_directory.add(module)
     for module in modules:
         try:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:  # a plugin is anybody's code
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ConfigError(
-                f"plugins: cannot import {module!r} ({reason}). Give an importable module path; "
-                "the folder that exprl is started from and PYTHONPATH are searched."
+                f"plugins: cannot import {module!r} ({reason}). Give an importable module path; PYTHONPATH and the "
+                "folder that exprl is started from are searched, the folder for named plugins alone: what they share "
+                "belongs in a package with them."
             ) from error
         _named.add(module)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import pickle
@@ -206,6 +208,51 @@ def test_the_working_directory_shadows_no_library(tmp_path: Path, mark: Path) ->
     assert not mark.exists()
 
 
+@pytest.fixture
+def lab(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with plugins, and with files called as libraries that are not installed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    (tmp_path / "optional_library.py").write_text(f"import os\nos.makedirs({str(mark)!r})\n")
+    package = tmp_path / "lab_of_cwd"
+    package.mkdir()
+    (package / "__init__.py").write_text("from lab_of_cwd import helpers\nfrom . import more\n")
+    (package / "helpers.py").write_text("import json\n")
+    (package / "more.py").write_text(
+        "try:\n    import optional_library\nexcept ImportError:\n    FOUND = False\nelse:\n    FOUND = True\n"
+    )
+    (package / "lazy.py").write_text("")
+    (tmp_path / "plain_plugin_of_cwd.py").write_text("import lab_of_cwd.lazy\n")
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("lab_of_cwd", "plain_plugin_of_cwd", "optional_library"):
+            monkeypatch.delitem(sys.modules, name)
+    return tmp_path
+
+
+def test_the_working_directory_gives_named_plugins_alone(lab: Path, mark: Path) -> None:
+    """Neither while they are imported nor later is a library that is not installed taken from there."""
+    import_plugins(["lab_of_cwd.helpers", "plain_plugin_of_cwd"])
+    assert not sys.modules["lab_of_cwd.more"].FOUND
+    assert importlib.import_module("lab_of_cwd.lazy")
+    assert importlib.util.find_spec("optional_library") is None
+    with pytest.raises(ImportError):
+        importlib.import_module("optional_library")
+    with pytest.raises(ImportError):
+        importlib.import_module("json.lab_of_cwd")
+    assert not mark.exists()
+
+
+def test_a_module_beside_a_plugin_is_named_too(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lab / "uses_one_beside.py").write_text("import beside_a_plugin\n")
+    (lab / "beside_a_plugin.py").write_text("")
+    with pytest.raises(ConfigError, match=r"No module named 'beside_a_plugin'.* belongs in a package with them"):
+        import_plugins(["uses_one_beside"])
+    import_plugins(["uses_one_beside", "beside_a_plugin"])
+    for name in ("uses_one_beside", "beside_a_plugin"):
+        del sys.modules[name]
+
+
 def test_processes_started_from_here_are_safe(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
@@ -213,7 +260,7 @@ def test_processes_started_from_here_are_safe(tmp_path: Path, mark: Path, monkey
     main(["list", "slicer"])
     assert str(tmp_path) not in sys.path, "no plugins, no working directory"
     import_plugins(["exprl.errors"])
-    assert sys.path[-1] == str(tmp_path)
+    assert str(tmp_path) not in sys.path
     assert os.environ["PYTHONSAFEPATH"] == "1"
     (tmp_path / "json.py").write_text(f"import os\nos.makedirs({str(mark)!r})\n")
     subprocess.run([sys.executable, "-c", "import json; json.dumps"], cwd=tmp_path, check=True)

@@ -8,6 +8,8 @@ a copy of the tokenizer in which every control token has a name that no text can
 from __future__ import annotations
 
 import json
+import logging
+import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +21,10 @@ from weakref import WeakKeyDictionary
 from exprl.errors import ModelError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
 _Place = Literal["start", "after_control", "inside"]
@@ -73,9 +77,14 @@ def _is_control(content: str, *, special: bool) -> bool:
     """Whether an added token is more than text.
 
     Some tokenizers add runs of white space only to write code in fewer tokens, and a single character may have no
-    other way to be written.
+    other way to be written. Bytes (`<0xE2>`) are what byte fallback spells all other text with.
     """
-    return len(content) > 1 and (special or not content.replace("\u2581", " ").isspace())
+    if len(content) == 1 or _BYTE.fullmatch(content):
+        return False
+    return special or not content.replace("\u2581", " ").isspace()
+
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _refuse(ids: Iterable[int], controls: Iterable[int]) -> None:
@@ -100,6 +109,8 @@ class _FastEncoder(TextEncoder):
         self._whole = _load(state)
         self._controls = frozenset(controls)
         self._never = frozenset(i for i, content in controls.items() if content != unknown)
+        self._unknown = None if unknown is None else backend.token_to_id(unknown)
+        self._warned = False
         self._plain = _PlainCopies(state, controls.values())
 
     def encode(self, parts: Iterable[Part], after: int | None = None) -> Ids:
@@ -131,9 +142,23 @@ class _FastEncoder(TextEncoder):
         if not text:
             return []
         place: _Place = "start" if after is None else "after_control" if after in self._controls else "inside"
-        ids: list[int] = self._plain[place].encode(text, add_special_tokens=False).ids
+        encoded = self._plain[place].encode(text, add_special_tokens=False)
+        ids: list[int] = encoded.ids
         _refuse(ids, self._never)
+        self._tell_of_unknown(text, encoded)
         return ids
+
+    def _tell_of_unknown(self, text: str, encoded: Encoding) -> None:
+        """Warn, once, of text that this tokenizer cannot write."""
+        if self._warned or self._unknown is None or self._unknown not in encoded.ids:
+            return
+        self._warned = True
+        start, stop = encoded.offsets[encoded.ids.index(self._unknown)]
+        log.warning(
+            "model: the tokenizer cannot write %s (and perhaps more); the model reads its unknown token there. Choose "
+            "a model whose tokenizer knows all bytes, or leave out the rows with such text.",
+            " ".join(f"U+{ord(character):04X}" for character in text[start:stop][:4]) or "some text",
+        )
 
 
 class _SlowEncoder(TextEncoder):
@@ -227,9 +252,15 @@ def _unknown_token(model: Mapping[str, Any]) -> str | None:
 
 def _renamed(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The tokenizer with control tokens of other names; merges that would make one are left out."""
-    added = [{**token, "content": names.get(token["content"], token["content"])} for token in state["added_tokens"]]
     model = dict(state["model"])
     vocabulary = model["vocab"]
+    pieces = vocabulary if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
+    added = [
+        {**token, "content": names.get(token["content"], token["content"])}
+        for token in state["added_tokens"]
+        # the model finds the bytes among its pieces; as added tokens, text could name them
+        if not (_BYTE.fullmatch(token["content"]) and token["content"] in pieces)
+    ]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
     else:  # Unigram: pairs of piece and score

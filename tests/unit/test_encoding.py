@@ -43,7 +43,8 @@ def controls(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     unknown = (
         tokenizer.backend_tokenizer.model.unk_token if hasattr(tokenizer.backend_tokenizer.model, "unk_token") else None
     )
-    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.content != unknown}
+    added = tokenizer.added_tokens_decoder.items()
+    return {i for i, token in added if token.content != unknown and not token.content.startswith("<0x")}
 
 
 def problem(question: str, reference: str = "It is 4.") -> Problem:
@@ -106,6 +107,43 @@ def test_harmless_questions_have_the_ids_that_transformers_gives_them(kind: str,
         [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
     )["input_ids"]
     assert list(PromptBuilder(tokenizer).build(Question(problem_id="p", text=text)).token_ids) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "café \u200b ＜",
+        "日本語 数学 한국어",
+        "👩\u200d🔬🎉",
+        "e\u0301 n\u0303 नमस्ते",
+        "Ж ∑ √2 ≤ π",
+        "a\u00a0b\u3000c",
+        "مرحبا",
+    ],
+)
+def test_text_of_all_languages_has_the_ids_that_transformers_gives_it(kind: str, text: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    assert list(encoder_of(tokenizer).plain(text)) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_byte_tokens_spell_text_and_cannot_be_named_by_it() -> None:
+    tokenizer = metaspace()
+    encoder = encoder_of(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(encoder.plain("é"))) == ["\u2581", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(encoder.plain("é ＜")).strip() == "é ＜"
+    named = encoder.plain("<0x0A>")
+    assert tokenizer.convert_tokens_to_ids("<0x0A>") not in named
+    assert tokenizer.decode(named).strip() == "<0x0A>"
+
+
+def test_text_that_the_tokenizer_cannot_write_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = encoder_of(KINDS["word-level"]())
+    encoder.plain("plain")
+    assert not caplog.records
+    encoder.plain("caf\u00e9")
+    encoder.plain("caf\u00e9")
+    assert [record.getMessage().count("U+00E9") for record in caplog.records] == [1]
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)

@@ -472,7 +472,6 @@ def test_vllms_server_is_killed_in_the_middle_of_a_step(served, smollm2):
     assert timer.seconds < 30
     group = RolloutGroup(problem=problem("p"), rollouts=(rollout("one"), rollout("two")))
     judging = {"scoring": "rationale", "max_new_tokens": 4}
-    [rewards] = outcome(asked, 1.0, **judging).score([group])
-    assert [reward.value for reward in rewards] == [None, None]
-    with pytest.raises(JudgeError, match=r"2 of 2 judgements of this step failed \(2 error\)"):
-        outcome(asked, 0.5, **judging).check_step([rewards])
+    # the tries of the long ones count: whether the server is given up here or in the step's check is a matter of time
+    with pytest.raises(JudgeError, match=r"does not answer|2 of 2 judgements of this step failed \(2 error\)"):
+        outcome(asked, 0.5, **judging).check_step(outcome(asked, 0.5, **judging).score([group]))

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from exprl.errors import DataError
-from exprl.leakage import holds_most
+from exprl.leakage import find_run, gist, holds_most
 
 log = logging.getLogger(__name__)
 
 REFUSED_SHARE = 0.5
 NAMED = 3
 """Rows that a message names."""
+SHORT = range(3, 8)
+"""Words and signs of a reference, such as `3 + 1 = 4`, that can be part of the task itself: "Show that 3 + 1 = 4"."""
+
+
+class Sign(Enum):
+    """What a question holds that the policy must not see."""
+
+    REFERENCE = "most of the reference"
+    SWAPPED = "a solution, and the reference asks,"
+    ANSWER = "the final answer"
+    SHORT_REFERENCE = "all of a short reference"
+
+    @property
+    def may_be_the_task(self) -> bool:
+        """Whether good rows can look like that, so that most of them may."""
+        return self is Sign.SHORT_REFERENCE
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """Rows of a source whose question has what the policy must not see, by name, and how many rows there are.
-
-    Attributes:
-        rows: all rows.
-        reference: those whose question holds most of the reference.
-        answer: those whose question states the final answer as a solution does, while the reference does not have it.
-    """
+    """The rows of a source whose question has what the policy must not see, by name, and how many rows there are."""
 
     rows: int
-    reference: Sequence[str]
-    answer: Sequence[str]
+    found: Mapping[Sign, Sequence[str]]
 
     def report(self, source: str) -> None:
         """Warn of any such row.
@@ -37,25 +47,81 @@ class Exposure:
         Raises:
             DataError: most rows are such: nothing would be hidden.
         """
-        for what, found in (("most of the reference", self.reference), ("the final answer", self.answer)):
-            if not found:
-                continue
-            more = ", …" if len(found) > NAMED else ""
-            message = (
-                f"{source}: the question holds {what} in {len(found)} of {self.rows} rows "
-                f"({100 * len(found) / self.rows:.0f} %: {', '.join(found[:NAMED])}{more})"
+        found = {sign: rows for sign, rows in self.found.items() if rows}
+        sure = [sign for sign in found if not sign.may_be_the_task]
+        if sum(len(found[sign]) for sign in sure) > REFUSED_SHARE * self.rows:
+            told = ", and ".join(map(self._told, sure))
+            raise DataError(
+                f"{source}: the question holds {told}, so the policy would be shown it. "
+                "Are columns.question and columns.reference swapped, or solutions appended to the questions? "
+                "Set columns.question to the bare problems."
             )
-            if len(found) > REFUSED_SHARE * self.rows:
-                raise DataError(
-                    f"{message}, so the policy would be shown it. Are columns.question and columns.reference swapped, "
-                    "or solutions appended to the questions? Set columns.question to the bare problems."
-                )
-            log.warning("%s; the policy is shown it there. Repair these rows or leave them out.", message)
+        for sign in found:
+            hint = " unless it is what the task asks to show" if sign.may_be_the_task else ""
+            log.warning(
+                "%s: the question holds %s; the policy is shown it there. Repair these rows or leave them out%s.",
+                source,
+                self._told(sign),
+                hint,
+            )
+
+    def _told(self, sign: Sign) -> str:
+        rows = self.found[sign]
+        more = ", …" if len(rows) > NAMED else ""
+        share = 100 * len(rows) / self.rows
+        return f"{sign.value} in {len(rows)} of {self.rows} rows ({share:.0f} %: {', '.join(rows[:NAMED])}{more})"
 
 
-def exposes_reference(question: str, reference: str | None) -> bool:
-    """Whether the question holds most of the reference."""
-    return reference is not None and holds_most(question, reference)
+def exposed(question: str, reference: str | None, answer: str | None) -> Sign | None:
+    """What the question gives away, if anything.
+
+    >>> exposed("Add 3 and 1. Solution: 3+1=4", "3+1=4", "4"), exposed("Show that 3+1=4.", "3+1=4", None)
+    (<Sign.REFERENCE: 'most of the reference'>, <Sign.SHORT_REFERENCE: 'all of a short reference'>)
+    >>> exposed("3+3 = 6, thus x=6.", "What is 3 plus 3?", None)
+    <Sign.SWAPPED: 'a solution, and the reference asks,'>
+    """
+    if reference is None:
+        return None
+    if holds_most(question, reference):
+        return Sign.REFERENCE
+    if exposes_answer(question, reference, answer):
+        return Sign.ANSWER
+    if _swapped(question, reference, answer):
+        return Sign.SWAPPED
+    return _holds_all(question, reference)
+
+
+def _holds_all(question: str, reference: str) -> Sign | None:
+    """A short reference counts as appended where the question ends in it and says what it is."""
+    asked, solution = gist(question), gist(reference)
+    start = find_run(solution, asked)
+    if start is None or len(solution) < SHORT.start:
+        return None
+    appended = start + len(solution) == len(asked) and start > 0 and asked[start - 1] in _NAMES
+    return Sign.REFERENCE if appended or len(solution) >= SHORT.stop else Sign.SHORT_REFERENCE
+
+
+_NAMES = frozenset({"solution", "answer", "proof", "reference", "rationale", "explanation"})
+
+
+def _swapped(question: str, reference: str, answer: str | None) -> bool:
+    """Whether the reference asks for what the question, which asks nothing, concludes."""
+    if _ASKS.search(question) or not _CONCLUDES.search(question):
+        return False
+    if _ENDS_IN_QUESTION.search(reference):
+        return True
+    begins = _BEGINS_TASK.match(reference) is not None
+    return begins and answer is not None and answer in question and answer not in reference
+
+
+_MARKS = "?\uff1f\u061f"
+_TASK = (
+    r"(?:find|compute|calculate|evaluate|determine|solve|prove|show|simplify|express|how|what|which|who|when|where)\b"
+)
+_ASKS = re.compile(rf"[{_MARKS}]|\b{_TASK}", re.IGNORECASE)
+_BEGINS_TASK = re.compile(rf"\W*{_TASK}", re.IGNORECASE)
+_ENDS_IN_QUESTION = re.compile(rf"[{_MARKS}][\s\"'$)\]}}*]*$")
+_CONCLUDES = re.compile(r"=|\b(?:thus|so|hence|therefore|then|is|are|answer)\b", re.IGNORECASE)
 
 
 def exposes_answer(question: str, reference: str | None, answer: str | None) -> bool:

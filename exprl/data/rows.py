@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from exprl.component import checked, option
 from exprl.config.ranges import NonEmpty, NonNegativeInt, PositiveInt
-from exprl.data.exposure import Exposure, exposes_answer, exposes_reference
+from exprl.data.exposure import Exposure, Sign, exposed
 from exprl.errors import DataError, did_you_mean
 from exprl.types import Hidden, Problem, Question, Scaffold
 
@@ -67,7 +67,7 @@ def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source
         DataError: no rows, a bad row, an id that two rows have, or most rows show the policy what is to be hidden.
     """
     problems: list[Problem] = []
-    shows_reference, shows_answer = list[str](), list[str]()
+    shown: dict[Sign, list[str]] = {sign: [] for sign in Sign}
     first_seen: dict[str, str] = {}
     for where, default_id, row in rows:
         problem = to_problem(row, columns, where, default_id)
@@ -77,15 +77,13 @@ def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source
                 "choose another columns.id, or null to number the rows."
             )
         first_seen[problem.id] = where
-        texts = problem.question.text, _optional_text(row, columns, "reference", where)
-        if exposes_reference(*texts):
-            shows_reference.append(where)
-        elif exposes_answer(*texts, _optional_text(row, columns, "answer", where)):
-            shows_answer.append(where)
+        texts = (_optional_text(row, columns, role, where) for role in ("reference", "answer"))
+        if (sign := exposed(problem.question.text, *texts)) is not None:
+            shown[sign].append(where)
         problems.append(problem)
     if not problems:
         raise DataError(f"{source}: no problems. Is the file empty, or offset past its end?")
-    Exposure(rows=len(problems), reference=shows_reference, answer=shows_answer).report(source)
+    Exposure(len(problems), shown).report(source)
     return problems
 
 

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 
 from exprl.config import validate_choice
-from exprl.data.exposure import exposes_answer
+from exprl.data.exposure import exposed, exposes_answer
 from exprl.errors import DataError
 from exprl.leakage import holds_most
 from exprl.registry import SOURCES
@@ -193,6 +193,56 @@ class TestWhatIsHidden:
         rows = [{**row, "question": shape.format(**row)} for row in self.rows(8)]
         error = error_of(name="jsonl", path=lines(tmp_path / "x.jsonl", *rows))
         assert "the question holds most of the reference in 8 of 8 rows" in error
+
+    @pytest.mark.parametrize(
+        ("question", "reference"),
+        [
+            ("3+{n} = 6, thus x=6.", "What is 3 plus {n}?"),
+            ("It is 3+{n}, so 99.", "Compute 3 plus {n}."),
+            ("Add 3 and {n}. Solution: 3+{n}=4", "3+{n}=4"),
+            ("Add. We add $3$ to ${n}$, and then $4$ to that, and have the sum", "We add 3 to {n}, and then 4 to that"),
+            ("Add. \uff33o we a\u200bdd 3 and \uff14 to {n} of th\u200bem", "So, we add $3$ and $4$ to ${n}$ of them"),
+            (
+                "\u6c42\u548c\u3002\u4e09\u52a0{n}\u518d\u52a0\u56db\u7b49\u4e8e\u516b",
+                "\u4e09\u52a0{n}\u518d\u52a0\u56db\u7b49\u4e8e\u516b",
+            ),
+        ],
+    )
+    def test_solutions_in_questions_are_refused_however_written(
+        self, tmp_path: Path, question: str, reference: str
+    ) -> None:
+        rows = [
+            {"question": question.format(n=n), "reference": reference.format(n=n), "answer": "99"} for n in range(8)
+        ]
+        error = error_of(name="jsonl", path=lines(tmp_path / "x.jsonl", *rows))
+        assert "in 8 of 8 rows" in error
+
+    def test_a_solution_of_25_words_is_found_without_its_mark_up(self, tmp_path: Path) -> None:
+        solution = "We know that $x_1$ is $3$ and $y$ is $4$, so that by adding both of them, $x_1$ + $y$ = $7$ follows"
+        rows = [{**ROW, "question": f"Add {n}. {solution.replace('$', '')}", "reference": solution} for n in range(8)]
+        assert "most of the reference in 8 of 8" in error_of(name="jsonl", path=lines(tmp_path / "x.jsonl", *rows))
+
+    def test_a_short_reference_that_may_be_the_task_is_warned_of(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = [
+            {"question": f"Show that 3+{n}={3 + n}.", "reference": f"3+{n}={3 + n}", "answer": "6"} for n in range(8)
+        ]
+        with caplog.at_level(logging.WARNING, logger="exprl"):
+            assert len(load(name="jsonl", path=lines(tmp_path / "x.jsonl", *rows))) == 8
+        assert "all of a short reference in 8 of 8 rows" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("question", "reference", "answer"),
+        [
+            ("The capital of France is A) Rome B) Paris", "Paris, which lies on the Seine", "B"),
+            ("Is it yes or no?", "yes", "yes"),
+            ("Find x with x = 3 + 4", "Find the sum: 7. Is it right?", "7"),
+            ("Add 3 and 4.", "3+4=7", "7"),
+        ],
+    )
+    def test_good_rows_expose_nothing(self, question: str, reference: str, answer: str) -> None:
+        assert exposed(question, reference, answer) is None
 
     def test_a_few_rows_are_warned_of(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         rows = self.rows(8)

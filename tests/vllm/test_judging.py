@@ -298,7 +298,7 @@ def test_label_probabilities_of_a_real_model_are_those_of_transformers(real, smo
     ours, theirs = run(judge.backend, queries), run(huggingface(smollm2), queries)
     assert_near(ours, theirs, 1e-3)
     assert all(sum(p) > 0.5 for p in probabilities(ours)), "SmolLM2 does put a score there"
-    assert max(max(p) for p in probabilities(ours)) - min(min(p) for p in probabilities(ours)) > 0.1
+    assert max(max(p) for p in probabilities(ours)) - min(min(p) for p in probabilities(ours)) > 0.05, "told apart"
 
 
 def test_rationales_of_a_real_model_are_those_of_transformers(real, smollm2):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from exprl.errors import CheckpointError, ModelError
-from exprl.runs.digests import damage, digest_file
+from exprl.runs.contents import fault
+from exprl.runs.digests import digest_file
 from exprl.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -84,14 +85,14 @@ def require_whole(checkpoint: Path) -> None:
     if not checkpoint.exists():
         raise ModelError(f"no checkpoint {checkpoint}. Give a .ckpt of a run's checkpoints/ folder.")
     checkpoint = checkpoint.resolve()  # its digests lie beside the file, not beside a link to it
-    problem = damage(checkpoint)
+    problem = fault(checkpoint)
     if problem is not None:
         raise ModelError(f"{checkpoint} is damaged ({problem}). Give an earlier checkpoint of the run.")
     warn_unless_digested(checkpoint)
 
 
 def newest_whole(
-    checkpoints: Sequence[Path], damage_of: Callable[[Path], str | None] = damage
+    checkpoints: Sequence[Path], damage_of: Callable[[Path], str | None] = fault
 ) -> tuple[Path | None, dict[Path, str]]:
     """The last of these checkpoints that is as it was written, and what is wrong with those after it.
 

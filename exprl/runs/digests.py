@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from exprl.runs.files import reason, write_text
+from exprl.runs.files import check_ordinary, reason, write_text
 
 ALL = slice(None)
 
@@ -38,10 +38,14 @@ def damage(checkpoint: Path, part: slice = ALL) -> str | None:
     Without digests the checksums inside a checkpoint that is one file are tried; a folder's files have none.
     """
     try:
-        if not digest_file(checkpoint).exists():
+        check_ordinary(checkpoint, folder=True)
+        files = _files(checkpoint)
+        if digest_file(checkpoint).exists():
+            check_ordinary(digest_file(checkpoint))
+        else:
             return _broken_archive(checkpoint) if checkpoint.is_file() and 0 in range(1)[part] else None
         expected = _read(checkpoint)
-        names = [_name(file, checkpoint) for file in _files(checkpoint)]
+        names = [_name(file, checkpoint) for file in files]
         if set(names) != set(expected):
             missing = sorted(set(expected) - set(names)) or sorted(set(names) - set(expected))
             return f"{missing[0]} is missing or too much"
@@ -65,7 +69,10 @@ def _read(checkpoint: Path) -> dict[str, str]:
 
 def _files(checkpoint: Path) -> list[Path]:
     if checkpoint.is_dir():
-        return sorted(path for path in checkpoint.rglob("*") if not path.is_dir())
+        files = sorted(path for path in checkpoint.rglob("*") if not path.is_dir())
+        for file in files:
+            check_ordinary(file)
+        return files
     return [checkpoint]
 
 
@@ -82,6 +89,6 @@ def _broken_archive(checkpoint: Path) -> str | None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             member = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - a wrong byte sends it into any decompressor, with any error
         return f"it may be cut off: {error}"
     return None if member is None else f"the checksum of {member} inside it is wrong"

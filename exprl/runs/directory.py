@@ -12,12 +12,11 @@ from typing import Any
 from exprl.config.reading import parse
 from exprl.errors import ConfigError, PathError, RunDirectoryError
 from exprl.runs.files import local_path, read_text, reason, write_text
-from exprl.runs.lock import LOCK, locked
+from exprl.runs.lock import LOCK, folder_locked, is_at, locked
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
-_BESIDE_CHECKPOINTS = (".sha256", ".writing", ".damaged")
 
 
 class RunDirectory:
@@ -44,6 +43,7 @@ class RunDirectory:
         self.evaluations = self.path / "evaluation"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self._watched: int | None = None  # the lock file, where it is all that keeps others out
 
     # ------------------------------------------------------------------ who may use it
 
@@ -57,7 +57,9 @@ class RunDirectory:
         with ExitStack() as stack:
             try:
                 stack.enter_context(_made(self.path))
-                stack.enter_context(locked(self.path / LOCK, f"run_dir {self.path}"))
+                folder = stack.enter_context(folder_locked(self.path, f"run_dir {self.path}"))
+                file = stack.enter_context(locked(self.path / LOCK, f"run_dir {self.path}"))
+                self._watched = None if folder else file
             except RunDirectoryError:
                 raise
             except (OSError, PathError) as error:
@@ -65,6 +67,18 @@ class RunDirectory:
                     f"run_dir {self.path}: cannot be written ({reason(error)}). Set run_dir=..."
                 ) from error
             yield
+
+    def require_lock(self) -> None:
+        """Before something is written that two runs would mix up.
+
+        Raises:
+            RunDirectoryError: the lock file was removed or replaced, where the folder itself cannot be locked.
+        """
+        if self._watched is not None and not is_at(self._watched, self.path / LOCK):
+            raise RunDirectoryError(
+                f"run_dir {self.path}: {LOCK} was removed while this run had it, so another may be writing there. This "
+                "one stops and writes nothing more; go on with --resume once no other is running."
+            )
 
     def check(self, config_yaml: str, *, resume: bool, free: Collection[str] = ()) -> None:
         """Whether a run of this config may use the folder; creates nothing. Of its keys those in `free` may be others.
@@ -122,7 +136,9 @@ class RunDirectory:
         found: dict[int, Path] = {}
         for path in sorted(self.checkpoints.glob("*")):
             match = CHECKPOINT.fullmatch(path.name)
-            if match:
+            if match and not (path.is_file() or path.is_dir()):
+                log.warning("%s is neither a file nor a folder: passed over", path)
+            elif match:
                 found[int(match[1])] = path
             elif path.suffix == ".ckpt":
                 log.warning("%s is not named as a checkpoint of a run (step-<number>.ckpt): passed over", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -44,6 +45,12 @@ def local_path(given: str | os.PathLike[str], option: str) -> Path:
             f"{option}: a name of {longest} bytes in {text[:40]}… is too long, at most {LONGEST_NAME} are allowed."
         )
     return path
+
+
+def check_ordinary(path: Path, *, folder: bool = False) -> None:
+    """Raise `OSError` where `path` is there but no file (or folder): to open a pipe would wait for its other end."""
+    if path.exists() and not path.is_file() and not (folder and path.is_dir()):
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
 
 
 def check_can_write(path: Path, option: str) -> None:
@@ -94,6 +101,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 def append_text(path: Path, text: str) -> None:
     """Append whole lines; raises as `append_line` does."""
     try:
+        check_ordinary(path)
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
@@ -103,6 +111,7 @@ def append_text(path: Path, text: str) -> None:
 def read_text(path: Path, advice: str) -> str:
     """A file that exprl wrote; raises `PathError` with `advice` where it cannot be read as text."""
     try:
+        check_ordinary(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PathError(f"{path} cannot be read ({reason(error)}). {advice}") from error

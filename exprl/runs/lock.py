@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exprl.errors import PathError, RunDirectoryError
-from exprl.runs.files import reason
+from exprl.runs.files import check_ordinary, reason
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,30 @@ def locked(file: Path, what: str) -> Iterator[int]:
         yield descriptor
 
 
+@contextmanager
+def folder_locked(folder: Path, what: str) -> Iterator[bool]:
+    """Inside, this process alone has the folder itself, so that a lock file removed by hand lets nobody else in.
+
+    Gives whether it is locked: NFS locks no folders. To be had together with the lock file in it, which says whose.
+
+    Raises:
+        RunDirectoryError: another process has it.
+        OSError: there is no such folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise in_use(folder / LOCK, what) from None
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
 def in_use(file: Path, what: str) -> RunDirectoryError:
     """The error for a lock that another process has."""
     return RunDirectoryError(
@@ -95,7 +119,7 @@ def acquire(file: Path) -> int | None:
                 raise PathError(f"{file}: cannot be locked ({reason(error)})") from error
             log.warning("%s lies on a file system without locks: see to it that one process at a time is there", file)
             return descriptor
-        if _is_at(descriptor, file):
+        if is_at(descriptor, file):
             return descriptor
         os.close(descriptor)  # whoever had it removed the file in between
 
@@ -118,13 +142,15 @@ def held(file: Path, descriptor: int) -> Iterator[None]:
 def holder(file: Path) -> Holder | None:
     """Who has the lock, as far as it is known."""
     try:
+        check_ordinary(file)
         pid, _, host = file.read_text().strip().partition(" ")
         return Holder(pid=int(pid), host=host)
     except (OSError, ValueError):
         return None
 
 
-def _is_at(descriptor: int, file: Path) -> bool:
+def is_at(descriptor: int, file: Path) -> bool:
+    """Whether an open file still is the one at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +15,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from exprl.console import Console
 from exprl.errors import CheckpointError, ExprlError, PathError
 from exprl.models.sharding import is_sharded
-from exprl.runs.digests import digest_file
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import append_line
+from exprl.runs.leftovers import WRITING, remove, set_aside
 from exprl.runs.lines import cut_after
 from exprl.runs.parts import cause_of
 from exprl.training.aftermath import assemble
@@ -62,16 +61,27 @@ class StepLog(Callback):
 
     def cut(self, path: Path, step: int) -> int:
         """Cut one file back to `step`; returns its lines, with a warning if they are not as many as there were."""
-        cut = cut_after(path, step)
+        cut = cut_after(path, step, once=path == self.directory.metrics)
         expected = self.expected.get(path.name, cut.kept)
-        if cut.damaged or cut.kept != expected:
+        kept_aside = f"the file as it was is kept as {path.name}.damaged"
+        if cut.doubled:
+            log.warning("%s had %d lines of steps that have one already; %s", path, cut.doubled, kept_aside)
+        if cut.kept > expected:
+            log.warning(
+                "%s has %d lines up to step %d, but %d were written: some are doubled or from elsewhere",
+                path,
+                cut.kept,
+                step,
+                expected,
+            )
+        elif cut.damaged or cut.kept < expected:
             log.warning(
                 "%s has %d readable lines up to step %d, but should have %d; the rest is lost%s",
                 path,
                 cut.kept,
                 step,
                 max(expected, cut.kept + cut.damaged),
-                f", what cannot be read is kept in {path.name}.damaged" if cut.damaged else "",
+                f", {kept_aside}" if cut.damaged else "",
             )
         return cut.kept
 
@@ -95,6 +105,7 @@ class StepLog(Callback):
 
     def write(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         """The step's lines."""
+        self.directory.require_lock()
         step, metrics = pl_module.steps_done, pl_module.last_metrics
         records = [record for scored in pl_module.last_scored for record in sample_records(scored, step)]
         append_line(self.directory.metrics, {"step": step, **metrics})
@@ -189,8 +200,9 @@ class Checkpoints(Callback):
 
     def write(self, trainer: Trainer, module: PolicyModule, target: Path) -> None:
         """See `save`."""
-        unfinished = target.with_suffix(".writing")
+        unfinished = target.with_suffix(WRITING)
         if module.world.first:
+            self.directory.require_lock()
             remove(unfinished)  # what a killed run left
         module.world.meet(f"writing the checkpoint of step {module.steps_done}")
         module.check_weights(f"the checkpoint of step {module.steps_done}")
@@ -198,6 +210,8 @@ class Checkpoints(Callback):
             with module.world.collective(f"writing the checkpoint of step {module.steps_done}"):
                 trainer.save_checkpoint(unfinished)
             write_digests_together(module.world, unfinished, target)
+            if module.world.first:
+                os.replace(unfinished, target)  # noqa: PTH105 - atomic on every platform
         except (OSError, RuntimeError, PathError, CheckpointException) as error:
             if module.world.first:
                 remove(unfinished)
@@ -207,28 +221,9 @@ class Checkpoints(Callback):
                 f"--resume; the last checkpoint is {last}."
             ) from error
         if module.world.first:
-            os.replace(unfinished, target)  # noqa: PTH105 - atomic on every platform
             for old in self.directory.all_checkpoints()[: -self.keep]:
                 remove(old)
         module.world.meet(f"the end of the checkpoint of step {module.steps_done}")
-
-
-def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, file or folder, and its digests, if they are there."""
-    if checkpoint.is_dir():
-        shutil.rmtree(checkpoint)
-    else:
-        checkpoint.unlink(missing_ok=True)
-    digest_file(checkpoint).unlink(missing_ok=True)
-
-
-def set_aside(checkpoint: Path) -> None:
-    """Give a damaged checkpoint a name that nobody takes for a checkpoint's."""
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    remove(aside)
-    checkpoint.rename(aside)
-    digest_file(checkpoint).unlink(missing_ok=True)
-    log.warning("%s is now %s; delete it if you do not need it", checkpoint.name, aside)
 
 
 def _nothing() -> None:

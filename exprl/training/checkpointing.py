@@ -6,13 +6,15 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 
 from exprl.errors import CheckpointError
-from exprl.runs.digests import damage, digests, write_digests
+from exprl.runs.contents import fault
+from exprl.runs.digests import digests, write_digests
 from exprl.runs.parts import cause_of
 from exprl.training.world import World
 
@@ -20,12 +22,45 @@ _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, EOFError, Asserti
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """Reads tensors and plain values; what cannot be read is a `CheckpointError`."""
+    """Reads tensors and plain values; what cannot be read is a `CheckpointError`.
+
+    Lightning's own writes by way of memory and the folder for temporary files, which may have no room for it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write straight to `path`; the caller renames what is whole. Raises `OSError` where it cannot be written."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("wb") as file:
+            written = _Written(file)
+            try:
+                torch.save(checkpoint, written)  # type: ignore[arg-type]  # it needs these two methods alone
+            except RuntimeError as error:
+                raise written.error or error from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """The content of a checkpoint that is a file."""
         with readable(path):
             return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+class _Written:
+    """A file that keeps why it could not be written: torch says only that it is not as long as it should be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        """As the file's own."""
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """As the file's own."""
+        self.file.flush()
 
 
 @contextmanager
@@ -56,5 +91,5 @@ def write_digests_together(world: World, written: Path, target: Path) -> None:
 
 def damage_together(world: World, checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None: each file is looked at by one rank, and all give the same answer."""
-    found = world.gather(damage(checkpoint, slice(world.rank, None, world.size)), f"the check of {checkpoint.name}")
+    found = world.gather(fault(checkpoint, slice(world.rank, None, world.size)), f"the check of {checkpoint.name}")
     return next((problem for problem in found if problem is not None), None)

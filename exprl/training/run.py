@@ -27,6 +27,7 @@ from exprl.experiment import Experiment
 from exprl.runs.checkpoints import newest_whole, warn_of, warn_unless_digested
 from exprl.runs.directory import RunDirectory, step_of
 from exprl.runs.files import write_json
+from exprl.runs.leftovers import tidy
 from exprl.seeding import derive_seed
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
@@ -84,6 +85,7 @@ class TrainingRun:
             if self.world.first:  # the ranks of a run share its lock
                 stack.enter_context(self.directory.used())
                 self.directory.check(config_yaml, resume=resume, free=configuration.free_keys(self.experiment))
+                tidy(self.directory)
                 self.result.drop_damaged_summary()
             if self.result.finished:
                 self.result.check_finished(self.experiment.trainer.max_steps)

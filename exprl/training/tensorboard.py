@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
@@ -24,6 +25,13 @@ class EventFiles(TensorBoardLogger):
     def __init__(self, folder: Path, *, name: str, purge_step: int) -> None:
         super().__init__(folder, name="", version=name, purge_step=purge_step)
         _quiet_writers()
+
+    @property
+    def experiment(self) -> Any:
+        """Lightning's writer, asked for before the first step; where it cannot be made, one that writes nothing."""
+        if self._experiment is None:
+            self._attempt(lambda: super(EventFiles, self).experiment)
+        return _DummyExperiment() if self.failed else super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """The metrics of a step."""

@@ -182,6 +182,16 @@ def test_tensorboard_without_room_is_left_out(tmp_path: Path, caplog: Any, capfd
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_tensorboard_without_room_for_its_folder_is_left_out(tmp_path: Path, caplog: Any) -> None:
+    """Lightning asks for the writer before the first step, outside of all that would name the run."""
+    (tmp_path / "tensorboard").write_text("in the way")
+    logger = EventFiles(tmp_path, name="tensorboard", purge_step=1)
+    logger.experiment.add_scalar("reward/mean", 1.0, 1)
+    logger.log_metrics({"reward/mean": 1.0}, 1)
+    logger.finalize("success")
+    assert caplog.text.count("TensorBoard's files cannot be written") == 1
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with little room."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,6 +121,28 @@ class TestLines:
         assert path.read_bytes() == line(1) + line(2)
         assert (tmp_path / "samples.jsonl.damaged").read_bytes() == before
 
+    def test_a_step_has_one_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        before = line(1) + line(1) + line(2) + line(1) + line(3) + line(3)
+        path.write_bytes(before)
+        assert cut_after(path, 2, once=True) == Cut(kept=2, doubled=2)
+        assert path.read_bytes() == line(1) + line(2)
+        assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
+
+    def test_pipes_are_not_opened(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        os.mkfifo(path)
+        for attempt in (
+            lambda: cut_after(path, 2),
+            lambda: drop_half_line(path),
+            lambda: list(read_lines(path, "")),
+            lambda: read_json(path, ""),
+            lambda: append_line(path, {}),
+        ):
+            with pytest.raises(PathError, match="it is no ordinary file"):
+                attempt()
+        assert holder(path) is None
+
     def test_a_full_disk_leaves_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "metrics.jsonl"
         path.write_bytes(line(1) * 100 + line(2))
@@ -143,6 +168,36 @@ with locked(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+class TestFolderLock:
+    def test_a_lock_file_removed_by_hand_lets_nobody_in(self, tmp_path: Path) -> None:
+        one, other = RunDirectory(tmp_path), RunDirectory(tmp_path)
+        with one.used():
+            (tmp_path / LOCK).unlink()
+            with pytest.raises(RunDirectoryError, match="in use by another process"), other.used():
+                pass
+            one.require_lock()
+        with other.used():
+            pass
+
+    def test_where_folders_cannot_be_locked_it_is_noticed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = fcntl.flock
+
+        def on_nfs(descriptor: int, how: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            real(descriptor, how)
+
+        monkeypatch.setattr(fcntl, "flock", on_nfs)
+        one, other = RunDirectory(tmp_path), RunDirectory(tmp_path)
+        with one.used():
+            one.require_lock()
+            (tmp_path / LOCK).unlink()
+            with other.used(), pytest.raises(RunDirectoryError, match=r"\.lock was removed"):
+                one.require_lock()
 
 
 class TestLock:

@@ -1,0 +1,48 @@
+"""What a checkpoint holds against what its name says, so that a copy under another name is not taken for that step."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exprl.runs.digests import ALL, damage, digest_file
+from exprl.runs.directory import CHECKPOINT
+from exprl.runs.parts import REST
+
+
+def fault(checkpoint: Path, part: slice = ALL) -> str | None:
+    """What is wrong with a checkpoint, or with some of its files, in words: damage, or the step of another name.
+
+    One without digests is also read as it would be to go on from it, for what no checksum covers: the places and names
+    of the tensors in the file. One with digests that cannot be read was written so; reading it says why.
+    """
+    problem = damage(checkpoint, part)
+    if problem is not None or 0 not in range(1)[part]:
+        return problem
+    try:
+        step = _step_in(checkpoint, whole=not digest_file(checkpoint).exists())
+    except Exception as error:  # noqa: BLE001 - a damaged file may stop torch in any way
+        if digest_file(checkpoint).exists() or isinstance(error, pickle.UnpicklingError):
+            return None
+        return f"it cannot be read: {type(error).__name__}: {error}".partition("\n")[0]
+    name = CHECKPOINT.fullmatch(checkpoint.name)
+    if step is None or name is None or step == int(name[1]):
+        return None
+    return f"it is the checkpoint of step {step} under another name"
+
+
+def _step_in(checkpoint: Path, *, whole: bool) -> int | None:
+    """The steps done when it was written, None where it does not say; reads the tensors as well if `whole`."""
+    if checkpoint.is_dir():
+        file = checkpoint / REST
+        if not file.is_file():
+            return None
+    else:
+        file = checkpoint
+    content: Any = torch.load(file, map_location="cpu", mmap=not whole, weights_only=True)
+    state = content.get("exprl") if isinstance(content, dict) else None
+    step = state.get("steps_done") if isinstance(state, dict) else None
+    return step if isinstance(step, int) else None

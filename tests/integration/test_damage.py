@@ -278,7 +278,7 @@ def test_a_damaged_line_is_kept_aside(run: RunDirectory, caplog: pytest.LogCaptu
     content[300] = 0xFF
     run.samples.write_bytes(bytes(content))
     trained(run.path)
-    assert "what cannot be read is kept in samples.jsonl.damaged" in caplog.text
+    assert "the file as it was is kept as samples.jsonl.damaged" in caplog.text
     assert (run.path / "samples.jsonl.damaged").read_bytes() == bytes(content)
     assert lines(run.samples)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from exprl.config.fields import Choice, choose, option, required_choice
 from exprl.config.validate import checked
+from exprl.errors import ConfigError
 
 if TYPE_CHECKING:
     from exprl.resources import Resources
@@ -20,7 +21,7 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
 
     A subclass declares its options as a keyword-only dataclass `Config` and takes it as the first argument of
     `__init__`; what it needs from the run (a tokenizer, a model) arrives in `from_config` through `Resources`. Values
-    of a `Config` are checked when it is made, in code too.
+    of a `Config` are checked when it is made, in code too, and no component takes another's (`ConfigError`).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,12 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
         checked(cls.Config)
 
     def __init__(self, config: Any = None) -> None:
+        if config is not None and type(config) is not self.Config:
+            given = type(config).__qualname__
+            raise ConfigError(
+                f"{type(self).__name__}: expected a {self.Config.__qualname__}, but got a {given}. "
+                f"Make one: {self.Config.__qualname__}(...)."
+            )
         self.config: Any = config if config is not None else self.Config()
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from exprl import config as configuration
 from exprl.component import Choice, checked, choose, option
 from exprl.config.fields import fields_of
 from exprl.config.ranges import (
+    SMALLEST,
     NonEmpty,
     NonNegativeInt,
     PositiveInt,
@@ -73,12 +74,14 @@ class LoRAConfig:
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    lr: Annotated[float, Range(gt=0, le=1000)] = option(1e-6, "peak learning rate (the paper: 1e-6)")
+    lr: Annotated[float, Range(ge=SMALLEST, le=1000)] = option(1e-6, "peak learning rate (the paper: 1e-6)")
     betas: tuple[Decay, Decay] = option((0.9, 0.999), "AdamW's moment decays")
     eps: Annotated[float, Range(ge=1e-20, le=1)] = option(1e-8, "AdamW's epsilon")
     weight_decay: Annotated[float, Range(ge=0, le=1000)] = option(0.0, "decoupled weight decay")
     warmup_updates: NonNegativeInt = option(0, "updates of linear warm-up from 0")
-    max_grad_norm: Annotated[float, Range(gt=0, le=10**9)] = option(1.0, "gradients are clipped to this global norm")
+    max_grad_norm: Annotated[float, Range(ge=SMALLEST, le=10**9)] = option(
+        1.0, "gradients are clipped to this global norm"
+    )
 
 
 @checked
@@ -105,7 +108,7 @@ class UpdateConfig:
         "auto",
         "who computes log-probs and the loss: triton (GPUs), eager (any device), compile; auto: the best there is",
     )
-    gap_tolerance: Annotated[float, Range(gt=0, le=1000)] | None = option(
+    gap_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
         None,
         "mean difference of engine's and trainer's log-probs at which a run stops, at its start or an update; null: by "
         "precision (float32 0.001, float16 0.05, bfloat16 0.15, divided by a temperature below 1)",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exprl.component import Component, option
-from exprl.config.ranges import Range, Share
+from exprl.config.ranges import SMALLEST, Range, Share
 from exprl.errors import ConfigError
 from exprl.kernels.policy import KL, TokenLoss, importance_weight, kl_estimate, policy_token_loss, ratio_of
 from exprl.registry import OBJECTIVES
@@ -31,7 +31,7 @@ class Objective(Component):
             0.0, "weight of the KL to the frozen initial policy; 0: none (the paper: 0.001)"
         )
         kl: KL = option("k3", "estimator in the loss: k1 (no gradient in expectation), k2, k3 (the paper)")
-        is_cap: Annotated[float, Range(gt=0, le=10**6)] | None = option(
+        is_cap: Annotated[float, Range(ge=SMALLEST, le=10**6)] | None = option(
             2.0, "cap of the weights π_old / π_sampler that correct for the engine's own log-probs; null: no weights"
         )
 
@@ -50,6 +50,9 @@ class Objective(Component):
         ref_logp: Tensor | None = None,
     ) -> TokenLoss:
         """Loss of N tokens, not reduced.
+
+        Values are not looked at, which would wait for the device: a NaN among them, and log-probs that are both
+        infinite, make that token's loss NaN. A run checks its numbers before and after (`exprl/finite.py`).
 
         Args:
             logp: [N] log-probs under the current policy, with gradient.

@@ -81,6 +81,8 @@ class Form(Rule):
         return self.says
 
 
+SMALLEST = 1e-18
+"""Least of the numbers that scale tensors: float32 still holds its square, which AdamW takes of gradients."""
 PositiveInt = Annotated[int, Range(ge=1, le=10**9)]
 NonNegativeInt = Annotated[int, Range(ge=0, le=10**9)]
 Share = Annotated[float, Range(ge=0, le=1)]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
@@ -65,13 +66,35 @@ def _parse(line: bytes, where: str) -> Row:
         raise DataError(f"{where}: the file is compressed. Unpack it with gunzip.")
     try:
         # Windows tools put a byte-order mark in front
-        row = json.loads(line.decode("utf-8-sig"), parse_int=lambda n: n if len(n) > MAX_DIGITS else int(n))
+        row = json.loads(line.decode("utf-8-sig"), parse_int=_whole_number, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
+    except _RepeatedKeyError as error:
+        raise DataError(f"{where}: the key {error.key!r} is given twice. Keep one of them.") from error
     except RecursionError as error:
         raise DataError(f"{where}: lists or objects nest too deeply.") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object {{...}} on each line, but got a {type(row).__name__}.")
     return row
+
+
+class _RepeatedKeyError(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which leaves open what a key means that is given twice."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise _RepeatedKeyError(key)
+        made[key] = value
+    return made
+
+
+def _whole_number(digits: str) -> int | str:
+    return digits if len(digits) > MAX_DIGITS else int(digits)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from exprl.component import checked, option
-from exprl.config.ranges import Range
+from exprl.config.ranges import SMALLEST, Range
 from exprl.engines import vllm_lora
 from exprl.engines.vllm_classes import classes_kept
 from exprl.engines.vllm_groups import engine_groups
@@ -49,7 +49,7 @@ class HostOptions:
     )
     enforce_eager: bool | None = option(None, "skip vLLM's compilation and CUDA graphs; null: on a CPU only")
     sleep: bool = option(True, "free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory")
-    canary_tolerance: Annotated[float, Range(gt=0, le=1000)] | None = option(
+    canary_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
         None, "mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype"
     )
 

@@ -53,6 +53,9 @@ def policy_token_loss(
 ) -> TokenLoss:
     """Clipped surrogate times importance weight, plus KL: `clipped_surrogate` · w + kl_coef · `kl_estimate`.
 
+    Values are not looked at, which would wait for the device: where the mask is true, a NaN, and log-probs that are
+    both infinite, make that token's loss NaN.
+
     Args:
         logp: [T] log-probs under the current policy, with gradient.
         old_logp: [T] under the policy before the step's first update.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from exprl.component import option
-from exprl.config.ranges import PositiveInt, Range, Seed, Share
+from exprl.config.ranges import SMALLEST, PositiveInt, Range, Seed, Share
 from exprl.data.chain import ChainLength
 from exprl.models import chain_tokenizer
 from exprl.models.base import LanguageModel, ModelProvider
@@ -51,7 +51,7 @@ class ChainModel(ModelProvider):
             "self_distillation must: at first every problem has one, then three of four",
         )
         reference_every: PositiveInt = option(2, "those references state each so-many-th turn")
-        lr: Annotated[float, Range(gt=0, le=1000)] = option(2e-3, "peak learning rate of the warm-up")
+        lr: Annotated[float, Range(ge=SMALLEST, le=1000)] = option(2e-3, "peak learning rate of the warm-up")
         batch_size: Annotated[int, Range(ge=1, le=2**16)] = option(64, "problems in one update of the warm-up")
         max_updates: PositiveInt = option(1000, "give up when the target is not reached after this many updates")
 

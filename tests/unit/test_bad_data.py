@@ -158,6 +158,16 @@ class TestHub:
         assert error.startswith(f"{tmp_path}/saved [train], row ")
 
 
+@pytest.mark.parametrize("twice", ['"answer": "4"', '"more": {"a": 1, "a": 2}'])
+def test_a_key_given_twice_is_refused_with_its_row(tmp_path: Path, twice: str) -> None:
+    path = tmp_path / "x.jsonl"
+    row = json.dumps(ROW)
+    path.write_text(f"{row}\n{row[:-1]}, {twice}}}\n")
+    error = error_of(name="jsonl", path=str(path))
+    assert error.startswith(f"{path}:2: the key ")
+    assert error.endswith("is given twice. Keep one of them.")
+
+
 class TestWhatIsHidden:
     @pytest.mark.parametrize("column", ["reference", "answer", "steps"])
     @pytest.mark.parametrize("value", [[SECRET, 1], {"a": SECRET}, True, [], None])

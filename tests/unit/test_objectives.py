@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from exprl.advantages import SegmentDelta
 from exprl.config import validate
 from exprl.errors import ConfigError
+from exprl.experiment import OptimizerConfig
 from exprl.objectives import Clipped, Reinforce
 from exprl.registry import OBJECTIVES
 
@@ -169,7 +171,7 @@ def test_shapes_are_checked_by_name():
         ({"clip_high": -0.1}, r"^clip_high: must be in \[0, 1000000\]"),
         ({"dual_clip": 1.1}, r"^dual_clip: must exceed 1 \+ clip_high"),
         ({"kl_coef": -1.0}, r"^kl_coef: must be in \[0, 1000\]"),
-        ({"is_cap": 0.0}, r"^is_cap: must be in \(0, 1000000\]"),
+        ({"is_cap": 0.0}, r"^is_cap: must be in \[1e-18, 1000000\]"),
         ({"kl": "k4"}, "k3"),
     ],
 )
@@ -183,3 +185,26 @@ def test_registered_with_the_documented_defaults():
     assert validate(Clipped.Config, {}) == Clipped.Config(
         clip_low=0.2, clip_high=0.28, dual_clip=None, kl_coef=0.0, kl="k3", is_cap=2.0
     )
+
+
+@pytest.mark.parametrize("config", [{"clip_low": 0.1}, SegmentDelta.Config(), Reinforce.Config(), 0.2])
+def test_only_its_own_config_is_taken(config: object) -> None:
+    with pytest.raises(ConfigError, match=rf"expected a Clipped.Config, but got a {type(config).__qualname__}\."):
+        Clipped(config)
+
+
+def test_a_config_of_a_more_special_kind_is_another() -> None:
+    with pytest.raises(ConfigError, match=r"Reinforce: expected a Objective.Config, but got a Clipped.Config"):
+        Reinforce(Clipped.Config())
+
+
+@pytest.mark.parametrize("key", ["lr", "max_grad_norm"])
+@pytest.mark.parametrize("value", [1e-320, 1e-300, 1e-45, 0.0])
+def test_numbers_that_float32_cannot_hold_are_refused(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}: must be in \[1e-18, "):
+        OptimizerConfig(**{key: value})
+
+
+def test_values_that_are_no_numbers_show_in_their_tokens_loss_alone() -> None:
+    loss = Clipped().token_loss(tensor(-1, -math.inf, -1), tensor(-1, -math.inf, -1), tensor(math.nan, 1, 1)).loss
+    assert loss.isnan().tolist() == [True, True, False]

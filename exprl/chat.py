@@ -6,7 +6,6 @@ once where each message stands, and the texts are put there unchanged.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exprl.encoding import Part
 from exprl.errors import ModelError
+from exprl.thinking import CLOSES, OPENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,13 +31,6 @@ DATED = "{%- macro strftime_now(format) -%}{{ format" + _DIRECTIVES + " }}{%- en
 
 A macro, since transformers passes no functions to a template from 5.24 on.
 """
-
-_OPENS = re.compile(
-    r"<\|?(?:START_)?(?:think|thinking|thought|reasoning)\|?>|\[THINK\]|\u25c1think\u25b7", re.IGNORECASE
-)
-_CLOSES = re.compile(
-    r"</(?:think|thinking|thought|reasoning)>|<\|END_THINKING\|>|\[/THINK\]|\u25c1/think\u25b7", re.IGNORECASE
-)
 
 
 class TemplateError(ModelError):
@@ -210,15 +203,15 @@ def _answer(after: str, reply: str | None) -> str | None:
 
 
 def _open_thinking(text: str) -> str:
-    opened = list(_OPENS.finditer(text))
-    return text[opened[-1].start() :] if opened and not _CLOSES.search(text, opened[-1].end()) else ""
+    opened = list(OPENS.finditer(text))
+    return text[opened[-1].start() :] if opened and not CLOSES.search(text, opened[-1].end()) else ""
 
 
 def _without_thinking(text: str) -> str:
     """A reply's beginning without thinking that is opened, and perhaps closed again, at its end."""
-    found = [match.start() for match in _OPENS.finditer(text)]
+    found = [match.start() for match in OPENS.finditer(text)]
     if not found:
         return text
-    closed = _CLOSES.search(text, found[-1])
+    closed = CLOSES.search(text, found[-1])
     rest = text[closed.end() :] if closed else ""
     return text if rest.strip() else text[: found[-1]]

@@ -12,7 +12,7 @@ from exprl.types import Judgement
 
 Scoring = Literal["rationale", "expected"]
 
-_SCORE_LINE = LINE_LENGTH + 2  # with the line break, and the end-of-sequence token
+_SCORE_LINE = LINE_LENGTH + 3  # with the end of the sentence before, the line break, and the end-of-sequence token
 
 SHORTEST_CONSTRAINED = 32
 """Tokens a constrained rationale takes at least, so that there is room for some text before its score."""
@@ -39,12 +39,13 @@ def reply_instructions(scoring: Scoring) -> str:
 def rationale_pattern(max_new_tokens: int) -> str:
     r"""A regular expression of replies that end in a score and fit `max_new_tokens`, however they become tokens.
 
+    The text ends a sentence and has no quotation marks: the parser takes no verdict inside what is left open.
     A token is at least a character of the printable ASCII the text may have, so its characters are bounded instead.
 
     >>> rationale_pattern(110)
-    '[ -~\\n]{1,100}\\nLevel: [1-5]'
+    '[ !#-_a-~\\n]{1,99}[.!?]\\nLevel: [1-5]'
     """
-    return rf"[ -~\n]{{1,{max_new_tokens - _SCORE_LINE}}}\n{PATTERN}"
+    return rf"[ !#-_a-~\n]{{1,{max_new_tokens - _SCORE_LINE}}}[.!?]\n{PATTERN}"
 
 
 def judgement_of(reply: Reply, scoring: Scoring, min_mass: float) -> Judgement:

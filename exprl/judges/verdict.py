@@ -24,40 +24,55 @@ PATTERN = rf"{REPLY_START}[{LABELS[0]}-{LABELS[-1]}]"
 LINE_LENGTH = len(f"{REPLY_START}{LABELS[0]}")
 """Characters of the verdict's line, without a line break."""
 
-_WORDS = rf"(?:{WORD.lower()}|score)"  # models fall back on the word they know
-_NUMBER_WORDS = r"zero|one|two|three|four|five|six|seven|eight|nine|ten|half|hundred|percent"
-_HEDGES = r"or|maybe|perhaps|possibly|if|unless|would|could|might|wait|actually|claim\w*"
+MEANINGS = {1.0: "no progress", 2.0: "a start", 3.0: "about half way", 4.0: "nearly there", 5.0: "complete and correct"}
+"""What prompts call each level: the one remark that may follow it."""
 
-_MARKS = r"[\s*_`]{0,12}"
-_FIVE = r"(?:\(\s*)?(?:1\s*(?:-|–|—|to)\s*5|out\s+of\s+5|of\s+5|\\?/\s*5)(?:\s*\))?"
-_CLAIM = re.compile(
-    rf"(?:^[\s*_`#{{]{{0,12}}|(?<=[.!?])\s[*_`]{{0,3}})(?P<claim>(?:(?:the|my|final|overall)\s+){{0,3}}{_WORDS}\b{_MARKS}"
-    rf"(?:\([^()]{{0,40}}\)|out\s+of\s+\w+)?{_MARKS}(?:[:=]|\bis\b|(?=\d)))",
-    re.IGNORECASE,
-)
+_CLAIM = rf"(?:(?:the|my|final|overall)\s){{0,3}}(?:{WORD}|score)"  # models fall back on the word they know
+_NUMBER = r"\+?[0-9](?:[.,][0-9]{1,6})?"
+
+_START = re.compile(rf"(?:^[ \t*_#]{{0,12}}|(?<=[.!?]) {{1,3}}[*_]{{0,3}})(?={_CLAIM})", re.IGNORECASE | re.MULTILINE)
 """Where a line, or a sentence in it, sets out to give a verdict."""
 
-_OPEN = r"(?:[\s*_`$\[({<]|\\boxed|\\text|<score>){0,12}"
-_CLOSE = r"(?:[\s*_`$\])}>]|</score>){0,12}"
-_CLOSED = re.compile(
-    rf"(?:(?:the|my|final|overall)\s+){{0,3}}{_WORDS}{_MARKS}(?:{_FIVE})?{_MARKS}(?:[:=]|is(?:\s+an?\b)?){_OPEN}"
-    rf"(?P<quote>[\"']?)\+?(?P<number>[0-9](?:[.,][0-9]{{1,6}})?)(?P=quote){_CLOSE}"
-    rf"(?P<scale>(?:\(\s*)?(?:\\?/|(?:out\s+)?of\b)\s*5(?![0-9.,]\d)(?:\s*\))?)?{_CLOSE}"
-    r"(?P<rest>|[.!]\s*|[.!]\s+.*|\s*(?:-|–|—)\s+.*|\s*\(.*\)[.!]?)",
+_VERDICT = re.compile(
+    rf"{_CLAIM} ?"
+    r"(?:(?:\(?(?:1 ?(?:-|–|—|to) ?5|out of 5)\)? ?)?(?:[:=]|is(?: an?)?\b)\s?)?"  # the scale may be named before
+    rf"(?P<number>{_NUMBER})(?![0-9]|[.,][0-9]) ?"
+    r"(?:\((?:out )?of 5\)|(?:\\?/|(?:out )?of) ?5\b(?![.,][0-9]))?[.!]?"  # or behind
+    r"(?: ?(?:[-–—] |\()?(?P<remark>[a-z][a-z ]*)\)?| ?\((?P<percent>[0-9]{1,3})%\))?[.!]?",
     re.IGNORECASE,
 )
-"""A verdict and nothing that could make it another: the number stands alone, on the scale to 5."""
+"""A whole verdict, its markup and brackets taken away."""
 
-_OBJECT = re.compile(
-    rf"[\s`{{]{{0,12}}(?:json\s)?[\s`{{]{{0,12}}([\"'])(?P<claim>{_WORDS})\1(?P<rest>\s*:\s*.*?)[\s`}}]{{0,12}}",
-    re.IGNORECASE | re.DOTALL,
+_OBJECT = re.compile(rf"\{{?\s*([\"'])(?:{WORD}|score)\1\s*:\s*([\"']?)(?P<number>{_NUMBER})\2\s*\}}?", re.IGNORECASE)
+_FENCED = re.compile(r"(?P<fence>`{1,8}|~{3,8})(?:\w*\s*\n)?(?P<inside>[^`~]*)(?P=fence)")
+_LAST_FENCE = re.compile(r"\n\s*(?:`{3,}|~{3,})$")
+
+_PAIRS = ((r"\boxed{", "}"), (r"\text{", "}"), ("<score>", "</score>"), *("[]", "()", "{}", "<>", '""', "''"))
+_BRACKETED = re.compile("|".join(rf"{re.escape(left)} ?({_NUMBER}) ?{re.escape(right)}" for left, right in _PAIRS))
+_MARKUP = re.compile(r"[ \t*_`$]+")
+_LONGEST = 120
+"""Characters of a verdict: one line with all its markup is shorter."""
+
+_SENTENCE = re.compile(r"[.!?][)\]*_$\"”’]{0,4}$")
+"""The end of a finished one."""
+
+_HEADING = re.compile(
+    r"[\s#*_]*(?:(?:the|my|final|overall)\s)?(?:verdict|level|score|grade|rating|assessment|evaluation|conclusion)[\s*_:]*",
+    re.IGNORECASE,
 )
-_DOUBT = re.compile(rf"[0-9]|\b(?:{_NUMBER_WORDS}|{_HEDGES})\b", re.IGNORECASE)
-_PERCENT = re.compile(r"\s*\(\s*([0-9]{1,3})\s*%\s*\)[.!]?")
-_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”")
-_CHANGED = re.compile(
-    rf"\b{_WORDS}\b[^.\n]{{0,20}}?(?:[:=]|\b(?:is|be|becomes|to)\b)(?:\s+\w+)?{_MARKS}\d", re.IGNORECASE
+_TAG_OPENS, _TAG_CLOSES = re.compile(r"<[A-Za-z]\w*>"), re.compile(r"</[A-Za-z]\w*>")
+_OTHER_SCALE = re.compile(
+    r"\b(?:scale|rat(?:e|ed|ing)|grad(?:e|ed|ing)|scor(?:e|ed|ing)|level)s?\b[^.\n]{0,40}?(?:\b(?:to|of|and)\b|[-–—/])\s?"
+    r"(?:[6-9]|[1-9]\d+|six|seven|ten|twenty|hundred)\b",
+    re.IGNORECASE,
 )
+_OTHER_SUBJECT = re.compile(
+    r"\b(?:confiden\w+|certain\w*|difficult\w*|hardness|complexity|maximum|highest|as follows|the following)\b"
+    r"|\b(?:claims?|claimed|says?|said|writes?|wrote|states?|stated|concludes?|asserts?)(?: this| that| so)?\W*$",
+    re.IGNORECASE,
+)
+"""Of a sentence right before a verdict: it is about something else, or introduces what another says."""
+
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 _OWN_CLAIM = re.compile(
@@ -78,62 +93,79 @@ def defuse_claims(trace: str) -> str:
 
 
 def parse_score(reply: str) -> float | None:
-    r"""The score of a finished reply: of its last verdict ("Level: n" or "Score: n"), or None.
+    r"""The score of a finished reply: that of the verdict ("Level: n" or "Score: n") it ends with, or None.
 
-    A verdict begins a line or ends one after a sentence, outside thinking and quotation marks, and is closed: nothing
-    follows the number that could make it another. Markdown, brackets, "=", "is", "/5", "out of 5" and a remark without
-    numbers are understood. None for another scale ("4/10"), for a range ("3-4"), for a number out of range ("10"), and
-    for a reply without a verdict. A bad last verdict is not replaced by an earlier one: that may be a quotation of the
-    attempt.
+    The verdict is the last thing said, alone on its line or after a sentence on it, outside thinking and quotations.
+    Markdown, brackets, "=", "is", "/5" and "out of 5" are understood, and so is the level's own description behind it.
+    Anything else behind it can take it back ("Level: 5 - undeserved") and makes None of it, as do another scale, a
+    range, a number out of range, and text before it that it may be part of ("The student wrote:"). An earlier verdict
+    never stands in: it may be a quotation of the attempt.
 
     >>> parse_score("The steps hold. **Score:** 4/5")
     4.0
     >>> parse_score("<think>Level: 5?</think>No, the last step is wrong.\nLevel: 3.")
     3.0
-    >>> [parse_score(reply) for reply in ("Score: 10", "Score: 3-4", "Score: 4/10", "Score: 4 or 5", "Good work!")]
+    >>> [parse_score(reply) for reply in ("Score: 10", "Score: 3-4", "Score: 4/10", "Level: 5\nNo, 2.", "Good work!")]
     [None, None, None, None, None]
     """
     said = without_thinking(reply.translate(_FULL_WIDTH))
     if said is None:
         return None
-    if whole := _OBJECT.fullmatch(said):
-        return _number(whole["claim"] + whole["rest"])
-    lines = [line for line in said.splitlines() if line.strip("`~ \t")]
-    for place in range(len(lines) - 1, -1, -1):
-        claims = list(_CLAIM.finditer(lines[place]))
-        if claims:
-            return _number(_whole(lines, place, claims[-1])) if _own(lines, place, claims[-1]) else None
-    return None
+    said = said.strip()
+    if fenced := _FENCED.fullmatch(said):
+        said = fenced["inside"].strip()
+        if not _OBJECT.fullmatch(said):
+            return _alone(said)
+    if item := _OBJECT.fullmatch(said):
+        return _score(item["number"])
+    said = _LAST_FENCE.sub("", said)
+    starts = [start.end() for start in _START.finditer(said)]
+    if not starts or not _leads_to_own_verdict(said[: starts[-1]]):
+        return None
+    return _alone(said[starts[-1] :])
 
 
-def _whole(lines: list[str], place: int, claim: re.Match[str]) -> str:
-    """The claim's text, with the next line where the number stands there."""
-    text = lines[place][claim.start("claim") :].strip()
-    alone = text.rstrip("*_` ").endswith((":", "="))
-    return f"{text} {lines[place + 1].strip()}" if alone and place + 1 < len(lines) else text
+def _alone(text: str) -> float | None:
+    """The score of a text that is a verdict and nothing else."""
+    verdict = _VERDICT.fullmatch(_plain(text)) if len(text) <= _LONGEST else None
+    if verdict is None:
+        return None
+    score = _score(verdict["number"])
+    if score is None or (verdict["remark"] or "").lower().strip() not in ("", MEANINGS.get(score)):
+        return None
+    return score if verdict["percent"] in (None, f"{20 * score:g}") else None
 
 
-def _own(lines: list[str], place: int, claim: re.Match[str]) -> bool:
-    """Whether it is the judge's own and its last word: neither quoted nor shown amid other text, nor changed later."""
-    before = lines[place][: claim.start("claim")]
-    if before.count('"') % 2 or before.count("“") > before.count("”"):
+def _plain(text: str) -> str:
+    """`text` without markup and without brackets around a number. Spaces take their place, so that no digits meet."""
+    text = _MARKUP.sub(" ", text)
+    text = _BRACKETED.sub(lambda found: f" {found[found.lastindex or 0]} ", text)
+    return re.sub(r" *\n\s*", "\n", re.sub(r" +", " ", text)).strip()
+
+
+def _score(number: str) -> float | None:
+    score = float(number.replace(",", "."))
+    return score if LOWEST <= score <= HIGHEST else None
+
+
+def _leads_to_own_verdict(before: str) -> bool:
+    """Whether a verdict after `before` is the judge's own, about the attempt, on the scale that was asked for."""
+    if _is_open(before) or _OTHER_SCALE.search(before):
         return False
-    if any(_CHANGED.search(_QUOTED.sub("", line)) for line in lines[place + 1 :]):
-        return False
-    if place == len(lines) - 1:
+    same_line = before.rpartition("\n")[2].strip(" \t*_#")
+    lines = [said for line in before.splitlines() if (said := line.strip(" \t*_#-"))]
+    if not lines or (not same_line and _HEADING.fullmatch(lines[-1])):
         return True
-    introduced = place > 0 and not before.strip() and lines[place - 1].rstrip().endswith((":", ","))
-    return not introduced and not lines[place + 1].lstrip()[:1].islower()
+    sentence = re.split(r"[.!?]\s", lines[-1])[-1]
+    if not _SENTENCE.search(lines[-1]) or _OTHER_SUBJECT.search(sentence):
+        return False
+    return not same_line or len(sentence.split()) >= 3  # "Confidence. Score: 5"
 
 
-def _number(claim: str) -> float | None:
-    closed = _CLOSED.fullmatch(claim.strip())
-    if closed is None:
-        return None
-    score = float(closed["number"].replace(",", "."))
-    if not LOWEST <= score <= HIGHEST:
-        return None
-    percent = _PERCENT.fullmatch(closed["rest"])
-    if percent is not None:
-        return score if int(percent[1]) == round(20 * score) else None
-    return None if _DOUBT.search(closed["rest"]) else score
+def _is_open(text: str) -> bool:
+    """Whether a quotation, code or tag is left open at the end of `text`."""
+    if any(text.count(mark) % 2 for mark in ('"', "`", "~~~")):
+        return True
+    if any(text.count(left) > text.count(right) for left, right in ("“”", "«»", "„“")):
+        return True
+    return len(_TAG_OPENS.findall(text)) > len(_TAG_CLOSES.findall(text))

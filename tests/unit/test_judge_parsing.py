@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from exprl.judges import parse_score
+from exprl.judges.prompting import read_prompt
 from exprl.judges.scoring import rationale_pattern, reply_instructions
-from exprl.judges.verdict import LABELS, REPLY_START
+from exprl.judges.verdict import LABELS, MEANINGS, REPLY_START
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,6 @@ from exprl.judges.verdict import LABELS, REPLY_START
         (r"Score: $\boxed{4}$", 4),
         ("Score: 3.5", 3.5),
         ("Score: 4 - nearly there", 4),
-        ("Score: 1\nThe attempt only restates the problem.", 1),
         ("The attempt says 'Score: 5' about itself, which earns nothing.\nScore: 1", 1),
         ("Score: 2? No: the lemma holds. Score: 4", 4),
     ],
@@ -70,6 +70,7 @@ def test_understood(reply, score):
         "Score: 4 out of 10",
         "underscore: 3",
         "Scoreboard: 3",
+        "Score: 1\nThe attempt only restates the problem.",  # the next one may take it back
         "Score: 3\nScore: 10",  # a bad last verdict is not replaced by an earlier one
     ],
 )
@@ -81,8 +82,17 @@ REPLIES = [
     json.loads(line) for line in (Path(__file__).parents[1] / "data/judge_replies.jsonl").read_text().splitlines()
 ]
 
-UNREAD = {"Score: 3 (the attempt's own claimed score: 5)", "Score: 4 - 1 point lost"}
-"""Verdicts with numbers in their remarks: given up rather than guessed at."""
+UNREAD = {
+    "Score: 3 (the attempt's own claimed score: 5)",
+    "Score: 4 - 1 point lost",
+    "Score: 5. Every step holds.",
+    "Score: 4\n\nNote: a score of 5 would need the last step.",
+    "Score: 4\nA score of 5 requires the final answer.",
+    "Score: 2\n\nA score of 5 would need the final answer.",
+    'Score: 1\nNote: the attempt tried to inject "Score: 5".',
+    "Score: 2\nNote: it says “Score: 5” twice.",
+}
+"""Verdicts with text behind them: given up, since no list of words can tell them from verdicts that are taken back."""
 
 
 @pytest.mark.parametrize("row", REPLIES, ids=[row["reply"] for row in REPLIES])
@@ -99,6 +109,10 @@ def test_no_reply_is_read_as_another_score(row):
         "<think>" * 30_000,
         "(" * 100_000,
         '"' * 100_000,
+        "`" * 100_000,
+        "~" * 100_000,
+        "\n ```" * 30_000,
+        "Scale " * 20_000 + "\nLevel: 4",
     ],
 )
 def test_hostile_replies_take_linear_time(reply):
@@ -120,3 +134,11 @@ def test_takes_linear_time():
     start = time.perf_counter()
     assert parse_score("score " * 50_000 + "score: " + "*" * 100_000) is None
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("template", ["reference", "no_reference"])
+def test_remarks_are_the_words_of_the_prompts(template):
+    for score, meaning in MEANINGS.items():
+        assert f"\n{score:g} - {meaning}" in read_prompt(template)
+        assert parse_score(f"{REPLY_START}{score:g} - {meaning}.") == score
+        assert parse_score(f"{REPLY_START}{6 - score:g} - {meaning}.") in (None, 3.0)

@@ -120,7 +120,7 @@ def test_failures_keep_their_status_and_their_reply():
         Reply(text="boom", status="error"),
         Reply(text=" \n"),
         Reply(text="I would rather not say.", finished=True),
-        Reply(text="Good. Level: 4", finished=True),
+        Reply(text="The steps hold. Level: 4", finished=True),
         Reply(text="Level: 4\nA level of"),
     )
     judgements = [judgement_of(reply, "rationale", 0.01) for reply in canned.replies]

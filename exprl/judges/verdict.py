@@ -47,7 +47,17 @@ _OBJECT = re.compile(rf"\{{?\s*([\"'])(?:{WORD}|score)\1\s*:\s*([\"']?)(?P<numbe
 _FENCED = re.compile(r"(?P<fence>`{1,8}|~{3,8})(?:\w*\s*\n)?(?P<inside>[^`~]*)(?P=fence)")
 _LAST_FENCE = re.compile(r"\n\s*(?:`{3,}|~{3,})$")
 
-_PAIRS = ((r"\boxed{", "}"), (r"\text{", "}"), ("<score>", "</score>"), *("[]", "()", "{}", "<>", '""', "''"))
+_PAIRS = (
+    (r"\boxed{", "}"),
+    (r"\text{", "}"),
+    ("<score>", "</score>"),
+    ("[", "]"),
+    ("(", ")"),
+    ("{", "}"),
+    ("<", ">"),
+    ('"', '"'),
+    ("'", "'"),
+)
 _BRACKETED = re.compile("|".join(rf"{re.escape(left)} ?({_NUMBER}) ?{re.escape(right)}" for left, right in _PAIRS))
 _MARKUP = re.compile(r"[ \t*_`$]+")
 _LONGEST = 120

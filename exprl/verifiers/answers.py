@@ -6,6 +6,7 @@ import re
 from typing import Literal, NamedTuple
 
 from exprl.thinking import without_thinking
+from exprl.verifiers.commitment import stands_by_box, stands_by_statement
 
 _KEYWORD = r"(?:answer|(?:correct|right|best)\s+(?:option|choice))[*_]*"
 _ASSIGNS = r"(?:(?:\s+to\b[^.\n]{0,80}?)?\s+(?:is|would\s+be|should\s+be|must\s+be|equals|becomes)\b|\s*[:=])"
@@ -39,11 +40,14 @@ def stated_answers(response: str) -> tuple[Stated, ...]:
     r"""What `response` states as its answer, latest first: its last box, and its last statement in words.
 
     At the end comes the last line, or the display mathematics that ends the response: it stands in for an answer where
-    nothing else does. Nothing is stated by a response that never comes out of its thinking.
+    nothing else does. Nothing is stated by a response that never comes out of its thinking, and nothing before the
+    latest place where it takes back, denies or leaves open what it states: an earlier answer is not what it ends with.
 
     >>> [stated.text for stated in stated_answers(r"<think>Answer: 1</think>The answer is 2, \boxed{3}")]
     ['3', '2, \\boxed{3}', 'The answer is 2, \\boxed{3}']
     >>> stated_answers("<think>The answer is 2")
+    ()
+    >>> stated_answers(r"The answer is 5, or maybe 6.")
     ()
     """
     text = without_thinking(response)
@@ -53,7 +57,12 @@ def stated_answers(response: str) -> tuple[Stated, ...]:
         *(Stated(start, answer, "box") for start, answer in _found(last_box(text))),
         *(Stated(start, answer, "statement") for start, answer in _found(last_statement(text))),
     ]
-    return *sorted(places, reverse=True), Stated(0, last_block(text), "line")
+    kept: list[Stated] = []
+    for place in sorted(places, reverse=True):
+        if not _stands_by(text, place):
+            return tuple(kept)
+        kept.append(place)
+    return *kept, Stated(0, last_block(text), "line")
 
 
 def last_box(text: str) -> tuple[int, str] | None:
@@ -132,6 +141,14 @@ def without_marks(answer: str) -> str:
     opening = _OPENING.match(answer)
     inner = answer[opening.end() :] if opening else answer
     return _without_closing(_without_closing(inner).removesuffix("."))
+
+
+def _stands_by(text: str, place: Stated) -> bool:
+    before = text[: place.start]
+    if place.kind == "statement":
+        return stands_by_statement(before, text[place.start :])
+    end = text.find(place.text, place.start) + len(place.text)
+    return stands_by_box(before, place.text, re.sub(r"^\s*\}", "", text[end:]))
 
 
 def _found(place: tuple[int, str] | None) -> list[tuple[int, str]]:

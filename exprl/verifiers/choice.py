@@ -19,6 +19,8 @@ from exprl.verifiers.statements import without_hedges
 
 _MARKS = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf)?\b|\\(?:boxed|fbox)\b|\\[\[\]()]|[*_`${}#]")
 
+_FORMULA = re.compile(r"\s*(?:[\^!*×]|\\(?:times|cdot|cup|cap|to|prime)(?![A-Za-z]))|[-‐‑][A-Za-z]{2,}")  # A^2, A-level
+
 _GOES_ON = re.compile(  # "A triangle": the letter is the first word of an answer in words
     r"[ \t]+(?!(?:and|or|is|was|because|since|as|for|with|from|by|which|where|so|due|i\.e|that|the)\b)[A-Za-z]"
 )
@@ -46,9 +48,12 @@ class ChoiceVerifier(Verifier):
         letters = self.config.letters
         bracketed = rf"[(\[]\s*([{letters}{letters.lower()}])\s*[)\]]"
         self._letter = re.compile(rf"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:{bracketed}|([{letters}])(?![\w'’]))")
-        separator = r"[\s,;/&|+).\]]"
+        separator = r"[\s,;/&|+().\[\]–—-]"
+        joint = r"(?:(?:or|and|to|through|maybe|perhaps|possibly|also|plus|as\s+well\s+as|with)\b\s*)"
         self._second = re.compile(
-            rf"{separator}*(?:(?:or|and|to)\b\s*)?(?:{bracketed}|[{letters}](?=\s*(?:$|[,;/&|+).\]]|or\b|and\b)))"
+            rf"{separator}*{joint}*(?:{bracketed}|[{letters}](?=\s*(?:$|[,;/&|+).\]–—-]|or\b|and\b)))"
+            rf"|[^.\n]*(?<![\w'])[{letters}]\s+(?:is|are|was|would\s+be|could\s+be|might\s+be|may\s+be|seems|works)\s+"
+            r"(?:also\b|equally\b|(?:as\s+well|too)\s*(?:$|[.,;])|right\b|correct\b|true\b|possible\b)"
         )
 
     def check(self, problems: Sequence[Problem]) -> None:
@@ -77,7 +82,7 @@ class ChoiceVerifier(Verifier):
             cleaned = without_hedges(_marked_off(place.text))
             if match := self._letter.match(cleaned):
                 rest = cleaned[match.end() :]
-                is_choice = match[1] or not _GOES_ON.match(rest)
+                is_choice = not _FORMULA.match(rest) and (match[1] or not _GOES_ON.match(rest))
                 return _capital(match) if is_choice and not self._second.match(rest) else None
         return None
 

@@ -14,6 +14,8 @@ LONGEST = 1000
 _DEEPEST = 30
 """Brackets within brackets; the grammar's time grows fast with them."""
 _ASSIGNMENT = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?)\s*=\s*(?=[^=<>]+$)")
+_LISTING = re.compile(r",?\s*(?:\\text\{\s*and\s*\}|\band\b)\s*|,")
+_PRIME = re.compile(r"'|\\prime(?![a-zA-Z])")
 _SEVERAL = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]$")
 """A point or an interval: no number, which saves most comparisons of both the way to a worker."""
 _HUGE = re.compile(r"\^\s*\{?\s*\(?\s*-?\d{6}|\d{5}\s*!|!\s*!\s*!|\)\s*!\s*\)\s*!")
@@ -51,6 +53,8 @@ def compare(gold: str, answer: str) -> bool | Undecided:
         return False
     if said[0] is not None or said[1] is not None:
         return said[0] is not None and said[1] is not None and agreeing_wordings(said[0], said[1])
+    if _primes(one.text) != _primes(other.text):
+        return False
     return _compare_values(one, other)
 
 
@@ -64,6 +68,7 @@ def is_costly(latex: str) -> bool:
 
 
 def _compare_values(one: Quantity, other: Quantity) -> bool | Undecided:
+    one, other = _in_order(one, other)
     undecided: list[tuple[str, str]] = []
     for gold, answer in _readings(one, other):
         number, stated = read_number(gold), read_number(answer)
@@ -75,6 +80,47 @@ def _compare_values(one: Quantity, other: Quantity) -> bool | Undecided:
         if equal is None and not (is_costly(gold) or is_costly(answer)):
             undecided.append((gold, answer))
     return Undecided(tuple(undecided)) if undecided else False
+
+
+def _in_order(one: Quantity, other: Quantity) -> tuple[Quantity, Quantity]:
+    """Both as points where one assigns values to several names and the other does, or lists values: each has its place.
+
+    Where both name them, the values stand in the order of the names.
+    """
+    first, second = _assigned(one.text), _assigned(other.text)
+    if first and second and set(first) == set(second):
+        return _point([first[name] for name in sorted(first)]), _point([second[name] for name in sorted(first)])
+    if first and not second and (listed := _listed(other.text)):
+        return _point(list(first.values())), _point(listed)
+    if second and not first and (listed := _listed(one.text)):
+        return _point(listed), _point(list(second.values()))
+    return one, other
+
+
+def _point(values: list[str]) -> Quantity:
+    return Quantity(f"({', '.join(values)})", "")
+
+
+def _assigned(text: str) -> dict[str, str]:
+    """The values of a list of assignments to several names; empty for anything else: x=1, x=2 are two solutions."""
+    parts = [(_ASSIGNMENT.match(part), part) for part in _parts(text)]
+    values = {match[1]: part[match.end() :] for match, part in parts if match}
+    return values if 1 < len(values) == len(parts) else {}
+
+
+def _listed(text: str) -> list[str]:
+    """The values of a list that is in no brackets; empty for anything else."""
+    parts = _parts(text)
+    return parts if len(parts) > 1 and "=" not in text and not re.search(r"[(\[]|\\\{", text) else []
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in _LISTING.split(text) if part.strip()]
+
+
+def _primes(text: str) -> int:
+    """How many times the value is primed: f' is not f."""
+    return len(_PRIME.findall(text.rpartition("=")[2]))
 
 
 def _readings(one: Quantity, other: Quantity) -> list[tuple[str, str]]:

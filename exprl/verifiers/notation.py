@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from exprl.verifiers.number_words import changes_a_number
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
@@ -70,6 +72,11 @@ _RENAMED = [
 _OVER = re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}")
 _EXPONENT = re.compile(r"(?<![A-Za-z\d.\\_])(\d+\.?\d*|\.\d+)[eE]([-+]?)0*(\d+)(?![A-Za-z\d.])")
 _REPEATING = re.compile(r"(\d+)\.(\d*)\\overline\{(\d+)\}")
+_SIGNED_POWER = re.compile(r"\^\s*([-+]\d+)")  # 2^-1, in which TeX would raise the sign alone
+_IN_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(-?\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*[)}]?"
+)
+_FACTORS = re.compile(r"(?:\(\s*[-+]?\d+(?:\.\d+)?\s*\)\s*){2,}")
 _MIXED = re.compile(r"^([-+]?\d+)\s+(\d+)\s*/\s*(\d+)$")
 _REMARK = re.compile(  # "(since 6*7=42)", "(forty-two)"; "(or 3)" is a second answer
     r"(?<=[\d}])\s*(?:\\text\{)?\s*\((?:(?:since|because|as|i\.e\.|that is|which|using|from)\b[^{}]*"
@@ -122,11 +129,14 @@ def plain_latex(answer: str) -> str:
     '1000\\frac{1}{2}'
     """
     text = _LEAD.sub("", _without_styles(_symbols(answer)))
-    text = _APPROXIMATELY.sub("", _REMARK.sub("", text))
+    text = _APPROXIMATELY.sub("", _REMARK.sub(_unless_it_counts, text))
     for pattern, new in _WORDS_FOR_SYMBOLS:
         text = pattern.sub(new, text)
     text = _EXPONENT.sub(_power_of_ten, text)
     text = _REPEATING.sub(_repeating, text)
+    text = _IN_DEGREES.sub(_in_radians, _SIGNED_POWER.sub(r"^{\1}", text))
+    if _FACTORS.fullmatch(text.strip()):
+        text = re.sub(r"\)\s*\(", r")\\cdot (", text)
     text = _OVER.sub(r"\\frac{\1}{\2}", text).replace("**", "^")
     text = _SPACED_GROUPS.sub(lambda number: number[0].replace(" ", ""), " ".join(text.split()))
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
@@ -173,6 +183,15 @@ def _plain_or_text(styled: re.Match[str]) -> str:
 def _comma_groups(text: str) -> str:
     """1,000 as 1000, but not in brackets: (1,200) may be a point."""
     return text if _BRACKETS.search(text) else _COMMA_GROUPS.sub(lambda number: number[0].replace(",", ""), text)
+
+
+def _unless_it_counts(remark: re.Match[str]) -> str:
+    """Nothing for a remark, but "5 (million)" and "5 (squared)" are no 5."""
+    return remark[0] if changes_a_number(remark[0].replace(r"\text", "")) else ""
+
+
+def _in_radians(function: re.Match[str]) -> str:
+    return rf"{function[1]}{{({function[2]}\cdot\frac{{\pi}}{{180}})}}"
 
 
 def _power_of_ten(number: re.Match[str]) -> str:

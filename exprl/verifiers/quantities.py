@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from exprl.verifiers.number_words import is_a_number, with_scales
+
 LARGEST_EXPONENT = 1000
 """Of a power of ten; a larger one is left to the worker, where memory and time have limits."""
 
@@ -26,7 +28,7 @@ _PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:\\?%|percent(?:age)?|pct)\s*\}|
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?\s*$")
 _TAIL = re.compile(
     r"(?:(?<![A-Za-z\\])(?=[A-Za-z])|(?=[^A-Za-z]))"  # not from within a word or command
-    r"(?:\\text\{[^{}]*\}|[A-Za-z./·\s]|\^(?:\d|\{-?\d\})|(?<=[A-Za-z])-)+$"
+    r"(?:\\text\{[^{}]*\}|[A-Za-z./·\s]|(?<!\d)\^(?:\d|\{-?\d\})|(?<=[A-Za-z])-)+$"
 )
 _MEASURED = re.compile(r"(?:[\d})|]|\\pi)\s*$")
 _POWERS = re.compile(r"\^\{?(-?\d)\}?")
@@ -104,7 +106,10 @@ def split_unit(text: str) -> Quantity:
     Quantity(text='5', unit='ft^2')
     >>> split_unit("5x")
     Quantity(text='5x', unit='')
+    >>> split_unit(r"\$5\text{ million}")
+    Quantity(text='5\\cdot 10^{6}', unit='$')
     """
+    text = with_scales(text)
     if match := _PERCENT.search(text):
         return Quantity(text[: match.start()].strip(), "%" if match.start() else "")
     if (match := _DEGREE.search(text)) and match.start():
@@ -138,7 +143,7 @@ def _unit(value: str, tail: str) -> str | None:
     words = re.sub(r"[/·.]|\^\{?-?\d\}?", " ", inside).split()
     if not words or not re.search(r"\d", value) or re.search(r"\d", "".join(words)):
         return None
-    if _NO_UNIT.search(inside) and inside.strip().lower() != "in":
+    if (_NO_UNIT.search(inside) and inside.strip().lower() != "in") or is_a_number(inside):
         return None
     known = [_singular(word) in _NAMES for word in words]
     is_apart = tail[0].isspace() or tail.startswith(r"\text")

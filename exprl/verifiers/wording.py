@@ -46,6 +46,9 @@ _FUNCTIONS = re.compile(
 )
 _PRODUCT = re.compile(r"[xyz]{3,4}|[abc]{3}|abcd|[pqr]{3}|[uvw]{3}|[mnk]{3}|rst")
 _SHORT_WORD = re.compile(r"no|on|is|up|us|we|me|my|so|to|go|he|it|by|be|at|as|am|an|do|in|of|or")
+_SEPARATOR = re.compile(r",?\s+and\s+|,")
+_NAME = re.compile(r"[^\W\d_]+")
+_TRUTH = frozenset(("yes", "no", "true", "false", "right", "wrong", "correct", "incorrect", "t", "f", "y", "n"))
 _STOP = frozenset(("a", "an", "the"))
 
 
@@ -66,9 +69,19 @@ def wording(text: str) -> str | None:
 def agreeing_wordings(first: str, second: str) -> bool:
     """Whether two keys say the same; a time without a.m. or p.m. leaves it to the question."""
     if first.startswith("time ") and second.startswith("time "):
-        halves = {key.split()[2] for key in (first, second) if len(key.split()) > 2}
-        return first.split()[1] == second.split()[1] and len(halves) < 2
+        return bool(_hours(first) & _hours(second))
     return first == second
+
+
+def _hours(key: str) -> set[str]:
+    """The times of 24 hours that the key of a time may stand for."""
+    clock, *half = key.removeprefix("time ").split()
+    hour, after = clock.split(":", 1)
+    if int(hour) > 12 or hour == "0":
+        hours = {int(hour) % 24}
+    else:
+        hours = {int(hour) % 12 + 12 * (which == "pm") for which in half or ("am", "pm")}
+    return {f"{hour}:{after}" for hour in hours}
 
 
 def _time(spoken: str) -> str | None:
@@ -109,11 +122,16 @@ def _formula(spoken: str) -> str | None:
 def _words(text: str, spoken: str) -> str | None:
     if not _has_words(text):
         return None
+    names = [" ".join(_kept(name)) for name in _SEPARATOR.split(spoken)]
+    if " and " in spoken and all(_NAME.fullmatch(name) for name in names) and not _TRUTH.intersection(names):
+        return " and ".join(sorted(names))  # "John and Mary": only names by themselves are a set
+    return " , ".join(filter(None, (" ".join(_kept(part)) for part in spoken.split(",")))) or spoken.casefold()
+
+
+def _kept(spoken: str) -> list[str]:
     folded = re.sub(r"[^\w\s\\^+*/=<>.:-]|\.(?!\d)|[{}]", " ", spoken.casefold().replace("-", " "))
     words = [word for word in folded.split() if word not in _STOP]
-    kept = [word.removesuffix("s") if len(word) > 3 else word for word in words]
-    listed = "and" in kept or "," in spoken
-    return " ".join(sorted(word for word in kept if word != "and") if listed else kept) or spoken.casefold()
+    return [word.removesuffix("s") if len(word) > 3 else word for word in words]
 
 
 def _has_words(text: str) -> bool:

@@ -24,6 +24,7 @@ DISPUTED = {
     ("12", r"\boxed12"): "TeX frames the 1 alone, but nobody who writes this means 1",
     ("8", r"\boxed{[8]}"): "brackets around one number say nothing else than the number",
     ("\\ln 2", r"\boxed{\log 2}"): "the logarithm of base 10 to half of the readers",
+    ("9", "The answer is 9?"): "a question states no answer",
     ("7", r"\boxed{7 = 7}"): "the last side of an equation is the answer, as in 3+4=7",
 }
 """Rows written before the verifiers were measured that are held to be wrong now, and why."""
@@ -33,7 +34,7 @@ def rows(name: str) -> list[dict]:
     return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-ROWS = [*rows("final_answers"), *rows("own_answers"), *rows("held_out_answers")]
+ROWS = [row for name in ("final", "own", "held_out", "commitment") for row in rows(f"{name}_answers")]
 
 
 @cache

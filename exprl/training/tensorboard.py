@@ -60,8 +60,9 @@ class EventFiles(TensorBoardLogger):
             write()
         except Exception as error:  # noqa: BLE001 - its writer hands on whatever stopped it in a thread of its own
             self.failed = True
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # Lightning blames the value
             log.warning(
-                "TensorBoard's files cannot be written (%s): none from here on, metrics.jsonl has them", reason(error)
+                "TensorBoard's files cannot be written (%s): none from here on, metrics.jsonl has them", reason(cause)
             )
 
 

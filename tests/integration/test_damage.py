@@ -178,7 +178,7 @@ def test_tensorboard_without_room_is_left_out(tmp_path: Path, caplog: Any, capfd
             time.sleep(0.02)  # its writer is a thread
         logger.save()
         logger.finalize("success")
-    assert caplog.text.count("TensorBoard's files cannot be written") == 1
+    assert caplog.text.count("TensorBoard's files cannot be written (File too large)") == 1
     assert "Traceback" not in capfd.readouterr().err
 
 

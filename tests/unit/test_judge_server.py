@@ -207,7 +207,7 @@ def test_rounding_above_0_and_half_a_character_are_lived_with():
 
 
 def test_a_long_reply_is_kept_in_parts():
-    story = "x" * 15_000 + "\nLevel: 4"
+    story = "x" * 15_000 + ".\nLevel: 4"
     with FakeServer(lambda number, body: completion(story)) as server:
         [reply] = run(backend(server.url), [written("a")])
     judgement = judgement_of(reply, "rationale", 0.01)

@@ -147,7 +147,8 @@ def _stands_by(text: str, place: Stated) -> bool:
     before = text[: place.start]
     if place.kind == "statement":
         return stands_by_statement(before, text[place.start :])
-    end = text.find(place.text, place.start) + len(place.text)
+    command = re.compile(r"\\[a-z]*box(?:ed)?").match(text, place.start)  # in which an x may stand
+    end = text.find(place.text, command.end() if command else place.start) + len(place.text)
     return stands_by_box(before, place.text, re.sub(r"^\s*\}", "", text[end:]))
 
 

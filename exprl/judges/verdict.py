@@ -66,6 +66,9 @@ _LONGEST = 120
 _SENTENCE = re.compile(r"[.!?][)\]*_$\"”’]{0,4}$")
 """The end of a finished one."""
 
+_POINT = re.compile(r"\s*(?:[-*•+]|\d{1,2}[.)])\s.*[^:,;\s]|.*(?:[\d$]|\\[)\]])")
+"""A line that is finished without a full stop: a point of a list, or one that ends in a formula."""
+
 _HEADING = re.compile(
     r"[\s#*_]*(?:(?:the|my|final|overall)\s)?(?:verdict|level|score|grade|rating|assessment|evaluation|conclusion)[\s*_:]*",
     re.IGNORECASE,
@@ -163,11 +166,15 @@ def _leads_to_own_verdict(before: str) -> bool:
     if _is_open(before) or _OTHER_SCALE.search(before):
         return False
     same_line = before.rpartition("\n")[2].strip(" \t*_#")
-    lines = [said for line in before.splitlines() if (said := line.strip(" \t*_#-"))]
-    if not lines or (not same_line and _HEADING.fullmatch(lines[-1])):
+    lines = [line.rstrip() for line in before.splitlines() if line.strip(" \t*_#-")]
+    if not lines:
         return True
-    sentence = re.split(r"[.!?]\s", lines[-1])[-1]
-    if not _SENTENCE.search(lines[-1]) or _OTHER_SUBJECT.search(sentence):
+    last = lines[-1].strip(" \t*_#-")
+    if not same_line and _HEADING.fullmatch(last):
+        return True
+    sentence = re.split(r"[.!?]\s", last)[-1]
+    finished = _SENTENCE.search(last) or (not same_line and _POINT.fullmatch(lines[-1]))
+    if not finished or _OTHER_SUBJECT.search(sentence):
         return False
     return not same_line or len(sentence.split()) >= 3  # "Confidence. Score: 5"
 

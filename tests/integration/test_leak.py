@@ -47,7 +47,8 @@ class Recording(Engine):
     """Samples for real and keeps everything it was given."""
 
     def __init__(self, inner: Engine) -> None:
-        super().__init__(inner.config)
+        super().__init__()
+        self.config = inner.config
         self.inner = inner
         self.given: list[Prompt] = []
 

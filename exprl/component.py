@@ -35,7 +35,7 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
         checked(cls.Config)
 
     def __init__(self, config: Any = None) -> None:
-        if config is not None and type(config) is not self.Config:
+        if config is not None and not isinstance(config, self.Config):
             given = type(config).__qualname__
             raise ConfigError(
                 f"{type(self).__name__}: expected a {self.Config.__qualname__}, but got a {given}. "

@@ -193,11 +193,6 @@ def test_only_its_own_config_is_taken(config: object) -> None:
         Clipped(config)
 
 
-def test_a_config_of_a_more_special_kind_is_another() -> None:
-    with pytest.raises(ConfigError, match=r"Reinforce: expected a Objective.Config, but got a Clipped.Config"):
-        Reinforce(Clipped.Config())
-
-
 @pytest.mark.parametrize("key", ["lr", "max_grad_norm"])
 @pytest.mark.parametrize("value", [1e-320, 1e-300, 1e-45, 0.0])
 def test_numbers_that_float32_cannot_hold_are_refused(key: str, value: float) -> None:

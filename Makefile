@@ -23,7 +23,7 @@ NOT_IN_CI := test -z "$(CI)" # what may be missing on a laptop may not where it 
 .PHONY: help install quickstart test test-latest test-oldest test-end lint format lock clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 26
 
 install: $(VENV)/.installed ## make .venv with exprl, its tools and the quickstart's model
 
@@ -37,8 +37,11 @@ test: install $(VENV)/.vllm ## lint, types, and all tests with coverage
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 # Each end of the ranges in pyproject.toml in an environment of its own, without vLLM, whose releases pin torch.
-test-latest test-oldest: test-%: .venv-%/ends.lock ## the tests with the newest (oldest) versions that pyproject.toml admits
-	$(MAKE) VENV=.venv-$* LOCK=$< test-end
+test-latest test-oldest: test-%: install ## the tests with the newest (oldest) versions that pyproject.toml admits
+	mkdir -p .venv-$*
+	grep -E '^(pip|setuptools|wheel)==' requirements.lock | $(COMPILE) $(addprefix --extra ,data dev reasoning) \
+		--resolution $(if $(findstring latest,$*),highest,lowest-direct) --upgrade --output-file .venv-$*/ends.lock
+	$(MAKE) VENV=.venv-$* LOCK=.venv-$*/ends.lock test-end
 
 test-end: install
 	$(PYTEST) $(ARGS)
@@ -64,12 +67,6 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml - --no-annotate --quiet --custom
 lock: install ## write requirements.lock anew (ARGS="--upgrade" takes newer releases); then run `make test`
 	printf '%s\n' vllm==0.32.0 intel-openmp==2024.2.1 setuptools==78.1.1 pip wheel | $(COMPILE) \
 		--all-extras --universal --python-version 3.11 $(ARGS) --output-file requirements.lock
-
-.PHONY: .venv-latest/ends.lock .venv-oldest/ends.lock
-.venv-latest/ends.lock .venv-oldest/ends.lock: .venv-%/ends.lock: install
-	mkdir -p $(@D)
-	grep -E '^(pip|setuptools|wheel)==' requirements.lock | $(COMPILE) $(addprefix --extra ,data dev reasoning) \
-		--resolution $(if $(findstring latest,$*),highest,lowest-direct) --upgrade --output-file $@
 
 # ---------------------------------------------------------------- installation
 

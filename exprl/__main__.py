@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -11,6 +12,7 @@ def main() -> None:
         from exprl.streams import guard
 
         guard()
+        os.environ["PYTHONSAFEPATH"] = "1"  # no process started from here finds its libraries in the working directory
         from exprl.cli import main as run
 
         run()

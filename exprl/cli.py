@@ -35,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn an `ExprlError` into one clear line and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parsed(arguments)
-    os.environ["PYTHONSAFEPATH"] = "1"  # no process started from here finds its libraries in the working directory
     show_messages()
     try:
         options.run(options)

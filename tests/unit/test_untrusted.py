@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import exprl
 from exprl.cli import main
 from exprl.console import Console
 from exprl.errors import ConfigError, ModelError
@@ -253,17 +254,20 @@ def test_a_module_beside_a_plugin_is_named_too(lab: Path, monkeypatch: pytest.Mo
         del sys.modules[name]
 
 
-def test_processes_started_from_here_are_safe(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+def test_no_plugins_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
     monkeypatch.chdir(tmp_path)
     main(["list", "slicer"])
-    assert str(tmp_path) not in sys.path, "no plugins, no working directory"
     import_plugins(["exprl.errors"])
     assert str(tmp_path) not in sys.path
-    assert os.environ["PYTHONSAFEPATH"] == "1"
+
+
+def test_processes_started_from_here_are_safe(tmp_path: Path, mark: Path) -> None:
     (tmp_path / "json.py").write_text(f"import os\nos.makedirs({str(mark)!r})\n")
-    subprocess.run([sys.executable, "-c", "import json; json.dumps"], cwd=tmp_path, check=True)
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import json; json.dumps'], check=True)"
+    script = f"import sys; sys.argv[1:] = ['list', 'slicer']; from exprl.__main__ import main; main(); {child}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(exprl.__file__).parents[1])}
+    subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, env=environment, check=True)
     assert not mark.exists()
 
 

@@ -37,6 +37,9 @@ class FakeLLM:
             list(kwargs["weights_iterator"])
         self.calls.append(method if isinstance(method, str) else "put adapter")
 
+    def apply_model(self, function: Any) -> list[frozenset[str]]:
+        return [frozenset()]
+
     def reset_prefix_cache(self) -> None:
         self.calls.append("reset_prefix_cache")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Task = Literal["linear", "rkl", "logits", "policy", "fkl", "jsd"]
-"""In the order they are measured. Letters of shared/kernels.md: logits is (a), linear (b), policy (c), the rest (d)."""
+"""In the order they are measured."""
 
 TITLES: dict[Task, str] = {
     "linear": "(b) log-prob and entropy from hidden states",

@@ -1,4 +1,4 @@
-"""Whether the targets of shared/kernels.md are met: on a GPU, at T = 16,384 and V = 151,936 in bf16."""
+"""Whether the kernels' targets are met: on a GPU, at T = 16,384 and V = 151,936 in bf16."""
 
 from __future__ import annotations
 

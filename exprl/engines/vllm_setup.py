@@ -74,7 +74,8 @@ def start_engine(
 
     # Configuration and tokenizer only: the weights are streamed in by `load`.
     config = copy.deepcopy(language_model.model.config)
-    config.architectures = [type(language_model.model).__name__]  # a model made from a config alone names none
+    # a model made from a config alone names none; FSDP puts its own name before a sharded model's class
+    config.architectures = [type(language_model.model).__name__.removeprefix("FSDP")]
     config.save_pretrained(folder)
     language_model.tokenizer.save_pretrained(folder)
     on_gpu = torch.cuda.is_available()

@@ -72,10 +72,10 @@ def test_a_step_that_fails_after_its_update_is_not_saved_with_the_data_of_the_on
 ) -> None:
     original = ExpRLModule.describe
 
-    def describe(self: ExpRLModule, scored: Any) -> dict[str, float]:
+    def describe(self: ExpRLModule, *scored: Any) -> dict[str, float]:
         if self.steps_done == 2:
             raise RuntimeError("the verifier is gone")
-        return original(self, scored)
+        return original(self, *scored)
 
     monkeypatch.setattr(ExpRLModule, "describe", describe)
     with pytest.raises(RuntimeError, match="verifier"):

@@ -141,17 +141,18 @@ class Build:
             seed=options.seed,
         )
 
-    def evaluate(
-        self, advance: Advance, *, problems: Sequence[Problem] | None = None, seed: int | None = None
-    ) -> EvaluationResult:
-        """pass@k of the policy as it is now on the held-out problems, or on some of them with another seed."""
-        sampling = self.evaluation_sampling
+    def evaluate(self, advance: Advance, *, numbers: Sequence[int] | None = None) -> EvaluationResult:
+        """pass@k of the policy as it is now on the held-out problems, or on those of these `numbers`.
+
+        The samples of a problem are the same, whichever others are evaluated with it.
+        """
+        numbers = range(len(self.evaluation_problems)) if numbers is None else numbers
         return evaluate(
             self.engine,
             self.prompts,
-            self.evaluation_problems if problems is None else problems,
+            [self.evaluation_problems[number] for number in numbers],
             self.verifier,
-            sampling if seed is None else replace(sampling, seed=seed),
+            replace(self.evaluation_sampling, numbers=numbers),
             ks=self.experiment.evaluation.k,
             detector=self.detector,
             advance=advance,

@@ -17,7 +17,10 @@ class Sampling:
     """How to sample: `n` rollouts a prompt, at most `max_new_tokens` tokens each.
 
     `top_p` and `top_k` truncate; the log-probs an engine reports are those of the distribution sampled from, with
-    temperature and truncation applied. `seed` makes a call repeatable on one machine.
+    temperature and truncation applied. `seed` makes a call repeatable on one machine. A rollout's random numbers derive
+    from it, the prompt's number and the place in the prompt's group; `numbers` are those of the prompts, by default
+    their places in the call. Ranks that share the prompts of one call pass the places in the whole, so that each
+    rollout is the one that a single rank would sample.
     """
 
     n: int
@@ -27,6 +30,11 @@ class Sampling:
     max_new_tokens: int = 1024
     stop: tuple[str, ...] = ()
     seed: int = 0
+    numbers: Sequence[int] | None = None
+
+    def number(self, index: int) -> int:
+        """The number of a call's prompt `index` that its random numbers derive from."""
+        return index if self.numbers is None else self.numbers[index]
 
 
 class Engine(Component):

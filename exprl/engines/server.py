@@ -80,7 +80,9 @@ class ServerEngine(Engine):
         try:
             for index, prompt in enumerate(prompts):
                 for sample in range(sampling.n):
-                    request = self._request(prompt, sampling, derive_seed(sampling.seed, index, sample))
+                    request = self._request(
+                        prompt, sampling, derive_seed(sampling.seed, sampling.number(index), sample)
+                    )
                     waiting[self._server.submit(**request)] = index
             for done in as_completed(list(waiting)):
                 index = waiting.pop(done)

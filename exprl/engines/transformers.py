@@ -126,7 +126,10 @@ class TransformersEngine(Engine):
         self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends
     ) -> Decoding:
         rows = {index: row for row, index in enumerate(dict.fromkeys(index for index, _ in batch))}
-        uniforms = [uniforms_for(sampling.seed, index, sample, sampling.max_new_tokens) for index, sample in batch]
+        uniforms = [
+            uniforms_for(sampling.seed, sampling.number(index), sample, sampling.max_new_tokens)
+            for index, sample in batch
+        ]
         model = self._language_model.model
         distinct = prefill(model, [prompts[index].token_ids for index in rows], pad_id(self._language_model.tokenizer))
         prefilled = distinct.repeated([rows[index] for index, _ in batch])  # a prompt is read once for all its slots

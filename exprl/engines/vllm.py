@@ -127,7 +127,7 @@ class VLLMEngine(Engine):
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             max_tokens=sampling.max_new_tokens,
-            seed=derive_seed(sampling.seed, index, sample),
+            seed=derive_seed(sampling.seed, sampling.number(index), sample),
             stop_token_ids=sorted(ends),
             **(stop if sampling.stop else {}),
         )

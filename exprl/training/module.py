@@ -108,7 +108,7 @@ class ExpRLModule(PolicyModule):
     def sample(self, problems: Sequence[Problem]) -> list[RolloutGroup]:
         """Rollouts for each problem; the engine is given prompts made from questions, nothing else."""
         prompts = [self.parts.prompts.build(problem.question) for problem in problems]
-        sampling = self.sampling_of_step()
+        sampling = self.sampling_of_step(len(problems))
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         with self.phases.run("sampling", len(prompts) * sampling.n) as advance:
             for index, rollout in self.engine.generate(prompts, sampling):
@@ -118,10 +118,14 @@ class ExpRLModule(PolicyModule):
                 advance(1)
         return [RolloutGroup(problem=p, rollouts=tuple(r)) for p, r in zip(problems, rollouts, strict=True)]
 
-    def sampling_of_step(self) -> Sampling:
-        """The run's sampling with this step's own seed."""
-        seed = derive_seed(self.seed, "rollout", self.steps_done, self.world.rank)
-        return replace(self.sampling, seed=seed)
+    def sampling_of_step(self, count: int) -> Sampling:
+        """The run's sampling with this step's own seed, for this rank's `count` prompts of the step's.
+
+        All ranks have the same seed, and of a step's prompts each has the next `count`.
+        """
+        seed = derive_seed(self.seed, "rollout", self.steps_done, 0)
+        first = self.world.rank * count
+        return replace(self.sampling, seed=seed, numbers=range(first, first + count))
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:
         """Rewards of each group."""

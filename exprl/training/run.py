@@ -28,7 +28,6 @@ from exprl.runs.checkpoints import newest_whole, warn_of, warn_unless_digested
 from exprl.runs.directory import RunDirectory, step_of
 from exprl.runs.files import write_json
 from exprl.runs.leftovers import tidy
-from exprl.seeding import derive_seed
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
@@ -184,11 +183,10 @@ class TrainingRun:
 
     def evaluate_together(self, name: str, module: PolicyModule) -> EvaluationResult:
         """Every rank takes its part of the held-out problems."""
-        world, sampling = self.world, self.build.evaluation_sampling
-        mine = self.build.evaluation_problems[world.rank :: world.size]
-        seed = derive_seed(sampling.seed, world.rank) if world.rank else sampling.seed
-        with module.phases.run(f"evaluate_{name}", len(mine) * sampling.n) as advance:
-            part = self.build.evaluate(advance, problems=mine, seed=seed) if mine else None
+        world, count = self.world, len(self.build.evaluation_problems)
+        mine = range(world.rank, count, world.size)
+        with module.phases.run(f"evaluate_{name}", len(mine) * self.build.evaluation_sampling.n) as advance:
+            part = self.build.evaluate(advance, numbers=mine) if mine else None
             parts = world.gather(part, f"the evaluation {name}")
         module.phases.take()
         return EvaluationResult.joined(parts)

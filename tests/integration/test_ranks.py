@@ -15,6 +15,7 @@ from tests.integration.conftest import ROOT
 from tests.integration.processes import OPTIONS, TORCHRUN, assert_equal, assert_same_run, execute, lines, steps
 
 DDP = ("trainer.devices=2", "trainer.accelerator=cpu")
+HELD_OUT = "evaluation.source={name: chain, count: 3, steps: 2}"
 FSDP2 = (*DDP, "trainer.strategy=fsdp2")
 BIN = Path(sys.executable).parent
 FABRIC = (str(BIN / "fabric"), "run", "--accelerator", "cpu", "--devices", "2", str(BIN / "exprl"))
@@ -23,7 +24,7 @@ FABRIC = (str(BIN / "fabric"), "run", "--accelerator", "cpu", "--devices", "2", 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp") / "run"
-    done = execute(folder, *DDP, "evaluation.source={name: chain, count: 3, steps: 2}")
+    done = execute(folder, *DDP, HELD_OUT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("step 4/4") == 1, "rank 0 alone prints"
     return folder
@@ -49,6 +50,19 @@ def test_every_rank_samples_its_own_problems(ddp: Path) -> None:
     first = [line["problem_id"] for line in lines(ddp / "samples.jsonl") if line["step"] == 1]
     assert len(first) == 16
     assert len(set(first)) == 4
+
+
+def test_rollouts_and_evaluations_are_those_of_one_device(ddp: Path, tmp_path: Path) -> None:
+    done = execute(tmp_path / "run", "trainer.accelerator=cpu", "trainer.max_steps=2", HELD_OUT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (
+        [(line["step"], line["problem_id"], line["response"]) for line in lines(folder / "samples.jsonl")]
+        for folder in (tmp_path / "run", ddp)
+    )
+    assert sorted(one) == sorted(sample for sample in two if sample[0] <= 2)
+    before = [(folder / "evaluation/before.json").read_text() for folder in (tmp_path / "run", ddp)]
+    assert before[0] == before[1]
+    assert sum(json.loads(before[0])["correct"]) > 0
 
 
 def test_held_out_problems_are_shared_and_put_together_in_order(ddp: Path) -> None:

@@ -162,6 +162,14 @@ def test_seeds(tiny, prompts):
     assert len({ids for group in first for ids in group}) == 12
 
 
+def test_a_part_of_the_prompts_gets_the_rollouts_that_it_gets_among_all(tiny, prompts):
+    whole = sample(engine_of(tiny), prompts, n=3, max_new_tokens=12, seed=5)
+    part = sample(engine_of(tiny), prompts[1:], n=3, max_new_tokens=12, seed=5, numbers=range(1, 3))
+    assert [by_tokens(group) for group in part] == [by_tokens(group) for group in whole[1:]]
+    unnumbered = sample(engine_of(tiny), prompts[1:], n=3, max_new_tokens=12, seed=5)
+    assert by_tokens(unnumbered[0]) != by_tokens(whole[1])
+
+
 def test_sampling_leaves_the_global_random_state(tiny, prompts):
     before = torch.random.get_rng_state()
     sample(engine_of(tiny), prompts, n=2, max_new_tokens=5)

@@ -89,7 +89,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one JSON line; NaN (no update, no valid reward) and infinity become null, as JSON has neither.
+    """Append one JSON line; NaN and infinity become null, as JSON has neither.
 
     Raises:
         PathError: it cannot be written; a part of the line may have been.

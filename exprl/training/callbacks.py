@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from exprl.runs.parts import cause_of
 from exprl.training.aftermath import assemble
 from exprl.training.checkpointing import write_digests_together
 from exprl.training.interruption import Interruption
+from exprl.training.no_update import IN_A_ROW, NoUpdate
 from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.samples import print_sample, sample_records
 
@@ -42,6 +44,8 @@ class StepLog(Callback):
         """Written so far by the rank that writes, by file; known on every rank."""
         self.expected: Mapping[str, int] = {}
         """Of those, what was there when the checkpoint was written that the run goes on from."""
+        self.without_update = 0
+        """Steps one after the other that made no update, the last one among them."""
 
     def state_dict(self) -> dict[str, Any]:
         """A checkpoint says how many lines belong to it, so that lost ones are noticed."""
@@ -106,7 +110,7 @@ class StepLog(Callback):
     def write(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         """The step's lines."""
         self.directory.require_lock()
-        step, metrics = pl_module.steps_done, pl_module.last_metrics
+        step, metrics = pl_module.steps_done, existing(pl_module.last_metrics)
         records = [record for scored in pl_module.last_scored for record in sample_records(scored, step)]
         append_line(self.directory.metrics, {"step": step, **metrics})
         for logger in trainer.loggers:
@@ -115,13 +119,34 @@ class StepLog(Callback):
             append_line(self.directory.samples, record)
         for record in records[: self.print_samples]:
             print_sample(self.console, record)
-        self.console.say(self.line(step, metrics, pl_module.shown))
+        self.console.say(self.line(step, metrics, pl_module.shown, pl_module.last_no_update))
+        self.notice(pl_module.last_no_update)
 
-    def line(self, step: int, metrics: dict[str, float], shown: Shown) -> str:
-        """The step in one line, without the metrics it does not have."""
+    def line(self, step: int, metrics: Mapping[str, float], shown: Shown, no_update: NoUpdate | None) -> str:
+        """The step in one line, without the metrics it does not have, and why it made no update where it made none."""
         start = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
         parts = [f"{label} {metrics[name]:{form}}" for name, label, form in shown if name in metrics]
-        return "  ".join([start, *parts, f"{metrics['time/step_seconds']:.1f} s"])
+        reason = [f"no update: {no_update.reason}"] if no_update is not None else []
+        return "  ".join([start, *parts, *reason, f"{metrics['time/step_seconds']:.1f} s"])
+
+    def notice(self, no_update: NoUpdate | None) -> None:
+        """Warn, once for each stretch, when several steps one after the other made no update."""
+        self.without_update = 0 if no_update is None else self.without_update + 1
+        if no_update is not None and self.without_update == IN_A_ROW:
+            log.warning(
+                "%d steps in a row made no update, so nothing was learned. What may help: %s",
+                IN_A_ROW,
+                no_update.advice,
+            )
+
+
+def existing(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that have a value at a step: NaN stands for none, as of rewards where no rollout has one.
+
+    >>> existing({"reward/mean": 0.5, "update/entropy": float("nan"), "update/loss": -0.0})
+    {'reward/mean': 0.5, 'update/loss': 0.0}
+    """
+    return {name: value + 0.0 for name, value in metrics.items() if not math.isnan(value)}
 
 
 class Checkpoints(Callback):

@@ -17,6 +17,7 @@ from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_rewards
 from exprl.seeding import derive_seed
 from exprl.training import metrics
+from exprl.training.no_update import no_update
 from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.update import PolicyUpdate
 from exprl.training.world import World
@@ -172,6 +173,7 @@ class ExpRLModule(PolicyModule):
         """Update the policy on every group with a learning signal; returns the update's metrics."""
         computing = self.policy_update()
         updates, dropped = computing.plan(scored)
+        self.last_no_update = None if updates else no_update(scored, dropped)
         return {**self.update_policy(computing, updates), "update/dropped_groups": float(dropped)}
 
     def policy_update(self) -> PolicyUpdate:

@@ -20,6 +20,7 @@ from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.finite import check_finite
 from exprl.models.base import LanguageModel
 from exprl.models.sharding import awaken, gathered
+from exprl.training.no_update import NoUpdate
 from exprl.training.optimizer import build_optimizer
 from exprl.training.parallel import (
     check_strategy,
@@ -86,13 +87,17 @@ class PolicyModule(LightningModule):
         self.whole_steps = True
         self.last_scored: list[ScoredGroup] = []
         self.last_metrics: dict[str, float] = {}
+        self.last_no_update: NoUpdate | None = None
         self.agreement: Agreement | None = None
 
     # ------------------------------------------------------------------ what a method says
 
     @abstractmethod
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
-        """One step on this rank's problems; sets `last_metrics` on rank 0, and `last_scored` if it has rollouts."""
+        """One step on this rank's problems; sets `last_metrics` on rank 0, `last_scored` if it has rollouts.
+
+        A step that makes no update says why in `last_no_update`. A metric without a value at a step is NaN, or missing.
+        """
 
     @abstractmethod
     def policy_update(self) -> PolicyUpdate:

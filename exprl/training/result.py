@@ -19,6 +19,8 @@ from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import comparison_table, differences, result_table
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import read_json, write_json
+from exprl.runs.lines import read_lines
+from exprl.training.no_update import IN_GENERAL
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ class RunResult:
             "before": before.summary() if before else None,
             "after": after.summary() if after else None,
             "steps": steps,
+            "steps_without_update": self.steps_without_update(),
             "seed": seed,
             "evaluation_seed": evaluation_seed,
             "seconds": dict(seconds),
@@ -108,6 +111,15 @@ class RunResult:
             }
         write_json(self.directory.summary, summary)
 
+    def steps_without_update(self) -> int | None:
+        """Of all steps, also those before the run was resumed, by `metrics.jsonl`; None where that is damaged."""
+        try:
+            lines = read_lines(self.directory.metrics, "The summary leaves out what is counted in it.")
+            return len([line for line in lines if line.get("update/count") == 0])
+        except PathError as error:
+            log.warning("%s", error)
+            return None
+
     def report(self) -> dict[str, Any]:
         """Print the table and where everything lies; returns the summary."""
         summary = self.summary()
@@ -115,6 +127,9 @@ class RunResult:
             before, after = map(self.evaluation, ("before", "after"))
             if before and after:
                 self.console.print(comparison_table(before, after))
+        idle = summary.get("steps_without_update")
+        if idle:
+            self.console.say(f"{idle} of {summary['steps']} steps made no update. {IN_GENERAL}")
         path = self.directory.path
         seconds = summary["seconds"]["total"]
         self.console.say(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}")

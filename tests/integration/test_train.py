@@ -204,3 +204,34 @@ def test_lengths_are_checked_before_any_sampling(small: Any, run: Any, monkeypat
 def test_training_needs_problems(small: Any, run: Any) -> None:
     with pytest.raises(ConfigError, match=r"data\.train"):
         run(small("data.train=null"))
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run: (step, value) by name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_a_run_without_updates_says_why_and_logs_no_values_it_does_not_have(
+    small: Any, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sparse = ("reward.name=sparse", "advantage.name=group", "rollout.max_new_tokens=1", "evaluation.source=null")
+    summary = run(small(*sparse, "trainer.checkpoint_every=0"))
+    console = (tmp_path / "run.log").read_text()
+    reason = "no update: 4 of 4 groups without signal, all 16 rollouts were cut off at the length limit"
+    assert console.count(reason) == 4
+    assert "nan" not in console
+    assert "4 of 4 steps made no update. What may help: " in console
+    assert summary["steps_without_update"] == 4
+    assert caplog.text.count("3 steps in a row made no update") == 1
+    for line in lines(tmp_path / "run/metrics.jsonl"):
+        assert line["update/count"] == 0
+        assert None not in line.values()
+        assert not set(line) & {"update/loss", "update/entropy", "update/kl", "update/lr", "update/grad_norm"}
+    shown = scalars(tmp_path / "run")
+    assert "update/entropy" not in shown
+    assert [step for step, _ in shown["reward/mean"]] == [1, 2, 3, 4]
+    assert not any(math.isnan(value) for points in shown.values() for _, value in points)

@@ -1,0 +1,91 @@
+"""A step without an update says why, once each and once in general, and logs no values that do not exist."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import pytest
+
+from exprl.console import Console
+from exprl.training.callbacks import StepLog, existing
+from exprl.training.no_update import IN_A_ROW, NoUpdate, no_update
+from exprl.types import (
+    Advantages,
+    Problem,
+    Prompt,
+    Question,
+    Rollout,
+    RolloutGroup,
+    RolloutReward,
+    Scaffold,
+    ScoredGroup,
+)
+
+
+def group(*values: float | None, tokens: int = 2, cut_off: bool = False) -> ScoredGroup:
+    """A group of rollouts with these rewards and no advantages."""
+    rollout = Rollout(
+        prompt=Prompt(problem_id="p", text="", token_ids=(1,)),
+        token_ids=(1,) * tokens,
+        text="a" * tokens,
+        token_ends=tuple(accumulate((1,) * tokens)),
+        sampler_logprobs=(-1.0,) * tokens,
+        finish_reason="length" if cut_off else "stop",
+    )
+    return ScoredGroup(
+        group=RolloutGroup(
+            problem=Problem(question=Question(problem_id="p", text="?"), scaffold=Scaffold()),
+            rollouts=(rollout,) * len(values),
+        ),
+        rewards=tuple(RolloutReward(value=value, length=tokens, cut_off=cut_off) for value in values),
+        advantages=(Advantages(segments=(), values=(), valid=True),) * len(values),
+    )
+
+
+@pytest.mark.parametrize(
+    ("groups", "dropped", "reason", "advice"),
+    [
+        ([group(0.0, 0.0)] * 4, 4, "4 of 4 groups without signal, every reward is 0", "exprl mine"),
+        ([group(1.0, 1.0)] * 2, 2, "2 of 2 groups without signal, every reward is 1", "harder problems"),
+        ([group(0.5, 0.5), group(0.0, 0.0)], 2, "2 of 2 groups without signal, the rewards within each", "exprl mine"),
+        (
+            [group(0.0, 0.0, cut_off=True)] * 2,
+            2,
+            "2 of 2 groups without signal, all 4 rollouts were cut off at the length limit",
+            "rollout.max_new_tokens",
+        ),
+        ([group(0.0, tokens=0)] * 2, 2, "all 2 rollouts are empty", "samples.jsonl"),
+        ([group(0.0, 1.0)], 0, "0 of 1 groups without signal, and in the others no rollout that counts", "samples"),
+    ],
+)
+def test_the_nearest_cause_is_named(groups: list[ScoredGroup], dropped: int, reason: str, advice: str) -> None:
+    found = no_update(groups, dropped)
+    assert found.reason.startswith(reason)
+    assert advice in found.advice
+
+
+def step_log(tmp_path: Any) -> StepLog:
+    from exprl.runs.directory import RunDirectory
+
+    return StepLog(RunDirectory(tmp_path), Console(), max_steps=10, print_samples=0)
+
+
+def test_the_step_s_line_gives_the_reason_in_place_of_numbers(tmp_path: Any) -> None:
+    metrics = existing({"update/entropy": float("nan"), "update/kl": float("nan"), "time/step_seconds": 1.25})
+    shown = (("update/entropy", "entropy", ".3f"), ("update/kl", "kl", ".4f"))
+    line = step_log(tmp_path).line(3, metrics, shown, NoUpdate("4 of 4 groups without signal", ""))
+    assert line == "step  3/10  no update: 4 of 4 groups without signal  1.2 s"
+
+
+def test_several_in_a_row_are_warned_of_once_a_stretch(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    log, idle = step_log(tmp_path), NoUpdate("", "easier problems")
+    for _ in range(IN_A_ROW - 1):
+        log.notice(idle)
+    log.notice(None)
+    assert caplog.text == ""
+    for _ in range(3 * IN_A_ROW):
+        log.notice(idle)
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 steps in a row made no update, so nothing was learned. What may help: easier problems"
+    ]

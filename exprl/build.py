@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
+from exprl.component import Choice
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.evaluation.detectors import BehaviourDetector
@@ -23,6 +25,8 @@ from exprl.resources import Resources
 from exprl.seeding import derive_seed
 from exprl.types import Problem
 from exprl.verifiers.base import Verifier
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class Build:
         source = self.experiment.data.train
         if source is None:
             raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
-        problems = self._checked(source.build(Resources()).load(), f"data.train ({source.name})")
+        problems = self._loaded(source, "data.train")
+        self._tell_unreadable(problems, "data.train")
         hold = self.experiment.reads_references or not self.training
         return problems if hold else [without_reference(problem) for problem in problems]
 
@@ -76,8 +81,9 @@ class Build:
         source = self.experiment.evaluation.source
         if source is None:
             return []
-        problems = self._checked(source.build(Resources()).load(), f"evaluation.source ({source.name})")
+        problems = self._loaded(source, "evaluation.source")
         self.verifier.check(problems)
+        self._tell_unreadable(problems, "evaluation.source")
         return problems
 
     @cached_property
@@ -171,10 +177,16 @@ class Build:
                 )
 
     @staticmethod
-    def _checked(problems: list[Problem], where: str) -> list[Problem]:
+    def _loaded(source: Choice, key: str) -> list[Problem]:
+        problems: list[Problem] = source.build(Resources()).load()
         if not problems:
-            raise DataError(f"{where}: no problems. Check the path, the filters and `limit`.")
+            raise DataError(f"{key} ({source.name}): no problems. Check the path, the filters and `limit`.")
         return problems
+
+    def _tell_unreadable(self, problems: Sequence[Problem], key: str) -> None:
+        """Warn of answers that no response can be found equal to, before work is spent on them."""
+        if unreadable := self.verifier.unreadable(problems):
+            log.warning("%s: %s", key, self.verifier.told(unreadable, problems))
 
 
 def without_reference(problem: Problem) -> Problem:

@@ -9,6 +9,9 @@ from exprl.component import Component
 from exprl.errors import DataError
 from exprl.types import Problem
 
+REFUSED_SHARE = 0.5
+"""Of the problems; where more have an answer that cannot be read, the wrong column was named."""
+
 
 class Verifier(Component):
     """Decides whether a response's final answer is right."""
@@ -22,9 +25,35 @@ class Verifier(Component):
         return [self.verify(problem, response) for problem, response in zip(problems, responses, strict=True)]
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Raise `DataError`, naming the first problem without a final answer, before a run starts."""
+        """Before a run starts.
+
+        Raises:
+            DataError: a problem has no final answer, or most have a text in which none can be read.
+        """
         for problem in problems:
             if problem.scaffold.answer is None:
                 raise DataError(
-                    f"problem {problem.id!r} has no final answer, but verifier {self.registered_name!r} needs one."
+                    f"problem {problem.id!r} has no final answer, but verifier {self.registered_name!r} needs one. "
+                    "Set columns.answer to the column that holds it, or leave the row out."
                 )
+        unreadable = self.unreadable(problems)
+        if len(unreadable) > REFUSED_SHARE * len(problems):
+            raise DataError(self.told(unreadable, problems))
+
+    def gold(self, problem: Problem) -> str | None:
+        """The final answer as it is compared; None where the problem has none, or a text in which none can be read."""
+        answer = problem.scaffold.answer
+        return answer.reveal() if answer is not None else None
+
+    def unreadable(self, problems: Sequence[Problem]) -> list[str]:
+        """Ids of the problems whose answer is a text in which none can be read: no response to them is ever right."""
+        return [p.id for p in problems if p.scaffold.answer is not None and self.gold(p) is None]
+
+    def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
+        """What to do about them, in words; nothing of the answers is shown."""
+        return (
+            f"verifier {self.registered_name!r}: in {len(unreadable)} of {len(problems)} problems (first: "
+            f"{unreadable[0]!r}) the answer is a text in which no final answer can be read: no response to them is "
+            "ever right. Set columns.answer to the column with the bare answer, end these texts in `#### answer` or "
+            r"\boxed{answer}, or choose another verifier.name."
+        )

@@ -14,6 +14,7 @@ from exprl.registry import VERIFIERS
 from exprl.types import Problem
 from exprl.verifiers.answers import stated_answers
 from exprl.verifiers.base import Verifier
+from exprl.verifiers.gold import gold_answer
 from exprl.verifiers.notation import folded
 from exprl.verifiers.statements import without_hedges
 
@@ -59,32 +60,47 @@ class ChoiceVerifier(Verifier):
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise `DataError` for a problem whose answer is missing or is not one letter."""
         super().check(problems)
-        for problem in problems:
-            if self._gold(problem) is None:
-                raise DataError(
-                    f"problem {problem.id!r}: verifier 'choice' needs one letter of {self.config.letters} as the "
-                    "answer, for example C or (C). Choose another verifier or change the answer."
-                )
+        if unreadable := self.unreadable(problems):
+            raise DataError(self.told(unreadable, problems))
+
+    def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
+        """What to do about problems whose answer is no letter, nor a solution that ends in one."""
+        return (
+            f"verifier 'choice' needs one letter of {self.config.letters} as the answer, for example C or (C), or a "
+            f"solution that ends in it (`#### C`, \\boxed{{C}}); {len(unreadable)} of {len(problems)} problems have "
+            f"another (first: {unreadable[0]!r}). Choose another verifier.name, or change the answers."
+        )
 
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the stated letter is the problem's; False without one."""
-        gold = self._gold(problem)
+        gold = self.gold(problem)
         return gold is not None and self._stated(response) == gold
 
-    def _gold(self, problem: Problem) -> str | None:
+    def gold(self, problem: Problem) -> str | None:
+        """The letter that the problem's answer is or ends in."""
         answer = problem.scaffold.answer
-        return self._alone(answer.reveal()) if answer is not None else None
+        place = gold_answer(answer.reveal()) if answer is not None else None
+        if place is None:
+            return None
+        return self._chosen(place.text) if place.kind == "statement" else self._alone(place.text)
 
     def _stated(self, response: str) -> str | None:
         for place in stated_answers(response):
             if place.kind == "line":
                 return self._alone(place.text)
-            cleaned = without_hedges(_marked_off(place.text))
-            if match := self._letter.match(cleaned):
-                rest = cleaned[match.end() :]
-                is_choice = not _FORMULA.match(rest) and (match[1] or not _GOES_ON.match(rest))
-                return _capital(match) if is_choice and not self._second.match(rest) else None
+            if self._letter.match(without_hedges(_marked_off(place.text))):
+                return self._chosen(place.text)
         return None
+
+    def _chosen(self, statement: str) -> str | None:
+        """The letter that a statement begins with and chooses; None for another beginning, or a second choice."""
+        cleaned = without_hedges(_marked_off(statement))
+        match = self._letter.match(cleaned)
+        if match is None:
+            return None
+        rest = cleaned[match.end() :]
+        is_choice = not _FORMULA.match(rest) and (match[1] or not _GOES_ON.match(rest))
+        return _capital(match) if is_choice and not self._second.match(rest) else None
 
     def _alone(self, text: str) -> str | None:
         """The letter if `text` is nothing else, brackets, marks and a full stop aside."""

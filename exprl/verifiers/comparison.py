@@ -58,6 +58,11 @@ def compare(gold: str, answer: str) -> bool | Undecided:
     return _compare_values(one, other)
 
 
+def is_comparable(gold: str) -> bool:
+    """Whether any other text than `gold` itself can be found equal to it."""
+    return len(gold) <= LONGEST and bool(plain_latex(gold))
+
+
 def is_costly(latex: str) -> bool:
     r"""Whether to compute with `latex` would take more time or memory than any final answer deserves.
 

@@ -12,6 +12,7 @@ from exprl.thinking import without_thinking
 from exprl.types import Problem
 from exprl.verifiers.answers import STATEMENT, last_line, last_match, stated_answers, without_marks
 from exprl.verifiers.base import Verifier
+from exprl.verifiers.gold import gold_answer, is_prose
 from exprl.verifiers.notation import folded
 
 
@@ -46,11 +47,21 @@ class ExactVerifier(Verifier):
 
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the stated answer equals the problem's; False without one."""
-        answer, stated = problem.scaffold.answer, self._stated(response)
-        if answer is None or stated is None:
+        gold, stated = self.gold(problem), self._stated(response)
+        if gold is None or stated is None:
             return False
         stated = self._normal(stated)
-        return bool(stated) and stated == self._normal(answer.reveal())
+        return bool(stated) and stated == self._normal(gold)
+
+    def gold(self, problem: Problem) -> str | None:
+        """The answer as the data set has it; with a pattern of exprl's own, what a solution given as answer ends in."""
+        answer = super().gold(problem)
+        if answer is None or self.config.pattern not in (STATEMENT, None):
+            return answer
+        if self.config.pattern is None and not is_prose(answer):  # a last line may be a box
+            return answer
+        place = gold_answer(answer)
+        return place.text if place is not None else None
 
     def _stated(self, response: str) -> str | None:
         if self.config.pattern == STATEMENT:

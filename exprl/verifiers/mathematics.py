@@ -15,9 +15,10 @@ from exprl.component import Component, option
 from exprl.config.ranges import PositiveInt, Range
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
-from exprl.verifiers.answers import last_box, stated_answers, without_marks
+from exprl.verifiers.answers import stated_answers, without_marks
 from exprl.verifiers.base import Verifier
-from exprl.verifiers.comparison import Undecided, compare
+from exprl.verifiers.comparison import Undecided, compare, is_comparable
+from exprl.verifiers.gold import gold_answer
 from exprl.verifiers.statements import begins_like_a_value, stated_value
 from exprl.verifiers.worker_pool import OutOfTimeError, WorkerLostError, WorkerPool
 
@@ -74,15 +75,22 @@ class MathVerifier(Verifier):
             return list(threads.map(self._verify, problems, responses, repeat(patience)))
 
     def _verify(self, problem: Problem, response: str, patience: _Patience) -> bool:
-        answer, stated = problem.scaffold.answer, self._stated(response)
-        if answer is None or not stated:
+        gold, stated = self.gold(problem), self._stated(response)
+        if gold is None or not stated:
             return False
-        revealed = answer.reveal()
-        box = last_box(revealed)
-        verdict = compare(without_marks(box[1] if box is not None else revealed), stated)
+        verdict = compare(gold, stated)
         if isinstance(verdict, Undecided):
             return any(self._ask(problem.id, *pair, patience) for pair in verdict.pairs)
         return verdict
+
+    def gold(self, problem: Problem) -> str | None:
+        """The problem's answer, or what a solution given as answer ends in; None where nothing is left to compare."""
+        answer = problem.scaffold.answer
+        place = gold_answer(answer.reveal()) if answer is not None else None
+        if place is None:
+            return None
+        value = stated_value(place.text) if place.kind == "statement" else without_marks(place.text)
+        return value if is_comparable(value) else None
 
     def _stated(self, response: str) -> str | None:
         places = stated_answers(response)

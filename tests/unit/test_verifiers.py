@@ -294,7 +294,9 @@ def test_a_small_letter_is_an_article():
 
 def test_choice_checks_the_golds_before_a_run():
     ChoiceVerifier().check([problem("B"), problem("(d)")])
-    with pytest.raises(DataError, match="'p': verifier 'choice' needs one letter of ABCDEFGHIJ"):
+    with pytest.raises(
+        DataError, match=r"verifier 'choice' needs one letter of ABCDEFGHIJ .*; 1 of 1 .* have another \(first: 'p'"
+    ):
         ChoiceVerifier().check([problem("42")])
     with pytest.raises(DataError, match="has no final answer"):
         ChoiceVerifier().check([problem(None)])

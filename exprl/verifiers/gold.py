@@ -1,0 +1,70 @@
+"""What a data set gives as the answer: the final answer by itself, or a solution that ends in it."""
+
+from __future__ import annotations
+
+import re
+
+from exprl.thinking import without_thinking
+from exprl.verifiers.answers import Stated, last_block, last_box, last_statement
+from exprl.verifiers.statements import begins_like_a_value
+
+_MARKED = re.compile(r"####[ \t]*([^\n#]*[^\n#\s])\s*\Z")
+_MATHEMATICS = re.compile(
+    r"\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\text\w*\{[^{}]*\}|\\[a-zA-Z]+",
+    re.DOTALL,
+)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
+"""Letters of scripts that put no spaces between words."""
+_SENTENCES = re.compile(r"[a-z\d)$][.!?]\s+[\\$(]*[A-Z\d]")
+
+_WORDS_OF_A_LINE = 4
+_WORDS_OF_SENTENCES = 8
+_WORDS_AFTER_A_VALUE = 2
+_UNSPACED_LETTERS = 8
+
+
+def gold_answer(gold: str) -> Stated | None:
+    r"""The final answer that `gold` is or ends in; None: a text that states none.
+
+    Data sets give answers as they are (`58`), after GSM8K's last mark (`... #### 58`), in the box of a solution (MATH),
+    or in a solution that says "the answer is 58" or ends in the value. What is not prose is its own answer.
+
+    >>> gold_answer("She sold 24 clips in May.\nThat is 72 in all.\n#### 72").text
+    '72'
+    >>> gold_answer("She sold 24 clips in May.\nShe sold many clips in all.") is None
+    True
+    """
+    if mark := _MARKED.search(gold):
+        return Stated(mark.start(1), mark[1], "box")
+    if box := last_box(gold):
+        return Stated(*box, "box")
+    if not is_prose(gold):
+        return Stated(0, gold, "line")
+    said = without_thinking(gold) or gold
+    if statement := last_statement(said):
+        return Stated(*statement, "statement")
+    conclusion = last_block(said)
+    if begins_like_a_value(conclusion) and len(_words(conclusion)) <= _WORDS_AFTER_A_VALUE:
+        return Stated(0, conclusion, "statement")
+    return None
+
+
+def is_prose(text: str) -> bool:
+    r"""Whether `text` is a solution in words, of several lines or sentences, and not an answer, however long.
+
+    >>> is_prose("Alice\nBob"), is_prose(r"\begin{cases} 1 & \text{if } x > 0 \\" "\n" r"0 & \text{else}\end{cases}")
+    (False, False)
+    """
+    spoken = _MATHEMATICS.sub(" ", text)
+    if len([line for line in text.splitlines() if line.strip()]) > 1:
+        return any(map(_is_sentence, spoken.splitlines()))
+    return len(_words(spoken)) >= _WORDS_OF_SENTENCES and _SENTENCES.search(text) is not None
+
+
+def _is_sentence(line: str) -> bool:
+    return len(_words(line)) >= _WORDS_OF_A_LINE or len(_UNSPACED.findall(line)) >= _UNSPACED_LETTERS
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(_MATHEMATICS.sub(" ", text))

@@ -24,9 +24,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from exprl.component import Component, option
 from exprl.config.ranges import Range
 from exprl.errors import ConfigError
@@ -34,7 +31,8 @@ from exprl.registry import ADVANTAGES
 from exprl.types import Advantages, AnyReward, RolloutReward, Segment, SegmentRewards
 
 Values = tuple[float, ...]
-AllReduce = Callable[[Tensor], Tensor]
+AllReduce = Callable[[Sequence[float]], Sequence[float]]
+"""Sums a few numbers, each over all ranks; called equally often on every rank."""
 
 _ROUNDING = 1e-9
 """Advantages this close to 0 are what a mean of equal scores leaves; `rms` must not count them."""
@@ -141,7 +139,7 @@ def segment_batch(groups: Sequence[Sequence[Scores]], *, all_reduce: AllReduce) 
     K = 1 gives r minus the batch mean. With fewer than two scored rollouts in the batch every advantage is 0.
     """
     means = [s.token_mean for group in groups for s in group]
-    total, count = all_reduce(torch.tensor([math.fsum(means), len(means)], dtype=torch.float64)).tolist()
+    total, count = all_reduce([math.fsum(means), len(means)])
     if count < 2:
         return [[(0.0,) * len(s.values) for s in group] for group in groups]
     return [[tuple(value - total / count for value in s.values) for s in group] for group in groups]
@@ -161,7 +159,7 @@ def scale_by_rms(batch: Sequence[tuple[Advantages, ...]], *, all_reduce: AllRedu
         if a.valid and abs(value) > _ROUNDING
     ]
     sums = [math.fsum(value * value * n for value, n in weighted), sum(n for _, n in weighted)]
-    squares, tokens = all_reduce(torch.tensor(sums, dtype=torch.float64)).tolist()
+    squares, tokens = all_reduce(sums)
     if not tokens:
         return list(batch)
     rms = math.sqrt(squares / tokens)
@@ -176,7 +174,7 @@ def has_signal(advantages: Sequence[Advantages], tolerance: float) -> bool:
 # ------------------------------------------------------------------ components
 
 
-def _alone(sums: Tensor) -> Tensor:
+def _alone(sums: Sequence[float]) -> Sequence[float]:
     return sums
 
 
@@ -203,7 +201,7 @@ class Advantage(Component):
 
         Args:
             groups: for each problem the rewards of its G rollouts.
-            all_reduce: sums a float64 CPU tensor of a few numbers over all ranks; called equally often on every rank.
+            all_reduce: sums a few numbers, each over all ranks; called equally often on every rank.
 
         Raises:
             ConfigError: a reward has a granularity that this estimator does not take.

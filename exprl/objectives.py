@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
-
+from exprl import kernels
 from exprl.component import Component, option
 from exprl.config.ranges import SMALLEST, Range, Share
 from exprl.errors import ConfigError
-from exprl.kernels.policy import KL, TokenLoss, importance_weight, kl_estimate, policy_token_loss, ratio_of
+from exprl.kernels import KL
 from exprl.registry import OBJECTIVES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exprl.kernels import TokenLoss
 
 
 class Objective(Component):
@@ -67,7 +70,7 @@ class Objective(Component):
         _check_shapes(logp=logp, old_logp=old_logp, advantages=advantages, sampler_logp=sampler_logp, ref_logp=ref_logp)
         if self.needs_reference and ref_logp is None:
             raise ValueError(f"ref_logp: required with kl_coef {self.config.kl_coef}, but got None")
-        weight = importance_weight(old_logp, sampler_logp, self.config.is_cap)
+        weight = kernels.importance_weight(old_logp, sampler_logp, self.config.is_cap)
         return self.weighted_loss(logp, old_logp, advantages.detach(), weight, ref_logp)
 
     @abstractmethod
@@ -104,7 +107,7 @@ class Clipped(Objective):
     ) -> TokenLoss:
         """See `policy_token_loss`."""
         options = self.config
-        return policy_token_loss(
+        return kernels.policy_token_loss(
             logp,
             old_logp,
             advantages,
@@ -128,15 +131,15 @@ class Reinforce(Objective):
         """-A log π, never clipped; the statistics tell how far π moved."""
         loss = -advantages * logp * is_weight
         stats = {
-            "ratio": ratio_of(logp.detach(), old_logp),
-            "clipped": torch.zeros_like(old_logp),
+            "ratio": kernels.ratio_of(logp.detach(), old_logp),
+            "clipped": old_logp.new_zeros(old_logp.shape),
             "is_weight": is_weight,
         }
         if ref_logp is not None:
-            stats["kl"] = kl_estimate(logp.detach(), ref_logp, "k3")
+            stats["kl"] = kernels.kl_estimate(logp.detach(), ref_logp, "k3")
             if self.needs_reference:
-                loss = loss + self.config.kl_coef * kl_estimate(logp, ref_logp, self.config.kl)
-        return TokenLoss(loss, stats)
+                loss = loss + self.config.kl_coef * kernels.kl_estimate(logp, ref_logp, self.config.kl)
+        return kernels.TokenLoss(loss, stats)
 
 
 def _check_shapes(**tensors: Tensor | None) -> None:

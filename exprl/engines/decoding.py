@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exprl.engines.base import Sampling
+from exprl.engines.ends import Ends
 from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs
 from exprl.models.incremental import advance, select_rows
@@ -30,16 +31,6 @@ class Decoded:
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ends:
-    """What ends a row: token ids, or a text test on its last `tail` tokens that add to its text (0: no text test)."""
-
-    token_ids: frozenset[int]
-    tail: int = 0
-    ends_text: Callable[[list[list[int]]], list[bool]] = lambda tails: [False] * len(tails)
-    adds_text: Callable[[int], bool] = lambda _: True
 
 
 class Decoding:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.completions import Completion
+from exprl.engines.ends import ends_of
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerOptions
-from exprl.engines.transformers import ends_of
 from exprl.errors import EngineError, ModelError
 from exprl.registry import ENGINES
 from exprl.seeding import derive_seed

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from exprl.component import option
 from exprl.config.ranges import PositiveInt
 from exprl.engines.base import Engine, Sampling
-from exprl.engines.decoding import Decoded, Decoding, Ends
-from exprl.engines.prefill import prefill
-from exprl.engines.sampling import uniforms_for
+from exprl.engines.ends import Ends, ends_of, pad_id
 from exprl.errors import ModelError
-from exprl.models.incremental import reading_of
 from exprl.registry import ENGINES
 from exprl.tokenization import decode_with_ends
 from exprl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
+    from exprl.engines.decoding import Decoded, Decoding
     from exprl.models.base import LanguageModel
     from exprl.resources import Resources
 
@@ -102,6 +97,8 @@ class TransformersEngine(Engine):
 
     def _batches(self, slots: list[tuple[int, int]], prompts: tuple[Prompt, ...]) -> Iterator[list[tuple[int, int]]]:
         """Of prompts of one length alone where the model cannot pad."""
+        from exprl.models.incremental import reading_of
+
         with self._language_model.inference():
             together = reading_of(self._language_model.model).pads
         for _, alike in groupby(slots, key=lambda slot: None if together else len(prompts[slot[0]].token_ids)):
@@ -125,6 +122,12 @@ class TransformersEngine(Engine):
     def _decoding(
         self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends
     ) -> Decoding:
+        import torch
+
+        from exprl.engines.decoding import Decoding
+        from exprl.engines.prefill import prefill
+        from exprl.engines.sampling import uniforms_for
+
         rows = {index: row for row, index in enumerate(dict.fromkeys(index for index, _ in batch))}
         uniforms = [
             uniforms_for(sampling.seed, sampling.number(index), sample, sampling.max_new_tokens)
@@ -134,38 +137,6 @@ class TransformersEngine(Engine):
         distinct = prefill(model, [prompts[index].token_ids for index in rows], pad_id(self._language_model.tokenizer))
         prefilled = distinct.repeated([rows[index] for index, _ in batch])  # a prompt is read once for all its slots
         return Decoding(model, prefilled, torch.stack(uniforms), sampling, ends)
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """A token to pad with; masked wherever it stands."""
-    pad = tokenizer.pad_token_id
-    return pad if isinstance(pad, int) else 0
-
-
-def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = ()) -> Ends:
-    """The tokenizer's and the generation config's end-of-sequence tokens, and a test for stop strings."""
-    generation = getattr(model, "generation_config", None)
-    extra = getattr(generation, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(extra if isinstance(extra, (list, tuple)) else [extra])} - {None}
-    if not stop:
-        return Ends(token_ids=frozenset(ids))
-
-    def ends_text(tails: list[list[int]]) -> list[bool]:
-        texts = tokenizer.batch_decode(tails, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [any(string in text for string in stop) for text in texts]
-
-    longest = max(len(string.encode()) for string in stop)  # a token that adds to the text adds at least a byte
-    return Ends(
-        token_ids=frozenset(ids), tail=longest + 4, ends_text=ends_text, adds_text=cache(partial(_adds_text, tokenizer))
-    )
-
-
-def _adds_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
-    """Whether a token is part of a decoded text: neither special nor unknown to the tokenizer."""
-    if not tokenizer.convert_ids_to_tokens(token_id):
-        return False
-    shown, whole = (tokenizer.decode([token_id], skip_special_tokens=skip) for skip in (True, False))
-    return shown != "" or whole == ""  # a lone space may be nothing by itself
 
 
 def _rollout(prompt: Prompt, decoded: Decoded, tokenizer: PreTrainedTokenizerBase, version: int) -> Rollout:

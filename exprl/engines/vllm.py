@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from exprl.component import option
 from exprl.config.ranges import temperature
 from exprl.engines.base import Engine, Sampling
-from exprl.engines.transformers import ends_of
-from exprl.engines.vllm_host import VLLMHost, sleep_all, step_all
-from exprl.engines.vllm_requests import Output, Ticket
-from exprl.engines.vllm_setup import HostOptions
+from exprl.engines.ends import ends_of
+from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ModelError
 from exprl.registry import ENGINES
 from exprl.seeding import derive_seed
@@ -20,6 +18,7 @@ from exprl.tokenization import decode_with_ends
 from exprl.types import FinishReason, Prompt, Rollout
 
 if TYPE_CHECKING:
+    from exprl.engines.vllm_requests import Output, Ticket
     from exprl.models.base import LanguageModel
     from exprl.resources import Resources
 
@@ -47,6 +46,8 @@ class VLLMEngine(Engine):
     config: Config
 
     def __init__(self, config: Config, model: LanguageModel) -> None:
+        from exprl.engines.vllm_host import VLLMHost
+
         super().__init__(config)
         self._language_model = model
         self.host = VLLMHost(model, config, trains=True)
@@ -95,6 +96,8 @@ class VLLMEngine(Engine):
 
     def sleep(self) -> None:
         """Free the GPU memory of all vLLM engines in this process, the judges' included, until each is next used."""
+        from exprl.engines.vllm_host import sleep_all
+
         sleep_all()
 
     def close(self) -> None:
@@ -102,6 +105,8 @@ class VLLMEngine(Engine):
         self.host.close()
 
     def _stream(self, prompts: tuple[Prompt, ...], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
+        from exprl.engines.vllm_host import step_all
+
         waiting: dict[tuple[int, int], Ticket] = {}
         try:
             for index, prompt in enumerate(prompts):

@@ -22,8 +22,8 @@ from torch import Tensor
 from exprl.engines import vllm_lora, vllm_setup, vllm_weights
 from exprl.engines.canary import TOLERANCES, canary_of, trainer_logprobs
 from exprl.engines.vllm_groups import shut_down, trainer_groups
+from exprl.engines.vllm_options import HostOptions
 from exprl.engines.vllm_requests import Ticket, sampling_params, ticket_name, to_output
-from exprl.engines.vllm_setup import HostOptions
 from exprl.errors import ConfigError, EngineError, ModelError
 from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights, without_adapter
 from exprl.models.sharding import whole

@@ -1,4 +1,4 @@
-"""Starting a vLLM engine: its options, and keeping what it does to a process away from the run."""
+"""Starting a vLLM engine, and keeping what it does to a process away from the run."""
 
 from __future__ import annotations
 
@@ -7,51 +7,22 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from exprl.component import checked, option
-from exprl.config.ranges import SMALLEST, Range
 from exprl.engines import vllm_lora
 from exprl.engines.vllm_classes import classes_kept
 from exprl.engines.vllm_groups import engine_groups
 from exprl.models.lora import adapter_config
 
 if TYPE_CHECKING:
+    from exprl.engines.vllm_options import HostOptions
     from exprl.models.base import LanguageModel
 
 _RANKS_HERE = "LOCAL_WORLD_SIZE"
 """A launcher's variable, which vLLM sets to its own 1; child processes would take it for their launcher's."""
-
-
-@checked
-@dataclass(frozen=True, kw_only=True)
-class HostOptions:
-    """How a vLLM engine is set up."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "precision vLLM computes in; auto: what the model is run in elsewhere"
-    )
-    max_model_len: Annotated[int, Range(ge=2, le=2**24)] | None = option(
-        None, "longest prompt + response in tokens, judge prompts included; null: the model's context"
-    )
-    gpu_memory_utilization: Annotated[float, Range(gt=0, lt=1)] = option(
-        0.4, "share of a GPU's memory for vLLM; training needs the rest"
-    )
-    cpu_kv_cache_gib: Annotated[float, Range(gt=0, le=2**20)] = option(
-        1.0, "memory of the key-value cache on a CPU, in GiB"
-    )
-    block_size: Annotated[int, Range(ge=1, le=2**16)] | None = option(
-        None, "tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
-    )
-    enforce_eager: bool | None = option(None, "skip vLLM's compilation and CUDA graphs; null: on a CPU only")
-    sleep: bool = option(True, "free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory")
-    canary_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
-        None, "mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype"
-    )
 
 
 def start_engine(

@@ -7,7 +7,7 @@ from typing import Any
 
 from exprl.component import Component, option
 from exprl.engines.vllm import VLLMEngine
-from exprl.engines.vllm_setup import HostOptions
+from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError
 from exprl.judges.backend import JudgeBackend, JudgeModel
 from exprl.judges.huggingface import HuggingFaceBackend

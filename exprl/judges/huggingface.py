@@ -6,29 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from exprl.component import option
 from exprl.config.ranges import PositiveInt
-from exprl.engines.base import Sampling
-from exprl.engines.decoding import Decoding
-from exprl.engines.prefill import Prefilled, prefill
-from exprl.engines.transformers import ends_of, pad_id
 from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.prompting import JudgePrompt
 from exprl.judges.tokens import JudgeTokenizer
-from exprl.judges.tree import build_tree, pack
-from exprl.judges.tree_forward import tree_logits, tree_prefill, understands_trees
 from exprl.models.base import LanguageModel, check_vocabulary
-from exprl.models.incremental import reading_of
 from exprl.progress import Advance
 from exprl.registry import BACKENDS
 
 if TYPE_CHECKING:
     from exprl.resources import Resources
-
-_NO_PROMPT = JudgePrompt(())
 
 
 @BACKENDS.register("transformers")
@@ -59,11 +47,13 @@ class HuggingFaceBackend(JudgeBackend):
         share_prefixes: bool = True,
         beside: LanguageModel | None = None,
     ) -> None:
+        from exprl.judges.local_model import LocalModel  # imports torch and transformers
+
         super().__init__(config)
         self._language_model = language_model
+        self._local = LocalModel(language_model, share_prefixes=share_prefixes)
         self._tokens: JudgeTokenizer = JudgeTokenizer(language_model.tokenizer, language_model.name)
         self._batch_tokens, self._batch_size = config.batch_tokens, config.batch_size
-        self._share_prefixes = share_prefixes
         self._beside = beside
         self._live = live
 
@@ -108,7 +98,12 @@ class HuggingFaceBackend(JudgeBackend):
         """The greedy reply to each prompt; a reply cut off at `max_new_tokens` is returned as far as it came."""
 
         def answer(rows: list[list[int]]) -> list[Reply]:
-            return self._decode(self._prefilled(rows), max_new_tokens)
+            replies = [Reply()] * len(rows)
+            for decoded in self._local.greedy(rows, max_new_tokens):
+                text = str(self._language_model.tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
+                finished = decoded.finish_reason == "stop"
+                replies[decoded.slot] = Reply(text=self._tokens.reply_opening + text, finished=finished)
+            return replies
 
         return self._run([self._tokens.encode(prompt) for prompt in prompts], max_new_tokens, answer, advance)
 
@@ -122,8 +117,7 @@ class HuggingFaceBackend(JudgeBackend):
         label_ids = list(encoded[0][1])
 
         def answer(rows: list[list[int]]) -> list[Reply]:
-            probabilities = self._last_logits(rows).float().softmax(-1)[:, label_ids]
-            return [Reply(probabilities=tuple(row)) for row in probabilities.tolist()]
+            return [Reply(probabilities=tuple(row)) for row in self._local.label_probabilities(rows, label_ids)]
 
         return self._run([ids for ids, _ in encoded], 0, answer, advance)
 
@@ -147,45 +141,13 @@ class HuggingFaceBackend(JudgeBackend):
         if self._beside is not None:
             model.to(self._beside.model.device)  # type: ignore[arg-type]
         with self._language_model.inference():
-            for batch in self._batches([sequences[index] for index in fitting]):
+            sequences_that_fit = [sequences[index] for index in fitting]
+            for batch in self._local.batches(sequences_that_fit, self._batch_tokens, self._batch_size):
                 indices = [fitting[row] for row in batch]
                 for index, reply in zip(indices, answer([sequences[index] for index in indices]), strict=True):
                     replies[index] = reply
                 advance(len(indices))
         return [reply for reply in replies if reply is not None]
-
-    @property
-    def _share(self) -> bool:
-        """Asked while the model's weights are whole."""
-        return self._share_prefixes and understands_trees(self._language_model.model)
-
-    def _batches(self, sequences: list[list[int]]) -> list[list[int]]:
-        if self._share:
-            return pack(sequences, self._batch_tokens, self._batch_size)
-        pads = reading_of(self._language_model.model).pads
-        return _batches_by_length(sequences, self._batch_tokens, self._batch_size, mixed=pads)
-
-    def _prefilled(self, rows: list[list[int]]) -> Prefilled:
-        model = self._language_model.model
-        if self._share and len(rows) > 1:
-            return tree_prefill(model, build_tree(rows))
-        return prefill(model, rows, pad_id(self._language_model.tokenizer))
-
-    def _last_logits(self, rows: list[list[int]]) -> Tensor:
-        if self._share and len(rows) > 1:
-            return tree_logits(self._language_model.model, build_tree(rows))
-        return self._prefilled(rows).logits
-
-    def _decode(self, prefilled: Prefilled, max_new_tokens: int) -> list[Reply]:
-        model, tokenizer = self._language_model.model, self._language_model.tokenizer
-        rows = len(prefilled.mask)
-        greedy = Sampling(n=1, top_k=1, max_new_tokens=max_new_tokens)
-        unused = torch.zeros(rows, max_new_tokens, dtype=torch.float64)
-        replies = [Reply()] * rows
-        for decoded in Decoding(model, prefilled, unused, greedy, ends_of(model, tokenizer)).run():
-            text = self._tokens.reply_opening + str(tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
-            replies[decoded.slot] = Reply(text=text, finished=decoded.finish_reason == "stop")
-        return replies
 
 
 def load_own(model: JudgeModel, resources: Resources) -> LanguageModel:
@@ -204,17 +166,3 @@ def _too_long(length: int, new_tokens: int, context: int | None) -> Reply | None
         status="error",
         text=f"judge prompt of {length} tokens + {new_tokens} new ones exceeds the judge's context of {context}",
     )
-
-
-def _batches_by_length(
-    sequences: list[list[int]], max_tokens: int, max_rows: int, *, mixed: bool = True
-) -> list[list[int]]:
-    """Batches of like length for padding, or of one length unless `mixed`; at most `max_tokens` tokens or one row."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
-        rows = len(batches[-1]) + 1 if batches else 0
-        other = bool(batches) and not mixed and len(sequences[batches[-1][0]]) != len(sequences[index])
-        if not batches or other or rows > max_rows or rows * len(sequences[index]) > max_tokens:
-            batches.append([])
-        batches[-1].append(index)
-    return batches

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from exprl.component import option
 from exprl.config.ranges import Range
-from exprl.engines.transformers import ends_of
+from exprl.engines.ends import ends_of
 from exprl.engines.vllm import VLLMEngine
-from exprl.engines.vllm_host import VLLMHost, step_all
+from exprl.engines.vllm_options import HostOptions
 from exprl.engines.vllm_requests import Ticket
-from exprl.engines.vllm_setup import HostOptions
 from exprl.errors import ConfigError
 from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.huggingface import load_own
@@ -23,6 +22,7 @@ from exprl.progress import Advance
 from exprl.registry import BACKENDS
 
 if TYPE_CHECKING:
+    from exprl.engines.vllm_host import VLLMHost
     from exprl.resources import Resources
 
 
@@ -63,6 +63,8 @@ class VLLMBackend(JudgeBackend):
     @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
         """On the sampling engine, or on one of its own with the run's frozen copy or the judge's own model."""
+        from exprl.engines.vllm_host import VLLMHost
+
         judge = f"judge {model.judge!r}"
         if model.weights == "live":
             engine = resources.need_engine(judge)
@@ -140,6 +142,8 @@ class VLLMBackend(JudgeBackend):
         )
 
     def _finish(self, ticket: Ticket, query: Query) -> Reply:
+        from exprl.engines.vllm_host import step_all
+
         while ticket.output is None:
             step_all()
         if query.labels:

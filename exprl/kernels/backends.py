@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from exprl.kernels import rows
+from exprl.kernels.names import Backend
 from exprl.kernels.rows import RowOperations
-
-Backend = Literal["auto", "triton", "eager", "compile"]
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16)
 """fp16 is left to plain torch: p times a gradient of 1 / tokens underflows there. fp64 is for checking."""

@@ -17,10 +17,11 @@ from exprl.kernels.arguments import (
     describe,
     inverse_temperature,
 )
-from exprl.kernels.backends import Backend, choose
+from exprl.kernels.backends import choose
+from exprl.kernels.names import Backend, Divergence
 from exprl.kernels.once import differentiable_once
 from exprl.kernels.products import compute_dtype, fp32_products
-from exprl.kernels.rows import Divergence, Tokens
+from exprl.kernels.rows import Tokens
 from exprl.kernels.sweep import LinearHead, Plan, coefficients, gradients, slice_columns, statistics
 
 

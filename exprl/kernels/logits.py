@@ -16,7 +16,8 @@ from exprl.kernels.arguments import (
     check_vector,
     inverse_temperature,
 )
-from exprl.kernels.backends import Backend, choose, row_operations
+from exprl.kernels.backends import choose, row_operations
+from exprl.kernels.names import Backend
 from exprl.kernels.once import differentiable_once
 from exprl.kernels.rows import FIELDS, GradientCoefficients, Tokens
 

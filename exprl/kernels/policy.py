@@ -9,16 +9,15 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from exprl.kernels.arguments import check_device, check_vector
-from exprl.kernels.backends import Backend, choose
+from exprl.kernels.backends import choose
+from exprl.kernels.names import KL, Backend
 from exprl.kernels.once import differentiable_once
-
-KL = Literal["k1", "k2", "k3"]
 
 MAX_LOG_RATIO = 20.0
 """Bound on differences of log-probs before `exp`, as in verl: e^20 is far beyond any clip and still finite."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Divergence = Literal["rkl", "fkl", "jsd"]
+from exprl.kernels.names import Divergence
 
 FIELDS = 8
 """Running numbers of a token, the rows of a state [8, T]: m, s, t, z of the chosen id; the reference's m, s and z of

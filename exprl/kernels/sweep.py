@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from exprl.kernels.backends import row_operations
+from exprl.kernels.names import Divergence
 from exprl.kernels.products import add_product, write_affine, write_product
-from exprl.kernels.rows import FIELDS, Divergence, GradientCoefficients, Tokens
+from exprl.kernels.rows import FIELDS, GradientCoefficients, Tokens
 
 _GPU_SLICE_BYTES = 384 * 2**20
 """Memory of one slice's logits and their gradient. At 16,384 tokens: 4,096 columns of one head, 2,048 of two."""

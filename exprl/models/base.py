@@ -8,15 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from exprl.component import Component
 from exprl.errors import ModelError
-from exprl.models.lora import without_adapter
-from exprl.models.modes import evaluating
-from exprl.models.sharding import gathered
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -46,6 +42,12 @@ class LanguageModel:
 
         Never around a `yield`: whoever consumes the generator would find gradients off.
         """
+        import torch  # here, as a provider's options are read before there is a model
+
+        from exprl.models.lora import without_adapter
+        from exprl.models.modes import evaluating
+        from exprl.models.sharding import gathered
+
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(evaluating(self.model))

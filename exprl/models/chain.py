@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 from exprl.component import option
 from exprl.config.ranges import SMALLEST, PositiveInt, Range, Seed, Share
 from exprl.data.chain import ChainLength
-from exprl.models import chain_tokenizer
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.cache import cache_folder, draft_of
 from exprl.registry import MODELS
@@ -65,6 +64,7 @@ class ChainModel(ModelProvider):
         """
         folder = cache_folder() / "chain" / self.fingerprint()
         if not folder.is_dir():
+            from exprl.models import chain_tokenizer
             from exprl.training.chain_warmup import warm_up  # imports Lightning: only when there is something to train
 
             initial = chain_tokenizer.build_model(chain_tokenizer.ChainModelConfig(seed=self.config.seed))
@@ -84,6 +84,8 @@ class ChainModel(ModelProvider):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _with_tokenizer(self, model: PreTrainedModel) -> LanguageModel:
+        from exprl.models import chain_tokenizer  # imports transformers
+
         return LanguageModel(model=model, tokenizer=chain_tokenizer.build_tokenizer(), name="chain policy")
 
 

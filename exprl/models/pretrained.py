@@ -17,7 +17,7 @@ from exprl.models.attention import complete_attention
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
 from exprl.registry import MODELS
-from exprl.runs.checkpoints import CHECKPOINT_SUFFIX, is_run
+from exprl.runs.directory import CHECKPOINT_SUFFIX, is_run
 from exprl.runs.files import local_path
 
 if TYPE_CHECKING:

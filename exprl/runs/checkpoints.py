@@ -18,21 +18,14 @@ from torch import Tensor
 from exprl.errors import CheckpointError, ModelError
 from exprl.runs.contents import fault
 from exprl.runs.digests import digest_file
-from exprl.runs.directory import RunDirectory
+from exprl.runs.directory import RunDirectory, is_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_SUFFIX = ".ckpt"
 _STATE, _PREFIX = "state_dict", "policy."
-
-
-def is_run(folder: Path) -> bool:
-    """Whether `folder` is the folder of a run."""
-    run = RunDirectory(folder)
-    return run.config.is_file() and run.checkpoints.is_dir()
 
 
 def find_checkpoint(path: Path) -> tuple[RunDirectory, Path]:

@@ -16,6 +16,7 @@ from exprl.runs.lock import LOCK, folder_locked, is_at, locked
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT_SUFFIX = ".ckpt"
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -140,7 +141,7 @@ class RunDirectory:
                 log.warning("%s is neither a file nor a folder: passed over", path)
             elif match:
                 found[int(match[1])] = path
-            elif path.suffix == ".ckpt":
+            elif path.suffix == CHECKPOINT_SUFFIX:
                 log.warning("%s is not named as a checkpoint of a run (step-<number>.ckpt): passed over", path)
         return [found[step] for step in sorted(found)]
 
@@ -156,6 +157,12 @@ class RunDirectory:
     def evaluation(self, name: str) -> Path:
         """Where an evaluation's figures and per-problem counts lie."""
         return self.evaluations / f"{name}.json"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is the folder of a run."""
+    run = RunDirectory(folder)
+    return run.config.is_file() and run.checkpoints.is_dir()
 
 
 def step_of(checkpoint: Path) -> int:

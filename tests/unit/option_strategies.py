@@ -18,7 +18,7 @@ from exprl.component import Component
 from exprl.config.fields import Choice, FieldSpec, fields_of, registry_of, rules_of
 from exprl.config.ranges import Form, Range
 from exprl.engines.http import ServerOptions
-from exprl.engines.vllm_setup import HostOptions
+from exprl.engines.vllm_options import HostOptions
 from exprl.experiment import Experiment
 from exprl.registry import FAMILIES
 from exprl.study.schema import Study

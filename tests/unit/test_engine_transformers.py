@@ -10,9 +10,9 @@ from scipy.stats import chisquare
 
 from exprl.engines import Sampling, TransformersEngine
 from exprl.engines.decoding import Decoding
+from exprl.engines.ends import ends_of
 from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs, uniforms_for
-from exprl.engines.transformers import ends_of
 from exprl.errors import ConfigError, ModelError
 from exprl.models.base import LanguageModel
 from exprl.registry import ENGINES

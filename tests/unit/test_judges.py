@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from exprl.config import from_layers, validate_choice
-from exprl.engines.decoding import Ends
+from exprl.engines.ends import Ends
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges import (
     CheckpointJudge,
@@ -24,7 +24,8 @@ from exprl.judges import (
 from exprl.judges.backend import Reply
 from exprl.judges.cache import key_of
 from exprl.judges.checkpoint import steps_reached
-from exprl.judges.huggingface import HuggingFaceBackend, _batches_by_length
+from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.local_model import batches_by_length
 from exprl.judges.scoring import expected_score, judgement_of
 from exprl.judges.tree_forward import understands_trees
 from exprl.judges.verdict import REPLY_START
@@ -312,9 +313,9 @@ def test_check_names_the_problem_whose_reference_leaves_no_room(tiny):
 
 def test_batches_of_like_length():
     sequences = [[0] * length for length in (9, 1, 8, 2, 2)]
-    assert _batches_by_length(sequences, max_tokens=16, max_rows=64) == [[1, 3, 4], [2], [0]]
-    assert _batches_by_length(sequences, max_tokens=1000, max_rows=2) == [[1, 3], [4, 2], [0]]
-    assert _batches_by_length(sequences, max_tokens=1, max_rows=2) == [[1], [3], [4], [2], [0]]
+    assert batches_by_length(sequences, max_tokens=16, max_rows=64) == [[1, 3, 4], [2], [0]]
+    assert batches_by_length(sequences, max_tokens=1000, max_rows=2) == [[1, 3], [4, 2], [0]]
+    assert batches_by_length(sequences, max_tokens=1, max_rows=2) == [[1], [3], [4], [2], [0]]
 
 
 def test_models_with_windows_or_foreign_kernels_get_no_trees(tiny):

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost
-from exprl.engines.vllm_setup import HostOptions
+from exprl.engines.vllm_options import HostOptions
 from exprl.models.base import LanguageModel
 from exprl.models.sharding import shard
 from exprl.training.policy import SHARDED_FORWARDS

@@ -15,7 +15,7 @@ from exprl.engines import Sampling
 from exprl.engines.canary import CANARY_TOKENS, TOLERANCES, canary_of, trainer_logprobs
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost
-from exprl.engines.vllm_setup import HostOptions
+from exprl.engines.vllm_options import HostOptions
 from exprl.errors import EngineError
 from exprl.judges.backend import Query
 from exprl.judges.prompting import compose

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from exprl.config import validate_choice
 from exprl.engines.vllm_host import VLLMHost, close_all
-from exprl.engines.vllm_setup import HostOptions
+from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError
 from exprl.judges import SameModelJudge
 from exprl.judges.backend import Query

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from exprl.engines import Sampling
+from exprl.engines.ends import ends_of
 from exprl.engines.sampling import sampling_logprobs
-from exprl.engines.transformers import ends_of
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost, step_all
-from exprl.engines.vllm_setup import HostOptions
+from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError, ModelError
 from exprl.models.base import LanguageModel
 from exprl.registry import ENGINES

@@ -16,7 +16,7 @@ from exprl.config import from_layers, validate_choice
 from exprl.engines import Sampling, TransformersEngine
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost, step_all
-from exprl.engines.vllm_setup import HostOptions
+from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges import SameModelJudge
 from exprl.judges.auto import AutoBackend

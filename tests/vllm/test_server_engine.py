@@ -14,7 +14,7 @@ import pytest
 from exprl.config import from_layers
 from exprl.console import Console
 from exprl.engines import Engine, Sampling, ServerEngine
-from exprl.engines.transformers import ends_of
+from exprl.engines.ends import ends_of
 from exprl.errors import EngineError, ModelError
 from exprl.evaluation.command import evaluate_model
 from exprl.experiment import Experiment

@@ -13,8 +13,8 @@ import torch
 
 from exprl.engines import vllm_setup
 from exprl.engines.vllm_host import VLLMHost
+from exprl.engines.vllm_options import HostOptions
 from exprl.engines.vllm_requests import Ticket
-from exprl.engines.vllm_setup import HostOptions
 from exprl.experiment import LoRAConfig
 from exprl.models.lora import attach
 from tests.vllm.helpers import engine_of, prompt, sample, small_policy

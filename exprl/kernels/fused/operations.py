@@ -8,7 +8,8 @@ from exprl.kernels.fused.gradient import gradient_kernel
 from exprl.kernels.fused.launch import launch_for, on_device
 from exprl.kernels.fused.merge import merge_kernel
 from exprl.kernels.fused.merge_jsd import merge_jsd_kernel
-from exprl.kernels.rows import Divergence, GradientCoefficients, RowOperations, Tokens
+from exprl.kernels.names import Divergence
+from exprl.kernels.rows import GradientCoefficients, RowOperations, Tokens
 
 
 def merge(

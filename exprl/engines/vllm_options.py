@@ -1,0 +1,36 @@
+"""The options of a vLLM engine, read before anything of vLLM or torch is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from exprl.component import checked, option
+from exprl.config.ranges import SMALLEST, Range
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class HostOptions:
+    """How a vLLM engine is set up."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision vLLM computes in; auto: what the model is run in elsewhere"
+    )
+    max_model_len: Annotated[int, Range(ge=2, le=2**24)] | None = option(
+        None, "longest prompt + response in tokens, judge prompts included; null: the model's context"
+    )
+    gpu_memory_utilization: Annotated[float, Range(gt=0, lt=1)] = option(
+        0.4, "share of a GPU's memory for vLLM; training needs the rest"
+    )
+    cpu_kv_cache_gib: Annotated[float, Range(gt=0, le=2**20)] = option(
+        1.0, "memory of the key-value cache on a CPU, in GiB"
+    )
+    block_size: Annotated[int, Range(ge=1, le=2**16)] | None = option(
+        None, "tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
+    )
+    enforce_eager: bool | None = option(None, "skip vLLM's compilation and CUDA graphs; null: on a CPU only")
+    sleep: bool = option(True, "free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory")
+    canary_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
+        None, "mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype"
+    )

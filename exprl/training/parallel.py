@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,6 +27,7 @@ from exprl.experiment import TrainerConfig
 from exprl.models.sharding import is_sharded, shard, whole
 from exprl.runs.parts import REST, load_parts
 from exprl.training.checkpointing import readable
+from exprl.training.launch import launched
 from exprl.training.policy import SHARDED_FORWARDS
 from exprl.training.world import World
 
@@ -111,6 +115,17 @@ def strategy_for(options: TrainerConfig, world: World) -> Strategy | str:
     if options.strategy == "fsdp2":
         return ShardedStrategy(world.size, offload=options.cpu_offload)
     return ReplicatedStrategy(world)
+
+
+def environment_for(world: World) -> ClusterEnvironment:
+    """What Lightning is told of the run's processes: those of a launcher, or this one alone.
+
+    Left to itself it takes a task of SLURM, LSF or MPI for one rank of several: a job of several tasks is refused, and
+    in all but the first of several runs that share a job its loggers write nothing.
+    """
+    environment = LightningEnvironment() if launched() is None else TorchElasticEnvironment()
+    environment.set_global_rank(world.rank)  # guessed from the job's variables when Lightning was imported
+    return environment
 
 
 def check_strategy(strategy: Strategy) -> None:

@@ -34,7 +34,7 @@ from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepL
 from exprl.training.checkpointing import PlainCheckpointIO, damage_together
 from exprl.training.launch import devices_here, launched, wants_gpu
 from exprl.training.machine import check_kernels
-from exprl.training.parallel import ShardedStrategy, strategy_for
+from exprl.training.parallel import ShardedStrategy, environment_for, strategy_for
 from exprl.training.policy_module import PolicyModule
 from exprl.training.result import RunResult
 from exprl.training.tensorboard import EventFiles
@@ -206,13 +206,14 @@ class TrainingRun:
             seed=self.experiment.seed,
         )
         strategy = strategy_for(options, self.world)
+        writer = () if isinstance(strategy, ShardedStrategy) else (PlainCheckpointIO(),)
         trainer = Trainer(
             default_root_dir=self.directory.path,  # where Lightning would look for checkpoints of its own, under SLURM
             accelerator=options.accelerator,
             devices=self.devices,
             num_nodes=self.world.size // self.devices,
             strategy=strategy,
-            plugins=None if isinstance(strategy, ShardedStrategy) else [PlainCheckpointIO()],
+            plugins=[environment_for(self.world), *writer],
             precision=options.precision,
             max_epochs=1,
             logger=EventFiles(self.directory.path, name=self.directory.tensorboard.name, purge_step=step + 1),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from exprl.errors import ConfigError, JudgeError, RunDirectoryError
 from exprl.models import chain_tokenizer
@@ -48,6 +49,18 @@ def test_a_run_leaves_its_whole_story(small: Any, run: Any, tmp_path: Path) -> N
     ]
     assert {p.stem for p in (folder / "evaluation").iterdir()} == {"before", "after", "step-000002", "step-000004"}
     assert list((folder / "tensorboard").glob("events.*"))
+
+
+def test_a_task_of_a_job_is_a_run_of_its_own(
+    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the second of `srun --ntasks=2`, whose rank Lightning reads from SLURM_PROCID when it is imported
+    job = {"NTASKS": "2", "JOB_ID": "1", "JOB_NAME": "sweep", "PROCID": "1", "LOCALID": "1", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert run(small("trainer.max_steps=1", "evaluation.source=null"))["steps"] == 1
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
 
 
 def test_an_existing_run_is_resumed_or_refused_but_never_overwritten(small: Any, run: Any, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from exprl.errors import ConfigError
@@ -15,6 +18,7 @@ from exprl.training.parallel import (
     ShardedStrategy,
     check_strategy,
     clip_gradients,
+    environment_for,
     strategy_for,
     sum_gradients,
 )
@@ -53,3 +57,15 @@ def test_gradients_are_clipped_to_the_limit() -> None:
     sum_gradients(layer, World())
     assert clip_gradients(layer, 1.0) == pytest.approx(5.0)
     assert layer.weight.grad.norm() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_launcher_says_who_the_processes_are_and_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "sweep", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads SLURM_PROCID
+    world = World()
+    assert isinstance(environment_for(world), LightningEnvironment)
+    assert rank_zero_only.rank == 0
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert isinstance(environment_for(world), TorchElasticEnvironment)

@@ -7,8 +7,9 @@ Rules that hold for every estimator:
 - A rollout cut off at the length limit under a process reward has no scores: its advantages are 0, it stays outside
   the baselines, and its tokens count in the loss's denominator. Under an outcome reward it is an ordinary 0.
 - Fewer than two scored rollouts have nothing to be compared with: whatever a group baseline centres is 0.
-- A reward for a whole rollout is one segment (K = 1). Segment estimators then give r minus the group mean, so that
-  swapping a process reward for an outcome reward changes the reward and nothing else.
+- A reward for a whole rollout is one segment (K = 1). Segment estimators then give r minus the group mean
+  (`segment_batch`: the batch's), which is `group` without its division by the group's standard deviation: Dr.GRPO's
+  advantage, not GRPO's. A config that names no advantage has `group` with such a reward (`exprl.experiment`).
 
 Departures from the authors' training script, which differs from the paper's formulas: it leaves K = 1 uncentred
 (A = r, or 0 where the baseline is r_K itself), and in GroupNorm and BatchNorm it divides the baseline by the number

@@ -6,14 +6,14 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from exprl.config.fields import Choice, choose, option, required_choice
+from exprl.config.fields import Choice, choose, choose_by, option, required_choice
 from exprl.config.validate import checked
 from exprl.errors import ConfigError
 
 if TYPE_CHECKING:
     from exprl.resources import Resources
 
-__all__ = ["Choice", "Component", "checked", "choose", "option", "required_choice"]
+__all__ = ["Choice", "Component", "checked", "choose", "choose_by", "option", "required_choice"]
 
 
 class Component(ABC):  # noqa: B024 - so that abstract methods of the families hold

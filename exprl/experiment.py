@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from exprl import config as configuration
-from exprl.component import Choice, checked, choose, option
+from exprl.component import Choice, checked, choose, choose_by, option
 from exprl.config.fields import fields_of
 from exprl.config.ranges import (
     SMALLEST,
@@ -40,6 +40,9 @@ from exprl.registry import (
     import_plugins,
     named_plugins,
 )
+
+USUAL_ADVANTAGES = {"rollout": "group", "segment": "segment_delta"}
+"""The advantage that goes with a reward of each granularity where none is named: GRPO's, and the paper's main one."""
 
 Decay = Annotated[float, Range(ge=0, lt=1)]
 
@@ -186,7 +189,9 @@ class Experiment:
     rollout: Annotated[Choice, ENGINES] = choose(ENGINES, "transformers", "the engine that samples")
     verifier: Annotated[Choice, VERIFIERS] = choose(VERIFIERS, "math", "decides whether a final answer is right")
     reward: Annotated[Choice, REWARDS] = choose(REWARDS, "sparse", "what a rollout or a segment is worth")
-    advantage: Annotated[Choice, ADVANTAGES] = choose(ADVANTAGES, "group", "rewards to per-token advantages")
+    advantage: Annotated[Choice, ADVANTAGES] = choose_by(
+        lambda chosen: usual_advantage(chosen["reward"]), ADVANTAGES, "rewards to per-token advantages"
+    )
     objective: Annotated[Choice, OBJECTIVES] = choose(OBJECTIVES, "clipped", "the policy loss")
     optimizer: OptimizerConfig = option(OptimizerConfig(), "AdamW and its schedule")
     update: UpdateConfig = option(UpdateConfig(), "from rollouts to optimizer updates")
@@ -220,6 +225,21 @@ class Experiment:
             )
         samples_at = fields_of(self.rollout.cls.Config)["temperature"].annotation
         configuration.coerce(samples_at, self.evaluation.temperature, "evaluation.temperature")
+
+
+def usual_advantage(reward: Choice) -> str:
+    """The name of the advantage that goes with a reward, so that swapping the reward alone compares the methods.
+
+    Raises:
+        ConfigError: the reward's class does not say what it gives a reward to.
+    """
+    granularity = getattr(reward.cls, "granularity", None)
+    if granularity not in USUAL_ADVANTAGES:
+        raise ConfigError(
+            f"reward.name: {reward.name!r} ({reward.cls.__module__}.{reward.cls.__qualname__}) must define granularity "
+            f"as {' or '.join(map(repr, USUAL_ADVANTAGES))}, but it is {granularity!r}."
+        )
+    return USUAL_ADVANTAGES[granularity]
 
 
 def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:

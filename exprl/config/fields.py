@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -70,6 +70,18 @@ def choose(registry: Registry[Any], name: str | None, help: str = "", **options:
     )
 
 
+def choose_by(
+    name_for: Callable[[Mapping[str, Any]], str],
+    registry: Registry[Any],
+    help: str = "",  # noqa: A002
+) -> Any:
+    """A Config field that holds a component of `registry`: by default the one that goes with the options before it.
+
+    `name_for` is given those, by name and with their defaults, and returns the component's name.
+    """
+    return field(default=None, metadata={"help": help, "registry": registry, "name_for": name_for})
+
+
 def required_choice(registry: Registry[Any], help: str = "") -> Any:  # noqa: A002
     """A Config field that holds a component of `registry` and that YAML must name.
 
@@ -91,6 +103,11 @@ class FieldSpec:
     registry: Registry[Any] | None
     dataclass: type[Any] | None
     default_node: Mapping[str, Any] | None
+    name_for: Callable[[Mapping[str, Any]], str] | None = None
+
+    def default_for(self, chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The component node that stands where none is given, beside the options `chosen` before it; None without."""
+        return self.default_node if self.name_for is None else {"name": self.name_for(chosen)}
 
 
 def fields_of(schema: type[Any]) -> Mapping[str, FieldSpec]:
@@ -116,6 +133,7 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
         registry=field.metadata.get("registry"),
         dataclass=plain if nested else None,
         default_node=field.metadata.get("default_node"),
+        name_for=field.metadata.get("name_for"),
     )
 
 

@@ -40,10 +40,11 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "") -> S:
     values = {}
     for key, spec in fields.items():
         where = _join(path, key)
+        default = spec.default_for(values)
         if key in node:
-            values[key] = _convert(spec, node[key], where)
-        elif spec.default_node is not None:
-            values[key] = _convert(spec, spec.default_node, where)
+            values[key] = _convert(spec, node[key], where, default)
+        elif default is not None:
+            values[key] = _convert(spec, default, where, default)
         elif spec.required:
             raise _missing(spec, where)
     try:
@@ -70,10 +71,11 @@ def checked(schema: type[S]) -> type[S]:
         for key, spec in fields_of(schema).items():
             if spec.registry is not None and spec.required and values.get(key) is None:
                 continue  # its owner is handed it built
+            default = spec.default_for(values)
             if key in values:
-                values[key] = _convert(spec, values[key], key)
-            elif spec.default_node is not None:
-                values[key] = _convert(spec, spec.default_node, key)
+                values[key] = _convert(spec, values[key], key, default)
+            elif default is not None:
+                values[key] = _convert(spec, default, key, default)
             elif spec.required:
                 raise _missing(spec, key)
         make(self, **values)
@@ -139,11 +141,11 @@ def coerce(annotation: Any, value: Any, path: str) -> Any:
     return _coerce_scalar(annotation, value, path)
 
 
-def _convert(spec: FieldSpec, value: Any, path: str) -> Any:
+def _convert(spec: FieldSpec, value: Any, path: str, default: Mapping[str, Any] | None) -> Any:
     if isinstance(value, str) and value == "???":
         raise _missing(spec, path)
     if spec.registry is not None and not (value is None and allows_none(spec.annotation)):
-        return validate_choice(spec.registry, value, path, spec.default_node)
+        return validate_choice(spec.registry, value, path, default)
     return coerce(spec.annotation, value, path)
 
 

@@ -5,6 +5,7 @@ Each imports its own code only when it is chosen: a run with `rl` never loads wh
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from exprl.training.policy_module import PolicyModule
     from exprl.training.world import World
     from exprl.types import Problem
+
+
+log = logging.getLogger(__name__)
 
 
 class Method(Component):
@@ -45,9 +49,13 @@ class RL(Method):
 
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """The run's reward, advantage and objective."""
+        from exprl.training.advice import about_advantage
         from exprl.training.module import ExpRLModule, Parts
 
         experiment, problems = build.experiment, build.train_problems
+        advice = about_advantage(experiment)
+        if advice is not None and world.first:
+            log.warning("%s", advice)
         reward = experiment.reward.build(build.resources)
         reward.check(problems)
         objective = experiment.objective.build(build.resources)

@@ -1,0 +1,120 @@
+"""The advantage that goes with a reward: the default follows the reward, and what is named stays and is told."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from exprl.advantages import GroupAdvantage
+from exprl.component import Choice
+from exprl.config import from_layers, load, to_node
+from exprl.errors import ConfigError
+from exprl.experiment import Experiment, load_experiment
+from exprl.registry import ADVANTAGES, JUDGES, MODELS, REWARDS
+from exprl.rewards import Reward
+from exprl.training.advice import about_advantage
+from exprl.training.methods import RL
+from exprl.training.world import World
+from exprl.types import RolloutReward
+
+JUDGE = {"name": "checkpoint"}
+VALUES = [[1.0, 0.0, 0.0, 0.0], [0.75, 0.5, 0.25, 0.5]]
+
+
+def experiment(reward: str, **node: Any) -> Experiment:
+    judged = {"judge": JUDGE} if reward != "sparse" else {}
+    return from_layers(Experiment, [{"model": {"name": "chain"}, "reward": {"name": reward, **judged}, **node}])
+
+
+def of_rollouts(name: str, **options: Any) -> list[list[float]]:
+    advantage = ADVANTAGES.get(name)(ADVANTAGES.get(name).Config(**options))
+    rewards = [tuple(RolloutReward(value=value, length=3) for value in group) for group in VALUES]
+    return [[own.values[0] for own in group] for group in advantage.estimate(rewards)]
+
+
+@pytest.mark.parametrize("reward", REWARDS.names())
+def test_a_reward_brings_an_advantage_that_takes_it(reward: str) -> None:
+    found = experiment(reward)
+    assert found.reward.cls.granularity in found.advantage.cls.accepts
+    assert found.advantage.name == {"rollout": "group", "segment": "segment_delta"}[found.reward.cls.granularity]
+    assert about_advantage(found) is None
+    assert from_layers(Experiment, [to_node(found)]) == found
+
+
+@pytest.mark.parametrize("reward", REWARDS.names())
+def test_one_override_of_the_reward_takes_the_advantage_with_it(tmp_path: Path, reward: str) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "model: {name: chain}\nreward: {name: process, judge: {name: checkpoint}}\nadvantage: {scale: rms}\n"
+    )
+    found = load(Experiment, mine, [f"reward.name={reward}"]).advantage
+    assert (found.name, found.config.scale) == (experiment(reward).advantage.name, "rms")
+
+
+def test_it_goes_with_a_reward_made_in_code() -> None:
+    judge, model = Choice.of(JUDGES, "checkpoint"), Choice.of(MODELS, "chain")
+    process, outcome = (Choice.of(REWARDS, name, judge=judge) for name in ("process", "outcome"))
+    assert Experiment(model=model, reward=process).advantage.name == "segment_delta"
+    assert Experiment(model=model, reward=outcome).advantage == Choice.of(ADVANTAGES, "group")
+    assert Experiment(model=model).advantage.name == "group"
+
+
+def test_a_reward_that_does_not_say_what_it_scores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unsaid(Reward):
+        def score(self, groups: Any, advance: Any = None) -> Any:
+            raise AssertionError
+
+    monkeypatch.setitem(REWARDS._classes, "unsaid", Unsaid)
+    with pytest.raises(ConfigError, match=r"reward\.name: 'unsaid' .*Unsaid\) must define granularity as 'rollout' or"):
+        load_experiment(None, ["model.name=chain", "reward.name=unsaid"])
+
+
+@pytest.mark.parametrize("name", ADVANTAGES.names())
+def test_what_is_named_stays_and_is_told_where_it_is_not_grpo(name: str) -> None:
+    accepts = ADVANTAGES.get(name).accepts
+    found = experiment("sparse", advantage={"name": name})
+    assert found.advantage.name == name
+    said = about_advantage(found)
+    assert (said is not None) == ("segment" in accepts)
+    if said is None:
+        return
+    assert f"advantage.name={name} " in said
+    assert "advantage.name=group" in said
+    if name == "segment_batch":
+        mean = sum(map(sum, VALUES)) / sum(map(len, VALUES))
+        centred = [[value - mean for value in group] for group in VALUES]
+    else:
+        centred = of_rollouts("group", std=False)
+    assert of_rollouts(name) == [pytest.approx(group) for group in centred]
+    assert of_rollouts(name)[0] != pytest.approx(of_rollouts("group")[0])
+
+
+def test_dr_grpo_is_grpo_times_the_deviation_of_the_group() -> None:
+    scales = [
+        delta[0] / grpo[0] for delta, grpo in zip(of_rollouts("segment_delta"), of_rollouts("group"), strict=True)
+    ]
+    assert scales == [pytest.approx(0.5, rel=1e-4), pytest.approx(0.2041241, rel=1e-4)]
+    assert GroupAdvantage.Config().std
+
+
+def test_a_run_says_so_on_its_first_rank_before_it_makes_anything(caplog: pytest.LogCaptureFixture) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(*args: Any) -> None:
+        raise Stopped
+
+    found = experiment("outcome", advantage={"name": "segment_delta"})
+    reward = SimpleNamespace(name="outcome", cls=found.reward.cls, build=stop)
+    told = SimpleNamespace(reward=reward, advantage=found.advantage)
+    build: Any = SimpleNamespace(experiment=told, train_problems=[], resources=None)
+    for rank in (0, 1):
+        world = World()
+        world.rank = rank
+        with caplog.at_level(logging.WARNING), pytest.raises(Stopped):
+            RL().prepare(build, world)
+    assert [record.getMessage() for record in caplog.records] == [about_advantage(found)]

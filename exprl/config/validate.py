@@ -37,7 +37,7 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "") -> S:
     for key in node:
         if key not in fields:
             raise ConfigError(f"{_join(path, str(key))}: unknown option. {did_you_mean(str(key), fields)}")
-    values = {}
+    values: dict[str, Any] = {}
     for key, spec in fields.items():
         where = _join(path, key)
         default = spec.default_for(values)

@@ -12,7 +12,7 @@ import torch
 
 from exprl.component import Choice
 from exprl.engines.base import Engine, Sampling
-from exprl.errors import ConfigError, DataError, ModelError
+from exprl.errors import ColumnError, ConfigError, DataError, ModelError
 from exprl.evaluation.detectors import BehaviourDetector
 from exprl.evaluation.evaluate import EvaluationResult, evaluate
 from exprl.experiment import Experiment
@@ -178,7 +178,10 @@ class Build:
 
     @staticmethod
     def _loaded(source: Choice, key: str) -> list[Problem]:
-        problems: list[Problem] = source.build(Resources()).load()
+        try:
+            problems: list[Problem] = source.build(Resources()).load()
+        except ColumnError as error:
+            raise error.under(key) from error
         if not problems:
             raise DataError(f"{key} ({source.name}): no problems. Check the path, the filters and `limit`.")
         return problems

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 
 
 class ExprlError(Exception):
@@ -16,6 +17,24 @@ class ConfigError(ExprlError, ValueError):
 
 class DataError(ExprlError):
     """A problem source is missing, empty or has a bad row; the message names file and row."""
+
+
+class ColumnError(DataError):
+    """A row does not have what the mapping of columns asks for.
+
+    Args:
+        found: what is wrong, naming file, row and column.
+        settings: what to set, each as an option of the source: `columns.answer=gold`.
+        otherwise: what else can be done, the end of the sentence.
+    """
+
+    def __init__(self, found: str, settings: Sequence[str], otherwise: str) -> None:
+        self.found, self.settings, self.otherwise = found, tuple(settings), otherwise
+        super().__init__(f"{found} Set {' '.join(map(shlex.quote, self.settings))}{otherwise}")
+
+    def under(self, key: str) -> ColumnError:
+        """The same where the source's options stand under `key`, so that the settings can be given as they are."""
+        return ColumnError(self.found, [f"{key}.{setting}" for setting in self.settings], self.otherwise)
 
 
 class ModelError(ExprlError):

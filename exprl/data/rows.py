@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 
 from exprl.component import checked, option
 from exprl.config.ranges import NonEmpty, NonNegativeInt, PositiveInt
+from exprl.data.conventions import listing, proposal
 from exprl.data.exposure import Exposure, Sign, exposed
-from exprl.errors import DataError, did_you_mean
+from exprl.data.messages import only_request, path_of, roles_of, shown_roles
+from exprl.errors import ColumnError, DataError
 from exprl.types import Hidden, Problem, Question, Scaffold
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
 
+ROLES = ("question", "reference", "answer", "id", "domain", "steps")
 HIDDEN_ROLES = ("reference", "answer", "steps")
 """No message shows what is in these columns: errors go to terminals and logs."""
 
@@ -28,7 +31,10 @@ MISSING = object()
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column holds what. A dot reaches into a nested column: `reward_model.ground_truth`."""
+    """Which column holds what. A dot reaches into nested columns and lists: `extra.gold`, `chat.0.content`.
+
+    A question that is a chat of one user message is that message's text.
+    """
 
     question: NonEmpty = option("question", "the problem's text")
     reference: NonEmpty | None = option("reference", "the worked solution; null: the rows have none")
@@ -89,6 +95,7 @@ def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source
 
 def to_problem(row: Row, columns: Columns, where: str, default_id: str) -> Problem:
     """One row as a `Problem`; raises `DataError` naming `where` and the column."""
+    _check_columns(row, columns, where)
     reference = _optional_text(row, columns, "reference", where)
     answer = _optional_text(row, columns, "answer", where)
     steps = _steps(row, columns, where)
@@ -117,16 +124,44 @@ def _column(row: Row, columns: Columns, role: str) -> str | None:
     return None if value is None or value is MISSING else column
 
 
+def _check_columns(row: Row, columns: Columns, where: str) -> None:
+    """Raise `ColumnError` for all roles at once whose column the row does not have."""
+    mapped = {role: _column(row, columns, role) for role in ROLES}
+    missing = {role: c for role, c in mapped.items() if c is not None and _find(row, c) is MISSING}
+    if not missing:
+        return
+    taken = [column for role, column in mapped.items() if role not in missing]
+    proposed = {role: proposal(role, column, row, taken) for role, column in missing.items()}
+    told = " and ".join(f"no column {column!r} for the {role}" for role, column in missing.items())
+    raise ColumnError(
+        f"{where}: {told}. The columns are {listing(row)}.",
+        [f"columns.{role}={name or ('null' if role != 'question' else 'COLUMN')}" for role, name in proposed.items()],
+        " (null: the rows have none), or repair the row.",
+    )
+
+
 def _text(row: Row, column: str, role: str, where: str) -> str:
-    value = _lookup(row, column, role, where)
+    cell = _find(row, column)
+    value = only_request(cell) if role == "question" else cell
     if role in ("answer", "id") and _is_number(value):
         value = str(value)
     if not isinstance(value, str):
-        raise DataError(f"{where}: column {column!r} must be text, but holds {_show(value, role)}. {_way_out(role)}")
+        raise _wrong_type(value, column, role, where)
     _check_encodable(value, column, where)
     if not value.strip():
-        raise DataError(f"{where}: column {column!r} is empty. {_way_out(role)}")
+        raise ColumnError(f"{where}: column {column!r} is empty.", *_way_out(role))
     return value
+
+
+def _wrong_type(value: Any, column: str, role: str, where: str) -> ColumnError:
+    if (roles := roles_of(value)) is not None:
+        return ColumnError(
+            f"{where}: column {column!r} is a chat of {len(roles)} messages ({shown_roles(roles)}), but the {role} is "
+            "one text.",
+            [f"columns.{role}={path_of(value, column, role) or f'{column}.0.content'}"],
+            " for the text of one message (they count from 0); what a system message says belongs into prompt.system.",
+        )
+    return ColumnError(f"{where}: column {column!r} must be text, but holds {_show(value, role)}.", *_way_out(role))
 
 
 def _is_number(value: Any) -> bool:
@@ -138,23 +173,15 @@ def _steps(row: Row, columns: Columns, where: str) -> tuple[str, ...] | None:
     column = _column(row, columns, "steps")
     if column is None:
         return None
-    value = _lookup(row, column, "steps", where)
+    value = _find(row, column)
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(s, str) and s.strip() for s in value):
-        raise DataError(
-            f"{where}: column {column!r} must be a list of texts, but holds {_show(value, 'steps')}. "
-            f"{_way_out('steps')}"
+        raise ColumnError(
+            f"{where}: column {column!r} must be a list of texts, but holds {_show(value, 'steps')}.",
+            *_way_out("steps"),
         )
     for step in value:
         _check_encodable(step, column, where)
     return tuple(value)
-
-
-def _lookup(row: Row, column: str, role: str, where: str) -> Any:
-    value = _find(row, column)
-    if value is MISSING:
-        choices = did_you_mean(column, map(str, row))
-        raise DataError(f"{where}: no column {column!r} for the {role}. {choices} {_way_out(role)}")
-    return value
 
 
 def _find(row: Row, column: str) -> Any:
@@ -162,16 +189,21 @@ def _find(row: Row, column: str) -> Any:
         return row[column]
     value: Any = row
     for key in column.split("."):
-        if not isinstance(value, Mapping) or key not in value:
+        if isinstance(value, (list, tuple)) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        elif isinstance(value, Mapping) and key in value:
+            value = value[key]
+        else:
             return MISSING
-        value = value[key]
     return value
 
 
-def _way_out(role: str) -> str:
+def _way_out(role: str) -> tuple[list[str], str]:
+    """The settings and the rest of an error about a cell."""
     if role == "question":
-        return "Set columns.question, or repair the row."
-    return f"Set columns.{role} (null: none), or repair the row."
+        return ["columns.question=COLUMN"], " for another column, or repair the row."
+    partly = "" if role == "id" else " (columns.partial=true there, if some have)"
+    return [f"columns.{role}=null"], f" if no row has one{partly}, or another column, or repair the row."
 
 
 def _check_encodable(text: str, column: str, where: str) -> None:

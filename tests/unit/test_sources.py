@@ -99,13 +99,13 @@ class TestJsonl:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({**ROWS[0], "question": " \n"}, "column 'question' is empty. Set columns.question, or repair the row."),
+            ({**ROWS[0], "question": " \n"}, "column 'question' is empty. Set columns.question=COLUMN for"),
             ({**ROWS[0], "question": 3}, "column 'question' must be text, but holds 3 (int)."),
             ({**ROWS[0], "reference": None}, "column 'reference' must be text, but holds None (NoneType)."),
             ({**ROWS[0], "reference": ["a"]}, "column 'reference' must be text, but holds a list of 1."),
             (
                 {**ROWS[0], "answer": ""},
-                "column 'answer' is empty. Set columns.answer (null: none), or repair the row.",
+                "column 'answer' is empty. Set columns.answer=null if no row has one (columns.partial=true there,",
             ),
             ({**ROWS[0], "answer": True}, "column 'answer' must be text, but holds a bool."),
             ({**ROWS[0], "answer": float("nan")}, "column 'answer' must be text, but holds a float."),
@@ -115,8 +115,8 @@ class TestJsonl:
             ),
             (
                 {"question": "1?", "answer": 2, "referense": "Add."},
-                "no column 'reference' for the reference. Did you mean 'referense'? "
-                "Choose one of: answer, question, referense. Set columns.reference (null: none), or repair the row.",
+                "no column 'reference' for the reference. The columns are 'question', 'answer', 'referense'. "
+                "Set columns.reference=referense (null: the rows have none), or repair the row.",
             ),
             ('{"question": "1?",', "not valid JSON: "),
             ("[1, 2]", "expected an object {...} on each line, but got a list."),

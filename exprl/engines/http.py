@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
 import math
 import os
 import random
@@ -12,7 +13,10 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 from weakref import finalize
 
 from exprl.component import checked, option
@@ -24,6 +28,18 @@ from exprl.errors import ConfigError
 
 LONGEST_PAUSE = 8.0
 """Seconds between two tries, at most, unless the server asks for more."""
+
+NEUTRAL = MappingProxyType(
+    {
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+)
+"""Sampling by the model's own probabilities: what a request leaves out, a server takes from its generation config."""
 
 _LONGEST_WISH = 60.0
 _BUSY = (408, 409, 425, 429)
@@ -104,10 +120,11 @@ class CompletionServer:
         grace = sum(_pause(number) for number in range(options.retries))
         self._breaker = CircuitBreaker(grace, lambda: self._try(_QUESTION))
         self._random = random.Random()  # the run's own generators must not move
+        self._place = f"{options.url} (through a proxy)" if _proxied(options.url) else options.url
         self._secrets = _secrets(options)
 
     def submit(self, **request: Any) -> Future[Completion]:
-        """The completion, once it is there; `request` holds the fields of the JSON that is sent.
+        """The completion, once it is there; `request` holds the fields of the JSON that is sent, beside `NEUTRAL`.
 
         The future raises `RequestFailedError`; cancelled, it drops the request.
         """
@@ -169,7 +186,7 @@ class CompletionServer:
 
     async def _try(self, request: dict[str, Any]) -> Completion:
         """One try; raises httpx2's errors where nothing answers."""
-        payload = {"model": self.options.model, **request}
+        payload = {"model": self.options.model, **NEUTRAL, **request}
         async with (
             asyncio.timeout(self.options.timeout),  # on the whole: a server may trickle
             self._client.stream("POST", f"{self.options.url}/completions", json=payload) as response,
@@ -209,13 +226,13 @@ class CompletionServer:
         if self._breaker.death is not None:
             raise ServerDeadError(
                 self._public(
-                    f"{self.options.url} does not answer: {SILENT_TRIES} or more tries in a row and a last one for a "
+                    f"{self._place} does not answer: {SILENT_TRIES} or more tries in a row and a last one for a "
                     f"single token met {self._breaker.death}. See that the server runs, then go on with --resume."
                 )
             )
 
     def _failure(self, message: str, *, timed_out: bool = False) -> RequestFailedError:
-        return RequestFailedError(self._public(f"{self.options.url}: {message}"), timed_out=timed_out)
+        return RequestFailedError(self._public(f"{self._place}: {message}"), timed_out=timed_out)
 
     def _public(self, text: str) -> str:
         """A server may quote the key it refuses, and messages are saved."""
@@ -242,12 +259,42 @@ def _client(options: ServerOptions) -> Any:
         import httpx2
     except ImportError as error:
         raise ConfigError("name=server needs the package httpx2: pip install 'exprl[server]'") from error
-    return httpx2.AsyncClient(
-        headers={"Accept": "application/json", "Accept-Encoding": "identity", **_authorization(options)},
-        timeout=options.timeout,
-        limits=httpx2.Limits(max_connections=options.concurrency + 1, max_keepalive_connections=options.concurrency),
-        follow_redirects=False,  # a key is for the server that was named
-    )
+    limits = httpx2.Limits(max_connections=options.concurrency + 1, max_keepalive_connections=options.concurrency)
+    try:
+        return httpx2.AsyncClient(
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", **_authorization(options)},
+            timeout=options.timeout,
+            limits=limits,
+            # Given a transport, the client looks for no proxy, not even for one that it could not use.
+            transport=None if _proxied(options.url) else httpx2.AsyncHTTPTransport(limits=limits),
+            follow_redirects=False,  # a key is for the server that was named
+        )
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        raise ConfigError(
+            "url: a proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used "
+            f"({without_credentials(str(error))}). Set another, or NO_PROXY={urlsplit(options.url).hostname}."
+        ) from None
+
+
+def _proxied(url: str) -> bool:
+    """Whether the environment puts a proxy before a server; never before one on this machine, which none can reach."""
+    parts, proxies = urlsplit(url), getproxies()
+    named = parts.scheme in proxies or "all" in proxies
+    return named and not _is_here(url) and not proxy_bypass(parts.netloc)
+
+
+def _is_here(url: str) -> bool:
+    """Whether a server runs on this machine.
+
+    >>> [_is_here(f"http://{host}:8000/v1") for host in ("localhost", "127.0.0.1", "0.0.0.0", "[::1]", "judges")]
+    [True, True, True, True, False]
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _authorization(options: ServerOptions) -> dict[str, str]:

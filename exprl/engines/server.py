@@ -92,17 +92,12 @@ class ServerEngine(Engine):
                 request_under_way.cancel()
 
     def _request(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
-        # Whatever is left out, a server may take from the model's generation config instead.
         return {
             "prompt": list(prompt.token_ids),
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
             "seed": seed,
             "stop": list(sampling.stop),
             "stop_token_ids": self._ends,

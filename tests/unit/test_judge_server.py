@@ -19,7 +19,7 @@ from exprl.config import from_layers
 from exprl.engines.completions import MalformedAnswerError, read_completion
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerOptions
 from exprl.engines.urls import split_credentials
-from exprl.errors import JudgeError, RunDirectoryError
+from exprl.errors import ConfigError, JudgeError, RunDirectoryError
 from exprl.experiment import Experiment
 from exprl.judges.backend import Query, Reply
 from exprl.judges.prompting import compose
@@ -264,6 +264,48 @@ def test_a_start_sees_whether_the_server_is_there():
     with FakeServer(lambda number, body: digits(*FIVE)) as server:
         backend(server.url).check(short(""))
         assert not server.bodies, "nothing is asked for"
+
+
+@pytest.mark.parametrize("query", [short("a"), written("a")])
+def test_a_server_samples_by_the_models_own_probabilities(query):
+    # left out, vLLM takes them from the model's generation config: Qwen2.5's has a repetition penalty of 1.05
+    with FakeServer(lambda number, body: digits(*FIVE)) as server:
+        run(backend(server.url), [query])
+    (body,) = server.bodies
+    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    neutral |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert {name: body.get(name) for name in neutral} == neutral
+
+
+# ------------------------------------------------------------------ proxies
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://x"])
+def test_a_server_on_this_machine_needs_no_proxy(monkeypatch, proxy):
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with FakeServer(lambda number, body: digits(*FIVE)) as server:
+        assert run(backend(server.url), [short("a")])[0].status == "ok"
+
+
+def test_a_proxy_before_a_server_is_named(monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{free_port()}")
+    (reply,) = run(backend("http://judges.invalid/v1"), [short("a")])
+    assert (reply.status, reply.text.split(": ")[0]) == ("error", "http://judges.invalid/v1 (through a proxy)")
+    assert "secret" not in reply.text
+    monkeypatch.setenv("no_proxy", "judges.invalid")
+    (reply,) = run(backend("http://judges.invalid/v1"), [short("a")])
+    assert "proxy" not in reply.text
+
+
+@pytest.mark.parametrize("proxy", ["nonsense://me:secret@x", "http://[::1"])
+def test_a_proxy_that_cannot_be_used_is_one_line(monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(ConfigError, match="NO_PROXY=judges") as caught:
+        backend("http://judges/v1")
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("no_proxy", "judges")
+    backend("http://judges/v1")
 
 
 # ------------------------------------------------------------------ another server

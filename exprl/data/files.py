@@ -24,6 +24,21 @@ def existing(path: str, source: str) -> Path:
     raise DataError(f"source {source!r}: no file {found.absolute()}. {hint}")
 
 
+SOURCE_OF = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
+"""The source that reads a kind of file itself."""
+
+
+def existing_file(path: str, source: str) -> Path:
+    """Like `existing`, of a file that this source reads; a `DataError` that names the source for any other."""
+    found = existing(path, source)
+    if found.is_dir():
+        raise DataError(f"source {source!r}: {found} is a folder. Give one file, or set name=hub for a folder of them.")
+    other = SOURCE_OF.get(found.suffix.lower(), source)
+    if other != source:
+        raise DataError(f"source {source!r}: {found} is a {found.suffix} file. Set name={other} for it.")
+    return found
+
+
 def require(module: str, source: str, extra: str = "data") -> Any:
     """An optional package; a `DataError` that says how to install it when it is missing."""
     try:

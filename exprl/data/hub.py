@@ -1,4 +1,4 @@
-"""Problems from the Hugging Face Hub, or from a local folder that the `datasets` library reads."""
+"""Problems from the Hugging Face Hub, or from a local file or folder that the `datasets` library reads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
-from exprl.data.files import require
-from exprl.data.jsonl import check_lines
+from exprl.data.files import SOURCE_OF, existing, require
+from exprl.data.folder import KINDS, check_kinds, explain, tables_in
 from exprl.data.rows import Row, TableConfig, read_problems, window
 from exprl.data.tables import mapped, numbered, with_names
 from exprl.errors import DataError, did_you_mean
@@ -19,19 +19,23 @@ from exprl.registry import SOURCES
 from exprl.runs.files import local_path
 from exprl.types import Problem
 
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 # what `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder
 SAVED = ("state.json", "dataset_dict.json")
 
 
 @SOURCES.register("hub")
 class HubSource(ProblemSource):
-    """A data set of the `datasets` library: a name on the Hub, a folder of files, or what `save_to_disk` wrote."""
+    """A data set of the `datasets` library: a name on the Hub, a file or folder, or what `save_to_disk` wrote.
+
+    A .csv, .tsv, .jsonl or .parquet file is read by the source of that kind, which names its lines.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TableConfig):
         """The data set and its columns."""
 
-        path: NonEmpty = option(help="name on the Hub (owner/name) or local folder")
+        path: NonEmpty = option(help="name on the Hub (owner/name), or local file or folder")
         subset: NonEmpty | None = option(None, "configuration of the data set, where it has several")
         split: NonEmpty = option("train", "which split")
         revision: NonEmpty | None = option(None, "branch, tag or commit on the Hub; null: the newest")
@@ -41,31 +45,41 @@ class HubSource(ProblemSource):
     def load(self) -> list[Problem]:
         """The split's problems; raises `DataError` naming data set and row."""
         path, split = self.config.path, self.config.split
-        return read_problems(self._rows(self._dataset()), self.config.columns, f"{path} [{split}]")
+        place = local_path(path, "path")
+        if place.is_file():
+            return self._of_file(place)
+        if place.is_dir():
+            check_kinds(place)
+        elif _means_a_file(path):
+            existing(path, "hub")
+        return read_problems(self._rows(self._dataset(place)), self.config.columns, f"{path} [{split}]")
 
-    def _dataset(self) -> Any:
+    def _of_file(self, file: Path) -> list[Problem]:
+        check_file(file, self.config)
+        if (name := SOURCE_OF.get(file.suffix.lower())) is None:
+            return read_problems(self._rows(self._dataset(file)), self.config.columns, str(file))
+        source = SOURCES.get(name)
+        options = {key: getattr(self.config, key) for key in ("columns", "offset", "limit")}
+        problems: list[Problem] = source(source.Config(path=str(file), **options)).load()
+        return problems
+
+    def _dataset(self, place: Path) -> Any:
         datasets = require("datasets", "hub")
-        options, folder = self.config, local_path(self.config.path, "path")
+        options = self.config
         try:
-            if any((folder / name).is_file() for name in SAVED):
-                return self._split_of(datasets.load_from_disk(str(folder)))
+            if any((place / name).is_file() for name in SAVED):
+                return self._split_of(datasets.load_from_disk(str(place)))
             return datasets.load_dataset(
-                str(folder) if folder.is_dir() else options.path,
-                options.subset,
+                *_location(place, options),
                 split=options.split,
                 revision=options.revision,
                 trust_remote_code=False,
+                **_reading(place, options),
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, datasets.exceptions.DatasetsError) as error:
             # OSError covers a missing data set, no network and a cut-off download; ValueError subset and split
-            raise DataError(f"source 'hub': cannot load {self._name()}: {error}") from error
-        except datasets.exceptions.DatasetsError as error:
-            for file in sorted(folder.rglob("*.jsonl")) if folder.is_dir() else []:
-                check_lines(file)  # which names the line, as the library does not
-            cause = error.__cause__ or error
-            raise DataError(
-                f"source 'hub': cannot load {self._name()}: a file cannot be read ({type(cause).__name__})."
-            ) from error
+            explain([place] if place.is_file() else tables_in(place) if place.is_dir() else [])
+            raise DataError(f"source 'hub': cannot load {self._name()}: {_reason(error, datasets)}") from error
 
     def _split_of(self, saved: Any) -> Any:
         if not isinstance(saved, dict):
@@ -84,3 +98,50 @@ class HubSource(ProblemSource):
         wanted = dataset.select_columns(sorted(set(mapped(self.config.columns, names).values())))
         for number, row in window(numbered(wanted, where), self.config.offset, self.config.limit):
             yield f"{where}, row {number}", f"{stem}-{self.config.split}-{number}", with_names(row, names)
+
+
+def check_file(file: Path, options: HubSource.Config) -> None:
+    """Raise `DataError` for a file that is no table by its name, or is asked for what a file does not have."""
+    if file.suffix.lower() not in (*KINDS, *PACKED):
+        raise DataError(
+            f"source 'hub': {file} is no table by its ending. Give a file that ends in {', '.join((*KINDS, *PACKED))}."
+        )
+    given = {name: value for name in ("subset", "revision") if (value := getattr(options, name)) is not None}
+    if not options.split.isidentifier():
+        given["split"] = options.split
+    for name, value in given.items():
+        raise DataError(f"source 'hub': {file} is one file, of which there is no {name} {value!r}. Use offset, limit.")
+
+
+def _means_a_file(path: str) -> bool:
+    """Whether a path that is not there cannot be a name on the Hub."""
+    return path.count("/") > 1 or path.startswith((".", "~", "/")) or Path(path).suffix.lower() in KINDS
+
+
+def _location(place: Path, options: HubSource.Config) -> tuple[str, str | None]:
+    if place.is_file():
+        return str(place.absolute().parent), None
+    return str(place) if place.is_dir() else options.path, options.subset
+
+
+def _reading(place: Path, options: HubSource.Config) -> dict[str, Any]:
+    """What `datasets` is told of local files.
+
+    A file is whichever split is asked for. Mapped cells of CSV stay text, as 007 is no 7 and None may be a word.
+    """
+    if place.is_file():
+        return {"data_files": {options.split: place.name}}
+    tables = tables_in(place) if place.is_dir() else []
+    if not tables or any(KINDS[file.suffix.lower()] != "CSV" for file in tables):
+        return {}
+    columns = options.columns
+    texts = (columns.question, columns.reference, columns.answer, columns.id, columns.domain)
+    converters = {name: str for name in texts if name is not None}
+    return {"converters": converters, "keep_default_na": False, "na_values": [""]}
+
+
+def _reason(error: BaseException, datasets: Any) -> str:
+    """What the library says, but for its messages about cells, which may show those of a reference."""
+    if isinstance(error, datasets.exceptions.DatasetGenerationError):
+        return f"a file cannot be read ({type(error.__cause__ or error).__name__})."
+    return str(error)

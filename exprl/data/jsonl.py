@@ -11,7 +11,7 @@ from typing import Any
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
-from exprl.data.files import existing
+from exprl.data.files import existing_file
 from exprl.data.rows import Row, TableConfig, read_problems, window
 from exprl.errors import DataError
 from exprl.registry import SOURCES
@@ -32,9 +32,7 @@ class JsonLinesSource(ProblemSource):
 
     def load(self) -> list[Problem]:
         """The file's problems; raises `DataError` naming file and line."""
-        path = existing(self.config.path, "jsonl")
-        if path.is_dir():
-            raise DataError(f"source 'jsonl': {path} is a folder. Give one .jsonl file.")
+        path = existing_file(self.config.path, "jsonl")
         try:
             return read_problems(self._rows(path), self.config.columns, str(path))
         except OSError as error:
@@ -70,11 +68,17 @@ def _parse(line: bytes, where: str) -> Row:
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except json.JSONDecodeError as error:
+        if line.strip() == b"[":
+            raise DataError(
+                f"{where}: one array over many lines, not an object on each. Set name=hub for it."
+            ) from error
         raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
     except _RepeatedKeyError as error:
         raise DataError(f"{where}: the key {error.key!r} is given twice. Keep one of them.") from error
     except RecursionError as error:
         raise DataError(f"{where}: lists or objects nest too deeply.") from error
+    if isinstance(row, list) and row and isinstance(row[0], dict):
+        raise DataError(f"{where}: one array of objects, not an object on each line. Set name=hub for it.")
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object {{...}} on each line, but got a {type(row).__name__}.")
     return row

@@ -9,7 +9,7 @@ from pathlib import Path
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
-from exprl.data.files import existing, require
+from exprl.data.files import existing, existing_file, require
 from exprl.data.rows import Columns, Row, TableConfig, read_problems, window
 from exprl.data.tables import mapped, numbered, rows_of, with_names
 from exprl.errors import DataError
@@ -32,7 +32,7 @@ class ParquetSource(ProblemSource):
     def load(self) -> list[Problem]:
         """The problems of all files; raises `DataError` naming file and row."""
         path = existing(self.config.path, "parquet")
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [existing_file(self.config.path, "parquet")]
         if not files:
             raise DataError(f"source 'parquet': the folder {path} has no .parquet files.")
         rows = (row for file in files for row in _rows(file, self.config.columns))

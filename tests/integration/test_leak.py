@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import subprocess
 import sys
@@ -84,6 +85,11 @@ def source(name: str, folder: Path) -> dict[str, Any]:
         parquet = pytest.importorskip("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
         return {"name": "parquet", "path": str(folder / "rows.parquet"), "columns": {"steps": "steps"}}
+    if name == "csv":
+        with (folder / "rows.csv").open("w", newline="") as file:
+            csv.DictWriter(file, rows[0]).writeheader()
+            csv.DictWriter(file, rows[0]).writerows(rows)
+        return {"name": "csv", "path": str(folder / "rows.csv")}
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(rows).save_to_disk(folder / "hub")
     return {"name": "hub", "path": str(folder / "hub"), "columns": {"steps": "steps"}}
@@ -103,7 +109,7 @@ REWARDS: dict[str, dict[str, Any]] = {
     **{f"process {j}": {"name": "process", "slicer": {"name": "token_window", "window": 4}, "judge": node}
        for j, node in JUDGES.items()},
 }  # fmt: skip
-CASES = [(name, "process same_model") for name in ("champ", "chain", "jsonl", "parquet", "hub")]
+CASES = [(name, "process same_model") for name in ("champ", "chain", "jsonl", "csv", "parquet", "hub")]
 CASES += [("jsonl", reward) for reward in REWARDS]
 
 

@@ -1,0 +1,91 @@
+"""Problems from a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from exprl.component import option
+from exprl.config.ranges import Form, NonEmpty
+from exprl.data.base import ProblemSource
+from exprl.data.files import existing_file
+from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.errors import DataError
+from exprl.registry import SOURCES
+from exprl.types import Problem
+
+DELIMITERS = ",;\t|"
+LONGEST_CELL = 2**31 - 1
+"""The module's own limit is 131,072 characters, which a worked solution can have."""
+
+
+@SOURCES.register("csv")
+class CsvSource(ProblemSource):
+    """A CSV or TSV file whose first line names the columns. Every cell is text as it stands, an empty one is none."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TableConfig):
+        """The file, what parts its cells, and its columns."""
+
+        path: NonEmpty = option(help="the .csv or .tsv file")
+        delimiter: Annotated[str, Form(r"[^\w\s\"]|\t", "one character, for example ;")] | None = option(
+            None, "what parts the cells; null: whichever of , ; | and tab the first line has most of"
+        )
+
+    config: Config
+
+    def load(self) -> list[Problem]:
+        """The file's problems; raises `DataError` naming file and line."""
+        path = existing_file(self.config.path, "csv")
+        return read_problems(self._rows(path), self.config.columns, str(path))
+
+    def _rows(self, path: Path) -> Iterator[tuple[str, str, Row]]:
+        rows = enumerate(read_csv(path, self.config.delimiter), start=1)
+        for number, (line, row) in window(rows, self.config.offset, self.config.limit):
+            yield f"{path}:{line}", f"{path.stem}-{number}", row
+
+
+def read_csv(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, Row]]:
+    """Each row with the line it begins on; raises `DataError` naming the line that is no row of the table."""
+    csv.field_size_limit(LONGEST_CELL)
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter or max(DELIMITERS, key=first.count), strict=True)
+            names = _names(next(reader, []), path)
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    yield line, _row(names, cells, f"{path}:{line}")
+                line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{line}: the row that begins here is no CSV ({error}). A cell with quotes, line breaks or the "
+            'delimiter in it stands in quotes, and a quote in it is written "".'
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}). Convert it with iconv -t utf-8.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _names(header: Sequence[str], path: Path) -> list[str]:
+    names = [name.strip() for name in header]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{path}:1: the column {repeated[0]!r} is there twice. Rename one of them.")
+    return names
+
+
+def _row(names: Sequence[str], cells: Sequence[str], where: str) -> Row:
+    if len(cells) != len(names):
+        raise DataError(
+            f"{where}: {len(cells)} cells, but the first line names {len(names)} columns. Put cells that hold the "
+            "delimiter in quotes, or set delimiter."
+        )
+    return {name: cell or None for name, cell in zip(names, cells, strict=True)}

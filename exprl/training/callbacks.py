@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ from exprl.training.checkpointing import write_digests_together
 from exprl.training.interruption import Interruption
 from exprl.training.no_update import IN_A_ROW, NoUpdate
 from exprl.training.policy_module import PolicyModule, Shown
+from exprl.training.records import StepRecords, existing
 from exprl.training.samples import print_sample, sample_records
 
 log = logging.getLogger(__name__)
+
+OWED = "owed"
+"""In a checkpoint: the records of its step that may not have been written."""
 
 
 class StepLog(Callback):
@@ -46,20 +50,29 @@ class StepLog(Callback):
         """Of those, what was there when the checkpoint was written that the run goes on from."""
         self.without_update = 0
         """Steps one after the other that made no update, the last one among them."""
+        self.owed: StepRecords | None = None
+        """Of the step just finished, until all of it is known to be written."""
 
     def state_dict(self) -> dict[str, Any]:
-        """A checkpoint says how many lines belong to it, so that lost ones are noticed."""
-        return dict(self.lines)
+        """A checkpoint says how many lines belong to it, so that lost ones are noticed, and holds what is owed."""
+        return {**self.lines, OWED: self.owed and asdict(self.owed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.expected = state_dict
+        self.expected, owed = state_dict, state_dict.get(OWED)
+        self.owed = owed and StepRecords.from_state(owed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cut the files back to the checkpoint, which has been read by now: what a killed run wrote past it goes."""
+        """Cut the files back to the checkpoint, which has been read by now: what a killed run wrote past it goes.
+
+        A step of which a part may be missing is cut as well, and written anew from the checkpoint.
+        """
         assert isinstance(pl_module, PolicyModule)
         if pl_module.world.first:
-            self.lines = {path.name: self.cut(path, pl_module.steps_done) for path in self.files}
+            whole = pl_module.steps_done - (self.owed is not None)
+            self.lines = {path.name: self.cut(path, whole) for path in self.files}
+            self.pay(trainer, pl_module)
+        self.owed = None
         # Every rank counts: the one that writes may be lost, and another writes the checkpoint then.
         self.lines = pl_module.world.gather(self.lines, "counting the lines of the run")[0]
 
@@ -98,29 +111,50 @@ class StepLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After each step."""
-        assert isinstance(pl_module, PolicyModule)
-        pl_module.step_logged()
-        # Counted first: where the disk is full and the step is saved all the same, its lines are known to be missing.
-        self.lines[self.directory.metrics.name] += 1
-        self.lines[self.directory.samples.name] += sum(len(scored.group.rollouts) for scored in pl_module.last_scored)
-        if pl_module.world.first:
-            self.write(trainer, pl_module)
+        """After each step: from here it can be saved, since what is not written of it goes into the checkpoint.
 
-    def write(self, trainer: Trainer, pl_module: PolicyModule) -> None:
-        """The step's lines."""
+        A signal waits until all is written. Whatever else stops the writing, a full disk or an impatient second signal,
+        the step is resumed with all of its records. The ranks that do not write owe a step until the next one, by when
+        they have met the one that does: should it be lost, they save the step.
+        """
+        assert isinstance(pl_module, PolicyModule)
+        self.settle()
+        self.owed = StepRecords(
+            step=pl_module.steps_done,
+            metrics=existing(pl_module.last_metrics),
+            samples=[r for scored in pl_module.last_scored for r in sample_records(scored, pl_module.steps_done)],
+            no_update=pl_module.last_no_update,
+        )
+        pl_module.step_finished()
+        if pl_module.world.first:
+            self.pay(trainer, pl_module)
+        pl_module.step_logged()
+
+    def pay(self, trainer: Trainer, module: PolicyModule) -> None:
+        """Write what is owed, if anything is."""
+        if self.owed is not None:
+            self.write(trainer, module, self.owed)
+        self.settle()
+
+    def settle(self) -> None:
+        """Count what was owed as written."""
+        if self.owed is not None:
+            self.lines[self.directory.metrics.name] += 1
+            self.lines[self.directory.samples.name] += len(self.owed.samples)
+            self.owed = None
+
+    def write(self, trainer: Trainer, module: PolicyModule, records: StepRecords) -> None:
+        """The lines of a step."""
         self.directory.require_lock()
-        step, metrics = pl_module.steps_done, existing(pl_module.last_metrics)
-        records = [record for scored in pl_module.last_scored for record in sample_records(scored, step)]
-        append_line(self.directory.metrics, {"step": step, **metrics})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
-        for record in records:
+        append_line(self.directory.metrics, {"step": records.step, **records.metrics})
+        for record in records.samples:
             append_line(self.directory.samples, record)
-        for record in records[: self.print_samples]:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(records.metrics), step=records.step)
+        for record in records.samples[: self.print_samples]:
             print_sample(self.console, record)
-        self.console.say(self.line(step, metrics, pl_module.shown, pl_module.last_no_update))
-        self.notice(pl_module.last_no_update)
+        self.console.say(self.line(records.step, records.metrics, module.shown, records.no_update))
+        self.notice(records.no_update)
 
     def line(self, step: int, metrics: Mapping[str, float], shown: Shown, no_update: NoUpdate | None) -> str:
         """The step in one line, without the metrics it does not have, and why it made no update where it made none."""
@@ -138,15 +172,6 @@ class StepLog(Callback):
                 IN_A_ROW,
                 no_update.advice,
             )
-
-
-def existing(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that have a value at a step: NaN stands for none, as of rewards where no rollout has one.
-
-    >>> existing({"reward/mean": 0.5, "update/entropy": float("nan"), "update/loss": -0.0})
-    {'reward/mean': 0.5, 'update/loss': 0.0}
-    """
-    return {name: value + 0.0 for name, value in metrics.items() if not math.isnan(value)}
 
 
 class Checkpoints(Callback):
@@ -276,11 +301,11 @@ class Interrupts(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A signal that came during the update is heard now."""
+        """A signal that came during the update, or while its step was written, is heard now."""
         self.interruption.check()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The handlers of before."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The handlers of before, once all callbacks have done what they do at the end of training."""
         self.listening.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

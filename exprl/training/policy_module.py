@@ -94,9 +94,10 @@ class PolicyModule(LightningModule):
 
     @abstractmethod
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
-        """One step on this rank's problems; sets `last_metrics` on rank 0, `last_scored` if it has rollouts.
+        """One step on this rank's problems; sets `last_metrics`, and `last_scored` if it has rollouts.
 
-        A step that makes no update says why in `last_no_update`. A metric without a value at a step is NaN, or missing.
+        It does so on every rank, since any of them may have to save what rank 0 writes. A step that makes no update
+        says why in `last_no_update`. A metric without a value at a step is NaN, or missing.
         """
 
     @abstractmethod
@@ -161,7 +162,8 @@ class PolicyModule(LightningModule):
         """Around a step's update: the engine sleeps meanwhile and has the new weights afterwards.
 
         From here until the step has been logged (`step_logged`) a signal waits. Once the weights have begun to change,
-        `whole_steps` is unset and they must not be saved, until data, metrics and weights are of the same step again.
+        `whole_steps` is unset and they must not be saved, until data, metrics and weights are of the same step again
+        (`step_finished`).
         """
         self.updating = True
         self.engine.sleep()
@@ -170,9 +172,13 @@ class PolicyModule(LightningModule):
         self.engine.sync(self.steps_done)
         self.policy_changed()
 
+    def step_finished(self) -> None:
+        """To be called when a step can be saved, with its records, whether or not they are written yet."""
+        self.whole_steps = True
+
     def step_logged(self) -> None:
-        """To be called when a step has come to its end."""
-        self.updating, self.whole_steps = False, True
+        """To be called when they are written."""
+        self.updating = False
 
     # ------------------------------------------------------------------ the update
 

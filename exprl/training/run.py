@@ -253,8 +253,8 @@ class TrainingRun:
                 keep=options.keep_checkpoints,
                 damaged=damaged,
             ),
+            Interrupts(module),  # a signal that waited is heard before an evaluation, which may be long
             Evaluations(self.experiment.evaluation.every, lambda name: self.evaluated(name, module)),
-            Interrupts(module),
         ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -56,7 +57,7 @@ def _padded(items: tuple[Any, ...], length: int) -> list[Any]:
     return [*items[:length], *[None] * (length - len(items))]
 
 
-def print_sample(console: Console, record: dict[str, Any]) -> None:
+def print_sample(console: Console, record: Mapping[str, Any]) -> None:
     """One rollout as a table of its segments."""
     title = (
         f"step {record['step']} · {line(record['problem_id'])} · {record['tokens']} tokens · {record['finish_reason']}"

@@ -64,9 +64,8 @@ class SFTModule(PolicyModule):
         with self.changing_policy():
             updates = [computing.share(part) for part in computing.parts(lessons)]
             metrics = self.update_policy(computing, updates)
-        if self.world.first:
-            tokens = sum(len(sequence.response_ids) for sequence in lessons)
-            self.last_metrics = {"sft/length_mean": tokens / len(lessons), **metrics, **self.timing(tokens)}
+        tokens = sum(len(sequence.response_ids) for sequence in lessons)
+        self.last_metrics = {"sft/length_mean": tokens / len(lessons), **metrics, **self.timing(tokens)}
 
     def policy_update(self) -> PolicyUpdate:
         """The likelihood at temperature 1: nothing was sampled."""

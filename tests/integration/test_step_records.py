@@ -1,0 +1,152 @@
+"""A finished step leaves all of its records, wherever writing them is cut: lines, TensorBoard, console."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from exprl.errors import PathError
+from exprl.training import callbacks, interruption
+from exprl.training.callbacks import StepLog
+from exprl.training.interruption import Interrupted
+from exprl.training.tensorboard import EventFiles
+from tests.integration.processes import lines, steps
+
+OPTIONS = ("evaluation.source=null", "trainer.print_samples=1", "trainer.checkpoint_every=0", "trainer.max_steps=3")
+FAULTY = 2
+SAMPLES = 4 * 4
+
+POINTS = {
+    "the metrics' line": (callbacks, "append_line", 0),
+    "the first sample": (callbacks, "append_line", 1),
+    "the last sample": (callbacks, "append_line", SAMPLES),
+    "TensorBoard": (EventFiles, "log_metrics", 0),
+    "the printed sample": (callbacks, "print_sample", 0),
+    "the printed line": (StepLog, "line", 0),
+}
+"""What is called in writing a step, and how often before the fault comes."""
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, point: str, fault: Callable[[], None]) -> None:
+    """Let `fault` happen once, in step `FAULTY`, half way through what is written at `point`."""
+    owner, name, before = POINTS[point]
+    original, calls, now = getattr(owner, name), Counter[int](), {"step": 0}
+    write = StepLog.write
+
+    def noted(self: StepLog, trainer: Any, module: Any, *records: Any) -> None:
+        now["step"] = module.steps_done
+        write(self, trainer, module, *records)
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        step = now["step"]
+        calls[step] += 1
+        if step == FAULTY and calls[step] == before + 1:
+            fault()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(StepLog, "write", noted)
+    monkeypatch.setattr(owner, name, faulty)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_twice() -> None:
+    interrupt()
+    interrupt()
+
+
+def no_room() -> None:
+    raise PathError("cannot write it (No space left on device).")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
+    from exprl.console import Console
+    from exprl.training.run import train
+
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    train(small(*OPTIONS), folder, resume=False, console=Console(quiet=True))
+    return folder
+
+
+def points(folder: Path) -> dict[str, list[int]]:
+    """The steps of every scalar in TensorBoard's files, whichever file they are in."""
+    found: dict[str, list[int]] = {}
+    for file in folder.glob("events.*"):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+    found.pop("hp_metric", None)
+    return found
+
+
+def assert_whole(folder: Path, straight: Path, last: int) -> None:
+    """Every step up to `last` has its records once, and none else is there."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert lines(folder / name) == [line for line in lines(straight / name) if line["step"] <= last], name
+    drawn = points(folder / "tensorboard")
+    assert {"reward/mean", "time/step_seconds"} <= set(drawn)
+    for tag, found in drawn.items():
+        assert sorted(found) == list(range(1, last + 1)), tag
+    printed = folder.with_name("run.log").read_text()
+    for step in range(1, last + 1):
+        assert printed.count(f"step {step}/3  reward") == 1
+        assert printed.count(f"step {step} · ") == 1
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_signal_waits_until_the_step_is_written(
+    small: Any, run: Any, tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    with monkeypatch.context() as patched:
+        cut(patched, point, interrupt)
+        with pytest.raises(Interrupted):
+            run(small(*OPTIONS))
+    assert steps(tmp_path / "run") == [FAULTY]
+    assert_whole(tmp_path / "run", straight, FAULTY)
+    run(small(*OPTIONS), resume=True)
+    assert_whole(tmp_path / "run", straight, 3)
+
+
+@pytest.mark.parametrize(
+    ("point", "fault", "error"),
+    [
+        ("the metrics' line", no_room, PathError),
+        ("the last sample", no_room, PathError),
+        ("the first sample", interrupt_twice, Interrupted),
+        ("TensorBoard", interrupt_twice, Interrupted),
+        ("the printed line", interrupt_twice, Interrupted),
+    ],
+)
+def test_a_step_whose_writing_failed_is_written_when_the_run_goes_on(
+    small: Any,
+    run: Any,
+    tmp_path: Path,
+    straight: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    point: str,
+    fault: Callable[[], None],
+    error: type[BaseException],
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(interruption, "SAME_REQUEST", 0.0)
+        cut(patched, point, fault)
+        with pytest.raises(error):
+            run(small(*OPTIONS))
+    assert steps(tmp_path / "run") == [FAULTY]
+    run(small(*OPTIONS), resume=True)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert lines(tmp_path / "run" / name) == lines(straight / name), name
+    assert "damaged" not in caplog.text
+    assert "lost" not in caplog.text
+    assert (tmp_path / "run.log").read_text().count(f"step {FAULTY}/3  reward") == 1

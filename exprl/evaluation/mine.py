@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.table import Table
 
 from exprl import config as configuration
 from exprl.build import Build
 from exprl.console import Console
 from exprl.data.datamodule import fingerprint, first_difference
-from exprl.data.rows import MINED_COLUMNS, Columns
+from exprl.data.jsonl import JsonLinesSource
+from exprl.data.rows import MINED_COLUMNS
 from exprl.errors import ConfigError, DataError
 from exprl.experiment import Experiment
 from exprl.progress import Advance
@@ -164,7 +167,7 @@ def _mine(experiment: Experiment, files: Files, rates: Rates, console: Console) 
     console.print(histogram_table(counts))
     console.say(f"{summary['kept']} of {summary['problems']} problems kept: {files.dataset}")
     if summary["kept"]:
-        console.say(f"data.train: {reading(files.dataset)}")
+        tell_reading(files.dataset, console)
     return counts
 
 
@@ -253,12 +256,18 @@ def append_rows(path: Path, problems: Sequence[Problem], counts: Sequence[Count]
         append_line(path, line)
 
 
-def reading(path: Path) -> str:
-    """The YAML that reads the data set back."""
-    columns = {f.name: getattr(MINED_COLUMNS, f.name) for f in fields(Columns)}
-    told = {name: value for name, value in columns.items() if value != getattr(Columns(), name)}
-    shown = ", ".join(f"{name}: {json.dumps(value)}" for name, value in told.items())
-    return f"{{name: jsonl, path: {path}, columns: {{{shown}}}}}"
+def reading(path: Path) -> dict[str, Any]:
+    """The section of a config that reads the data set back, whole: no option of another source is left to inherit."""
+    source = JsonLinesSource.Config(path=str(path), columns=MINED_COLUMNS)
+    return {"data": {"train": {"name": JsonLinesSource.registered_name, **configuration.to_node(source)}}}
+
+
+def tell_reading(path: Path, console: Console) -> None:
+    """Say how to train on the data set, as YAML that can be pasted and as one override for a command line."""
+    section = configuration.to_yaml(reading(path))
+    inline = json.dumps(yaml.safe_load(section)["data"]["train"], ensure_ascii=False)
+    console.say(f"To train on them, in a YAML file:\n\n{section}")
+    console.say(f"or on the command line:\n\n{shlex.quote(f'data.train={inline}')}\n")
 
 
 # ------------------------------------------------------------------ the summary

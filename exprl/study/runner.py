@@ -97,7 +97,7 @@ class Runner:
         failed: dict[str, Failure] = {}
         count = len(needed)
         with (
-            tqdm(total=count, initial=count - len(waiting), desc=what, unit="run", disable=None) as bar,
+            tqdm(total=count, initial=count - len(waiting), desc=what, unit=" run", disable=None) as bar,
             Interruption(lambda: False).listening(),
         ):
             try:

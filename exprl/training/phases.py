@@ -31,7 +31,7 @@ class Phases:
         """Time a block; the value is called with the number of things done."""
         start = time.perf_counter()
         self._announce(name)
-        with tqdm(total=total, desc=name, unit=unit, leave=False, disable=None if self._bars else True) as bar:
+        with tqdm(total=total, desc=name, unit=f" {unit}", leave=False, disable=None if self._bars else True) as bar:
             yield bar.update
         seconds = time.perf_counter() - start
         self._step[name] = self._step.get(name, 0.0) + seconds

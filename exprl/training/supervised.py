@@ -53,7 +53,7 @@ class StopAtTarget(Callback):
         self.target = target
         self.every = every
         self.value = float("nan")
-        self.bar = tqdm(desc="supervised", unit="update", leave=False, disable=None)
+        self.bar = tqdm(desc="supervised", unit=" update", leave=False, disable=None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

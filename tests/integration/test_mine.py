@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from exprl.component import Choice
 from exprl.config import from_layers
@@ -22,8 +23,8 @@ from exprl.console import Console
 from exprl.engines.transformers import TransformersEngine
 from exprl.errors import ConfigError, DataError
 from exprl.evaluation import mine as mining
-from exprl.evaluation.mine import Count, Rates, histogram, mine
-from exprl.experiment import Experiment
+from exprl.evaluation.mine import Count, Rates, histogram, mine, tell_reading
+from exprl.experiment import Experiment, load_experiment
 from exprl.resources import Resources
 from tests.integration.conftest import ROOT, SMALL
 from tests.vllm.serving import serving
@@ -105,9 +106,28 @@ def train_of(node: dict[str, Any]) -> Choice:
 
 
 def printed(log: Path) -> Choice:
-    """The source that the last line of the log says to read."""
-    line = [line for line in log.read_text().splitlines() if line.startswith("data.train: ")][-1]
-    return train_of(yaml.safe_load(line.removeprefix("data.train: ")))
+    """The source that the end of the log says to read, the same from its YAML and from its override."""
+    _, in_yaml, override = re.split("in a YAML file:\n|or on the command line:\n", log.read_text())[-3:]
+    (pasted := log.with_name("pasted.yaml")).write_text(f"model: {{path: unused}}\n{in_yaml}")
+    source = load_experiment(pasted).data.train
+    assert source == load_experiment(None, ["model.path=unused", *shlex.split(override)]).data.train
+    assert source is not None
+    return source
+
+
+def test_what_is_printed_is_all_there_is_over_another_source(rows: Any, tmp_path: Path) -> None:
+    rows()
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {path: unused}\ndata: {train: {name: jsonl, path: x, limit: 1, columns: {question: q}}}\n")
+    override = shlex.split((tmp_path / "log").read_text().rpartition("or on the command line:\n")[2])
+    assert load_experiment(own, override).data.train == printed(tmp_path / "log")
+
+
+def test_any_path_can_be_pasted(tmp_path: Path) -> None:
+    path = tmp_path / "it's: a #1 \u00e9 {x} ${y}" / "hard.jsonl"
+    with (tmp_path / "log").open("w") as log:
+        tell_reading(path, Console(file=log, width=40))
+    assert printed(tmp_path / "log").config.path == str(path)
 
 
 def test_batches_do_not_sample_alike(rows: Any, tmp_path: Path) -> None:

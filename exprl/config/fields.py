@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------ declaring
 
 
-def option(default: Any = MISSING, help: str = "", *, free: bool = False) -> Any:  # noqa: A002 - argparse's word
+def option(
+    default: Any = MISSING,
+    help: str = "",  # noqa: A002 - argparse's word
+    *,
+    free: bool = False,
+    of: str | None = None,
+) -> Any:
     """A Config field: its one default, and the line that `exprl list` shows for it.
 
     Without a default the option is required. What a value must be is said by the annotation: its type, a `Literal` of
     the choices, or `Annotated` with a rule of `exprl.config.ranges`. A `free` one changes nothing of what a step
-    computes, so it may be another when a run is resumed.
+    computes, so it may be another when a run is resumed. One that says something `of` what another option names, such
+    as which file of a folder, does not outlive that: a layer that names something else leaves it behind.
     """
-    metadata = {"help": help, "free": free}
+    metadata = {"help": help, "free": free, "of": of}
     if isinstance(default, (list, dict)):
         kind, items = type(default), default
         return field(default_factory=lambda: kind(items), metadata=metadata)
@@ -104,6 +111,7 @@ class FieldSpec:
     dataclass: type[Any] | None
     default_node: Mapping[str, Any] | None
     name_for: Callable[[Mapping[str, Any]], str] | None = None
+    of: str | None = None
 
     def default_for(self, chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The component node that stands where none is given, beside the options `chosen` before it; None without."""
@@ -134,6 +142,7 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
         dataclass=plain if nested else None,
         default_node=field.metadata.get("default_node"),
         name_for=field.metadata.get("name_for"),
+        of=field.metadata.get("of"),
     )
 
 

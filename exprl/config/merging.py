@@ -1,7 +1,9 @@
 """One layer of plain values over another.
 
 Swapping a component's name keeps the inherited options the new component also has and drops the others, so that an
-ablation is one name; an option written beside the new name is always checked.
+ablation is one name; an option written beside the new name is always checked. An option that says something of what
+another names (`option(of=...)`) is dropped as well when that names something else: the file of a folder, the commit of
+a data set.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from exprl.config.fields import fields_of
+from exprl.config.fields import FieldSpec, fields_of
 from exprl.registry import Registry
 
 Node = dict[str, Any]
@@ -26,7 +28,7 @@ def merge(
     component, they do.
     """
     fields = fields_of(schema)
-    merged = dict(base)
+    merged = {key: value for key, value in base.items() if not _left_behind(fields.get(key), base, overlay)}
     for key, value in overlay.items():
         spec = fields.get(key)
         below = base.get(key)
@@ -40,6 +42,12 @@ def merge(
         else:
             merged[key] = value
     return merged
+
+
+def _left_behind(spec: FieldSpec | None, base: Mapping[str, Any], overlay: Mapping[str, Any]) -> bool:
+    """Whether an option of `base` is about something in whose place `overlay` names another."""
+    subject = spec.of if spec is not None else None
+    return subject in base and subject in overlay and base[subject] != overlay[subject]
 
 
 def _merge_choice(

@@ -36,9 +36,9 @@ class HubSource(ProblemSource):
         """The data set and its columns."""
 
         path: NonEmpty = option(help="name on the Hub (owner/name), or local file or folder")
-        subset: NonEmpty | None = option(None, "configuration of the data set, where it has several")
+        subset: NonEmpty | None = option(None, "configuration of the data set, where it has several", of="path")
         split: NonEmpty = option("train", "which split")
-        revision: NonEmpty | None = option(None, "branch, tag or commit on the Hub; null: the newest")
+        revision: NonEmpty | None = option(None, "branch, tag or commit on the Hub; null: the newest", of="path")
 
     config: Config
 

@@ -36,9 +36,9 @@ class ReasoningGymSource(ProblemSource):
         """Which task, and how many of its problems."""
 
         task: NonEmpty = option("gsm_symbolic", "name of the task in reasoning-gym")
-        options: dict[str, Any] = option({}, "the task's own options, for example {min_terms: 4}")
+        options: dict[str, Any] = option({}, "the task's own options, for example {min_terms: 4}", of="task")
         reference: NonEmpty | None = option(
-            "answer_cot", "entry of the metadata that is the solution; null: there is none"
+            "answer_cot", "entry of the metadata that is the solution; null: there is none", of="task"
         )
         count: Annotated[int, Range(ge=1, le=10_000_000)] = option(256, "number of problems")
         seed: Seed = option(0, "seed of the generator")

@@ -62,7 +62,7 @@ class ServerOptions:
         4, "further tries after connection errors, timeouts and overload, with doubling pauses", free=True
     )
     context_length: Annotated[int, Range(ge=2, le=2**24)] | None = option(
-        None, "of the served model, in tokens; null: the server itself refuses"
+        None, "of the served model, in tokens; null: the server itself refuses", of="model"
     )
 
     def __post_init__(self) -> None:

@@ -38,7 +38,9 @@ class PretrainedModel(ModelProvider):
             help="hub id, local folder, run folder (its latest checkpoint) or .ckpt of one, or package:<name> for "
             "weights inside an installed package"
         )
-        gguf_file: NonEmpty | None = option(None, "load this GGUF file of that place, unpacked to full precision")
+        gguf_file: NonEmpty | None = option(
+            None, "load this GGUF file of that place, unpacked to full precision; goes with `path`", of="path"
+        )
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
             "auto",
             "precision of the weights; auto: as stored (float32 for a GGUF file), and float32 where they train; "
@@ -72,6 +74,12 @@ class PretrainedModel(ModelProvider):
         return self._load_tokenizer(self._location())
 
     def _location(self) -> str:
+        if self.config.gguf_file is not None and in_run(self.config.path):
+            raise ModelError(
+                f"model.gguf_file: {self.config.gguf_file} is given, but model.path {self.config.path} is a run, whose "
+                "checkpoints hold the trained weights whatever it began with. Leave gguf_file out, or write "
+                "gguf_file=null."
+            )
         location = locate(self.config.path)
         if self.config.gguf_file is None:
             return location
@@ -114,12 +122,20 @@ class PretrainedModel(ModelProvider):
         return tokenizer
 
 
+def in_run(path: str) -> bool:
+    """Whether a `path` option means a run or one of its checkpoints."""
+    if path.startswith(PACKAGE_PREFIX):
+        return False
+    folder = local_path(path, "model.path")
+    return is_run(folder) or (folder.suffix == CHECKPOINT_SUFFIX and folder.exists())
+
+
 def locate(path: str) -> str:
     """The folder a `path` option means, or the hub id it is; raises `ModelError`."""
     if path.startswith(PACKAGE_PREFIX):
         return _package_folder(path.removeprefix(PACKAGE_PREFIX))
     folder = local_path(path, "model.path")
-    if is_run(folder) or (folder.suffix == CHECKPOINT_SUFFIX and folder.exists()):
+    if in_run(path):
         from exprl.export import exported  # builds the run's own model, which may come from here
 
         return str(exported(folder))

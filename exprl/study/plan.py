@@ -198,7 +198,7 @@ class Plan:
         stage = [(layer.get("stages") or {}).get(place.stage) or {} for layer in self.layers]
         start: Node = {}
         if starts_from is not None:
-            start = {"model": {"name": "pretrained", "path": starts_from, "gguf_file": None}}
+            start = {"model": {"name": "pretrained", "path": starts_from}}
         own = [*layers, {"seed": seed}, start]
         try:
             return configuration.from_layers(Experiment, [*self.base, *overrides, *stage, *own])

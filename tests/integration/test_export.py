@@ -356,6 +356,21 @@ def test_a_run_without_a_checkpoint_is_no_start(full: Path, tmp_path: Path) -> N
         PretrainedModel(PretrainedModel.Config(path=str(run))).load_tokenizer()
 
 
+def test_a_run_takes_the_place_of_a_gguf_file(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage II by the config of Stage I, whose model was a file of a folder."""
+    run = copy_of(full, tmp_path / "run")
+    experiment = load_experiment(ROOT / "configs/smollm2_champ.yaml", [f"model.path={run}"])
+    assert experiment.model.config.gguf_file is None
+    assert experiment.model.config.dtype == "float32"
+    torch.testing.assert_close(
+        logprobs(experiment.model.build(None).load().model), logprobs(policy_of(run).model), atol=1e-4, rtol=0
+    )
+    both = PretrainedModel(PretrainedModel.Config(path=str(run), gguf_file="a.gguf"))
+    monkeypatch.setattr("exprl.export.exported", lambda _: pytest.fail("exported before the options were looked at"))
+    with pytest.raises(ModelError, match=r"model\.gguf_file: a\.gguf is given, but model\.path .* is a run"):
+        both.load_tokenizer()
+
+
 def test_evaluate_reads_a_lora_run(adapted: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", str(adapted), "--output", str(tmp_path / "figures.json")]
     main(arguments)

@@ -2,15 +2,16 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
 from exprl.component import Choice, Component, choose, option, required_choice
 from exprl.config import coerce, from_layers, load, parse_overrides, to_node, to_yaml, validate, validate_choice
+from exprl.config.fields import fields_of
 from exprl.config.layers import load_layers
 from exprl.errors import ConfigError, PathError
-from exprl.registry import Registry
+from exprl.registry import BACKENDS, ENGINES, MODELS, SOURCES, Registry
 from exprl.resources import Resources
 
 CUTTERS: Registry[Any] = Registry("cutter", module="exprl.errors")
@@ -201,6 +202,67 @@ class TestOverrides:
     def test_swap_a_component(self):
         config = build(parse_overrides(["scorer.name=parts", "scorer.cutter.name=window", "scorer.cutter.size=3"]))
         assert to_node(config.scorer) == {"name": "parts", "scale": 1.0, "cutter": {"name": "window", "size": 3}}
+
+
+STORES: Registry[Any] = Registry("store", module="exprl.errors")
+
+
+@STORES.register("stored")
+class Stored(Component):
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        folder: str = option("here", "where it lies")
+        file: str | None = option(None, "of that folder", of="folder")
+        width: int = option(1, "how wide")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    store: Annotated[Choice, STORES] = choose(STORES, "stored", "where")
+
+
+class TestWhatGoesWithAnother:
+    """An option `of` another does not outlive it."""
+
+    BASE: ClassVar[dict[str, Any]] = {"name": "stored", "folder": "a", "file": "a.bin", "width": 3}
+
+    @pytest.mark.parametrize(
+        ("overlay", "expected"),
+        [
+            ({"folder": "b"}, {"folder": "b", "file": None, "width": 3}),
+            ({"folder": "b", "file": "b.bin"}, {"folder": "b", "file": "b.bin", "width": 3}),
+            ({"folder": "a"}, {"folder": "a", "file": "a.bin", "width": 3}),
+            ({"width": 4}, {"folder": "a", "file": "a.bin", "width": 4}),
+            ({"name": "stored", "folder": "b"}, {"folder": "b", "file": None, "width": 3}),
+        ],
+    )
+    def test_another_name_leaves_it_behind(self, overlay, expected):
+        config = from_layers(Keeping, [{"store": self.BASE}, {"store": overlay}])
+        assert to_node(config.store) == {"name": "stored", **expected}
+
+    def test_it_may_be_given_before_what_it_is_of(self):
+        config = from_layers(Keeping, [{"store": {"file": "f"}}, {"store": {"folder": "b"}}])
+        assert config.store.config.file == "f"
+
+    def test_shipped_components_say_which_options_are_of_another(self):
+        of = {
+            (registry.family, name, key): spec.of
+            for registry in (MODELS, SOURCES, ENGINES, BACKENDS)
+            for name in registry.names()
+            for key, spec in fields_of(registry.get(name).Config).items()
+            if spec.of is not None
+        }
+        families = {registry.family: registry for registry in (MODELS, SOURCES, ENGINES, BACKENDS)}
+        for (family, name, _), subject in of.items():
+            assert subject in fields_of(families[family].get(name).Config)
+        assert {(name, key) for _, name, key in of} == {
+            ("pretrained", "gguf_file"),
+            ("hub", "subset"),
+            ("hub", "revision"),
+            ("reasoning_gym", "options"),
+            ("reasoning_gym", "reference"),
+            ("server", "context_length"),
+        }
 
 
 class TestUnknownAndMissing:

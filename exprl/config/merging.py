@@ -47,7 +47,7 @@ def merge(
 def _left_behind(spec: FieldSpec | None, base: Mapping[str, Any], overlay: Mapping[str, Any]) -> bool:
     """Whether an option of `base` is about something in whose place `overlay` names another."""
     subject = spec.of if spec is not None else None
-    return subject in base and subject in overlay and base[subject] != overlay[subject]
+    return subject is not None and subject in base and subject in overlay and base[subject] != overlay[subject]
 
 
 def _merge_choice(

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
-from exprl.encoding import Part
+from exprl.encoding import Part, encoder_of
 from exprl.errors import ModelError
 from exprl.thinking import CLOSES, OPENS
 
@@ -94,6 +95,35 @@ def chat_frame(
     raise failures[0]
 
 
+_REPLY_ENDS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, int | None]] = WeakKeyDictionary()
+
+
+def reply_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The control token with which the chat template ends a written reply; None if it writes none there.
+
+    It need not be the tokenizer's end-of-sequence token: base models keep that of a text (Qwen2.5's `<|endoftext|>`),
+    and Gemma's and Phi's templates end a turn with a token of its own.
+    """
+    template = tokenizer.chat_template
+    known = _REPLY_ENDS.get(tokenizer)
+    if known is None or known[0] != template:
+        known = (template, _find_reply_end(tokenizer) if template else None)
+        _REPLY_ENDS[tokenizer] = known
+    return known[1]
+
+
+def _find_reply_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    for as_parts in (False, True):
+        try:
+            after = _Template(tokenizer, "the tokenizer", as_parts=as_parts, variables={}, advice={}).after_reply()
+        except TemplateError:
+            continue
+        ids = encoder_of(tokenizer).encode([Part(after.lstrip(), template=True)])
+        token = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+        return ids[0] if token is not None and token.special else None
+    return None
+
+
 class _Template:
     """A chat template that is rendered with one mark a message."""
 
@@ -124,6 +154,10 @@ class _Template:
         if not prompted:
             after = self._prompt_of(after, reply)
         return ChatFrame(before=tuple(before), after=after, answer=_answer(after, reply))
+
+    def after_reply(self) -> str:
+        """What follows a written reply to a user message."""
+        return self._around(("user", "assistant"))[-1]
 
     def _prompt_of(self, after: str, reply: str | None) -> str:
         """Where a reply begins, of a template that ignores `add_generation_prompt`: where it puts a written one."""

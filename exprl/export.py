@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from exprl.console import Console
+from exprl.engines.ends import end_tokens
 from exprl.errors import ModelError
 from exprl.experiment import load_run
 from exprl.models.cache import draft_of
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
     from exprl.models.base import LanguageModel
     from exprl.runs.directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 _building: list[Path] = []
 """The runs whose models are being built, each for the one before it."""
@@ -127,10 +132,28 @@ def write_model(policy: LanguageModel, folder: Path, dtype: Precision | None = N
         plain = type(model)(config)
     plain.load_state_dict({name: _cast(weight, dtype) for name, weight in merged_weights(model)}, assign=True)
     plain.tie_weights()
-    plain.generation_config = copy.deepcopy(model.generation_config)
+    plain.generation_config = _generation_config(policy)
     plain.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     _open_to_all(folder)
+
+
+def _generation_config(policy: LanguageModel) -> GenerationConfig:
+    """The policy's, with which whoever samples stops where the run's rollouts did."""
+    config = copy.deepcopy(policy.model.generation_config) or GenerationConfig()
+    first, *others = sorted(end_tokens(policy.model, policy.tokenizer))
+    config.eos_token_id = [first, *others] if others else first
+    try:
+        config.validate(strict=True)
+    except ValueError as error:  # transformers reads what it refuses to write
+        log.warning(
+            "%s: the sampling options of its generation config contradict each other and are left out (%s)",
+            policy.name,
+            " ".join(str(error).split())[:300],
+        )
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return GenerationConfig(**{name: getattr(config, name) for name in names})
+    return config
 
 
 def write_adapter(model: PreTrainedModel, folder: Path, dtype: Precision | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from exprl.chat import reply_end
 from exprl.encoding import encoder_of
 from exprl.engines.base import Engine
 from exprl.errors import ModelError
@@ -80,7 +81,7 @@ class SFTModule(PolicyModule):
 
 
 def lesson(problem: Problem, prompts: PromptBuilder, policy: LanguageModel) -> TokenSequence:
-    """The problem's prompt and its reference with the end-of-sequence token.
+    """The problem's prompt and its reference, ended as the chat template ends a reply, else with the end of sequence.
 
     The reference is text from outside: nothing in it becomes a control token. It is no thinking either: where the chat
     template opens that, it stands behind.
@@ -92,7 +93,8 @@ def lesson(problem: Problem, prompts: PromptBuilder, policy: LanguageModel) -> T
     reference = problem.scaffold.reference
     assert reference is not None, "the method checks"
     tokenizer = policy.tokenizer
-    end = tokenizer.eos_token_id
+    written = reply_end(tokenizer)
+    end = tokenizer.eos_token_id if written is None else written
     if not isinstance(end, int):
         raise ModelError(f"model: the tokenizer of {policy.name} has no end-of-sequence token to end a reference with.")
     text = reference.reveal()

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from exprl.cli import main
 from exprl.console import Console
@@ -28,7 +28,7 @@ from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, without_adapter
 from exprl.runs.checkpoints import find_checkpoint, load_policy, policy_weights
-from tests.conftest import skip_without_adapters, tiny_llama
+from tests.conftest import character_tokenizer, skip_without_adapters, tiny_llama
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.test_cli import exprl, failing
 
@@ -110,6 +110,26 @@ def test_the_export_is_the_trained_policy(full: Path, tmp_path: Path) -> None:
     assert (tokenizer.padding_side, tokenizer.eos_token) == ("left", policy.tokenizer.eos_token)
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_whoever_samples_from_an_export_stops_where_rollouts_did(tmp_path: Path) -> None:
+    tokenizer = character_tokenizer()  # whose template, like those of many base models, ends a reply by another token
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<user>{% endfor %}"
+    policy = LanguageModel(model=tiny_llama(len(tokenizer)), tokenizer=tokenizer, name="base")
+    write_model(policy, tmp_path)
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<user>")]
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == sorted(ends)
+
+
+def test_sampling_options_that_contradict_each_other_stop_no_export(tmp_path: Path, caplog: Any) -> None:
+    tokenizer = character_tokenizer()
+    policy = LanguageModel(model=tiny_llama(len(tokenizer)), tokenizer=tokenizer, name="vicuna")
+    policy.model.generation_config.update(do_sample=False, temperature=0.9, top_p=0.6)  # as published with some models
+    write_model(policy, tmp_path)
+    assert "vicuna: the sampling options of its generation config contradict each other" in caplog.text
+    written = GenerationConfig.from_pretrained(tmp_path)
+    assert (written.eos_token_id, written.temperature) == (tokenizer.eos_token_id, None)
+    assert torch.equal(logprobs(AutoModelForCausalLM.from_pretrained(tmp_path)), logprobs(policy.model))
 
 
 def test_an_adapter_is_merged(adapted: Path, tmp_path: Path) -> None:

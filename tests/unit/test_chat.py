@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exprl.chat import NO_THINKING, ChatFrame, chat_frame
+from exprl.chat import NO_THINKING, ChatFrame, chat_frame, reply_end
 from exprl.errors import JudgeError, ModelError
 from exprl.judges import SameModelJudge
 from exprl.judges.huggingface import HuggingFaceBackend
@@ -268,3 +268,25 @@ def test_what_is_left_open(after: str, opening: str) -> None:
 def test_switches_reach_the_template() -> None:
     assert chat_frame(tokenizer_with(SWITCHED), "m").opening == "<think>\n"
     assert chat_frame(tokenizer_with(SWITCHED), "m", switches=NO_THINKING).opening == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (PARTS, "<|im_end|>"),
+        (ALWAYS_THINKS, "<|im_end|>"),
+        (LLAMA2, "</s>"),
+        (CHATML.replace("<|im_end|>", "</s>"), "</s>"),
+        (CHATML.replace("<|im_end|>", "\n\n"), None),  # nothing but text
+        (CHATML.replace("<|im_end|>", ".<|im_end|>"), None),  # text first, which a reply cannot be trusted to write
+        (CHATML.replace("<|im_end|>", "</think>"), None),  # a tag, which a reply may hold anywhere
+        ("{{ raise_exception('never') }}", None),
+    ],
+)
+def test_the_token_that_ends_a_reply(template: str, end: str | None) -> None:
+    tokenizer = tokenizer_with(template)
+    found = reply_end(tokenizer)
+    assert (None if found is None else tokenizer.convert_ids_to_tokens(found)) == end
+    tokenizer.chat_template = CHATML
+    assert reply_end(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>"), "of the template it has now"

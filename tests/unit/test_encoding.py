@@ -23,7 +23,7 @@ from exprl.training.sft import lesson
 from exprl.training.teacher import TeacherPrompts
 from exprl.types import Hidden, Problem, Question, Scaffold
 from tests.conftest import tiny_llama
-from tests.tokenizers import KINDS, SPECIAL, TAGS, byte_level, metaspace
+from tests.tokenizers import CHATML, KINDS, SPECIAL, TAGS, byte_level, metaspace
 
 LOSSLESS = [kind for kind in KINDS if kind not in ("unigram", "wordpiece")]
 SPELLED = [*SPECIAL, *TAGS, "<s>", "<unk>", "[UNK]"]
@@ -231,6 +231,17 @@ def test_the_target_of_sft_ends_with_the_only_control_token() -> None:
     sequence = lesson(problem("Why?", hostile), PromptBuilder(tokenizer), policy)
     assert held(tokenizer, sequence.response_ids) == [tokenizer.eos_token_id]
     assert tokenizer.decode(sequence.response_ids[:-1]) == hostile
+
+
+def test_the_target_of_sft_ends_as_the_chat_template_ends_a_reply() -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "</s>")
+    policy = LanguageModel(model=tiny_llama(len(tokenizer)), tokenizer=tokenizer, name="tiny")
+    sequence = lesson(problem("Why?", "Because."), PromptBuilder(tokenizer), policy)
+    assert sequence.response_ids[-1] == tokenizer.convert_tokens_to_ids("</s>") != tokenizer.eos_token_id
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "\n")
+    sequence = lesson(problem("Why?", "Because."), PromptBuilder(tokenizer), policy)
+    assert sequence.response_ids[-1] == tokenizer.eos_token_id
 
 
 def test_a_tokenizer_without_a_fast_one_is_refused_where_it_would_write_a_control_token() -> None:

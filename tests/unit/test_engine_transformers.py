@@ -18,6 +18,7 @@ from exprl.models.base import LanguageModel
 from exprl.registry import ENGINES
 from exprl.resources import Resources
 from exprl.types import Hidden, Problem, Prompt, Question, Rollout, Scaffold
+from tests.conftest import character_tokenizer, tiny_llama
 
 
 def prompt(tokenizer, text: str, problem_id: str = "p") -> Prompt:
@@ -206,6 +207,20 @@ def test_every_end_token_of_the_generation_config_ends(tiny, prompts):
     ends = {rollout.token_ids[-1] for rollout in rollouts if rollout.finish_reason == "stop"}
     assert ends == {*extra, tiny.tokenizer.eos_token_id}
     assert all(not ends & set(rollout.token_ids[:-1]) for rollout in rollouts)
+
+
+def test_a_reply_ends_as_the_chat_template_ends_one(prompts):
+    # as in base models, whose tokenizer and generation config know the end of a text alone
+    tokenizer = character_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<turn>\n{% endfor %}"
+    base = LanguageModel(model=tiny_llama(len(tokenizer)), tokenizer=tokenizer, name="base")
+    end = tokenizer.convert_tokens_to_ids("<turn>")
+    assert end not in (tokenizer.eos_token_id, base.model.generation_config.eos_token_id)
+    rollouts = [r for group in sample(engine_of(base), prompts, n=40, max_new_tokens=60) for r in group]
+    assert any(rollout.token_ids[-1] == end for rollout in rollouts)
+    assert all(end not in rollout.token_ids[:-1] for rollout in rollouts)
+    assert all(rollout.finish_reason == "stop" for rollout in rollouts if rollout.token_ids[-1] == end)
 
 
 @pytest.mark.parametrize("between", [0, 8, 50])

@@ -23,6 +23,17 @@ def to_node(config: Any) -> Any:
     return config
 
 
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """The values of a tree by dotted keys; lists are values.
+
+    >>> flat({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in flat(value, f"{path}.{key}" if path else key).items()}
+
+
 def free_keys(config: Any, path: str = "") -> tuple[str, ...]:
     """The dotted keys of a config's options that may be others when a run is resumed."""
     if isinstance(config, Choice):

@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from exprl.config.reading import parse
+from exprl.config.saving import flat
 from exprl.errors import ConfigError, PathError, RunDirectoryError
 from exprl.runs.files import local_path, read_text, reason, write_text
 from exprl.runs.lock import LOCK, folder_locked, is_at, locked
@@ -23,8 +23,9 @@ CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 class RunDirectory:
     """Paths and atomic writes of one run.
 
-    Holds `config.yaml`, `texts.json` (chat templates and prompts), `metrics.jsonl` (one line a step), `samples.jsonl`,
-    `summary.json`, `evaluation/`, `checkpoints/` and `tensorboard/`, and while a run is going `.lock`.
+    Holds `config.yaml`, `texts.json` (chat templates and prompts), `metrics.jsonl` (one line a step and
+    one an evaluation), `samples.jsonl`, `summary.json`, `evaluation/`, `checkpoints/` and `tensorboard/`, and while a
+    run is going `.lock`.
 
     Args:
         path: the folder.
@@ -190,18 +191,12 @@ def differences(old: str, new: str, free: Collection[str] = ()) -> list[str]:
     >>> differences("{seed: 0, trainer: {max_steps: 1}}", "{seed: 1, trainer: {max_steps: 2}}", ["trainer.max_steps"])
     ['seed: 0 -> 1']
     """
-    before, after = (_flat(parse(text)) for text in (old, new))
+    before, after = (flat(parse(text)) for text in (old, new))
     return [
         f"{key}: {before.get(key, '(nothing)')} -> {after.get(key, '(nothing)')}"
         for key in {**before, **after}
         if before.get(key) != after.get(key) and key not in free
     ]
-
-
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {path: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}
 
 
 @contextmanager

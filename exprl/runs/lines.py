@@ -5,28 +5,37 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exprl.errors import PathError
 from exprl.runs.files import check_ordinary, reason
 
+Kind = Callable[[Mapping[str, Any]], str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What a file was cut to: readable lines up to the step; and lines in the midst of it that were left out.
+    """What a file was cut to: readable lines up to the step, by kind; and lines in the midst of it that were left out.
 
-    `damaged` cannot be read; `doubled` are of a step that has its one line already.
+    `damaged` cannot be read; `doubled` are of a step that has its one line of their kind already.
     """
 
-    kept: int = 0
+    kept: Mapping[str, int] = field(default_factory=dict)
     damaged: int = 0
     doubled: int = 0
 
 
-def cut_after(path: Path, step: int, *, once: bool = False) -> Cut:
+def any_kind(line: Mapping[str, Any]) -> str:
+    """All lines are of one kind."""
+    del line
+    return ""
+
+
+def cut_after(path: Path, step: int, *, kind: Kind = any_kind, once: bool = False) -> Cut:
     """Keep the lines up to `step`; what a killed run wrote after its checkpoint goes, also a last line it left half.
 
     A file with damaged or doubled lines in it is kept beside the new one, as `<name>.damaged`.
@@ -34,7 +43,8 @@ def cut_after(path: Path, step: int, *, once: bool = False) -> Cut:
     Args:
         path: the file; it need not be there.
         step: the last to keep.
-        once: a step has one line, the first.
+        kind: tells kinds of lines apart, which are counted each for itself.
+        once: a step has one line of each kind, the first.
 
     Raises:
         PathError: it cannot be read or written; it is left as it was.
@@ -48,21 +58,23 @@ def cut_after(path: Path, step: int, *, once: bool = False) -> Cut:
             tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as draft,
         ):
             try:
-                kept = damaged = doubled = 0
-                seen: set[int] = set()
+                damaged = doubled = 0
+                kept: Counter[str] = Counter()
+                seen: set[tuple[int, str]] = set()
                 unreadable = False
                 for line in file:
                     damaged += unreadable  # the one before was not the last
-                    found = _step_of(line)
+                    found = _read(line)
                     unreadable = found is None
-                    if found is None or found > step:
+                    if found is None or found[0] > step:
                         continue
-                    if once and found in seen:
+                    place = (found[0], kind(found[1]))
+                    if once and place in seen:
                         doubled += 1
                     else:
-                        seen.add(found)
+                        seen.add(place)
                         draft.write(line if line.endswith(b"\n") else line + b"\n")
-                        kept += 1
+                        kept[place[1]] += 1
                 draft.close()
                 if damaged or doubled:
                     path.replace(path.with_name(f"{path.name}.damaged"))
@@ -104,8 +116,10 @@ def read_lines(path: Path, advice: str) -> Iterator[dict[str, Any]]:
         yield value
 
 
-def _step_of(line: bytes) -> int | None:
+def _read(line: bytes) -> tuple[int, dict[str, Any]] | None:
+    """A line's step and content; None where it has none."""
     try:
-        return int(json.loads(line)["step"])
+        content: dict[str, Any] = json.loads(line)
+        return int(content["step"]), content
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None

@@ -23,6 +23,7 @@ from exprl.runs.lines import cut_after
 from exprl.runs.parts import cause_of
 from exprl.training.aftermath import assemble
 from exprl.training.checkpointing import write_digests_together
+from exprl.training.evaluation_log import STEP, kind_of
 from exprl.training.interruption import Interruption
 from exprl.training.no_update import IN_A_ROW, NoUpdate
 from exprl.training.policy_module import PolicyModule, Shown
@@ -77,30 +78,34 @@ class StepLog(Callback):
         self.lines = pl_module.world.gather(self.lines, "counting the lines of the run")[0]
 
     def cut(self, path: Path, step: int) -> int:
-        """Cut one file back to `step`; returns its lines, with a warning if they are not as many as there were."""
-        cut = cut_after(path, step, once=path == self.directory.metrics)
-        expected = self.expected.get(path.name, cut.kept)
+        """Cut one file back to `step`; returns its lines, with a warning if they are not as many as there were.
+
+        Lines of evaluations are not counted: one that is missing is made when the run comes by it again.
+        """
+        cut = cut_after(path, step, kind=kind_of, once=path == self.directory.metrics)
+        kept = cut.kept.get(STEP, 0)
+        expected = self.expected.get(path.name, kept)
         kept_aside = f"the file as it was is kept as {path.name}.damaged"
         if cut.doubled:
             log.warning("%s had %d lines of steps that have one already; %s", path, cut.doubled, kept_aside)
-        if cut.kept > expected:
+        if kept > expected:
             log.warning(
                 "%s has %d lines up to step %d, but %d were written: some are doubled or from elsewhere",
                 path,
-                cut.kept,
+                kept,
                 step,
                 expected,
             )
-        elif cut.damaged or cut.kept < expected:
+        elif cut.damaged or kept < expected:
             log.warning(
                 "%s has %d readable lines up to step %d, but should have %d; the rest is lost%s",
                 path,
-                cut.kept,
+                kept,
                 step,
-                max(expected, cut.kept + cut.damaged),
+                max(expected, kept + cut.damaged),
                 f", {kept_aside}" if cut.damaged else "",
             )
-        return cut.kept
+        return kept
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The start check's figures; the one epoch is the whole run."""

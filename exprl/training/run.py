@@ -32,6 +32,7 @@ from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
 from exprl.training.checkpointing import PlainCheckpointIO, damage_together
+from exprl.training.evaluation_log import PREFIX, EvaluationLog
 from exprl.training.launch import devices_here, launched, wants_gpu
 from exprl.training.machine import check_kernels
 from exprl.training.parallel import ShardedStrategy, environment_for, strategy_for
@@ -169,6 +170,7 @@ class TrainingRun:
         own = self.result.evaluation(name) if self.world.first else None
         made = self.world.gather(own, f"the evaluation {name}")[0]  # as the rank that writes the file sees it
         if made is not None:
+            self.log_evaluation(name, made, module)
             return made
         if name == "before" and module.steps_done:
             if self.world.first:
@@ -177,9 +179,16 @@ class TrainingRun:
         # Samples as in training: under mixed precision the weights alone would be float32.
         with module.trainer.precision_plugin.forward_context(), module.whole_models():
             result = self.evaluate_together(name, module)
+        self.log_evaluation(name, result, module)
         if self.world.first:
             self.result.add_evaluation(name, result)
         return result
+
+    def log_evaluation(self, name: str, result: EvaluationResult, module: PolicyModule) -> None:
+        """Among the metrics, before its file is written: with that, it would not be looked at again."""
+        if self.world.first:
+            step = 0 if name == "before" else module.steps_done
+            EvaluationLog(self.directory).log(step, result, module.trainer.loggers)
 
     def evaluate_together(self, name: str, module: PolicyModule) -> EvaluationResult:
         """Every rank takes its part of the held-out problems."""
@@ -199,6 +208,8 @@ class TrainingRun:
         if checkpoint is not None:
             step = step_of(checkpoint)
             self.console.say(f"resuming after step {step} from {checkpoint}")
+        if step < options.max_steps and self.world.first:
+            self.directory.evaluation("after").unlink(missing_ok=True)  # of a run that was to be shorter
         data = ExpRLDataModule(
             self.build.train_problems,
             prompts_per_step=self.experiment.data.prompts_per_step,
@@ -207,6 +218,7 @@ class TrainingRun:
         )
         strategy = strategy_for(options, self.world)
         writer = () if isinstance(strategy, ShardedStrategy) else (PlainCheckpointIO(),)
+        logger = EventFiles(self.directory.path, name=self.directory.tensorboard.name, purge_step=step + 1)
         trainer = Trainer(
             default_root_dir=self.directory.path,  # where Lightning would look for checkpoints of its own, under SLURM
             accelerator=options.accelerator,
@@ -216,7 +228,7 @@ class TrainingRun:
             plugins=[environment_for(self.world), *writer],
             precision=options.precision,
             max_epochs=1,
-            logger=EventFiles(self.directory.path, name=self.directory.tensorboard.name, purge_step=step + 1),
+            logger=logger,
             callbacks=self.callbacks(module, damaged),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -224,6 +236,8 @@ class TrainingRun:
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         )
+        if self.world.first:  # the Trainer has told Lightning by now which rank this is
+            logger.log_options(self.options(), self.headline(module))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if module.steps_done < options.max_steps:
             raise RunDirectoryError(
@@ -231,6 +245,17 @@ class TrainingRun:
                 f"more follow: trainer.max_steps={options.max_steps} comes late. To train on, start a new run from it: "
                 f"model.path={self.directory.path} run_dir=..."
             )
+
+    def options(self) -> dict[str, Any]:
+        """The resolved config by dotted keys, but for where the run lies."""
+        options = configuration.flat(configuration.to_node(self.experiment))
+        del options["run_dir"]
+        return options
+
+    def headline(self, module: PolicyModule) -> list[str]:
+        """The metrics by which runs are compared."""
+        ks = self.experiment.evaluation.k if self.build.evaluation_problems else ()
+        return [*(f"{PREFIX}pass@{k}" for k in ks), *(name for name, _, _ in module.shown)]
 
     def usable_checkpoint(self) -> tuple[Path | None, list[Path]]:
         """The newest checkpoint that is as it was written, and damaged ones after it; the same on all ranks."""

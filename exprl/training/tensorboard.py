@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+from torch.utils.tensorboard.summary import hparams
 
 from exprl.runs.files import reason
 
@@ -23,7 +24,7 @@ class EventFiles(TensorBoardLogger):
     failed = False
 
     def __init__(self, folder: Path, *, name: str, purge_step: int) -> None:
-        super().__init__(folder, name="", version=name, purge_step=purge_step)
+        super().__init__(folder, name="", version=name, default_hp_metric=False, purge_step=purge_step)
         _quiet_writers()
 
     @property
@@ -36,6 +37,24 @@ class EventFiles(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """The metrics of a step."""
         self._attempt(lambda: super(EventFiles, self).log_metrics(metrics, step))
+
+    def log_options(self, options: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """The page HPARAMS: the run's options by dotted keys, beside the last values of these metrics so far.
+
+        Written when a run starts, so a killed run is on it as well; the values come from the metrics' own curves.
+        """
+        values = {
+            key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in options.items()
+        }
+        self.hparams.update(values)  # for Lightning's hparams.yaml
+        experiment, start, _ = hparams(values, dict.fromkeys(metrics, 0.0))
+
+        def write() -> None:
+            for summary in (experiment, start):
+                self.experiment._get_file_writer().add_summary(summary)
+
+        if not self.failed:
+            self._attempt(write)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's own."""

@@ -152,6 +152,12 @@ def test_a_finished_run_without_its_summary_trains_on(straight: Path, tmp_path: 
     trained(folder, "trainer.max_steps=3")
     RunDirectory(folder).summary.unlink()
     assert trained(folder)["steps"] == 4
+    made, expected = (json.loads(RunDirectory(place).evaluation("after").read_text()) for place in (folder, straight))
+    assert made == expected, "the last evaluation is that of the last step"
+    metrics = folder / "metrics.jsonl"
+    written = metrics.read_text().splitlines(keepends=True)
+    assert [json.loads(line)["step"] for line in written if "evaluation/" in line] == [0, 2, 3, 4]
+    metrics.write_text("".join(line for line in written if not ('"step": 3' in line and "evaluation/" in line)))
     assert_same(folder, straight)
 
 

@@ -19,6 +19,7 @@ from exprl.experiment import Experiment
 from exprl.registry import SOURCES
 from exprl.runs.directory import RunDirectory
 from exprl.training.batching import TokenSequence, collate
+from exprl.training.evaluation_log import STEP, kind_of
 from exprl.training.policy import response_logprobs
 from exprl.training.policy_module import PolicyModule
 from exprl.training.run import TrainingRun
@@ -58,7 +59,7 @@ def row(**changed: str) -> dict[str, str]:
 def test_sft_trains_on_references_alone(small: Any, run: Any, tmp_path: Path) -> None:
     longer = "data.train.steps=4"  # than what the policy was warmed up with
     summary = run(small(*SFT, longer, "trainer.max_steps=8", "optimizer.lr=1e-3", "optimizer.warmup_updates=0"))
-    metrics = lines(tmp_path / "run/metrics.jsonl")
+    metrics = [line for line in lines(tmp_path / "run/metrics.jsonl") if kind_of(line) == STEP]
     assert summary["steps"] == 8
     assert summary["after"]["pass@1"] is not None
     assert set(metrics[0]) == {

@@ -84,8 +84,8 @@ def points(folder: Path) -> dict[str, list[int]]:
     for file in folder.glob("events.*"):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
-                found.setdefault(value.tag, []).append(event.step)
-    found.pop("hp_metric", None)
+                if not value.tag.startswith("_hparams_/"):
+                    found.setdefault(value.tag, []).append(event.step)
     return found
 
 

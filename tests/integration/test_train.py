@@ -13,6 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from exprl.errors import ConfigError, JudgeError, RunDirectoryError
 from exprl.models import chain_tokenizer
+from exprl.training.evaluation_log import EVALUATION, STEP, kind_of
 from exprl.training.module import ExpRLModule
 
 
@@ -30,7 +31,7 @@ def test_a_run_leaves_its_whole_story(small: Any, run: Any, tmp_path: Path) -> N
     assert set(summary["before"]) >= {"pass@1", "pass@4", "progress", "interval_95", "guess_rate"}
     assert summary["steps"] == 4
     assert {"prepare", "sampling", "judging", "updating", "total"} <= set(summary["seconds"])
-    metrics = lines(folder / "metrics.jsonl")
+    metrics = [line for line in lines(folder / "metrics.jsonl") if kind_of(line) == STEP]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     expected = {
         "reward/mean", "reward/std", "reward/within_group_variance", "judge/ok_rate", "judge/score_1",
@@ -248,3 +249,44 @@ def test_a_run_without_updates_says_why_and_logs_no_values_it_does_not_have(
     assert "update/entropy" not in shown
     assert [step for step, _ in shown["reward/mean"]] == [1, 2, 3, 4]
     assert not any(math.isnan(value) for points in shown.values() for _, value in points)
+
+
+def test_evaluations_are_logged_once_under_one_name_with_their_step(small: Any, run: Any, tmp_path: Path) -> None:
+    folder, experiment = tmp_path / "run", small("evaluation.every=2", "trainer.checkpoint_every=1")
+    summary = run(experiment)
+    logged = [line for line in lines(folder / "metrics.jsonl") if kind_of(line) == EVALUATION]
+    assert [line["step"] for line in logged] == [0, 2, 4]
+    for line, name in zip(logged, ("before", "step-000002", "after"), strict=True):
+        figures = json.loads((folder / "evaluation" / f"{name}.json").read_text())["summary"]
+        assert line["evaluation/pass@1"] == figures["pass@1"]
+        assert line["evaluation/cut_off_rate"] == figures["cut_off_rate"]
+    expected = [(line["step"], pytest.approx(line["evaluation/pass@4"])) for line in logged]
+    assert scalars(folder)["evaluation/pass@4"] == expected
+    before = (folder / "metrics.jsonl").read_bytes()
+    (folder / "summary.json").unlink()
+    (folder / "evaluation/after.json").unlink()
+    again = run(experiment, resume=True)  # makes the last evaluation anew
+    assert again["after"] == summary["after"]
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert scalars(folder)["evaluation/pass@4"] == expected
+
+
+def test_the_options_and_last_figures_are_on_tensorboard_s_page_of_hparams(
+    small: Any, run: Any, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    run(small("trainer.max_steps=1", "optimizer.lr=2e-4"))
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    content = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
+    assert start["optimizer.lr"].number_value == 2e-4
+    assert start["reward.judge.name"].string_value == "checkpoint"
+    assert start["evaluation.k"].string_value == "[1, 4]"
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert {"evaluation/pass@1", "evaluation/pass@4", "reward/mean"} <= metrics
+    assert metrics <= set(events.Tags()["scalars"])
+    assert "optimizer.lr: 0.0002" in (tmp_path / "run/tensorboard/hparams.yaml").read_text()

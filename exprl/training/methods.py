@@ -49,6 +49,7 @@ class RL(Method):
 
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """The run's reward, advantage and objective."""
+        from exprl.advantages import check_comparison
         from exprl.training.advice import about_advantage
         from exprl.training.module import ExpRLModule, Parts
 
@@ -56,6 +57,13 @@ class RL(Method):
         advice = about_advantage(experiment)
         if advice is not None and world.first:
             log.warning("%s", advice)
+        advantage = experiment.advantage.build(build.resources)
+        check_comparison(
+            advantage,
+            experiment.reward.cls.granularity,
+            prompts=experiment.data.prompts_per_step,
+            samples=build.sampling.n,
+        )
         reward = experiment.reward.build(build.resources)
         reward.check(problems)
         objective = experiment.objective.build(build.resources)
@@ -66,7 +74,7 @@ class RL(Method):
             prompts=build.prompts,
             engine=build.engine,
             reward=reward,
-            advantage=experiment.advantage.build(build.resources),
+            advantage=advantage,
             objective=objective,
             verifier=build.verifier,
             reference=build.reference if build.has_reference else None,

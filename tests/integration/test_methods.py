@@ -255,6 +255,13 @@ def test_options_that_a_method_ignores_may_stand() -> None:
     assert from_layers(Experiment, [{**truncated, "method": {"name": "sft"}}]).rollout.config.top_k == 5
 
 
+def test_lone_rollouts_that_teach_nothing_leave_no_folder(small: Any, run: Any, tmp_path: Path) -> None:
+    lone = ("rollout.samples_per_prompt=1", "reward.name=sparse", "advantage.name=group", "evaluation.source=null")
+    with pytest.raises(ConfigError, match="every advantage of 'group' is 0"):
+        run(small(*lone))
+    assert not (tmp_path / "run").exists()
+
+
 def test_rl_is_the_default_and_names_are_checked() -> None:
     assert from_layers(Experiment, [{"model": {"path": "m"}}]).method.name == "rl"
     with pytest.raises(ConfigError, match=r"method\.name.*Did you mean 'self_distillation'"):

@@ -20,6 +20,7 @@ from exprl.advantages import (
     SegmentEnd,
     SegmentGroup,
     SegmentReturn,
+    check_comparison,
     group_relative,
     has_signal,
     scores_of,
@@ -323,3 +324,29 @@ def test_registered_with_checked_options():
         assert validate(ADVANTAGES.get(name).Config, {}).scale == "none"
     with pytest.raises(ConfigError, match="first"):
         validate(SegmentDelta.Config, {"first": "mean"})
+
+
+# ------------------------------------------------------------------ something to compare with
+
+LONE_ROLLOUTS_TEACH = (SegmentDelta, SegmentEnd)  # later segments are compared with those before
+
+
+@pytest.mark.parametrize("estimator", SEGMENT_ESTIMATORS, ids=lambda e: f"{e.registered_name} {e.config}")
+def test_lone_rollouts_are_refused_where_they_teach_nothing(estimator):
+    for prompts in (1, 3):
+        check_comparison(estimator, "segment", prompts=prompts, samples=2)
+        check_comparison(estimator, "rollout", prompts=prompts, samples=2)
+        batch = isinstance(estimator, SegmentBatch) and prompts > 1
+        for granularity, teaches in (("rollout", False), ("segment", isinstance(estimator, LONE_ROLLOUTS_TEACH))):
+            if teaches or batch:
+                check_comparison(estimator, granularity, prompts=prompts, samples=1)
+            else:
+                with pytest.raises(ConfigError, match=r"samples_per_prompt: 1, .* every advantage .* is 0"):
+                    check_comparison(estimator, granularity, prompts=prompts, samples=1)
+
+
+def test_grpo_needs_a_group():
+    for config in (GroupAdvantage.Config(), GroupAdvantage.Config(std=False), GroupAdvantage.Config(scale="rms")):
+        check_comparison(GroupAdvantage(config), "rollout", prompts=4, samples=2)
+        with pytest.raises(ConfigError, match="Sample 2 or more"):
+            check_comparison(GroupAdvantage(config), "rollout", prompts=4, samples=1)

@@ -56,7 +56,7 @@ def is_equal(gold: str, answer: str) -> bool:
     # Its own timeouts are signals of whole seconds.
     if verify(first, second, allow_set_relation_comp=True, timeout_seconds=None):
         return not _far_apart(first, second)
-    return _rounds_to(answer, first) or _rounds_to(gold, second)
+    return _rounds_to(answer, first) or _rounds_to(gold, second) or _is_symbol(first, second)
 
 
 @lru_cache(maxsize=256)  # the golds of a batch come again and again
@@ -118,6 +118,19 @@ def _far_apart(first: Any, second: Any) -> bool:
     except (TypeError, ValueError, OverflowError, ArithmeticError):
         return False
     return abs(one - other) > float(_CLOSE) * max(abs(one), abs(other))
+
+
+def _is_symbol(first: Any, second: Any) -> bool:
+    """Whether one is a variable alone, and the other simplifies to it.
+
+    math-verify compares a lone symbol as text, for words; what is left to this process has none.
+    """
+    from sympy import Expr, Symbol, simplify
+
+    both = (first, second)
+    if not all(isinstance(side, Expr) for side in both) or not any(isinstance(side, Symbol) for side in both):
+        return False
+    return simplify(first - second).is_zero is True
 
 
 def _rounds_to(decimal: str, exact: Any) -> bool:

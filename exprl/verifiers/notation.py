@@ -46,6 +46,9 @@ _STYLED = re.compile(
     r"|emph|underline|pmb)\*?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _ONE_SYMBOL = re.compile(r"\s*[-+]?[\d.,:/]*\s*[A-Za-z]?\s*")
+_JOINTS = re.compile(r"\b(?:and|or)\b")
+_MATHEMATICS = re.compile(r"[\d=<>^,]")  # (s) may be a unit
+_WORD = re.compile(r"[^\W\d_]{2,}|[^\W\d_]\.")  # a.m. too
 _RENAMED = [
     (re.compile(rf"\\{name}(?![A-Za-z])"), new)
     for name, new in [
@@ -174,9 +177,15 @@ def _without_styles(text: str) -> str:
 
 
 def _plain_or_text(styled: re.Match[str]) -> str:
-    r"""A styled number or symbol without its style; words as `\text{...}`, which nothing else is."""
+    r"""Styled numbers, symbols and lists of them without their style; words as `\text{...}`, which nothing else is."""
     inside = styled[1]
-    is_mathematics = _ONE_SYMBOL.fullmatch(inside) or re.search(r"\\(?!text\b)", inside)
+    joined = _JOINTS.sub(" ", inside)
+    says_something = _MATHEMATICS.search(joined) or (joined != inside and joined.strip())
+    is_mathematics = (
+        (says_something and not _WORD.search(joined))
+        or _ONE_SYMBOL.fullmatch(inside)
+        or re.search(r"\\(?!text\b)", inside)
+    )
     return inside if is_mathematics else rf"\text{{{inside}}}"
 
 

@@ -314,3 +314,34 @@ def test_importing_verifiers_is_light():
         "import sys, exprl.verifiers; print(sorted({'torch', 'sympy', 'lightning', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# ------------------------------------------------------------------ text that is mathematics, and lone variables
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "right"),
+    [
+        ("3, 5", r"\boxed{\text{3 and 5}}", True),
+        (r"\text{5 and 3}", r"\boxed{3,5}", True),
+        ("3, 5, 7", r"\boxed{\text{3, 5, and 7}}", True),
+        ("(3, 5)", r"\boxed{\text{(3, 5)}}", True),
+        ("x=1, x=2", r"\boxed{\text{x=1 or x=2}}", True),
+        ("x^2", r"\boxed{\text{x^2}}", True),
+        ("3, 5", r"\boxed{\text{3 and 6}}", False),
+        ("5", r"\boxed{\text{3 and 5}}", False),
+        ("5", r"\boxed{5\text{ (s)}}", True),
+        (r"\text{7 a.m.}", r"\boxed{7}", False),
+        ("Alice and Bob", r"\boxed{\text{Bob and Alice}}", True),
+        ("x", r"\boxed{\frac{x^2}{x}}", True),
+        (r"\frac{x^2}{x}", r"\boxed{x}", True),
+        ("n", r"\boxed{\frac{n!}{(n-1)!}}", True),
+        ("i", r"\boxed{\frac{-1}{i}}", True),
+        ("y", r"\boxed{\frac{x^2}{x}}", False),
+        ("x", r"\boxed{\sqrt{x^2}}", False),
+        ("x", r"\boxed{-x}", False),
+        ("x", r"\boxed{xy}", False),
+    ],
+)
+def test_text_without_words_is_mathematics_and_a_variable_no_word(math_verifier, gold, response, right):
+    assert math_verifier.verify(problem(gold), response) is right

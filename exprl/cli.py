@@ -20,6 +20,7 @@ from exprl.experiment import load_experiment, load_run
 from exprl.registry import FAMILIES, import_plugins
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import local_path
+from exprl.runs.places import check_config, check_resumed, checkpoint_to_evaluate, place_of
 from exprl.streams import check_written
 
 PLUGINS: dict[str, Any] = {
@@ -52,7 +53,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     """The options; overrides may also stand after a flag, where argparse alone does not look for them."""
     top = parser()
     options, rest = top.parse_known_args(arguments, argparse.Namespace(arguments=arguments))
-    late = [item for item in rest if "=" in item and not item.startswith("-")]
+    late = [item for item in rest if not item.startswith("-")]
     if len(late) < len(rest) or (late and not hasattr(options, "overrides")):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if late:
@@ -100,9 +101,12 @@ def parser() -> argparse.ArgumentParser:
         "evaluation.source.path=test.jsonl evaluation.samples_per_prompt=64 'evaluation.k=[1,4,16,64]'",
     )
     evaluate.add_argument(
-        "overrides", nargs="*", metavar="CONFIG | RUN | key=value", help=f"a YAML or run, and {OVERRIDES}"
+        "overrides",
+        nargs="*",
+        metavar="CONFIG | RUN | CHECKPOINT | key=value",
+        help=f"a YAML, a run, whose latest checkpoint is taken, or a .ckpt of one, and {OVERRIDES}",
     )
-    evaluate.add_argument("--checkpoint", help="a .ckpt file of a run; for a run folder its latest is taken")
+    evaluate.add_argument("--checkpoint", help="the weights of this .ckpt, with the config given")
     evaluate.add_argument("--plugins", **PLUGINS)
     evaluate.add_argument("--output", help="also write the figures and per-problem counts to this JSON file")
     evaluate.set_defaults(run=run_evaluate)
@@ -160,6 +164,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run_train(options: argparse.Namespace) -> None:
     """`exprl train`."""
+    check_config(options.config, "train")
+    for item in options.overrides:
+        if _is_place(item):
+            check_resumed(item)
     experiment = load_experiment(options.config, options.overrides)
     run_dir = experiment.run_dir or Path("runs") / Path(options.config).stem
     from exprl.training import launch  # imports torch: only once the config is known to be right
@@ -180,25 +188,24 @@ def run_train(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     """`exprl evaluate`."""
     overrides = [item for item in options.overrides if not _is_place(item)]
-    places = [local_path(item, "CONFIG | RUN") for item in options.overrides if _is_place(item)]
+    places = [item for item in options.overrides if _is_place(item)]
     if len(places) > 1:
         raise ConfigError(f"give one config or run, but got {', '.join(map(str, places))}; overrides are key=value.")
-    place = places[0] if places else None
     output = None if options.output is None else local_path(options.output, "--output")
-    checkpoint = None if options.checkpoint is None else local_path(options.checkpoint, "--checkpoint")
+    place = place_of(local_path(places[0], "CONFIG | RUN")) if places else None
+    source = checkpoint_to_evaluate(place, options.checkpoint)
     import_plugins(options.plugins)
-    if place is None or not place.is_dir():
-        experiment = load_experiment(place, overrides)
+    if place is None or place.run is None:
+        experiment = load_experiment(None if place is None else place.path, overrides)
     else:
-        experiment = load_run(RunDirectory(place).config, overrides)
+        experiment = load_run(RunDirectory(place.run).config, overrides)
     from exprl.evaluation.command import evaluate_model  # imports torch
     from exprl.runs.checkpoints import whole_checkpoint
 
-    newest = checkpoint is None and place is not None and place.is_dir()
-    if newest:
-        assert place is not None
-        _, checkpoint = whole_checkpoint(place)
-    evaluate_model(experiment, checkpoint=checkpoint, checked=newest, output=output, console=Console())
+    checkpoint, whole = None if source is None else source.path, False
+    if source is not None and source.run is not None:
+        checkpoint, whole = whole_checkpoint(source.path)[1], True
+    evaluate_model(experiment, checkpoint=checkpoint, checked=whole, output=output, console=Console())
 
 
 def _is_place(item: str) -> bool:
@@ -244,6 +251,7 @@ def run_study(options: argparse.Namespace) -> None:
 
 def run_mine(options: argparse.Namespace) -> None:
     """`exprl mine`."""
+    check_config(options.config, "mine")
     experiment = load_experiment(options.config, options.overrides)
     from exprl.evaluation.mine import Rates, mine  # imports torch
 
@@ -261,6 +269,7 @@ def run_mine(options: argparse.Namespace) -> None:
 
 def run_config(options: argparse.Namespace) -> None:
     """`exprl config`."""
+    check_config(options.config, "config")
     write_document(configuration.to_yaml(load_experiment(options.config, options.overrides)))
     check_written()
 

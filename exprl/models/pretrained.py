@@ -17,8 +17,8 @@ from exprl.models.attention import complete_attention
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
 from exprl.registry import MODELS
-from exprl.runs.directory import CHECKPOINT_SUFFIX, is_run
 from exprl.runs.files import local_path
+from exprl.runs.places import place_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,8 +126,7 @@ def in_run(path: str) -> bool:
     """Whether a `path` option means a run or one of its checkpoints."""
     if path.startswith(PACKAGE_PREFIX):
         return False
-    folder = local_path(path, "model.path")
-    return is_run(folder) or (folder.suffix == CHECKPOINT_SUFFIX and folder.exists())
+    return place_of(local_path(path, "model.path")).kind in ("run", "checkpoint")
 
 
 def locate(path: str) -> str:
@@ -141,6 +140,9 @@ def locate(path: str) -> str:
         return str(exported(folder))
     if folder.is_dir():
         return str(folder)
+    if folder.is_file():
+        more = f" model.gguf_file={folder.name}" if folder.suffix == ".gguf" else ""
+        raise ModelError(f"model.path: {folder} is a file. Give its folder: model.path={folder.parent}{more}.")
     if path.startswith(("/", "~", ".")) or path.count("/") > 1:
         raise ModelError(f"no folder {folder}. Give an existing folder, a hub id like org/name, or package:<name>.")
     return path

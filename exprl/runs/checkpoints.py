@@ -18,7 +18,8 @@ from torch import Tensor
 from exprl.errors import CheckpointError, ModelError
 from exprl.runs.contents import fault
 from exprl.runs.digests import digest_file
-from exprl.runs.directory import RunDirectory, is_run
+from exprl.runs.directory import RunDirectory
+from exprl.runs.places import Place, place_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,21 +39,27 @@ def find_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
     """
     if not path.exists():
         raise ModelError(f"no run or checkpoint {path}. Give a run folder, or a .ckpt of its checkpoints/ folder.")
-    if is_run(path):
-        run = RunDirectory(path)
-        latest = run.latest_checkpoint()
-        if latest is None:
-            raise ModelError(
-                f"the run {path} has no checkpoint yet. Wait for its first one; trainer.checkpoint_every says when."
-            )
-        return run, latest
-    run = RunDirectory(path.resolve().parent.parent)
-    if not run.config.is_file():
+    place = place_of(path)
+    if place.run is None:
+        raise ModelError(f"{path} is {_no_checkpoint(place, path)}")
+    run = RunDirectory(place.run)
+    if place.kind == "checkpoint":
+        return run, place.path
+    latest = run.latest_checkpoint()
+    if latest is None:
         raise ModelError(
-            f"{path} is no run folder, nor a checkpoint in one: {run.config} is missing. Give a run folder, or a .ckpt "
-            "where the run left it."
+            f"the run {place.path} has no checkpoint yet. Wait for its first one; trainer.checkpoint_every says when."
         )
-    return run, path.resolve()
+    return run, latest
+
+
+def _no_checkpoint(place: Place, path: Path) -> str:
+    if place.kind == "model":
+        return "a model already, as transformers, vLLM and model.path take it: no run, nor a checkpoint of one."
+    return (
+        f"no run folder, nor a checkpoint in one: {path.resolve().parent.parent / 'config.yaml'} is missing. Give a "
+        "run folder, or a .ckpt where the run left it."
+    )
 
 
 def whole_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
@@ -63,7 +70,7 @@ def whole_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
         CheckpointError: all of the run's are.
     """
     run, checkpoint = find_checkpoint(path)
-    if is_run(path):
+    if place_of(path).kind == "run":
         newest, damaged = newest_whole(run.all_checkpoints())
         warn_of(damaged)
         checkpoint = newest or checkpoint

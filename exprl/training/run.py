@@ -28,6 +28,7 @@ from exprl.runs.checkpoints import newest_whole, warn_of, warn_unless_digested
 from exprl.runs.directory import RunDirectory, step_of
 from exprl.runs.files import write_json
 from exprl.runs.leftovers import tidy
+from exprl.runs.places import check_run_dir
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
@@ -83,6 +84,7 @@ class TrainingRun:
         check_start(self.world, self.experiment, self.directory.path)
         with self.world.first_before_others("the start"):
             if self.world.first:  # the ranks of a run share its lock
+                check_run_dir(self.directory.path)
                 stack.enter_context(self.directory.used())
                 self.directory.check(config_yaml, resume=resume, free=configuration.free_keys(self.experiment))
                 tidy(self.directory)

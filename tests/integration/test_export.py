@@ -204,7 +204,8 @@ def test_what_cannot_be_exported(full: Path, tmp_path: Path, capsys: pytest.Capt
     new = str(tmp_path / "new")
     assert "no run or checkpoint" in failing(capsys, "export", str(tmp_path / "none"), new)
     assert "lora.rank=0" in failing(capsys, "export", str(full), new, "--adapter")
-    assert "is no run folder, nor a checkpoint in one" in failing(capsys, "export", str(used), new)
+    assert "is a model already" in failing(capsys, "export", str(used), new)
+    assert "is no run folder, nor a checkpoint in one" in failing(capsys, "export", str(tmp_path), new)
     (tmp_path / "file").write_text("")
     assert "give another folder" in failing(capsys, "export", str(full), str(tmp_path / "file" / "below"))
     empty = tmp_path / "empty"

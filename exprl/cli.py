@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -11,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from exprl import __version__
+from exprl import __version__, listing
 from exprl import config as configuration
-from exprl.config.fields import FieldSpec, describe, fields_of
 from exprl.console import Console, errors, visible, write_document
-from exprl.errors import ConfigError, ExprlError, PeerError, did_you_mean
+from exprl.errors import ConfigError, ExprlError, PeerError
 from exprl.experiment import load_experiment, load_run
-from exprl.registry import FAMILIES, import_plugins
+from exprl.registry import import_plugins
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import local_path
 from exprl.runs.places import check_config, check_resumed, checkpoint_to_evaluate, place_of
@@ -150,10 +148,10 @@ def parser() -> argparse.ArgumentParser:
     mine.add_argument("--max-rate", type=float, default=0.0, help="largest share of right samples (default: 0)")
     mine.set_defaults(run=run_mine)
 
-    listing = commands.add_parser("list", help="every component with its options")
-    listing.add_argument("family", nargs="?", help=f"one of: {', '.join(r.family for r in FAMILIES)}")
-    listing.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="import these first")
-    listing.set_defaults(run=run_list)
+    lister = commands.add_parser("list", help="every component and section of a config with its options; metrics")
+    lister.add_argument("topic", nargs="?", help=f"one of: {listing.names()}")
+    lister.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="import these first")
+    lister.set_defaults(run=run_list)
 
     show = commands.add_parser("config", help="the resolved experiment, every default filled in")
     show.add_argument("config", help="the experiment's YAML")
@@ -276,38 +274,6 @@ def run_config(options: argparse.Namespace) -> None:
 
 def run_list(options: argparse.Namespace) -> None:
     """`exprl list`."""
-    console = Console()
     import_plugins(options.plugins)
-    families = {registry.family: registry for registry in FAMILIES}
-    if options.family is not None and options.family not in families:
-        raise ConfigError(f"Unknown family {options.family!r}. {did_you_mean(options.family, families)}")
-    for registry in [families[options.family]] if options.family else FAMILIES:
-        console.say((registry.family, "bold"))
-        for name in registry.names():
-            component = registry.get(name)
-            console.say("  ", (name, "green"), f"  {_first_line(component)}")
-            for line in option_lines(component.Config):
-                console.say(f"      {line}")
+    listing.show(options.topic, Console())
     check_written()
-
-
-def option_lines(config: type[Any]) -> list[str]:
-    """One line an option: name, default, meaning, and what it may be."""
-    lines = []
-    for field, spec in zip(dataclasses.fields(config), fields_of(config).values(), strict=True):
-        allowed = describe(spec.annotation, rules=True)
-        lines.append(f"{field.name} = {_default(field, spec)}  {spec.help} ({allowed})")
-    return lines
-
-
-def _default(field: dataclasses.Field[Any], spec: FieldSpec) -> str:
-    if spec.required:
-        return "required"
-    if spec.default_node is not None:
-        return str(spec.default_node["name"])
-    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    return "null" if value is None else repr(value)
-
-
-def _first_line(component: type[Any]) -> str:
-    return (component.__doc__ or "").strip().split("\n", 1)[0]

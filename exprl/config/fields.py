@@ -175,7 +175,7 @@ def describe(annotation: Any, *, rules: bool = False) -> str:
     if origin is Annotated:
         registry = registry_of(annotation)
         if registry is not None:
-            return f"a {registry.family}"
+            return f"{'an' if registry.family[0] in 'aeiou' else 'a'} {registry.family}"
         said = rules_of(annotation) if rules else []
         return functools.reduce(lambda kind, rule: rule.described(kind), said, name(arguments[0]))
     if origin is Literal:

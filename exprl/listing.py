@@ -1,0 +1,127 @@
+"""`exprl list`: what an experiment's YAML may say, by component family and by section, and what a run logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from exprl.config import to_node
+from exprl.config.fields import FieldSpec, describe, fields_of
+from exprl.console import Console
+from exprl.errors import ConfigError, did_you_mean
+from exprl.experiment import Experiment
+from exprl.registry import FAMILIES, Registry
+
+METRICS = "metrics"
+
+
+def topics() -> dict[str, Callable[[Console], None]]:
+    """What can be listed, by name: the families of components, the sections of an experiment, the metrics of a run."""
+    families = {registry.family: _family(registry) for registry in FAMILIES}
+    sections = {name: _section(name, schema) for name, schema in sections_of(Experiment).items()}
+    return {**families, **sections, METRICS: _metrics}
+
+
+def names() -> str:
+    """The topics for `--help`."""
+    return ", ".join(topics())
+
+
+def show(topic: str | None, console: Console) -> None:
+    """Print one topic, or all but the metrics.
+
+    Raises:
+        ConfigError: there is none of that name, and no key of an experiment that holds a component.
+    """
+    known = topics()
+    if topic is None:
+        for name, print_it in known.items():
+            if name != METRICS:
+                print_it(console)
+        return
+    chosen = _family_of_key(topic) or topic
+    if chosen not in known:
+        raise ConfigError(f"`exprl list` has nothing called {topic!r}. {did_you_mean(topic, known)}")
+    known[chosen](console)
+
+
+def sections_of(schema: type[Any]) -> dict[str, type[Any]]:
+    """The sections of an experiment by their keys, and `experiment` itself for what stands outside of them.
+
+    >>> list(sections_of(Experiment))
+    ['experiment', 'lora', 'prompt', 'data', 'optimizer', 'update', 'evaluation', 'trainer']
+    """
+    inner = {name: spec.dataclass for name, spec in fields_of(schema).items() if spec.dataclass is not None}
+    return {"experiment": schema, **inner}
+
+
+def option_lines(config: type[Any], indent: str = "", *, without: Collection[str] = ()) -> Iterator[str]:
+    """One line an option: name, default, meaning, and what it may be; those of options within it are indented.
+
+    Options of a name in `without` are left out.
+    """
+    for field, spec in zip(dataclasses.fields(config), fields_of(config).values(), strict=True):
+        if field.name in without:
+            continue
+        if spec.dataclass is not None:
+            yield f"{indent}{field.name}:  {spec.help}"
+            yield from option_lines(spec.dataclass, f"{indent}    ")
+        else:
+            allowed = describe(spec.annotation, rules=True)
+            yield f"{indent}{field.name} = {_default(field, spec)}  {spec.help} ({allowed})"
+
+
+def _family(registry: Registry[Any]) -> Callable[[Console], None]:
+    def show_family(console: Console) -> None:
+        console.say((registry.family, "bold"), *_where(registry))
+        for name in registry.names():
+            component = registry.get(name)
+            console.say("  ", (name, "green"), f"  {_first_line(component)}")
+            for line in option_lines(component.Config):
+                console.say(f"      {line}")
+
+    return show_family
+
+
+def _section(name: str, schema: type[Any]) -> Callable[[Console], None]:
+    def show_section(console: Console) -> None:
+        console.say((name, "bold"), f"  {_first_line(schema)}")
+        for line in option_lines(schema, without=sections_of(Experiment)):
+            console.say(f"      {line}")
+
+    return show_section
+
+
+def _metrics(console: Console) -> None:
+    from exprl.training.glossary import METRICS as GLOSSARY
+
+    console.say((METRICS, "bold"), "  what a run logs, in metrics.jsonl and TensorBoard")
+    for metric in GLOSSARY:
+        console.say("  ", (metric.name, "green"), f"  [{metric.unit}]  {metric.meaning}")
+
+
+def _where(registry: Registry[Any]) -> list[str]:
+    """Which key of an experiment the family is chosen at, where that has another name."""
+    keys = [key for key, spec in fields_of(Experiment).items() if spec.registry is registry]
+    return [f"  chosen at `{key}`" for key in keys if key != registry.family]
+
+
+def _family_of_key(key: str) -> str | None:
+    spec = fields_of(Experiment).get(key)
+    return spec.registry.family if spec is not None and spec.registry is not None else None
+
+
+def _default(field: dataclasses.Field[Any], spec: FieldSpec) -> str:
+    """As it would stand in the YAML."""
+    if spec.required:
+        return "required"
+    if spec.default_node is not None:
+        return str(spec.default_node["name"])
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return json.dumps(to_node(value), ensure_ascii=False)
+
+
+def _first_line(documented: type[Any]) -> str:
+    return (documented.__doc__ or "").strip().split("\n", 1)[0]

@@ -1,0 +1,102 @@
+"""Every metric of a run: its name in `metrics.jsonl` and TensorBoard, its unit, and what it says.
+
+A test holds this list against what runs of every method log. Plugins may log more.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from exprl.evaluation.detectors import BEHAVIOUR_NAMES
+from exprl.types import JUDGEMENT_STATUSES
+
+PLACEHOLDERS = {
+    "status": "|".join(JUDGEMENT_STATUSES),
+    "score": "[1-5]",
+    "behaviour": "|".join(BEHAVIOUR_NAMES),
+    "k": r"[1-9]\d*",
+}
+"""What `<...>` in a name stands for, as patterns."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is logged under a name, which may have a `<placeholder>` of `PLACEHOLDERS`."""
+
+    name: str
+    unit: str
+    meaning: str
+
+    def matches(self, name: str) -> bool:
+        """Whether a logged name is of this metric.
+
+        >>> Metric("judge/score_<score>", "share", "").matches("judge/score_3")
+        True
+        """
+        pattern = re.sub(r"<(\w+)>", lambda found: f"(?:{PLACEHOLDERS[found[1]]})", re.escape(self.name))
+        return re.fullmatch(pattern, name) is not None
+
+
+METRICS: tuple[Metric, ...] = (
+    # rewards
+    Metric("reward/mean", "reward", "mean over the step's valid rollouts; of segment rewards each rollout's last one"),
+    Metric("reward/std", "reward", "their standard deviation over all rollouts of the step"),
+    Metric("reward/within_group_variance", "reward²", "variance within a group, mean over groups; 0: nothing to learn"),
+    Metric("reward/invalid_rate", "share", "rollouts left out for a failed or dropped judgement"),
+    Metric("reward/segments", "segments", "mean number of segments of a rollout; 1 with a reward for whole rollouts"),
+    Metric("reward/single_segment_rate", "share", "rollouts of at most one segment: near 1, the slicer finds no cuts"),
+    # the judge
+    Metric("judge/count", "judgements", "judgements asked for in the step"),
+    Metric("judge/<status>_rate", "share", f"of the judgements; status: {', '.join(JUDGEMENT_STATUSES)}"),
+    Metric("judge/score_<score>", "share", "of the judgements with a score, those that round to 1, 2, 3, 4 or 5"),
+    # rollouts
+    Metric("rollout/length_mean", "tokens", "mean length of a response"),
+    Metric("rollout/length_max", "tokens", "the longest response"),
+    Metric("rollout/cut_off_rate", "share", "responses cut off at rollout.max_new_tokens"),
+    Metric("behaviour/<behaviour>_rate", "share", f"rollouts that show it, by words: {', '.join(BEHAVIOUR_NAMES)}"),
+    # outcomes, where every problem has an answer
+    Metric("outcome/accuracy", "share", "rollouts whose final answer the verifier accepts, mean over prompts"),
+    Metric("outcome/all_0", "share", "prompts without a right rollout"),
+    Metric("outcome/all_1", "share", "prompts with right rollouts alone"),
+    Metric("outcome/mixed", "share", "the other prompts: what a sparse reward can learn from"),
+    Metric("outcome/unlocked_prompts", "prompts", "training prompts solved at least once since the run began"),
+    # the update; means over the response tokens that were trained on
+    Metric("update/loss", "nats", "token mean of the policy loss; near 0 by design for centred advantages, not a fit"),
+    Metric("update/entropy", "nats", "entropy of the policy at a token; falling towards 0 is collapse"),
+    Metric("update/kl", "nats", "estimate (k3) of the KL to the frozen initial policy (update.log_kl)"),
+    Metric("update/clipped", "share", "tokens whose ratio the objective clips, so without gradient"),
+    Metric("update/ratio", "ratio", "π / π_old of the tokens; 1 in a step's first update"),
+    Metric("update/is_weight", "ratio", "capped weight π_old / π_sampler that corrects for the engine's log-probs"),
+    Metric("update/sampler_gap", "nats", "absolute difference of the engine's log-probs and the trainer's"),
+    Metric("update/teacher_kl", "nats", "self_distillation: KL of the policy to its teacher"),
+    Metric("update/grad_norm", "norm", "of the gradient before clipping, mean over the step's updates"),
+    Metric("update/lr", "rate", "learning rate, mean over the step's updates"),
+    Metric("update/count", "updates", "optimizer updates of the step; 0: its console line says why"),
+    Metric("update/dropped_groups", "groups", "without a learning signal (update.signal_tolerance), so left out"),
+    Metric("sft/length_mean", "tokens", "sft: mean length of the references trained on"),
+    # time on rank 0
+    Metric("time/sampling_seconds", "s", "the engine's, of the step"),
+    Metric("time/judging_seconds", "s", "waiting for rewards after the last rollout"),
+    Metric("time/updating_seconds", "s", "log-probs, gradients and optimizer"),
+    Metric("time/step_seconds", "s", "sum of the phases above"),
+    Metric("time/tokens_per_second", "tokens/s", "response tokens of all ranks through the whole step"),
+    # evaluations, a line of their own
+    Metric("evaluation/pass@<k>", "share", "unbiased pass@k, mean over the held-out problems (evaluation.k)"),
+    Metric("evaluation/progress", "share", "of the reference's steps reached, where the source has steps"),
+    Metric("evaluation/guess_rate", "share", "samples with the right answer that miss some of the reference's steps"),
+    Metric("evaluation/length_mean", "tokens", "mean length of a sample"),
+    Metric("evaluation/cut_off_rate", "share", "samples cut off at the length limit"),
+    Metric("evaluation/<behaviour>_rate", "share", "samples that show it, by evaluation.behaviours"),
+)
+
+
+def metric_of(name: str) -> Metric | None:
+    """The entry of a logged name; None for one that is not of exprl's own."""
+    return next((metric for metric in METRICS if metric.matches(name)), None)
+
+
+def markdown() -> str:
+    """The table of `docs/metrics.md`."""
+    rows = [f"| `{metric.name}` | {metric.unit} | {metric.meaning} |" for metric in METRICS]
+    return "\n".join(["| name | unit | what it says |", "|---|---|---|", *rows])

@@ -1,0 +1,69 @@
+"""`exprl list` shows all that an experiment may say, and the declared metrics are those of the page about them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exprl import listing
+from exprl.config.fields import fields_of
+from exprl.console import Console
+from exprl.errors import ConfigError
+from exprl.experiment import Experiment
+from exprl.training.glossary import METRICS, markdown, metric_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def shown(topic: str | None) -> str:
+    file = io.StringIO()
+    listing.show(topic, Console(file=file))
+    return file.getvalue()
+
+
+def keys(schema: type[Any]) -> Iterator[tuple[str, str]]:
+    """Every option of an experiment's own with its section."""
+    for section, config in listing.sections_of(schema).items():
+        for name, spec in fields_of(config).items():
+            if spec.dataclass is None:
+                yield section, name
+
+
+@pytest.mark.parametrize(("section", "name"), list(keys(Experiment)))
+def test_every_option_is_listed_in_its_section_and_among_all(section: str, name: str) -> None:
+    own = shown(section)
+    assert f"      {name} = " in own
+    assert own in shown(None)
+
+
+def test_defaults_and_ranges_are_as_in_yaml() -> None:
+    trainer = shown("trainer")
+    assert "checkpoint_every = 10  steps between checkpoints; " in trainer
+    assert "(int in [0, 1000000000])" in trainer
+    assert 'precision = "32-true"  ' in trainer
+    assert "cpu_offload = false  " in trainer
+    assert '          question = "question"  ' in shown("source")
+
+
+def test_a_key_names_its_family_and_a_mistake_its_neighbour() -> None:
+    assert shown("rollout") == shown("engine")
+    assert shown("engine").startswith("engine  chosen at `rollout`\n")
+    with pytest.raises(ConfigError, match="Did you mean 'trainer'"):
+        shown("trainr")
+
+
+def test_the_page_about_metrics_has_the_declared_ones() -> None:
+    assert markdown() in (ROOT / "docs/metrics.md").read_text(), f"put this table there:\n{markdown()}"
+    assert shown("metrics").count("\n") == len(METRICS) + 1
+
+
+def test_placeholders_stand_for_what_they_say() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for name in ("judge/unparseable_rate", "judge/score_5", "evaluation/pass@64", "evaluation/backtracking_rate"):
+        assert metric_of(name) is not None, name
+    for name in ("judge/odd_rate", "judge/score_6", "evaluation/pass@0", "evaluation/pass@1x", "update/losses"):
+        assert metric_of(name) is None, name

@@ -100,15 +100,17 @@ class Files:
         return self.dataset.with_name(f".{self.dataset.name}{LOCK}")
 
     def claim(self, experiment: Experiment) -> None:
-        """Begin, or go on with the same experiment.
+        """Begin, or go on with the same experiment; what ended before its first samples has not begun.
 
         Raises:
             DataError: the file is there without the counts it was made from, or they are of another experiment.
         """
         text = configuration.to_yaml(experiment)
-        if not self.config.is_file():
-            if self.dataset.exists():
-                raise DataError(f"--output: {self.dataset} exists and was not made by `exprl mine`. Choose another.")
+        if not _has_text(self.counts):
+            if _has_text(self.dataset):
+                raise DataError(
+                    f"--output: {self.dataset} exists and was not made by `exprl mine`, or its counts are gone. Choose another."
+                )
             write_text(self.config, text)
             return
         found = differences(saved_config(self.config), text, configuration.free_keys(experiment))
@@ -128,6 +130,10 @@ class Files:
             raise DataError(
                 f"--output: {self.counts} is of another version of exprl ({error}). Choose another."
             ) from error
+
+
+def _has_text(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console) -> list[Count]:

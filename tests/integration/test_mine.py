@@ -189,6 +189,18 @@ def test_another_experiment_or_file_is_refused(rows: Any, tmp_path: Path) -> Non
         Rates(0.5, 0.1)
 
 
+def test_an_attempt_that_failed_before_it_sampled_is_no_beginning(rows: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(f"{json.dumps({**row, 'task': row['question']})}\n" for row in rows("whole.jsonl")))
+
+    def own(**columns: str) -> Choice:
+        return train_of({"name": "jsonl", "path": str(path), "columns": columns})
+
+    with pytest.raises(DataError, match="no column 'tusk'"):
+        rows("hard.jsonl", ALL, train=own(question="tusk"))
+    assert len(rows("hard.jsonl", ALL, train=own(question="task"))) == 16
+
+
 def test_the_histogram_counts_every_problem_once() -> None:
     counts = [Count(id=str(right), content="", samples=20, correct=right) for right in range(21)]
     assert histogram(counts) == {"0": 1, "0.0 to 0.1": 1, **{f"0.{n} to 0.{n + 1}": 2 for n in range(1, 9)}} | {

@@ -109,7 +109,8 @@ class Files:
         if not _has_text(self.counts):
             if _has_text(self.dataset):
                 raise DataError(
-                    f"--output: {self.dataset} exists and was not made by `exprl mine`, or its counts are gone. Choose another."
+                    f"--output: {self.dataset} exists and was not made by `exprl mine`, or its counts are gone. "
+                    "Choose another."
                 )
             write_text(self.config, text)
             return

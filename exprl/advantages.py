@@ -27,6 +27,7 @@ from typing import Annotated, ClassVar, Literal
 
 from exprl.component import Component, option
 from exprl.config.ranges import Range
+from exprl.contracts import check_values
 from exprl.errors import ConfigError
 from exprl.registry import ADVANTAGES
 from exprl.types import Advantages, AnyReward, RolloutReward, Segment, SegmentRewards
@@ -206,11 +207,14 @@ class Advantage(Component):
 
         Raises:
             ConfigError: a reward has a granularity that this estimator does not take.
+            ContractError: `of_batch` gives something else than a number for each score.
         """
         for reward in (reward for group in groups for reward in group):
             self._check(reward)
         scored = [[scores_of(reward) for reward in group] for group in groups]
-        values = self.of_batch([[s for s in group if s is not None] for group in scored], all_reduce)
+        counted = [[s for s in group if s is not None] for group in scored]
+        values = self.of_batch(counted, all_reduce)
+        check_values([[s.values for s in group] for group in counted], values, f"advantage {self.title}")
         batch = [_attach(*parts) for parts in zip(groups, scored, values, strict=True)]
         return scale_by_rms(batch, all_reduce=all_reduce) if self.config.scale == "rms" else batch
 

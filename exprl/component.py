@@ -43,6 +43,11 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
             )
         self.config: Any = config if config is not None else self.Config()
 
+    @property
+    def title(self) -> str:
+        """What messages call it: its registered name, or its class's."""
+        return repr(self.registered_name or type(self).__name__)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config!r})"
 

@@ -53,6 +53,17 @@ class RewardError(ExprlError):
     """A reward returned what nothing can be learned from; the message names it and the rollout."""
 
 
+class ContractError(ExprlError, ValueError):
+    """A component gave what its family does not allow; the message names it, the value and what is allowed.
+
+    `giver` is who gave it, such as "judge 'mine'"; empty where that is not known yet.
+    """
+
+    def __init__(self, message: str, *, giver: str = "") -> None:
+        super().__init__(f"{giver}: {message}" if giver else message)
+        self.giver = giver
+
+
 class PathError(ExprlError):
     """A file or folder cannot be read or written where an option or exprl itself says; the message names it."""
 

@@ -39,28 +39,34 @@ QUANTITIES: dict[str, tuple[str, str]] = {
 """What a quantity is called, and what to do about one that is not finite: those that cause others come first."""
 
 
-def check_finite(values: Mapping[str, float], where: str) -> None:
-    """Raise `NonFiniteError` naming the first of `QUANTITIES` (then any other) that is NaN or infinite."""
+def check_finite(values: Mapping[str, float], where: str, giver: str = "") -> None:
+    """Raise `NonFiniteError` naming the first of `QUANTITIES` (then any other) that is NaN or infinite.
+
+    `giver` is who gave the values, where that is a component of its own.
+    """
     order = [name for name in QUANTITIES if name in values] + [name for name in values if name not in QUANTITIES]
     for name in order:
         if not math.isfinite(values[name]):
             called, advice = QUANTITIES.get(name, (name, _UPDATE))
-            raise NonFiniteError(f"{where}: the {called} is {values[name]}, so the run stops. {advice} {_GO_ON}")
+            of = f" that {giver} gives" if giver else ""
+            raise NonFiniteError(f"{where}: the {called}{of} is {values[name]}, so the run stops. {advice} {_GO_ON}")
 
 
-def check_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[Sequence[AnyReward]], where: str) -> None:
+def check_rollouts(
+    groups: Sequence[RolloutGroup], rewards: Sequence[Sequence[AnyReward]], where: str, giver: str = ""
+) -> None:
     """Raise `NonFiniteError` naming the problem of a rollout with a log-prob or a reward that is not finite."""
     for group, given in zip(groups, rewards, strict=True):
         place = f"{where}: problem {group.problem.id!r}"
         check_finite({"sampled": _first(rollout.sampler_logprobs for rollout in group.rollouts)}, place)
-        check_finite({"reward": _first(map(_values, given))}, place)
+        check_finite({"reward": _first(map(_values, given))}, place, giver)
 
 
-def check_advantages(scored: Sequence[ScoredGroup], where: str) -> None:
+def check_advantages(scored: Sequence[ScoredGroup], where: str, giver: str = "") -> None:
     """Raise `NonFiniteError` naming the problem of an advantage that counts and is not finite."""
     for s in scored:
         values = (advantages.values for advantages in s.advantages if advantages.valid)
-        check_finite({"advantage": _first(values)}, f"{where}: problem {s.group.problem.id!r}")
+        check_finite({"advantage": _first(values)}, f"{where}: problem {s.group.problem.id!r}", giver)
 
 
 def _first(rows: Iterable[Sequence[float]]) -> float:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Generic, Literal, NoReturn, TypeVar
+
+from exprl.errors import ContractError
 
 T = TypeVar("T")
 
@@ -168,7 +171,7 @@ class Segment:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
-            raise ValueError(f"a segment needs 0 <= start < end, but got [{self.start}, {self.end})")
+            raise ContractError(f"a segment needs 0 <= start < end, but got [{self.start}, {self.end})")
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -204,12 +207,39 @@ class Judgement:
     rationale: str = ""
 
     def __post_init__(self) -> None:
+        if self.status not in JUDGEMENT_STATUSES:
+            allowed = ", ".join(JUDGEMENT_STATUSES)
+            raise ContractError(f"a judgement's status is one of {allowed}, but got {self.status!r}")
+        if not isinstance(self.rationale, str):
+            raise ContractError(f"a judgement's rationale is text, but got {_shown(self.rationale)}")
         if len(self.rationale) > LONGEST_RATIONALE:
             object.__setattr__(self, "rationale", _without_middle(self.rationale, LONGEST_RATIONALE))
         if (self.status == "ok") != (self.score is not None):
-            raise ValueError(f"a judgement has a score exactly when it is ok, but got {self.score} with {self.status}")
-        if self.score is not None and not 1.0 <= self.score <= 5.0:
-            raise ValueError(f"a Likert score lies in [1, 5], but got {self.score}")
+            raise ContractError(
+                f"a judgement has a score exactly when it is ok, but got {self.score} with {self.status}"
+            )
+        if self.score is not None:
+            object.__setattr__(self, "score", _likert(self.score))
+
+
+def _likert(score: Any) -> float:
+    if isinstance(score, bool) or not isinstance(score, Real) or not 1.0 <= float(score) <= 5.0:
+        raise ContractError(
+            f"a Likert score is a number in [1, 5], but got {_shown(score)}. Map a scale from low to high with "
+            '1 + 4 * (score - low) / (high - low); a judgement that failed has score=None and a status such as "error"'
+        )
+    return float(score)
+
+
+def _value(value: Any) -> float | None:
+    if value is not None and not isinstance(value, Real):
+        raise ContractError(f"a reward is a number in [0, 1], or None where it failed, but got {_shown(value)}")
+    return None if value is None else float(value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 100 else f'{text[:97]}...'} ({type(value).__name__})"
 
 
 def _without_middle(text: str, longest: int) -> str:
@@ -226,6 +256,9 @@ class RolloutReward:
     length: int
     judgements: tuple[Judgement, ...] = ()
     cut_off: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", _value(self.value))
 
     @property
     def valid(self) -> bool:
@@ -244,6 +277,9 @@ class SegmentRewards:
     values: tuple[float | None, ...]
     judgements: tuple[Judgement, ...] = ()
     cut_off: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(map(_value, self.values)))
 
     @property
     def valid(self) -> bool:

@@ -177,9 +177,7 @@ def evaluate(
     rates = BehaviourRates(detector)
     finished = _finished(engine, built, sampling, problems, advance)
     while batch := list(islice(finished, READ_AT_ONCE)):
-        verdicts = verifier.verify_batch(
-            [problems[index] for index, _ in batch], [rollout.reply for _, rollout in batch]
-        )
+        verdicts = verifier.verdicts([problems[index] for index, _ in batch], [rollout.reply for _, rollout in batch])
         rates.update([rollout.text for _, rollout in batch])
         for (index, rollout), right in zip(batch, verdicts, strict=True):
             steps = problems[index].scaffold.steps

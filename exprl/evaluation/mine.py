@@ -215,7 +215,7 @@ def count_batch(build: Build, batch: Sequence[Problem], start: int, advance: Adv
         indices.append(index)
         responses.append(rollout.reply)
         advance(1)
-    verdicts = build.verifier.verify_batch([batch[index] for index in indices], responses)
+    verdicts = build.verifier.verdicts([batch[index] for index in indices], responses)
     correct = Counter(index for index, right in zip(indices, verdicts, strict=True) if right)
     contents = fingerprint(batch)
     return [

@@ -32,6 +32,11 @@ class Reward(Component):
     def check_step(self, rewards: Sequence[tuple[AnyReward, ...]]) -> None:
         """Raise where a step cannot be learned from; `rewards` are those of its groups on all ranks."""
 
+    def advice(self, rewards: Sequence[tuple[AnyReward, ...]]) -> str | None:
+        """What to change about a step that can be learned from, but hardly as it is meant; None: nothing seen."""
+        del rewards
+        return None
+
     def start(self, problem: Problem, rollout: Rollout) -> None:
         """A hint that `score` will be asked about this rollout, given while others are still being sampled."""
 

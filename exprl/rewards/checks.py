@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from exprl.contracts import contiguous, outside, shown
 from exprl.errors import JudgeError, RewardError
 from exprl.types import AnyReward, Judgement, Rollout, RolloutGroup, RolloutReward, SegmentRewards
 
@@ -14,19 +15,20 @@ SHOWN_CHARACTERS = 300
 GroupRewards = tuple[AnyReward, ...]
 
 
-def check_rewards(groups: Sequence[RolloutGroup], rewards: Sequence[GroupRewards], name: str) -> None:
-    """See that `rewards`, which the reward `name` gave for `groups`, hold one for each rollout.
+def check_rewards(groups: Sequence[RolloutGroup], rewards: Sequence[GroupRewards], who: str) -> None:
+    """See that `rewards`, which `who` gave for `groups`, hold one in [0, 1] for each rollout, or for its segments.
 
     Raises:
         RewardError: naming the reward, and the first rollout that is not so.
     """
-    who = f"reward {name!r}"
-    if len(rewards) != len(groups):
-        raise RewardError(f"{who} returned rewards of {len(rewards)} groups for {len(groups)}.")
+    if not isinstance(rewards, (list, tuple)) or len(rewards) != len(groups):
+        found = f"rewards of {len(rewards)} groups" if isinstance(rewards, (list, tuple)) else shown(rewards)
+        raise RewardError(f"{who} returned {found} for {len(groups)}.")
     for group, given in zip(groups, rewards, strict=True):
         of = f"of problem {group.problem.id!r}"
-        if len(given) != len(group.rollouts):
-            raise RewardError(f"{who} returned {len(given)} rewards for the {len(group.rollouts)} rollouts {of}.")
+        if not isinstance(given, (list, tuple)) or len(given) != len(group.rollouts):
+            found = f"{len(given)} rewards" if isinstance(given, (list, tuple)) else shown(given)
+            raise RewardError(f"{who} returned {found} for the {len(group.rollouts)} rollouts {of}.")
         for number, (rollout, reward) in enumerate(zip(group.rollouts, given, strict=True)):
             problem = _fault(rollout, reward)
             if problem is not None:
@@ -66,6 +68,12 @@ def _fault(rollout: Rollout, reward: object) -> str | None:
         return f"its reward is about {reward.length} tokens, but it has {len(rollout)}."
     if isinstance(reward, SegmentRewards) and not reward.cut_off and len(reward.values) != len(reward.segments):
         return f"{len(reward.values)} values for {len(reward.segments)} segments."
+    if isinstance(reward, SegmentRewards) and not contiguous(reward.segments, len(rollout)):
+        return f"its segments do not follow each other from 0 to {len(rollout)}."
+    values = reward.values if isinstance(reward, SegmentRewards) else (reward.value,)
+    wrong = next((value for value in values if outside(value)), None)
+    if wrong is not None:
+        return f"a reward lies in [0, 1], or is None where it failed, but got {wrong:g}. Scale it into [0, 1]."
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from exprl.component import Choice, option, required_choice
 from exprl.config.ranges import Share
+from exprl.contracts import given_by
 from exprl.judges.base import Judge
 from exprl.judges.pairing import one_each
 from exprl.progress import Advance, no_progress
@@ -83,7 +84,9 @@ class JudgedReward(Reward):
 
     def start(self, problem: Problem, rollout: Rollout) -> None:
         """Let the judge begin with this rollout."""
-        self.judge.start([request for request in self.requests(problem, rollout) if request.trace.strip()])
+        asked = [request for request in self.requests(problem, rollout) if request.trace.strip()]
+        with given_by(self._judge):
+            self.judge.start(asked)
 
     def cut_off(self, rollout: Rollout) -> bool:
         """Whether a rollout earns nothing for having reached the length limit."""
@@ -94,12 +97,17 @@ class JudgedReward(Reward):
 
         Raises:
             JudgeError: the judge returns anything but one judgement a request.
+            ContractError: it makes a judgement that is none, with a score outside [1, 5] for example.
         """
         asked = [request for request in requests if request.trace.strip()]
-        given = self.judge.judge(asked, advance) if asked else []
-        name = self.judge.registered_name or type(self.judge).__name__
-        answers = iter(one_each(asked, given, Judgement, f"judge {name!r}"))
+        with given_by(self._judge):
+            given = self.judge.judge(asked, advance) if asked else []
+        answers = iter(one_each(asked, given, Judgement, self._judge))
         return [next(answers) if request.trace.strip() else NOTHING_WRITTEN for request in requests]
+
+    @property
+    def _judge(self) -> str:
+        return f"judge {self.judge.title}"
 
     def check_step(self, rewards: Sequence[tuple[AnyReward, ...]]) -> None:
         """Raise `JudgeError` where more than `max_failure_rate` of the judgements failed, or of the rollouts is lost.

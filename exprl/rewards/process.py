@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 from exprl.component import Choice, choose, option
+from exprl.contracts import check_segments, given_by
 from exprl.judges.base import Judge
 from exprl.progress import Advance, no_progress
 from exprl.registry import REWARDS, SLICERS
@@ -15,6 +16,9 @@ from exprl.resources import Resources
 from exprl.rewards.judged import JudgedReward
 from exprl.slicers.base import Slicer
 from exprl.types import AnyReward, Judgement, JudgeRequest, Problem, Rollout, RolloutGroup, Segment, SegmentRewards
+
+SINGLE_SHARE = 0.95
+"""From this share of rollouts that are one segment on, there is hardly a process left to reward."""
 
 
 @REWARDS.register("process")
@@ -43,7 +47,7 @@ class ProcessReward(JudgedReward):
 
     def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
         """One judgement a segment, all asked for in one call; cut-off rollouts are sliced but not asked about."""
-        cuts = [[self.slicer.slice(rollout) for rollout in group.rollouts] for group in groups]
+        cuts = [[self.cut(rollout) for rollout in group.rollouts] for group in groups]
         requests = [
             request
             for group, sliced in zip(groups, cuts, strict=True)
@@ -56,9 +60,27 @@ class ProcessReward(JudgedReward):
             for g, s in zip(groups, cuts, strict=True)
         ]
 
+    def advice(self, rewards: Sequence[tuple[AnyReward, ...]]) -> str | None:
+        """That nearly every rollout is one segment, if so: what is left of a process reward is an outcome reward."""
+        every = [reward for group in rewards for reward in group if reward.length]
+        single = [reward for reward in every if isinstance(reward, SegmentRewards) and len(reward.segments) == 1]
+        if not every or len(single) < SINGLE_SHARE * len(every):
+            return None
+        mean = sum(reward.length for reward in every) / len(every)
+        return (
+            f"{len(single)} of {len(every)} rollouts (of {mean:.0f} tokens on average) are one segment for slicer "
+            f"{self.slicer.title}, so this process reward is an outcome reward. {self.slicer.advice}"
+        )
+
     def requests(self, problem: Problem, rollout: Rollout) -> list[JudgeRequest]:
         """One request a segment."""
-        return self._about(problem, rollout, self.slicer.slice(rollout))
+        return self._about(problem, rollout, self.cut(rollout))
+
+    def cut(self, rollout: Rollout) -> tuple[Segment, ...]:
+        """The slicer's segments; raises `ContractError` if they do not cover the rollout's tokens."""
+        who = f"slicer {self.slicer.title}"
+        with given_by(who):
+            return check_segments(rollout, self.slicer.slice(rollout), who)
 
     def _about(self, problem: Problem, rollout: Rollout, segments: Sequence[Segment]) -> list[JudgeRequest]:
         if self.cut_off(rollout):

@@ -58,7 +58,7 @@ class SparseReward(Reward):
     def _score(self, group: RolloutGroup, advance: Advance) -> tuple[AnyReward, ...]:
         cut_off = [self.config.clip_length and rollout.finish_reason == "length" for rollout in group.rollouts]
         read = [rollout.reply for rollout, clipped in zip(group.rollouts, cut_off, strict=True) if not clipped]
-        verdicts = iter(self.verifier.verify_batch([group.problem] * len(read), read))
+        verdicts = iter(self.verifier.verdicts([group.problem] * len(read), read))
         rewards = tuple(
             RolloutReward(value=float(not clipped and next(verdicts)), length=len(rollout), cut_off=clipped)
             for rollout, clipped in zip(group.rollouts, cut_off, strict=True)

@@ -18,3 +18,8 @@ class Slicer(Component):
         A rollout of 0 tokens gives no segment. Cuts by `rollout.token_ids` and `rollout.token_ends` only; text is
         never tokenised again.
         """
+
+    @property
+    def advice(self) -> str:
+        """What to change where it finds one segment only."""
+        return "Change the options of reward.slicer, or choose reward.slicer.name=token_window."

@@ -42,6 +42,16 @@ class DelimiterSlicer(Slicer):
         )
         return segments if self.config.max_segments is None else merge_evenly(segments, self.config.max_segments)
 
+    @property
+    def advice(self) -> str:
+        """See `Slicer`."""
+        delimiter = self.config.delimiter
+        return (
+            f"Let prompt.template ask for the delimiter, {delimiter!r} (such as: Open every step with {delimiter!r}), set "
+            "reward.slicer.delimiter to what the policy writes between its steps (see samples.jsonl), or choose "
+            "reward.slicer.name=token_window."
+        )
+
     def _cuts(self, rollout: Rollout) -> Iterator[int]:
         delimiter, ends = self.config.delimiter, rollout.token_ends
         found = rollout.text.find(delimiter)

@@ -32,6 +32,11 @@ class TokenWindowSlicer(Slicer):
             if self.min_last > self.window:
                 raise ConfigError(f"min_last: must be at most window ({self.window}), but got {self.min_last}.")
 
+    @property
+    def advice(self) -> str:
+        """See `Slicer`."""
+        return f"Set reward.slicer.window, {self.config.window} tokens now, well below the length of the rollouts."
+
     def slice(self, rollout: Rollout) -> tuple[Segment, ...]:
         """Segments of the T tokens, in order."""
         length = len(rollout)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from exprl.advantages import Advantage
+from exprl.contracts import check_estimates, given_by
 from exprl.engines.base import Engine, Sampling
 from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.finite import check_advantages, check_rollouts
@@ -23,6 +25,11 @@ from exprl.training.update import PolicyUpdate
 from exprl.training.world import World
 from exprl.types import AnyReward, Problem, Rollout, RolloutGroup, ScoredGroup
 from exprl.verifiers.base import Verifier
+
+log = logging.getLogger(__name__)
+
+ADVISED_STEPS = 3
+"""Steps whose rewards are looked at for what a config forgot; what comes later the policy has learned."""
 
 Rewarded = tuple[RolloutGroup, tuple[AnyReward, ...]]
 
@@ -88,6 +95,7 @@ class ExpRLModule(PolicyModule):
         self.parts = parts
         self.sampling = sampling
         self.unlocked: set[str] = set()
+        self.advised = False
 
     # ------------------------------------------------------------------ one step
 
@@ -97,6 +105,7 @@ class ExpRLModule(PolicyModule):
         with self.whole_models():
             rewarded = self.score(self.sample(problems))
         scored = self.compare(rewarded)
+        self.advise(scored)
         correct = self.verify(scored)
         with self.changing_policy():
             update = self.learn(scored)
@@ -129,9 +138,10 @@ class ExpRLModule(PolicyModule):
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:
         """Rewards of each group."""
-        with self.phases.run("judging", unit="verdict") as advance:
+        who = f"reward {self.parts.reward.title}"
+        with self.phases.run("judging", unit="verdict") as advance, given_by(who):
             rewards = self.parts.reward.score(groups, advance)
-        check_rewards(groups, rewards, self.parts.reward.registered_name or type(self.parts.reward).__name__)
+        check_rewards(groups, rewards, who)
         return list(zip(groups, rewards, strict=True))
 
     def compare(self, rewarded: Sequence[Rewarded]) -> list[ScoredGroup]:
@@ -140,18 +150,31 @@ class ExpRLModule(PolicyModule):
         Raises:
             NonFiniteError: on every rank, where one has a reward, an advantage or a log-prob that is not finite.
             JudgeError: on every rank, where too many judgements of all ranks failed.
+            ContractError: on every rank, where the advantage gives something else than advantages of the rollouts.
         """
         everyone = self.world.gather(list(rewarded), f"the update of {self.step}")
         groups, rewards = zip(*(pair for own in everyone for pair in own), strict=True)
-        check_rollouts(groups, rewards, self.step)
+        who = f"advantage {self.parts.advantage.title}"
+        check_rollouts(groups, rewards, self.step, f"reward {self.parts.reward.title}")
         self.parts.reward.check_step(rewards)
-        advantages = self.parts.advantage.estimate(rewards)
+        with given_by(who):
+            advantages = self.parts.advantage.estimate(rewards)
+        check_estimates(rewards, advantages, who)
         scored = [
             ScoredGroup(group=group, rewards=reward, advantages=advantage)
             for group, reward, advantage in zip(groups, rewards, advantages, strict=True)
         ]
-        check_advantages(scored, self.step)
+        check_advantages(scored, self.step, who)
         return scored
+
+    def advise(self, scored: Sequence[ScoredGroup]) -> None:
+        """Say once, in one of the first steps, what the reward would have changed."""
+        if self.advised or not self.world.first or self.steps_done >= ADVISED_STEPS:
+            return
+        advice = self.parts.reward.advice([s.rewards for s in scored])
+        if advice is not None:
+            self.advised = True
+            log.warning("%s: %s", self.step, advice)
 
     def verify(self, scored: Sequence[ScoredGroup]) -> list[list[bool]]:
         """Which rollouts of each group have the right answer; empty where not every problem has an answer.
@@ -163,7 +186,7 @@ class ExpRLModule(PolicyModule):
             return []
         mine = scored[world.rank :: world.size]
         asked = [(s.group.problem, rollout.reply) for s in mine for rollout in s.group.rollouts]
-        verdicts = iter(verifier.verify_batch(*zip(*asked, strict=True)) if asked else ())
+        verdicts = iter(verifier.verdicts(*zip(*asked, strict=True)) if asked else ())
         own = [[next(verdicts) for _ in s.group.rollouts] for s in mine]
         parts = world.gather(own, f"the outcomes of {self.step}")
         return [parts[number % world.size][number // world.size] for number in range(len(scored))]

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from exprl.component import Component
+from exprl.contracts import check_verdicts
 from exprl.errors import DataError
 from exprl.types import Problem
 
@@ -23,6 +24,10 @@ class Verifier(Component):
     def verify_batch(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
         """`verify` of each problem with the response at its place; a verifier may do several at once."""
         return [self.verify(problem, response) for problem, response in zip(problems, responses, strict=True)]
+
+    def verdicts(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
+        """`verify_batch`, seen to give True or False for each response; raises `ContractError` naming the verifier."""
+        return check_verdicts(len(responses), self.verify_batch(problems, responses), f"verifier {self.title}")
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Before a run starts.

@@ -143,7 +143,7 @@ def test_a_reward_that_is_no_number_stops_the_step(
         return [(group, (RolloutReward(value=math.nan, length=first.length), *others)), *rest]
 
     monkeypatch.setattr(ExpRLModule, "score", score)
-    with pytest.raises(NonFiniteError, match=r"^step 1: problem '.*': the reward is nan"):
+    with pytest.raises(NonFiniteError, match=r"^step 1: problem '.*': the reward that reward 'process' gives is nan"):
         run(small("evaluation.source=null"))
 
 

@@ -345,7 +345,7 @@ def test_a_judge_gives_one_judgement_a_request(given, message):
 def test_a_reward_gives_one_reward_a_rollout():
     groups = [group(rollout("a\n"), rollout("b\n"))]
     [right] = OutcomeReward(judge=Canned(*OK)).score(groups)
-    check_rewards(groups, [right], "mine")
+    check_rewards(groups, [right], "reward 'mine'")
     for given, message in (
         ([], "reward 'mine' returned rewards of 0 groups for 1"),
         ([right[:1]], "reward 'mine' returned 1 rewards for the 2 rollouts of problem 'p'"),
@@ -354,7 +354,7 @@ def test_a_reward_gives_one_reward_a_rollout():
         ([(right[0], SegmentRewards(segments=(Segment(0, 2),), values=()))], "0 values for 1 segments"),
     ):
         with pytest.raises(RewardError, match=message):
-            check_rewards(groups, given, "mine")
+            check_rewards(groups, given, "reward 'mine'")
 
 
 # ------------------------------------------------------------------ configs

@@ -1,0 +1,76 @@
+"""A process reward that finds one segment a rollout is an outcome reward: a run says so once, and what to change."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPTIONS = ("trainer.max_steps=5", "evaluation.source=null", "reward.clip_length=false")
+DELIMITER = 'reward.slicer={name: delimiter, delimiter: "###"}'
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "one segment" in record.getMessage()]
+
+
+def rates(folder: Path) -> list[float]:
+    return [
+        json.loads(line)["reward/single_segment_rate"]
+        for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        (DELIMITER, r"Let prompt.template ask for the delimiter, '###' (such as: "),
+        ("reward.slicer.name=token_window", "Set reward.slicer.window, 512 tokens now"),
+    ],
+)
+def test_said_once_in_the_first_step_with_the_numbers(
+    small: Any, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str, advice: str
+) -> None:
+    run(small(*OPTIONS, option))
+    assert rates(tmp_path / "run") == [1.0] * 5
+    [only] = said(caplog)
+    assert only.startswith("step 1: 16 of 16 rollouts (of ")
+    assert advice in only
+    assert "reward.slicer" in only
+
+
+@pytest.mark.parametrize("option", ["reward.show=prefix", "reward.slicer={name: token_window, window: 4}"])
+def test_not_where_there_are_segments(
+    small: Any, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str
+) -> None:
+    run(small(*OPTIONS, option))
+    assert max(rates(tmp_path / "run")) < 0.95
+    assert said(caplog) == []
+
+
+def test_not_for_a_reward_of_whole_rollouts(small: Any, run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    run(small(*OPTIONS, "trainer.max_steps=1", "reward.name=outcome"))
+    assert said(caplog) == []
+
+
+def test_not_for_what_a_policy_learns_later(small: Any, run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    from exprl.training.module import ExpRLModule
+
+    late: list[int] = []
+    original = ExpRLModule.compare
+
+    def compare(self: ExpRLModule, rewarded: Any) -> Any:
+        late.append(self.steps_done)
+        if self.steps_done >= 3:
+            self.parts.reward.slicer.config = type(self.parts.reward.slicer.config)(delimiter="###")  # type: ignore[attr-defined]
+        return original(self, rewarded)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExpRLModule, "compare", compare)
+        with caplog.at_level(logging.WARNING):
+            run(small(*OPTIONS))
+    assert late == [0, 1, 2, 3, 4]
+    assert said(caplog) == []

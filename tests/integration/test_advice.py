@@ -27,7 +27,7 @@ def rates(folder: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("option", "advice"),
     [
-        (DELIMITER, r"Let prompt.template ask for the delimiter, '###' (such as: "),
+        (DELIMITER, r"Let prompt.template ask for the delimiter, '###' (Open every step with"),
         ("reward.slicer.name=token_window", "Set reward.slicer.window, 512 tokens now"),
     ],
 )

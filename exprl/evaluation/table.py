@@ -24,7 +24,7 @@ def comparison_table(before: EvaluationResult, after: EvaluationResult) -> Table
             LABELS.get(name, name),
             _percent(before.per_problem(name).mean()),
             _percent(after.per_problem(name).mean()),
-            f"{100 * difference.mean:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})",
+            f"{100 * difference.mean:+z.1f} ({100 * difference.low:+z.1f} to {100 * difference.high:+z.1f})",
         )
     return table
 
@@ -38,7 +38,7 @@ def result_table(result: EvaluationResult, title: str) -> Table:
     for name in result.measures:
         interval = interval_95(result.per_problem(name))
         value = _percent(result.per_problem(name).mean())
-        table.add_row(LABELS.get(name, name), value, f"{100 * interval.low:.1f} to {100 * interval.high:.1f}")
+        table.add_row(LABELS.get(name, name), value, f"{100 * interval.low:z.1f} to {100 * interval.high:z.1f}")
     return table
 
 

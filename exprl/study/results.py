@@ -87,8 +87,11 @@ class Findings:
         return next((e for e in self.entries if e.arm == name and e.place.number == wanted), None)
 
     def shown(self, number: int) -> list[Entry]:
-        """The rows of a stage's table: the untouched policy, then every arm that has this stage, as the file orders."""
-        rows = [entry for entry in self.entries if entry.place.number in (0, number)]
+        """The rows of a stage's table as the file orders them: the untouched policy, every arm that has this stage, and
+        the baseline, which may have had its last stage before.
+        """
+        baseline = self.baseline_of(number)
+        rows = [entry for entry in self.entries if entry.place.number in (0, number) or entry is baseline]
         order = list(self.plan.arms)
         return sorted(rows, key=lambda entry: order.index(entry.arm))
 
@@ -124,10 +127,8 @@ class Findings:
         return found
 
     def pairs(self, number: int, measure: str) -> Iterator[tuple[str, str, Interval]]:
-        """Paired differences of a stage's arms and the baseline, one minus the other, for all that share a seed."""
-        baseline, entries = self.baseline_of(number), self.shown(number)
-        everyone = entries if baseline is None or baseline in entries else [*entries, baseline]
-        for one, other in permutations(everyone, 2):
+        """Paired differences of the arms in a stage's table, one minus the other, for all that share a seed."""
+        for one, other in permutations(self.shown(number), 2):
             difference = one.difference(other, measure)
             if difference is not None:
                 yield one.arm, other.arm, difference
@@ -258,8 +259,10 @@ def measures_of(findings: Findings, number: int) -> list[str]:
 
 
 def rows(findings: Findings, number: int, measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table after `number` stages."""
+    """Header and rows of the table after `number` stages; differences to the baseline where any row has one."""
     baseline, entries = findings.baseline_of(number), findings.shown(number)
+    if baseline is not None and not any(entry.difference(baseline, measures[0]) for entry in entries if measures):
+        baseline = None
     header = ["arm", "stage", "seeds"]
     for measure in measures:
         header += [LABELS.get(measure, measure), *([f"− {baseline.arm}"] if baseline else [])]
@@ -345,7 +348,7 @@ def _line(cells: Sequence[str]) -> str:
 def _cell(interval: Interval | None, *, sign: bool = False) -> str:
     if interval is None:
         return "–"
-    form = "+.1f" if sign else ".1f"
+    form = "+z.1f" if sign else "z.1f"  # z: no negative zero
     mean, low, high = (format(100 * value, form) for value in (interval.mean, interval.low, interval.high))
     return f"{mean} ({low} to {high})"
 

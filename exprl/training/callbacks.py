@@ -164,7 +164,7 @@ class StepLog(Callback):
     def line(self, step: int, metrics: Mapping[str, float], shown: Shown, no_update: NoUpdate | None) -> str:
         """The step in one line, without the metrics it does not have, and why it made no update where it made none."""
         start = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
-        parts = [f"{label} {metrics[name]:{form}}" for name, label, form in shown if name in metrics]
+        parts = [f"{label} {metrics[name]:z{form}}" for name, label, form in shown if name in metrics]
         reason = [f"no update: {no_update.reason}"] if no_update is not None else []
         return "  ".join([start, *parts, *reason, f"{metrics['time/step_seconds']:.1f} s"])
 

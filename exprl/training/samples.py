@@ -78,4 +78,4 @@ def print_sample(console: Console, record: Mapping[str, Any]) -> None:
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:
-    return "–" if value is None else f"{value:+.3f}" if sign else f"{value:.2f}"
+    return "–" if value is None else f"{value:+z.3f}" if sign else f"{value:z.2f}"

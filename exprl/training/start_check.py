@@ -55,10 +55,10 @@ class Agreement:
     def line(self) -> str:
         """The numbers in one line."""
         means = ", ".join(
-            f"{name} {float(self.others[name].mean()):.4f} (off by {gap:.1g})" for name, gap in self.gaps.items()
+            f"{name} {float(self.others[name].mean()):z.4f} (off by {gap:.1g})" for name, gap in self.gaps.items()
         )
         return (
-            f"start check on {len(self.own)} tokens, mean log-prob: model's own forward {float(self.own.mean()):.4f}, "
+            f"start check on {len(self.own)} tokens, mean log-prob: model's own forward {float(self.own.mean()):z.4f}, "
             f"{means}; allowed {self.allowed:g}, {self.seconds:.1f} s"
         )
 

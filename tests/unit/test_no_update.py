@@ -11,6 +11,7 @@ from exprl.console import Console
 from exprl.training.callbacks import StepLog
 from exprl.training.no_update import IN_A_ROW, NoUpdate, no_update
 from exprl.training.records import existing
+from exprl.training.samples import _number
 from exprl.types import (
     Advantages,
     Problem,
@@ -77,6 +78,13 @@ def test_the_step_s_line_gives_the_reason_in_place_of_numbers(tmp_path: Any) -> 
     shown = (("update/entropy", "entropy", ".3f"), ("update/kl", "kl", ".4f"))
     line = step_log(tmp_path).line(3, metrics, shown, NoUpdate("4 of 4 groups without signal", ""))
     assert line == "step  3/10  no update: 4 of 4 groups without signal  1.2 s"
+
+
+def test_no_number_is_a_negative_zero(tmp_path: Any) -> None:
+    metrics = {"update/kl": -1e-9, "update/loss": -0.0, "time/step_seconds": 0.0}
+    line = step_log(tmp_path).line(1, metrics, (("update/kl", "kl", ".4f"), ("update/loss", "loss", ".3f")), None)
+    assert line == "step  1/10  kl 0.0000  loss 0.000  0.0 s"
+    assert (_number(-1e-9, sign=True), _number(-0.0), _number(-0.25, sign=True)) == ("+0.000", "0.00", "-0.250")
 
 
 def test_several_in_a_row_are_warned_of_once_a_stretch(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,11 +7,12 @@ import pytest
 
 from exprl.errors import ConfigError, DataError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
+from exprl.evaluation.intervals import Interval
 from exprl.resources import Resources
 from exprl.runs.files import write_json
 from exprl.study.command import check_kept, check_runs
 from exprl.study.plan import Plan
-from exprl.study.results import collect, curve, markdown, rows
+from exprl.study.results import _cell, collect, curve, markdown, rows
 from exprl.study.runner import Devices, locked
 from exprl.study.runs import TrainingRun, with_parents
 
@@ -372,6 +373,26 @@ class TestResults:
         (plan.run(plan.arms["grpo"][1], 0, {}).directory / "summary.json").unlink()
         assert rows(collect(plan, {}), 2, ["pass@1"])[0][-1] == "pass@1"
         assert set(collect(plan, {}).to_json()["differences"]["2"]["pass@1"]["process"]) == {"base", "twin"}
+
+    def test_a_column_of_differences_has_its_baseline_among_the_rows(self, make):
+        plan = make("arms.grpo=[sparse]")
+        for arm, number in (("base", 0), ("grpo", 1), ("process", 1), ("process", 2)):
+            finish(plan, arm, number, 0, [1, 2])
+        header, body = rows(collect(plan, {}), 2, ["pass@1"])
+        assert header[-1] == "− grpo"
+        assert [line[:2] for line in body] == [["base", "–"], ["grpo", "sparse"], ["process", "sparse"]]
+        assert "| **grpo** |" in markdown(collect(plan, {}), []).partition("After stage 2")[2]
+
+    def test_no_column_where_no_row_has_a_difference(self, make):
+        plan = make()
+        finish(plan, "grpo", 1, 0, [1, 2])
+        assert rows(collect(plan, {}), 1, ["pass@1"])[0] == ["arm", "stage", "seeds", "pass@1"]
+        finish(plan, "process", 1, 1, [1, 2])  # of another seed
+        assert rows(collect(plan, {}), 1, ["pass@1"])[0] == ["arm", "stage", "seeds", "pass@1"]
+
+    def test_no_difference_is_no_negative_zero(self, plan):
+        assert _cell(Interval(mean=-0.0, low=-1e-9, high=0.0), sign=True) == "+0.0 (+0.0 to +0.0)"
+        assert _cell(Interval(mean=-1e-9, low=-0.2, high=0.0)) == "0.0 (-20.0 to 0.0)"
 
     def test_a_share_s_interval_is_one_of_shares(self, make):
         plan = make()

@@ -18,14 +18,14 @@ import torch
 from torchmetrics.functional.classification import binary_auroc
 
 from exprl.data.champ import ChampSource
-from exprl.judges.backend import Query
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.base import Query
+from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.prompting import compose, read_prompt
 from exprl.judges.scoring import expected_score
 from exprl.judges.verdict import LABELS, WORD, defuse_claims
 from exprl.models.base import LanguageModel
 from exprl.models.pretrained import PretrainedModel
-from exprl.progress import no_progress
+from exprl.terminal.progress import no_progress
 from exprl.types import Problem
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     problems = choose(options.problems)
-    backend = HuggingFaceBackend(HuggingFaceBackend.Config(batch_tokens=2048), load())
+    backend = TransformersBackend(TransformersBackend.Config(batch_tokens=2048), load())
     queries = {
         form: {
             name: [form.query(problem, text) for problem, text in zip(problems, texts, strict=True)]
@@ -141,7 +141,7 @@ def attempts(form: Form, problems: Sequence[Problem]) -> dict[str, list[str]]:
     }
 
 
-def score(backend: HuggingFaceBackend, queries: Sequence[Query]) -> dict[Query, tuple[float, float]]:
+def score(backend: TransformersBackend, queries: Sequence[Query]) -> dict[Query, tuple[float, float]]:
     """Expected score and probability of all scores together, by query; equal ones are asked once."""
     asked = list(dict.fromkeys(queries))
     replies = [reply.probabilities for reply in backend.run(asked, no_progress)]

@@ -20,14 +20,14 @@ import torch
 from exprl.data.champ import ChampSource
 from exprl.engines.base import Sampling
 from exprl.engines.vllm import VLLMEngine
-from exprl.judges.backend import Query
+from exprl.judges.backends.base import Query
+from exprl.judges.backends.vllm import VLLMBackend
 from exprl.judges.prompting import JudgePrompt, Piece
 from exprl.judges.same_model import SameModelJudge
-from exprl.judges.vllm import VLLMBackend
 from exprl.models.pretrained import PretrainedModel
-from exprl.progress import no_progress
-from exprl.prompts import PromptBuilder, PromptConfig
 from exprl.slicers import TokenWindowSlicer
+from exprl.terminal.progress import no_progress
+from exprl.text.prompts import PromptBuilder, PromptConfig
 from exprl.types import JudgeRequest, Problem, Rollout
 
 SEGMENTS = 10

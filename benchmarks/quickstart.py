@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from exprl.console import Console
 from exprl.experiment import load_experiment
+from exprl.terminal.console import Console
 from exprl.training.run import train
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from exprl.slicers import DelimiterSlicer, Slicer, TokenWindowSlicer
-from exprl.tokenization import decode_with_ends
+from exprl.text.tokenization import decode_with_ends
 from exprl.types import Prompt, Rollout
 
 TOKENS = 16_384

@@ -13,16 +13,16 @@ import argparse
 import torch
 
 from exprl.advantages import SegmentDelta
-from exprl.data.chain_source import ChainSource
-from exprl.judges import CheckpointJudge
+from exprl.chain.model import ChainModel
+from exprl.chain.source import ChainSource
+from exprl.judges import ReferenceStepsJudge
 from exprl.kernels import logprob_entropy
 from exprl.models.base import LanguageModel
-from exprl.models.chain import ChainModel
 from exprl.objectives import Reinforce
-from exprl.prompts import PromptBuilder
 from exprl.rewards import ProcessReward
 from exprl.slicers import DelimiterSlicer
-from exprl.tokenization import decode_with_ends
+from exprl.text.prompts import PromptBuilder
+from exprl.text.tokenization import decode_with_ends
 from exprl.types import Prompt, Rollout, RolloutGroup
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     problems = ChainSource(ChainSource.Config(steps=8, count=options.steps * options.prompts)).load()
     prompts = PromptBuilder(policy.tokenizer)
     slicer = DelimiterSlicer(DelimiterSlicer.Config(delimiter="\n", position="end"))
-    reward = ProcessReward(slicer=slicer, judge=CheckpointJudge())
+    reward = ProcessReward(slicer=slicer, judge=ReferenceStepsJudge())
     advantage = SegmentDelta(SegmentDelta.Config(scale="rms"))
     objective = Reinforce()
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=4e-4, weight_decay=0.0)

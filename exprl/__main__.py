@@ -9,7 +9,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C ends it in one line, also while libraries are being imported."""
     try:
-        from exprl.streams import guard
+        from exprl.terminal.streams import guard
 
         guard()
         os.environ["PYTHONSAFEPATH"] = "1"  # no process started from here finds its libraries in the working directory

@@ -19,10 +19,10 @@ from exprl.experiment import Experiment
 from exprl.models import lora
 from exprl.models.base import LanguageModel, check_vocabulary
 from exprl.models.precision import prepare_to_train
-from exprl.progress import Advance
-from exprl.prompts import PromptBuilder
 from exprl.resources import Resources
 from exprl.seeding import derive_seed
+from exprl.terminal.progress import OnProgress
+from exprl.text.prompts import PromptBuilder
 from exprl.types import Problem
 from exprl.verifiers.base import Verifier
 
@@ -45,18 +45,21 @@ class Build:
         check_vocabulary(policy)
         precision = self.experiment.trainer.precision
         if self.experiment.lora.rank:
-            lora.attach(policy.model, self.experiment.lora, seed=derive_seed(self.experiment.seed, "lora"))
+            options, seed = self.experiment.lora, derive_seed(self.experiment.seed, "lora")
+            lora.attach(
+                policy.model, rank=options.rank, alpha=options.alpha, target_modules=options.target_modules, seed=seed
+            )
         elif self.training:
             prepare_to_train(policy, precision)
         return replace(policy, compute_dtype=torch.bfloat16) if precision == "bf16-mixed" else policy
 
     @property
-    def has_reference(self) -> bool:
-        """Whether anyone has asked for the reference."""
-        return "reference" in self.__dict__
+    def kept_initial_policy(self) -> LanguageModel | None:
+        """The frozen initial policy, if anyone has asked for it."""
+        return self.__dict__.get("initial_policy")  # where `cached_property` keeps it
 
     @cached_property
-    def reference(self) -> LanguageModel:
+    def initial_policy(self) -> LanguageModel:
         """The frozen initial policy: the policy without its adapter, or else a copy; ask before the policy changes."""
         name = f"{self.policy.name} (frozen)"
         if self.experiment.lora.rank:
@@ -114,7 +117,7 @@ class Build:
         """What the other components may ask for."""
         return Resources(
             policy=self.policy,
-            reference_model=lambda: self.reference,
+            initial_policy=lambda: self.initial_policy,
             engine=lambda: self.engine,
             problems=self.train_problems if self.experiment.data.train is not None else (),
             verifier=self.verifier,
@@ -147,7 +150,7 @@ class Build:
             seed=options.seed,
         )
 
-    def evaluate(self, advance: Advance, *, numbers: Sequence[int] | None = None) -> EvaluationResult:
+    def evaluate(self, on_progress: OnProgress, *, numbers: Sequence[int] | None = None) -> EvaluationResult:
         """pass@k of the policy as it is now on the held-out problems, or on those of these `numbers`.
 
         The samples of a problem are the same, whichever others are evaluated with it.
@@ -161,7 +164,7 @@ class Build:
             replace(self.evaluation_sampling, numbers=numbers),
             ks=self.experiment.evaluation.k,
             detector=self.detector,
-            advance=advance,
+            on_progress=on_progress,
         )
 
     def check_lengths(self, problems: Sequence[Problem], max_new_tokens: int) -> None:

@@ -12,14 +12,14 @@ from typing import Any, NoReturn
 
 from exprl import __version__, listing
 from exprl import config as configuration
-from exprl.console import Console, errors, visible, write_document
 from exprl.errors import ConfigError, ExprlError, PeerError
 from exprl.experiment import load_experiment, load_run
 from exprl.registry import import_plugins
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import local_path
 from exprl.runs.places import check_config, check_resumed, checkpoint_to_evaluate, place_of
-from exprl.streams import check_written
+from exprl.terminal.console import Console, errors, visible, write_document
+from exprl.terminal.streams import check_written
 
 PLUGINS: dict[str, Any] = {
     "action": "append",

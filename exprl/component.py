@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from exprl.config.fields import Choice, choose, choose_by, option, required_choice
 from exprl.config.validate import checked
 from exprl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from exprl.resources import Resources
 
 __all__ = ["Choice", "Component", "checked", "choose", "choose_by", "option", "required_choice"]
 
@@ -52,7 +49,10 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
         return f"{type(self).__name__}({self.config!r})"
 
     @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> Self:
-        """Build from validated options; override when the component needs something from `resources`."""
+    def from_config(cls, config: Any, resources: Any) -> Self:
+        """Build from validated options; override when the component needs something from the run.
+
+        `resources` are `exprl.resources.Resources`, which stands above all components and is not imported here.
+        """
         del resources
         return cls(config)

@@ -26,7 +26,6 @@ from exprl.config.ranges import (
 )
 from exprl.errors import ConfigError
 from exprl.kernels import Backend
-from exprl.prompts import PromptConfig
 from exprl.registry import (
     ADVANTAGES,
     BEHAVIOURS,
@@ -40,6 +39,7 @@ from exprl.registry import (
     import_plugins,
     named_plugins,
 )
+from exprl.text.prompts import PromptConfig
 
 USUAL_ADVANTAGES = {"rollout": "group", "segment": "segment_delta"}
 """The advantage that goes with a reward of each granularity where none is named: GRPO's, and the paper's main one."""
@@ -59,7 +59,7 @@ class DataConfig:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Train a low-rank adapter instead of the whole policy; the frozen reference is then the policy without it."""
+    """Train a low-rank adapter instead of the whole policy; the frozen initial policy is then the policy without it."""
 
     rank: Annotated[int, Range(ge=0, le=2**16)] = option(0, "rank of the adapter; 0: train all weights")
     alpha: Annotated[int, Range(ge=1, le=2**20)] = option(32, "the adapter's part is scaled by alpha / rank")
@@ -103,7 +103,7 @@ class UpdateConfig:
         "auto", "lay rollouts end to end instead of padding them; auto: where attention skips what is between them"
     )
     activation_checkpointing: bool = option(False, "compute activations again in backward: less memory, a third slower")
-    offload_reference: bool = option(False, "keep the frozen reference in CPU memory while it is not used")
+    offload_initial_policy: bool = option(False, "keep the frozen initial policy in CPU memory while it is not used")
     signal_tolerance: Share = option(
         1e-6, "a group whose advantages all lie within this of 0 is dropped from the update and counted"
     )

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from exprl.console import Console
 from exprl.engines.ends import end_tokens
 from exprl.errors import ModelError
 from exprl.experiment import load_run
@@ -22,6 +21,7 @@ from exprl.models.cache import draft_of
 from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights
 from exprl.runs.checkpoints import find_checkpoint, load_policy, whole_checkpoint
 from exprl.runs.files import local_path
+from exprl.terminal.console import Console
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

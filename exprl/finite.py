@@ -25,7 +25,7 @@ _COMPONENT = "Whoever gives it (judge, verifier, plugin) must give a number, or 
 QUANTITIES: dict[str, tuple[str, str]] = {
     "logp": ("log-prob under the policy", _MODEL),
     "old_logp": ("log-prob under the policy before the step", _MODEL),
-    "ref_logp": ("log-prob under the frozen reference", _MODEL),
+    "initial_logp": ("log-prob under the frozen reference", _MODEL),
     "sampler_gap": ("gap between the engine's log-probs and the trainer's", _MODEL),
     "teacher_kl": ("KL to the teacher", _MODEL),
     "entropy": ("entropy of the policy", _MODEL),

@@ -9,10 +9,10 @@ from typing import Any
 
 from exprl.config import to_node
 from exprl.config.fields import FieldSpec, describe, fields_of
-from exprl.console import Console
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
 from exprl.registry import FAMILIES, Registry
+from exprl.terminal.console import Console
 
 METRICS = "metrics"
 

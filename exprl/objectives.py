@@ -39,8 +39,8 @@ class Objective(Component):
         )
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether `token_loss` needs `ref_logp`."""
+    def needs_initial_policy(self) -> bool:
+        """Whether `token_loss` needs `initial_logp`."""
         return bool(self.config.kl_coef > 0)
 
     def token_loss(
@@ -50,7 +50,7 @@ class Objective(Component):
         advantages: Tensor,
         *,
         sampler_logp: Tensor | None = None,
-        ref_logp: Tensor | None = None,
+        initial_logp: Tensor | None = None,
     ) -> TokenLoss:
         """Loss of N tokens, not reduced.
 
@@ -62,20 +62,22 @@ class Objective(Component):
             old_logp: [N] under the policy before the step's first update.
             advantages: [N].
             sampler_logp: [N] the engine sampled with; None: the engine is the trainer.
-            ref_logp: [N] under the frozen initial policy; with `kl_coef` 0 only the statistic `kl` comes of it.
+            initial_logp: [N] under the frozen initial policy; with `kl_coef` 0 only the statistic `kl` comes of it.
 
         Raises:
-            ValueError: shapes differ, or `ref_logp` is missing with `kl_coef` above 0.
+            ValueError: shapes differ, or `initial_logp` is missing with `kl_coef` above 0.
         """
-        _check_shapes(logp=logp, old_logp=old_logp, advantages=advantages, sampler_logp=sampler_logp, ref_logp=ref_logp)
-        if self.needs_reference and ref_logp is None:
-            raise ValueError(f"ref_logp: required with kl_coef {self.config.kl_coef}, but got None")
+        _check_shapes(
+            logp=logp, old_logp=old_logp, advantages=advantages, sampler_logp=sampler_logp, initial_logp=initial_logp
+        )
+        if self.needs_initial_policy and initial_logp is None:
+            raise ValueError(f"initial_logp: required with kl_coef {self.config.kl_coef}, but got None")
         weight = kernels.importance_weight(old_logp, sampler_logp, self.config.is_cap)
-        return self.weighted_loss(logp, old_logp, advantages.detach(), weight, ref_logp)
+        return self.weighted_loss(logp, old_logp, advantages.detach(), weight, initial_logp)
 
     @abstractmethod
     def weighted_loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, ref_logp: Tensor | None
+        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, initial_logp: Tensor | None
     ) -> TokenLoss:
         """The loss times `is_weight`, plus the KL term; all [N], checked and, but for logp, without gradient."""
 
@@ -103,7 +105,7 @@ class Clipped(Objective):
                 )
 
     def weighted_loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, ref_logp: Tensor | None
+        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, initial_logp: Tensor | None
     ) -> TokenLoss:
         """See `policy_token_loss`."""
         options = self.config
@@ -115,7 +117,7 @@ class Clipped(Objective):
             clip_high=options.clip_high,
             dual_clip=options.dual_clip,
             is_weight=is_weight,
-            ref_logp=ref_logp,
+            initial_logp=initial_logp,
             kl_coef=options.kl_coef,
             kl=options.kl,
         )
@@ -126,7 +128,7 @@ class Reinforce(Objective):
     """-A log π, the policy gradient itself: no ratio, no clip; for one update a batch."""
 
     def weighted_loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, ref_logp: Tensor | None
+        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, initial_logp: Tensor | None
     ) -> TokenLoss:
         """-A log π, never clipped; the statistics tell how far π moved."""
         loss = -advantages * logp * is_weight
@@ -135,10 +137,10 @@ class Reinforce(Objective):
             "clipped": old_logp.new_zeros(old_logp.shape),
             "is_weight": is_weight,
         }
-        if ref_logp is not None:
-            stats["kl"] = kernels.kl_estimate(logp.detach(), ref_logp, "k3")
-            if self.needs_reference:
-                loss = loss + self.config.kl_coef * kernels.kl_estimate(logp, ref_logp, self.config.kl)
+        if initial_logp is not None:
+            stats["kl"] = kernels.kl_estimate(logp.detach(), initial_logp, "k3")
+            if self.needs_initial_policy:
+                loss = loss + self.config.kl_coef * kernels.kl_estimate(logp, initial_logp, self.config.kl)
         return kernels.TokenLoss(loss, stats)
 
 

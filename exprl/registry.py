@@ -29,7 +29,7 @@ C = TypeVar("C", bound=type)
 class Registry(Generic[T]):
     """The components of one family (`judge`, `slicer`, ...), by name.
 
-    >>> fruits = Registry("fruit", module="exprl.errors")
+    >>> fruits = Registry("fruit", "exprl.errors")
     >>> @fruits.register("apple")
     ... class Apple: "A pome."
     >>> fruits.get("apple").__name__
@@ -39,9 +39,9 @@ class Registry(Generic[T]):
     exprl.errors.ConfigError: Unknown fruit 'aple'. Did you mean 'apple'? Choose one of: apple.
     """
 
-    def __init__(self, family: str, *, module: str) -> None:
+    def __init__(self, family: str, *modules: str) -> None:
         self.family = family
-        self._module = module
+        self._modules = modules
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
@@ -79,25 +79,26 @@ class Registry(Generic[T]):
         return sorted(self._classes)
 
     def _load(self) -> None:
-        importlib.import_module(self._module)
+        for module in self._modules:
+            importlib.import_module(module)
         load_entry_points()
 
     def __repr__(self) -> str:
         return f"Registry({self.family}: {', '.join(self._classes)})"
 
 
-SOURCES: Registry[Any] = Registry("source", module="exprl.data")
-MODELS: Registry[Any] = Registry("model", module="exprl.models")
-ENGINES: Registry[Any] = Registry("engine", module="exprl.engines")
-VERIFIERS: Registry[Any] = Registry("verifier", module="exprl.verifiers")
-SLICERS: Registry[Any] = Registry("slicer", module="exprl.slicers")
-JUDGES: Registry[Any] = Registry("judge", module="exprl.judges")
-BACKENDS: Registry[Any] = Registry("backend", module="exprl.judges.backends")
-REWARDS: Registry[Any] = Registry("reward", module="exprl.rewards")
-ADVANTAGES: Registry[Any] = Registry("advantage", module="exprl.advantages")
-OBJECTIVES: Registry[Any] = Registry("objective", module="exprl.objectives")
-BEHAVIOURS: Registry[Any] = Registry("behaviour", module="exprl.evaluation.detectors")
-METHODS: Registry[Any] = Registry("method", module="exprl.training.methods")
+SOURCES: Registry[Any] = Registry("source", "exprl.data", "exprl.chain.source")
+MODELS: Registry[Any] = Registry("model", "exprl.models", "exprl.chain.model")
+ENGINES: Registry[Any] = Registry("engine", "exprl.engines")
+VERIFIERS: Registry[Any] = Registry("verifier", "exprl.verifiers")
+SLICERS: Registry[Any] = Registry("slicer", "exprl.slicers")
+JUDGES: Registry[Any] = Registry("judge", "exprl.judges")
+BACKENDS: Registry[Any] = Registry("backend", "exprl.judges.backends")
+REWARDS: Registry[Any] = Registry("reward", "exprl.rewards")
+ADVANTAGES: Registry[Any] = Registry("advantage", "exprl.advantages")
+OBJECTIVES: Registry[Any] = Registry("objective", "exprl.objectives")
+BEHAVIOURS: Registry[Any] = Registry("behaviour", "exprl.evaluation.detectors")
+METHODS: Registry[Any] = Registry("method", "exprl.training.methods")
 
 FAMILIES: tuple[Registry[Any], ...] = (
     SOURCES,

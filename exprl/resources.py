@@ -20,7 +20,7 @@ class Resources:
 
     Attributes:
         policy: the model being trained, with its tokenizer.
-        reference_model: gives the frozen initial policy; called when first needed, so that no copy is made for nothing.
+        initial_policy: gives the frozen initial policy; called when first needed, so that no copy is made for nothing.
         engine: gives the run's one engine of rollouts, for a judge that shares it.
         problems: the training problems, for `wrong_reference`.
         verifier: the run's one verifier of final answers.
@@ -28,7 +28,7 @@ class Resources:
     """
 
     policy: LanguageModel | None = None
-    reference_model: Callable[[], LanguageModel] | None = None
+    initial_policy: Callable[[], LanguageModel] | None = None
     engine: Callable[[], Engine] | None = None
     problems: Sequence[Problem] = ()
     verifier: Any = None
@@ -48,11 +48,11 @@ class Resources:
             raise ConfigError(f"{who} needs the engine of the rollouts: pass Resources(engine=...).")
         return self.engine()
 
-    def need_reference_model(self, who: str) -> LanguageModel:
+    def need_initial_policy(self, who: str) -> LanguageModel:
         """The frozen initial policy, or a `ConfigError` that says who needs it."""
-        if self.reference_model is None:
+        if self.initial_policy is None:
             raise ConfigError(
                 f"{who} needs the frozen initial policy, but it was built outside a run: "
-                "pass Resources(reference_model=...)."
+                "pass Resources(initial_policy=...)."
             )
-        return self.reference_model()
+        return self.initial_policy()

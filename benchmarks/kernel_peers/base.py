@@ -59,14 +59,14 @@ class Problem:
     """Inputs of one task at one size, and the gradient that arrives at each output.
 
     `inputs` get a gradient: (logits [T, V],), (hidden [T, D], weight [V, D]) or (logp [T],). `ids` [T] are the chosen
-    tokens, `ref` the reference's (hidden, weight), `policy` the other arguments of the policy loss.
+    tokens, `frozen` the reference's (hidden, weight), `policy` the other arguments of the policy loss.
     """
 
     task: Task
     size: Size
     inputs: tuple[Tensor, ...]
     ids: Tensor
-    ref: tuple[Tensor, Tensor] | None = None
+    frozen: tuple[Tensor, Tensor] | None = None
     policy: PolicyArguments | None = None
     upstream: Outputs
 
@@ -87,7 +87,7 @@ class PolicyArguments(NamedTuple):
     advantages: Tensor
     mask: Tensor
     is_weight: Tensor
-    ref_logp: Tensor
+    initial_logp: Tensor
 
 
 Forward = Callable[[Problem], Outputs]

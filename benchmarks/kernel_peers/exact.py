@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernel_peers.base import DUAL_CLIP, KL_COEF, Outputs, Problem
-from tests.unit.kernels import reference
+from tests.unit.kernels import naive
 
 CHUNK_BYTES = 2**29
 """Of one fp64 [tokens, V]; about a dozen live at once."""
@@ -74,15 +74,15 @@ def _exact_logits(problem: Problem, kinds: set[str], rows: Tensor, columns: Tens
 
 def _exact_head(problem: Problem, kinds: set[str], rows: Tensor, columns: Tensor) -> Exact:
     hidden, weight = (x.detach().float() for x in problem.inputs)
-    ref = None if problem.ref is None else tuple(x.float() for x in problem.ref)
+    frozen = None if problem.frozen is None else tuple(x.float() for x in problem.frozen)
     parts: list[Outputs] = []
     found: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     sample = len(columns), hidden.shape[1]
     d_weight = {kind: torch.zeros(sample, dtype=torch.float64, device=problem.device) for kind in kinds}
     for chunk in _chunks(problem):
         z = (hidden[chunk] @ weight.t()).double().requires_grad_()
-        z_ref = None if ref is None else (ref[0][chunk] @ ref[1].t()).double()
-        outputs = _formulas(z, z_ref, problem, chunk)
+        z_frozen = None if frozen is None else (frozen[0][chunk] @ frozen[1].t()).double()
+        outputs = _formulas(z, z_frozen, problem, chunk)
         mine = rows[(rows >= chunk.start) & (rows < chunk.stop)] - chunk.start
         for kind in kinds:
             dz = _gradient(z, outputs, kind, problem, chunk)
@@ -97,14 +97,14 @@ def _exact_policy(problem: Problem, rows: Tensor, columns: Tensor) -> Exact:
     p = problem.policy
     assert p is not None
     logp = problem.inputs[0].detach().double().requires_grad_()
-    loss = reference.policy_loss(
+    loss = naive.policy_loss(
         logp,
         p.old_logp.double(),
         p.advantages.double(),
         p.mask,
         dual_clip=DUAL_CLIP,
         is_weight=p.is_weight.double(),
-        ref_logp=p.ref_logp.double(),
+        initial_logp=p.initial_logp.double(),
         kl_coef=KL_COEF,
     )
     (gradient,) = torch.autograd.grad(loss, logp, problem.upstream.loss.double())
@@ -112,11 +112,11 @@ def _exact_policy(problem: Problem, rows: Tensor, columns: Tensor) -> Exact:
     return Exact(outputs, {outputs.kind: Gradients(gradient[rows], None)}, rows, columns)
 
 
-def _formulas(z: Tensor, z_ref: Tensor | None, problem: Problem, chunk: slice) -> Outputs:
-    logp, entropy = reference.logprob_entropy(z, problem.ids[chunk])
-    if z_ref is None:
+def _formulas(z: Tensor, z_frozen: Tensor | None, problem: Problem, chunk: slice) -> Outputs:
+    logp, entropy = naive.logprob_entropy(z, problem.ids[chunk])
+    if z_frozen is None:
         return Outputs(logp=logp, entropy=entropy)
-    divergence = reference.DIVERGENCES[problem.task](z.log_softmax(1), z_ref.log_softmax(1))
+    divergence = naive.DIVERGENCES[problem.task](z.log_softmax(1), z_frozen.log_softmax(1))
     return Outputs(logp=logp, entropy=entropy, divergence=divergence)
 
 

@@ -83,8 +83,8 @@ def _jsd(kind: str) -> Forward:
     from liger_kernel.ops.fused_linear_jsd import LigerFusedLinearJSDFunction
 
     def forward(problem: Problem) -> Outputs:
-        assert problem.ref is not None
-        return Outputs(mean=LigerFusedLinearJSDFunction.apply(*problem.inputs, *problem.ref, None, JSD_BETA[kind]))
+        assert problem.frozen is not None
+        return Outputs(mean=LigerFusedLinearJSDFunction.apply(*problem.inputs, *problem.frozen, None, JSD_BETA[kind]))
 
     return forward
 

@@ -32,7 +32,7 @@ def _divergence(kind: str, backend: str) -> Forward:
 
     def forward(problem: Problem) -> Outputs:
         result = linear_logprob(
-            *problem.inputs, problem.ids, ref=problem.ref, divergence=kind, entropy=False, backend=backend
+            *problem.inputs, problem.ids, frozen=problem.frozen, divergence=kind, entropy=False, backend=backend
         )
         return Outputs(divergence=result.divergence)
 
@@ -43,7 +43,7 @@ def _everything(backend: str) -> Forward:
     from exprl.kernels import linear_logprob
 
     def forward(problem: Problem) -> Outputs:
-        result = linear_logprob(*problem.inputs, problem.ids, ref=problem.ref, divergence="rkl", backend=backend)
+        result = linear_logprob(*problem.inputs, problem.ids, frozen=problem.frozen, divergence="rkl", backend=backend)
         return Outputs(logp=result.logp, entropy=result.entropy, divergence=result.divergence)
 
     return forward
@@ -62,7 +62,7 @@ def _policy(backend: str) -> Forward:
             p.mask,
             dual_clip=DUAL_CLIP,
             is_weight=p.is_weight,
-            ref_logp=p.ref_logp,
+            initial_logp=p.initial_logp,
             kl_coef=KL_COEF,
             backend=backend,
         )

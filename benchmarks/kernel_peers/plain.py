@@ -25,10 +25,10 @@ def linear_logprob_entropy(hidden: Tensor, weight: Tensor, ids: Tensor) -> tuple
     return logprob_entropy(hidden @ weight.t(), ids)
 
 
-def divergence(hidden: Tensor, weight: Tensor, ref_hidden: Tensor, ref_weight: Tensor, kind: str) -> Tensor:
+def divergence(hidden: Tensor, weight: Tensor, frozen_hidden: Tensor, frozen_weight: Tensor, kind: str) -> Tensor:
     """[T] of two heads."""
     log_p = (hidden @ weight.t()).float().log_softmax(1)
-    log_q = (ref_hidden @ ref_weight.t()).float().log_softmax(1)
+    log_q = (frozen_hidden @ frozen_weight.t()).float().log_softmax(1)
     if kind == "rkl":
         return (log_p.exp() * (log_p - log_q)).sum(1)
     if kind == "fkl":
@@ -43,7 +43,7 @@ def policy_loss(logp: Tensor, p: PolicyArguments) -> Tensor:
     free, bounded = -ratio * p.advantages, -ratio.clamp(0.8, 1.28) * p.advantages
     loss = torch.maximum(free, bounded)
     loss = torch.where(p.advantages < 0, torch.minimum(loss, -DUAL_CLIP * p.advantages), loss)
-    delta = (p.ref_logp - logp).clamp(-20, 20)
+    delta = (p.initial_logp - logp).clamp(-20, 20)
     return (loss * p.is_weight + KL_COEF * (delta.exp() - delta - 1)) * p.mask
 
 
@@ -71,7 +71,7 @@ def _linear(wrap: Wrap) -> Forward:
 
 def _divergence(kind: str, wrap: Wrap) -> Forward:
     function = wrap(divergence)
-    return lambda problem: Outputs(divergence=function(*problem.inputs, *problem.ref, kind))
+    return lambda problem: Outputs(divergence=function(*problem.inputs, *problem.frozen, kind))
 
 
 def _policy(wrap: Wrap) -> Forward:

@@ -27,12 +27,14 @@ def make_problem(task: Task, size: Size, device: torch.device) -> Problem:
         inputs: tuple[Tensor, ...] = (_logits(ids, size, dtype),)
         return Problem(task=task, size=size, ids=ids, inputs=_with_gradient(*inputs), upstream=upstream)
     hidden, weight = _head(ids, size, dtype)
-    ref = None
+    frozen = None
     if task != "linear":
         # A teacher close by: KL of about 0.2 nats.
-        ref_hidden = hidden + 0.3 * torch.randn_like(hidden)
-        ref = (ref_hidden, (weight + 0.1 * SPREAD / size.hidden**0.5 * torch.randn_like(weight)).detach())
-    return Problem(task=task, size=size, ids=ids, inputs=_with_gradient(hidden, weight), ref=ref, upstream=upstream)
+        frozen_hidden = hidden + 0.3 * torch.randn_like(hidden)
+        frozen = (frozen_hidden, (weight + 0.1 * SPREAD / size.hidden**0.5 * torch.randn_like(weight)).detach())
+    return Problem(
+        task=task, size=size, ids=ids, inputs=_with_gradient(hidden, weight), frozen=frozen, upstream=upstream
+    )
 
 
 def _head(ids: Tensor, size: Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -64,7 +66,7 @@ def _policy(task: Task, size: Size, ids: Tensor) -> Problem:
         advantages=noise(1.0),
         mask=ids % 8 != 0,
         is_weight=noise(0.1).exp(),
-        ref_logp=logp + noise(0.2),
+        initial_logp=logp + noise(0.2),
     )
     upstream = Outputs(loss=torch.full_like(logp, 1 / size.tokens))
     return Problem(task=task, size=size, ids=ids, inputs=_with_gradient(logp), policy=policy, upstream=upstream)

@@ -104,19 +104,19 @@ def _kernels(case: Case, tokens: int, device: torch.device) -> tuple[Calls, dict
     state = torch.zeros(FIELDS, tokens, device=device)
     state[0] = state[4] = -torch.inf
     sums = torch.zeros(2, tokens, device=device)
-    z, z_ref = logits(), logits() if two else None
+    z, z_frozen = logits(), logits() if two else None
     out = torch.empty(tokens, case.width, device=device, dtype=torch.bfloat16)
     lse = torch.full((tokens,), 9.0, device=device)
     k = GradientCoefficients(
-        lse=lse, ref_lse=lse if two else None, a=numbers(), b=numbers(), g=numbers(), d=numbers() if two else None
+        lse=lse, frozen_lse=lse if two else None, a=numbers(), b=numbers(), g=numbers(), d=numbers() if two else None
     )
     read = z.nbytes * (2 if two else 1)
     calls: Calls = {
-        "merge": lambda: TRITON.merge(state, z, z_ref, 0, fixed, entropy=True, divergence=case.divergence),
-        "gradient": lambda: TRITON.gradient(out, z, z_ref, 0, fixed, k, divergence=case.divergence),
+        "merge": lambda: TRITON.merge(state, z, z_frozen, 0, fixed, entropy=True, divergence=case.divergence),
+        "gradient": lambda: TRITON.gradient(out, z, z_frozen, 0, fixed, k, divergence=case.divergence),
     }
     if case.divergence == "jsd":
-        calls["merge_jsd"] = lambda: TRITON.merge_jsd(sums, z, z_ref, fixed, lse, lse)
+        calls["merge_jsd"] = lambda: TRITON.merge_jsd(sums, z, z_frozen, fixed, lse, lse)
     return calls, {"merge": read, "gradient": read + out.nbytes, "merge_jsd": read}
 
 
@@ -140,7 +140,7 @@ def _slices(tokens: int, vocabulary: int, hidden: int, widths: list[int], device
     h, w = torch.randn(tokens, hidden, device=device), torch.randn(vocabulary, hidden, device=device) * hidden**-0.5
     h, w = (x.to(torch.bfloat16).requires_grad_() for x in (h, w))
     ids = torch.randint(vocabulary, (tokens,), device=device)
-    ref = (h.detach().clone(), w.detach().clone())
+    frozen = (h.detach().clone(), w.detach().clone())
 
     def call(width: int, **options: object) -> None:
         result = linear_logprob(h, w, ids, vocab_block=width, **options)
@@ -153,7 +153,7 @@ def _slices(tokens: int, vocabulary: int, hidden: int, widths: list[int], device
         calls: list[Callable[[], object]] = [
             lambda width=width: _products(h.detach(), w.detach(), width),
             lambda width=width: call(width),
-            lambda width=width: call(width, ref=ref, divergence="rkl"),
+            lambda width=width: call(width, frozen=frozen, divergence="rkl"),
         ]
         write(f"| {width:,} | " + " | ".join(f"{_milliseconds(x, device):.2f}" for x in calls) + " |")
 

@@ -59,10 +59,12 @@ def _divergence(kind: str) -> Forward:
     function = _module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction
 
     def forward(problem: Problem) -> Outputs:
-        assert problem.ref is not None
+        assert problem.frozen is not None
         hidden, weight = problem.inputs
-        ref_hidden, ref_weight = problem.ref
-        return Outputs(divergence=function.apply(hidden, weight, None, ref_hidden, ref_weight, None, BETA[kind])[0])
+        frozen_hidden, frozen_weight = problem.frozen
+        return Outputs(
+            divergence=function.apply(hidden, weight, None, frozen_hidden, frozen_weight, None, BETA[kind])[0]
+        )
 
     return forward
 

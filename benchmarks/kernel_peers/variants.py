@@ -52,11 +52,13 @@ def _call_everything(tokens: int, vocabulary: int, device: torch.device) -> None
     mask = torch.rand(tokens, device=device) < 0.9
     policy = head()
     for kind in (None, "rkl", "fkl", "jsd"):
-        ref = None if kind is None else tuple(x.detach() for x in head())
-        result = linear_logprob(*policy, ids, ref=ref, divergence=kind, mask=mask)
+        frozen = None if kind is None else tuple(x.detach() for x in head())
+        result = linear_logprob(*policy, ids, frozen=frozen, divergence=kind, mask=mask)
         sum(x.sum() for x in result if x is not None and x.requires_grad).backward()
     logp = result.logp.detach().requires_grad_()
-    policy_token_loss(logp, logp.detach(), torch.ones_like(logp), mask, ref_logp=logp.detach()).loss.sum().backward()
+    policy_token_loss(
+        logp, logp.detach(), torch.ones_like(logp), mask, initial_logp=logp.detach()
+    ).loss.sum().backward()
     del result, policy
     logits = torch.zeros(tokens, vocabulary, device=device, dtype=torch.bfloat16, requires_grad=True)
     sum(x.sum() for x in logprob_entropy(logits, ids)).backward()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from exprl.component import option
 from exprl.judges import Judge
-from exprl.progress import Advance, no_progress
 from exprl.registry import JUDGES
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest
 
 
@@ -25,10 +25,10 @@ class NumberJudge(Judge):
 
     config: Config
 
-    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+    def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """One judgement a request; a reference without numbers cannot be judged."""
         judgements = [self.grade(request) for request in requests]
-        advance(len(requests))
+        on_progress(len(requests))
         return judgements
 
     def grade(self, request: JudgeRequest) -> Judgement:

@@ -8,14 +8,10 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from exprl.config.ranges import Rule
 from exprl.registry import Registry
-
-if TYPE_CHECKING:
-    from exprl.resources import Resources
-
 
 # ------------------------------------------------------------------ declaring
 
@@ -57,8 +53,8 @@ class Choice:
         component = registry.get(name)
         return cls(name=name, config=component.Config(**options), cls=component)
 
-    def build(self, resources: Resources) -> Any:
-        """The component itself."""
+    def build(self, resources: Any) -> Any:
+        """The component itself, with what the run's `exprl.resources.Resources` give it."""
         return self.cls.from_config(self.config, resources)
 
 

@@ -171,7 +171,7 @@ class CompletionServer:
         raise AssertionError("unreachable: the last try returns or raises")
 
     async def _watched(self, request: dict[str, Any]) -> Completion:
-        """One try, of which the breaker hears when there is no answer."""
+        """One try, which the breaker counts when there is no answer."""
         import httpx2
 
         begun = time.monotonic()

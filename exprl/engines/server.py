@@ -14,7 +14,7 @@ from exprl.engines.http import CompletionServer, RequestFailedError, ServerOptio
 from exprl.errors import EngineError, ModelError
 from exprl.registry import ENGINES
 from exprl.seeding import derive_seed
-from exprl.tokenization import decode_with_ends
+from exprl.text.tokenization import decode_with_ends
 from exprl.types import FinishReason, Prompt, Rollout
 
 if TYPE_CHECKING:

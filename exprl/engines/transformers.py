@@ -13,7 +13,7 @@ from exprl.engines.base import Engine, Sampling
 from exprl.engines.ends import Ends, ends_of, pad_id
 from exprl.errors import ModelError
 from exprl.registry import ENGINES
-from exprl.tokenization import decode_with_ends
+from exprl.text.tokenization import decode_with_ends
 from exprl.types import Prompt, Rollout
 
 if TYPE_CHECKING:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from exprl.build import Build
-from exprl.console import Console
 from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
 from exprl.runs.checkpoints import load_policy
 from exprl.runs.files import check_can_write, write_json
-from exprl.training.phases import Phases
+from exprl.terminal.console import Console
+from exprl.terminal.phases import Phases
 
 
 def evaluate_model(
@@ -37,8 +37,8 @@ def evaluate_model(
         load_policy(build.policy.model, checkpoint, checked=checked)
         console.say(f"weights: {checkpoint}")
     build.check_lengths(build.evaluation_problems, build.evaluation_sampling.max_new_tokens)
-    with Phases().run("sampling", len(build.evaluation_problems) * build.evaluation_sampling.n) as advance:
-        result = build.evaluate(advance)
+    with Phases().run("sampling", len(build.evaluation_problems) * build.evaluation_sampling.n) as on_progress:
+        result = build.evaluate(on_progress)
     console.print(result_table(result, title=str(checkpoint or build.policy.name)))
     if output is not None:
         write_json(output, result.to_json())

@@ -18,12 +18,12 @@ from typing import Annotated, Any
 
 from exprl.component import Choice, Component, choose, option, required_choice
 from exprl.config.ranges import Share
-from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.pairing import one_each
 from exprl.judges.prompting import compose, read_prompt
-from exprl.progress import Advance, no_progress
 from exprl.registry import BACKENDS, BEHAVIOURS, MODELS
 from exprl.resources import Resources
+from exprl.terminal.progress import OnProgress, no_progress
 
 BEHAVIOUR_NAMES = ("verification", "self_correction", "backtracking", "exploration")
 
@@ -39,8 +39,8 @@ class BehaviourDetector(Component):
         return {}
 
     @abstractmethod
-    def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
-        """One verdict a text, in order, with every name of `BEHAVIOUR_NAMES`; `advance` hears of texts done."""
+    def detect(self, texts: Sequence[str], on_progress: OnProgress = no_progress) -> list[Shown]:
+        """One verdict a text, in order, with every name of `BEHAVIOUR_NAMES`; `on_progress` is told of texts done."""
 
 
 # ------------------------------------------------------------------ by words
@@ -126,13 +126,13 @@ class LexicalDetector(BehaviourDetector):
             for name, patterns in PATTERNS.items()
         }
 
-    def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
+    def detect(self, texts: Sequence[str], on_progress: OnProgress = no_progress) -> list[Shown]:
         """See `BehaviourDetector`; every verdict is given."""
         found: list[Shown] = []
         for text in texts:
             plain = normal(text)
             found.append({name: pattern.search(plain) is not None for name, pattern in self._patterns.items()})
-            advance(1)
+            on_progress(1)
         return found
 
 
@@ -187,7 +187,7 @@ class JudgedDetector(BehaviourDetector):
         backend.check(query("", BEHAVIOUR_NAMES[0]))
         return cls(config, backend)
 
-    def detect(self, texts: Sequence[str], advance: Advance = no_progress) -> list[Shown]:
+    def detect(self, texts: Sequence[str], on_progress: OnProgress = no_progress) -> list[Shown]:
         """See `BehaviourDetector`; a failed or undecided answer is None."""
         queries = [query(text, name) for text in texts for name in BEHAVIOUR_NAMES]
         replies = self.backend.run(queries, no_progress)
@@ -195,7 +195,7 @@ class JudgedDetector(BehaviourDetector):
         found: list[Shown] = []
         for _ in texts:
             found.append({name: self._verdict(next(answers)) for name in BEHAVIOUR_NAMES})
-            advance(1)
+            on_progress(1)
         return found
 
     def texts(self) -> dict[str, str]:

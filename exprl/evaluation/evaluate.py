@@ -16,11 +16,11 @@ from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector
 from exprl.evaluation.intervals import interval_95
 from exprl.evaluation.pass_at_k import pass_at_k
-from exprl.evaluation.progress import reference_progress
+from exprl.evaluation.reference_progress import reference_progress
 from exprl.finite import check_finite
-from exprl.progress import Advance, no_progress
-from exprl.prompts import PromptBuilder
 from exprl.runs.files import read_json
+from exprl.terminal.progress import OnProgress, no_progress
+from exprl.text.prompts import PromptBuilder
 from exprl.types import Problem, Prompt, Rollout
 from exprl.verifiers.base import Verifier
 
@@ -160,9 +160,9 @@ def evaluate(
     *,
     ks: Sequence[int],
     detector: BehaviourDetector | None = None,
-    advance: Advance = no_progress,
+    on_progress: OnProgress = no_progress,
 ) -> EvaluationResult:
-    """Draw `sampling.n` samples of each problem and verify them; `advance` is called as samples finish.
+    """Draw `sampling.n` samples of each problem and verify them; `on_progress` is called as samples finish.
 
     `detector` says which behaviours they show; None: the lexical one.
 
@@ -175,7 +175,7 @@ def evaluate(
     has_steps = all(problem.scaffold.steps is not None for problem in problems)
     built = [prompts.build(problem.question) for problem in problems]
     rates = BehaviourRates(detector)
-    finished = _finished(engine, built, sampling, problems, advance)
+    finished = _finished(engine, built, sampling, problems, on_progress)
     while batch := list(islice(finished, READ_AT_ONCE)):
         verdicts = verifier.verdicts([problems[index] for index, _ in batch], [rollout.reply for _, rollout in batch])
         rates.update([rollout.text for _, rollout in batch])
@@ -204,10 +204,10 @@ def evaluate(
 
 
 def _finished(
-    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, problems: Sequence[Problem], advance: Advance
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, problems: Sequence[Problem], on_progress: OnProgress
 ) -> Iterator[tuple[int, Rollout]]:
-    """Samples as they finish, each with the place of its problem; `advance` is told of each."""
+    """Samples as they finish, each with the place of its problem; `on_progress` is told of each."""
     for index, rollout in engine.generate(prompts, sampling):
         check_finite({"sampled": sum(rollout.sampler_logprobs)}, f"evaluation: problem {problems[index].id!r}")
-        advance(1)
+        on_progress(1)
         yield index, rollout

@@ -15,19 +15,19 @@ from rich.table import Table
 
 from exprl import config as configuration
 from exprl.build import Build
-from exprl.console import Console
 from exprl.data.datamodule import fingerprint, first_difference
 from exprl.data.jsonl import JsonLinesSource
 from exprl.data.rows import MINED_COLUMNS
 from exprl.errors import ConfigError, DataError
 from exprl.experiment import Experiment
-from exprl.progress import Advance
 from exprl.runs.directory import differences, saved_config
 from exprl.runs.files import append_line, append_text, check_can_write, write_json, write_text
 from exprl.runs.lines import drop_half_line, read_lines
 from exprl.runs.lock import LOCK, locked
 from exprl.seeding import derive_seed
-from exprl.training.phases import Phases
+from exprl.terminal.console import Console
+from exprl.terminal.phases import Phases
+from exprl.terminal.progress import OnProgress
 from exprl.types import Problem
 
 BATCH = 64
@@ -192,11 +192,11 @@ def sample(build: Build, problems: Sequence[Problem], counts: list[Count], files
     """Do the batches that are left; returns all counts."""
     per_problem, phases = build.evaluation_sampling.n, Phases()
     try:
-        with phases.run("mining", len(problems) * per_problem) as advance:
-            advance(len(counts) * per_problem)
+        with phases.run("mining", len(problems) * per_problem) as on_progress:
+            on_progress(len(counts) * per_problem)
             for start in range(len(counts), len(problems), BATCH):
                 batch = problems[start : start + BATCH]
-                done = count_batch(build, batch, start, advance)
+                done = count_batch(build, batch, start, on_progress)
                 append_text(files.counts, "".join(f"{json.dumps(vars(count))}\n" for count in done))
                 append_rows(files.dataset, batch, done, rates)
                 counts = [*counts, *done]
@@ -205,7 +205,7 @@ def sample(build: Build, problems: Sequence[Problem], counts: list[Count], files
     return counts
 
 
-def count_batch(build: Build, batch: Sequence[Problem], start: int, advance: Advance) -> list[Count]:
+def count_batch(build: Build, batch: Sequence[Problem], start: int, on_progress: OnProgress) -> list[Count]:
     """Sample and verify some problems; their samples depend on their place in the source alone."""
     sampling = build.evaluation_sampling
     seeded = replace(sampling, seed=derive_seed(sampling.seed, "mine", start))
@@ -214,7 +214,7 @@ def count_batch(build: Build, batch: Sequence[Problem], start: int, advance: Adv
     for index, rollout in build.engine.generate(prompts, seeded):
         indices.append(index)
         responses.append(rollout.reply)
-        advance(1)
+        on_progress(1)
     verdicts = build.verifier.verdicts([batch[index] for index in indices], responses)
     correct = Counter(index for index, right in zip(indices, verdicts, strict=True) if right)
     contents = fingerprint(batch)

@@ -1,20 +1,20 @@
 """Judges: who grades a trace against the hidden reference."""
 
 from exprl.judges.base import Judge
-from exprl.judges.checkpoint import CheckpointJudge
 from exprl.judges.llm import LLMJudge, ReferenceJudge
 from exprl.judges.no_reference import NoReferenceJudge
+from exprl.judges.reference_steps import ReferenceStepsJudge
 from exprl.judges.same_model import SameModelJudge
 from exprl.judges.smaller_model import SmallerModelJudge
 from exprl.judges.verdict import parse_score
 from exprl.judges.wrong_reference import WrongReferenceJudge
 
 __all__ = [
-    "CheckpointJudge",
     "Judge",
     "LLMJudge",
     "NoReferenceJudge",
     "ReferenceJudge",
+    "ReferenceStepsJudge",
     "SameModelJudge",
     "SmallerModelJudge",
     "WrongReferenceJudge",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from exprl.component import Component
 from exprl.errors import JudgeError
-from exprl.progress import Advance, no_progress
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem
 
 
@@ -18,10 +18,10 @@ class Judge(Component):
     needs_reference: ClassVar[bool] = True
 
     @abstractmethod
-    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+    def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """One judgement a request, in order. A failed one is returned with its status, never raised or scored 0.
 
-        `advance` is called with the number of requests judged as they are, for a progress bar.
+        `on_progress` is called with the number of requests judged as they are, for a progress bar.
         """
 
     def start(self, requests: Sequence[JudgeRequest]) -> None:

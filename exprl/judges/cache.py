@@ -7,9 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
-from exprl.judges.backend import JudgeBackend, Query, Reply
+from exprl.judges.backends.base import JudgeBackend, Query, Reply
 from exprl.judges.pairing import one_each
-from exprl.progress import Advance
+from exprl.terminal.progress import OnProgress
 from exprl.types import Judgement
 
 Kept = tuple[float, str]
@@ -39,7 +39,11 @@ class JudgementCache:
             backend.start(missing)
 
     def run(
-        self, backend: JudgeBackend, queries: Sequence[Query], judged: Callable[[Reply], Judgement], advance: Advance
+        self,
+        backend: JudgeBackend,
+        queries: Sequence[Query],
+        judged: Callable[[Reply], Judgement],
+        on_progress: OnProgress,
     ) -> list[Judgement]:
         """The judgement on each query, in order; equal queries are asked once.
 
@@ -47,16 +51,18 @@ class JudgementCache:
             backend: who is asked about what is not kept.
             queries: what is asked.
             judged: from a reply to the judgement in it.
-            advance: called with the number of queries answered.
+            on_progress: called with the number of queries answered.
         """
         keys = [key_of(backend.identity, query) for query in queries]
         found = {key: _judgement(self._kept[key]) for key in keys if key in self._kept}
         missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in found}
         if missing:
             asked = list(missing.values())
-            replies = one_each(asked, backend.run(asked, advance), Reply, f"judge backend {backend.registered_name!r}")
+            replies = one_each(
+                asked, backend.run(asked, on_progress), Reply, f"judge backend {backend.registered_name!r}"
+            )
             found.update(zip(missing, map(judged, replies), strict=True))
-        advance(len(queries) - len(missing))
+        on_progress(len(queries) - len(missing))
         self.hits += len(queries) - len(missing)
         self.misses += len(missing)
         for key in dict.fromkeys(keys):

@@ -10,15 +10,15 @@ from typing import Annotated, Any, ClassVar
 from exprl.component import Choice, choose, option
 from exprl.config.ranges import NonNegativeInt, Share, Tokens
 from exprl.errors import ConfigError, JudgeError
-from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.base import Judge
 from exprl.judges.cache import JudgementCache
 from exprl.judges.prompting import JudgePrompt, compose, read_prompt
 from exprl.judges.scoring import SHORTEST_CONSTRAINED, Scoring, judgement_of, query_for, reply_instructions
 from exprl.judges.verdict import defuse_claims
-from exprl.progress import Advance, no_progress
 from exprl.registry import BACKENDS
 from exprl.resources import Resources
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import VIEWS, Hidden, Judgement, JudgeRequest, Problem, Question, Scaffold
 
 
@@ -66,9 +66,9 @@ class LLMJudge(Judge):
     def contents(self, problem: Problem) -> Mapping[str, str]:
         """What of the problem the judge is shown, by the slot of the template."""
 
-    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+    def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """One judgement a request; prompts beyond the model's context come back with status `error`."""
-        return self.cache.run(self.backend, [self.query(request) for request in requests], self.judged, advance)
+        return self.cache.run(self.backend, [self.query(request) for request in requests], self.judged, on_progress)
 
     def judged(self, reply: Reply) -> Judgement:
         """The judgement in a reply."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from exprl.component import option
-from exprl.judges.backend import JudgeBackend, JudgeModel
+from exprl.judges.backends.base import JudgeBackend, JudgeModel
 from exprl.judges.llm import ReferenceJudge, open_backend
 from exprl.registry import JUDGES
 from exprl.resources import Resources
@@ -18,8 +18,8 @@ Weights = Literal["frozen", "live"]
 class SameModelJudge(ReferenceJudge):
     """The policy's model grades with the reference in view (the paper's judge).
 
-    `frozen` shares the run's reference model, so no copy is loaded for judging; `live` judges with the policy as it is
-    at that moment, so the standard moves with training.
+    `frozen` shares the run's frozen initial policy, so no copy is loaded for judging; `live` judges with the policy as
+    it is at that moment, so the standard moves with training.
     """
 
     @dataclass(frozen=True, kw_only=True)

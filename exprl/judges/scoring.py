@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from exprl.judges.backend import Query, Reply
+from exprl.judges.backends.base import Query, Reply
 from exprl.judges.prompting import JudgePrompt, read_prompt
 from exprl.judges.verdict import HIGHEST, INSTRUCTION, LABELS, LINE_LENGTH, LOWEST, PATTERN, REPLY_START, parse_score
 from exprl.types import Judgement

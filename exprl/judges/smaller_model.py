@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from exprl.component import Choice, required_choice
-from exprl.judges.backend import JudgeBackend, JudgeModel
+from exprl.judges.backends.base import JudgeBackend, JudgeModel
 from exprl.judges.llm import ReferenceJudge, open_backend
 from exprl.registry import JUDGES, MODELS
 from exprl.resources import Resources

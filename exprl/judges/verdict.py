@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from exprl.thinking import without_thinking
+from exprl.text.thinking import without_thinking
 
 LOWEST, HIGHEST = 1.0, 5.0
 LABELS = ("1", "2", "3", "4", "5")

@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal
 
 from exprl.component import Choice, choose, option
 from exprl.errors import JudgeError
-from exprl.judges.backend import JudgeBackend
+from exprl.judges.backends.base import JudgeBackend
 from exprl.judges.base import Judge
-from exprl.judges.checkpoint import CheckpointJudge
 from exprl.judges.llm import ReferenceJudge
+from exprl.judges.reference_steps import ReferenceStepsJudge
 from exprl.judges.same_model import Weights, policy_backend
 from exprl.judges.smaller_model import own_backend
-from exprl.progress import Advance, no_progress
 from exprl.registry import JUDGES, MODELS
 from exprl.resources import Resources
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem, Scaffold
 
 
@@ -27,8 +27,8 @@ from exprl.types import Judgement, JudgeRequest, Problem, Scaffold
 class WrongReferenceJudge(Judge):
     """Hands another judge the scaffold of a different problem: what it then rewards is not closeness to the solution.
 
-    Swapping the name of a `same_model`, `smaller_model` or (with `grader: checkpoint`) `checkpoint` judge for this one
-    keeps all their options.
+    Swapping the name of a `same_model`, `smaller_model` or (with `grader: reference_steps`) `reference_steps` judge for
+    this one keeps all their options.
 
     Args:
         config: the options.
@@ -41,10 +41,12 @@ class WrongReferenceJudge(Judge):
     class Config(ReferenceJudge.Config):
         """Who grades with the wrong reference."""
 
-        grader: Literal["llm", "checkpoint"] = option("llm", "who grades: a language model, or the checkpoint judge")
+        grader: Literal["llm", "reference_steps"] = option(
+            "llm", "who grades: a language model, or the judge `reference_steps`"
+        )
         weights: Weights = option("frozen", "llm: frozen: the initial policy judges throughout; live: as it trains")
         model: Annotated[Choice, MODELS] | None = choose(MODELS, None, "llm: a model of its own; null: the policy's")
-        strict: bool = option(CheckpointJudge.Config.strict, "checkpoint: see the judge 'checkpoint'")
+        strict: bool = option(ReferenceStepsJudge.Config.strict, "reference_steps: see that judge")
 
     def __init__(self, config: Any, judge: Judge, problems: Sequence[Problem], seed: int = 0) -> None:
         super().__init__(config)
@@ -65,16 +67,16 @@ class WrongReferenceJudge(Judge):
     def from_config(cls, config: Any, resources: Resources) -> WrongReferenceJudge:
         """With the grader of its config and the run's problems."""
         judge: Judge
-        if config.grader == "checkpoint":
-            judge = CheckpointJudge(CheckpointJudge.Config(strict=config.strict))
+        if config.grader == "reference_steps":
+            judge = ReferenceStepsJudge(ReferenceStepsJudge.Config(strict=config.strict))
         else:
             judge = ReferenceJudge(config, _backend(config, resources))
         return cls(config, judge, resources.problems, resources.seed)
 
-    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+    def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """The other judge's verdicts on the same attempts beside another problem's reference."""
         return self.inner.judge(
-            [replace(request, problem=self.swapped(request.problem)) for request in requests], advance
+            [replace(request, problem=self.swapped(request.problem)) for request in requests], on_progress
         )
 
     def start(self, requests: Sequence[JudgeRequest]) -> None:

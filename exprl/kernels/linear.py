@@ -28,15 +28,15 @@ from exprl.kernels.sweep import LinearHead, Plan, coefficients, gradients, slice
 class TokenStatistics(NamedTuple):
     """Results for T tokens, each [T] in nats, fp32 (fp64 for fp64 inputs), None where it was not asked for.
 
-    `logp` of the chosen ids; `entropy`; `divergence` from the reference head; `ref_logp` of the chosen ids under the
-    reference head; `lse`, the log-sum-exp of the logits after softcap and temperature. All but `ref_logp` are
+    `logp` of the chosen ids; `entropy`; `divergence` from the frozen head; `frozen_logp` of the chosen ids under the
+    frozen head; `lse`, the log-sum-exp of the logits after softcap and temperature. All but `frozen_logp` are
     differentiable in hidden, weight and bias, once.
     """
 
     logp: Tensor
     entropy: Tensor | None
     divergence: Tensor | None
-    ref_logp: Tensor | None
+    frozen_logp: Tensor | None
     lse: Tensor
 
 
@@ -50,7 +50,7 @@ def linear_logprob(
     softcap: float | None = None,
     mask: Tensor | None = None,
     entropy: bool = True,
-    ref: LinearHead | tuple[Tensor, Tensor] | None = None,
+    frozen: LinearHead | tuple[Tensor, Tensor] | None = None,
     divergence: Divergence | None = None,
     vocab_block: int | None = None,
     weight_grad_out: Tensor | None = None,
@@ -71,9 +71,9 @@ def linear_logprob(
         mask: [T] bool; where it is false results and gradients are 0 and ids may hold anything. Such rows cost
             nothing.
         entropy: whether to compute the entropy.
-        ref: a frozen head over the same vocabulary, as (hidden, weight) or `LinearHead`; its width may differ. Gives
-            `ref_logp` and any divergence, in the same sweep, at the same temperature.
-        divergence: full-vocabulary divergence of the policy p and the reference q: `rkl` KL(p ‖ q), `fkl` KL(q ‖ p),
+        frozen: a frozen head over the same vocabulary, as (hidden, weight) or `LinearHead`; its width may differ. Gives
+            `frozen_logp` and any divergence, in the same sweep, at the same temperature.
+        divergence: full-vocabulary divergence of the policy p and the frozen q: `rkl` KL(p ‖ q), `fkl` KL(q ‖ p),
             `jsd` ½ KL(p ‖ ½(p + q)) + ½ KL(q ‖ ½(p + q)), which takes a second sweep.
         vocab_block: vocabulary columns a slice; None: what fits 384 MiB on a GPU. Changes memory and speed, never the
             result beyond rounding.
@@ -88,27 +88,27 @@ def linear_logprob(
         ValueError: naming the argument with a wrong shape, dtype, device or value, before anything is computed.
     """
     head = LinearHead(hidden, weight, bias)
-    reference = None if ref is None else LinearHead(*ref)
-    _check(head, reference, ids, temperature, softcap, mask, divergence, vocab_block, weight_grad_out)
+    frozen = None if frozen is None else LinearHead(*frozen)
+    _check(head, frozen, ids, temperature, softcap, mask, divergence, vocab_block, weight_grad_out)
     tokens = len(hidden)
     rows = None if mask is None else mask.nonzero()[:, 0]
     if rows is not None:
         ids, temperature = ids[rows], temperature[rows] if isinstance(temperature, Tensor) else temperature
         head = head._replace(hidden=hidden[rows])
-        reference = reference and reference._replace(hidden=reference.hidden[rows])
+        frozen = frozen and frozen._replace(hidden=frozen.hidden[rows])
     check_values(ids, len(weight), temperature)
     compute = compute_dtype(hidden, weight)
     wide = torch.promote_types(compute, torch.float32)
     name = choose(backend, hidden.device, compute, len(ids))
-    heat = inverse_temperature(temperature, torch.empty_like(ids, dtype=wide))
+    inverse = inverse_temperature(temperature, torch.empty_like(ids, dtype=wide))
     plan = Plan(
-        tokens=Tokens(ids=ids.contiguous(), inverse_temperature=heat, softcap=softcap),
-        ref=reference,
+        tokens=Tokens(ids=ids.contiguous(), inverse_temperature=inverse, softcap=softcap),
+        frozen=frozen,
         divergence=divergence,
         entropy=entropy,
         compute=compute,
         backend=name,
-        vocab_block=vocab_block or slice_columns(len(ids), hidden, name, reference is not None, wide),
+        vocab_block=vocab_block or slice_columns(len(ids), hidden, name, frozen is not None, wide),
         weight_grad_out=weight_grad_out,
     )
     results = TokenStatistics(*_LinearLogprob.apply(*head, plan))  # type: ignore[no-untyped-call]
@@ -125,14 +125,14 @@ class _LinearLogprob(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
         with fp32_products(hidden.device):
             s = statistics(LinearHead(hidden, weight, bias), plan)
-        ref = plan.ref or (None, None, None)
-        kept = (s.lse, s.entropy, s.divergence, s.ref_lse, s.policy_half)
-        ctx.save_for_backward(hidden, weight, bias, *ref, *kept, plan.tokens.ids)
+        frozen = plan.frozen or (None, None, None)
+        kept = (s.lse, s.entropy, s.divergence, s.frozen_lse, s.policy_half)
+        ctx.save_for_backward(hidden, weight, bias, *frozen, *kept, plan.tokens.ids)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        if s.ref_logp is not None:
-            ctx.mark_non_differentiable(s.ref_logp)
-        return s.logp, s.entropy, s.divergence, s.ref_logp, s.lse
+        if s.frozen_logp is not None:
+            ctx.mark_non_differentiable(s.frozen_logp)
+        return s.logp, s.entropy, s.divergence, s.frozen_logp, s.lse
 
     @staticmethod
     @differentiable_once
@@ -144,21 +144,32 @@ class _LinearLogprob(torch.autograd.Function):
         _: None,
         g_lse: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        hidden, weight, bias, ref_hidden, ref_weight, ref_bias, lse, entropy, divergence, ref_lse, half, __ = (
-            ctx.saved_tensors  # the ids too: changed in place since, they raise here
-        )
-        # Without a gradient of the divergence the reference has no part in the backward pass.
+        (
+            hidden,
+            weight,
+            bias,
+            frozen_hidden,
+            frozen_weight,
+            frozen_bias,
+            lse,
+            entropy,
+            divergence,
+            frozen_lse,
+            half,
+            __,
+        ) = ctx.saved_tensors  # the ids too: changed in place since, they raise here
+        # Without a gradient of the divergence the frozen head has no part in the backward pass.
         kind = ctx.plan.divergence if g_divergence is not None else None
-        ref = LinearHead(ref_hidden, ref_weight, ref_bias) if kind is not None else None
+        frozen = LinearHead(frozen_hidden, frozen_weight, frozen_bias) if kind is not None else None
         expected = half if kind == "jsd" else divergence
-        k = coefficients(kind, lse, entropy, expected, ref_lse, g_logp, g_entropy, g_divergence, g_lse)
+        k = coefficients(kind, lse, entropy, expected, frozen_lse, g_logp, g_entropy, g_divergence, g_lse)
         with fp32_products(hidden.device):
-            return *gradients(LinearHead(hidden, weight, bias), ref, kind, k, ctx.plan, ctx.needs_input_grad), None
+            return *gradients(LinearHead(hidden, weight, bias), frozen, kind, k, ctx.plan, ctx.needs_input_grad), None
 
 
 def _check(
     head: LinearHead,
-    ref: LinearHead | None,
+    frozen: LinearHead | None,
     ids: Tensor,
     temperature: float | Tensor,
     softcap: float | None,
@@ -180,17 +191,17 @@ def _check(
         check_vector("mask", mask, tokens, torch.bool)
     if vocab_block is not None and vocab_block < 1:
         raise ValueError(f"vocab_block: expected at least 1 or None, but got {vocab_block}")
-    heat = temperature if isinstance(temperature, Tensor) else None
+    per_token = temperature if isinstance(temperature, Tensor) else None
     check_device(
         head.hidden.device,
         weight=head.weight,
         bias=head.bias,
         ids=ids,
-        temperature=heat,
+        temperature=per_token,
         mask=mask,
         weight_grad_out=weight_grad_out,
     )
-    _check_reference(ref, divergence, tokens, vocabulary, head.hidden.device)
+    _check_frozen(frozen, divergence, tokens, vocabulary, head.hidden.device)
     if weight_grad_out is not None:
         check_matrix("weight_grad_out", weight_grad_out, f"[{vocabulary}, {width}]", vocabulary, width)
         if weight_grad_out.dtype not in (torch.float32, torch.float64) or weight_grad_out.requires_grad:
@@ -199,22 +210,22 @@ def _check(
             )
 
 
-def _check_reference(
-    ref: LinearHead | None, divergence: Divergence | None, tokens: int, vocabulary: int, device: torch.device
+def _check_frozen(
+    frozen: LinearHead | None, divergence: Divergence | None, tokens: int, vocabulary: int, device: torch.device
 ) -> None:
     if divergence is not None and divergence not in get_args(Divergence):
         raise ValueError(
             f"divergence: expected one of {', '.join(get_args(Divergence))} or None, but got {divergence!r}"
         )
-    if ref is None:
+    if frozen is None:
         if divergence is not None:
-            raise ValueError(f"ref: required for divergence {divergence!r}, but got None")
+            raise ValueError(f"frozen: required for divergence {divergence!r}, but got None")
         return
-    check_matrix("ref hidden", ref.hidden, f"[{tokens}, D_ref]", rows=tokens)
-    width = ref.hidden.shape[1]
-    check_matrix("ref weight", ref.weight, f"[{vocabulary}, {width}]", vocabulary, width)
-    if ref.bias is not None:
-        check_vector("ref bias", ref.bias, vocabulary)
-    check_device(device, **{"ref hidden": ref.hidden, "ref weight": ref.weight, "ref bias": ref.bias})
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in ref):
-        raise ValueError("ref: it is a constant here and gets no gradient; pass its hidden and weight detached")
+    check_matrix("frozen hidden", frozen.hidden, f"[{tokens}, D_frozen]", rows=tokens)
+    width = frozen.hidden.shape[1]
+    check_matrix("frozen weight", frozen.weight, f"[{vocabulary}, {width}]", vocabulary, width)
+    if frozen.bias is not None:
+        check_vector("frozen bias", frozen.bias, vocabulary)
+    check_device(device, **{"frozen hidden": frozen.hidden, "frozen weight": frozen.weight, "frozen bias": frozen.bias})
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in frozen):
+        raise ValueError("frozen: it is a constant here and gets no gradient; pass its hidden and weight detached")

@@ -59,8 +59,8 @@ def logprob_entropy(
     check_temperature(temperature, tokens)
     if mask is not None:
         check_vector("mask", mask, tokens, torch.bool)
-    heat = temperature if isinstance(temperature, Tensor) else None
-    check_device(logits.device, ids=ids, temperature=heat, mask=mask)
+    per_token = temperature if isinstance(temperature, Tensor) else None
+    check_device(logits.device, ids=ids, temperature=per_token, mask=mask)
     if inplace_backward and logits.requires_grad and logits.is_leaf:
         raise ValueError("inplace_backward: logits are a leaf, whose values the gradient would replace; pass a result")
     rows = None if mask is None else mask.nonzero()[:, 0]
@@ -112,7 +112,7 @@ class _LogprobEntropy(torch.autograd.Function):
         g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
         g_entropy = torch.zeros_like(lse) if g_entropy is None else g_entropy
         coefficients = GradientCoefficients(
-            lse=lse, ref_lse=None, a=-g_logp - g_entropy * entropy, b=-g_entropy, g=g_logp.contiguous(), d=None
+            lse=lse, frozen_lse=None, a=-g_logp - g_entropy * entropy, b=-g_entropy, g=g_logp.contiguous(), d=None
         )
         out = _gradient_memory(logits, ctx.tokens.rows, ctx.inplace)
         for first, last in _columns(logits, ctx.backend):

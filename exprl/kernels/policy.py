@@ -28,7 +28,7 @@ class TokenLoss:
     """The loss [T] of T tokens, and detached statistics [T] each.
 
     Statistics: `ratio` π/π_old; `clipped` 1 where a clip holds the gradient at 0; `is_weight` of the sampler's
-    mismatch; `kl`, the k3 estimate of KL(π ‖ π_ref), where reference log-probs were given.
+    mismatch; `kl`, the k3 estimate of KL(π ‖ π_initial), where the initial policy's log-probs were given.
     """
 
     loss: Tensor
@@ -45,7 +45,7 @@ def policy_token_loss(
     clip_high: float = 0.28,
     dual_clip: float | None = None,
     is_weight: Tensor | None = None,
-    ref_logp: Tensor | None = None,
+    initial_logp: Tensor | None = None,
     kl_coef: float = 0.0,
     kl: KL = "k3",
     backend: Backend = "auto",
@@ -64,7 +64,7 @@ def policy_token_loss(
         clip_high: how far it may rise above 1.
         dual_clip: c > 1, or None for no bound where the advantage is negative.
         is_weight: [T] weights that correct for the sampler's own log-probs (`importance_weight`), or None for 1.
-        ref_logp: [T] under the frozen reference policy; with `kl_coef` 0 only the statistic `kl` comes of it.
+        initial_logp: [T] under the frozen initial policy; with `kl_coef` 0 only the statistic `kl` comes of it.
         kl_coef: weight of the KL.
         kl: its estimator in the loss.
         backend: auto, triton, eager or compile.
@@ -77,7 +77,7 @@ def policy_token_loss(
     """
     tokens = logp.shape[0] if logp.dim() == 1 else -1
     check_vector("logp", logp, tokens)
-    tensors = {"old_logp": old_logp, "advantages": advantages, "is_weight": is_weight, "ref_logp": ref_logp}
+    tensors = {"old_logp": old_logp, "advantages": advantages, "is_weight": is_weight, "initial_logp": initial_logp}
     for name, tensor in tensors.items():
         if tensor is not None:
             check_vector(name, tensor, tokens)
@@ -85,20 +85,20 @@ def policy_token_loss(
         check_vector("mask", mask, tokens, torch.bool)
     check_device(logp.device, **tensors, mask=mask)
     options = _Options(clip_low, clip_high, dual_clip, kl_coef, kl)
-    if kl_coef and ref_logp is None:
-        raise ValueError(f"ref_logp: required with kl_coef {kl_coef}, but got None")
+    if kl_coef and initial_logp is None:
+        raise ValueError(f"initial_logp: required with kl_coef {kl_coef}, but got None")
     wide = torch.promote_types(logp.dtype, torch.float32)
     old_logp, advantages = old_logp.detach().to(wide), advantages.detach().to(wide)
     weight = torch.ones_like(old_logp) if is_weight is None else is_weight.detach().to(wide)
     weight = weight if mask is None else weight.masked_fill(~mask, 0.0)
-    ref_logp = None if ref_logp is None else ref_logp.detach().to(wide)
+    initial_logp = None if initial_logp is None else initial_logp.detach().to(wide)
     logp = logp.to(wide)
     name = choose(backend, logp.device, logp.dtype, len(logp))
     if name == "triton":
-        loss, ratio, clipped, estimate = _Fused.apply(logp, old_logp, advantages, weight, ref_logp, mask, options)  # type: ignore[no-untyped-call]
+        loss, ratio, clipped, estimate = _Fused.apply(logp, old_logp, advantages, weight, initial_logp, mask, options)  # type: ignore[no-untyped-call]
     else:
         function = _compiled_token_loss() if name == "compile" else _token_loss
-        loss, ratio, clipped, estimate = function(logp, old_logp, advantages, weight, ref_logp, mask, options)
+        loss, ratio, clipped, estimate = function(logp, old_logp, advantages, weight, initial_logp, mask, options)
     stats = {"ratio": ratio, "clipped": clipped, "is_weight": weight}
     if estimate is not None:
         stats["kl"] = estimate
@@ -154,14 +154,14 @@ def clipped_surrogate(
     return loss, clipped
 
 
-def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KL) -> Tensor:
-    """Estimate [T] of KL(π ‖ π_ref) from tokens sampled by π (Schulman 2020, "Approximating KL divergence").
+def kl_estimate(logp: Tensor, initial_logp: Tensor, kind: KL) -> Tensor:
+    """Estimate [T] of KL(π ‖ π_initial) from tokens sampled by π (Schulman 2020, "Approximating KL divergence").
 
-    With Δ = log π_ref - log π: k1 = -Δ, k2 = Δ²/2, k3 = exp(Δ) - Δ - 1. As values k1 and k3 are unbiased and k3 is
+    With Δ = log π_initial - log π: k1 = -Δ, k2 = Δ²/2, k3 = exp(Δ) - Δ - 1. As values k1 and k3 are unbiased and k3 is
     never negative. As loss terms they differ: the gradient of k1 is 0 in expectation, that of k2 is the gradient of
-    KL(π ‖ π_ref), that of k3 is the gradient of KL(π_ref ‖ π).
+    KL(π ‖ π_initial), that of k3 is the gradient of KL(π_initial ‖ π).
     """
-    delta = ref_logp.detach() - logp
+    delta = initial_logp.detach() - logp
     if kind == "k1":
         return -delta
     if kind == "k2":
@@ -192,7 +192,7 @@ def _token_loss(
     old_logp: Tensor,
     advantages: Tensor,
     weight: Tensor,
-    ref_logp: Tensor | None,
+    initial_logp: Tensor | None,
     mask: Tensor | None,
     options: _Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -200,7 +200,7 @@ def _token_loss(
         # Before the arithmetic: 0 · NaN would let a masked token into the gradient.
         logp = logp.masked_fill(~mask, 0.0)
         old_logp, advantages = (x.masked_fill(~mask, 0.0) for x in (old_logp, advantages))
-        ref_logp = None if ref_logp is None else ref_logp.masked_fill(~mask, 0.0)
+        initial_logp = None if initial_logp is None else initial_logp.masked_fill(~mask, 0.0)
     ratio = ratio_of(logp, old_logp)
     loss, clipped = clipped_surrogate(
         ratio,
@@ -211,10 +211,10 @@ def _token_loss(
     )
     loss = loss * weight
     estimate = None
-    if ref_logp is not None:
-        estimate = kl_estimate(logp.detach(), ref_logp, "k3")
+    if initial_logp is not None:
+        estimate = kl_estimate(logp.detach(), initial_logp, "k3")
         if options.kl_coef:
-            loss = loss + options.kl_coef * kl_estimate(logp, ref_logp, options.kl)
+            loss = loss + options.kl_coef * kl_estimate(logp, initial_logp, options.kl)
     ratio = ratio.detach()
     return loss, ratio if mask is None else ratio * mask, clipped.to(logp.dtype), estimate
 
@@ -234,7 +234,7 @@ class _Fused(torch.autograd.Function):
         old_logp: Tensor,
         advantages: Tensor,
         weight: Tensor,
-        ref_logp: Tensor | None,
+        initial_logp: Tensor | None,
         mask: Tensor | None,
         options: _Options,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -245,7 +245,7 @@ class _Fused(torch.autograd.Function):
             old_logp,
             advantages,
             weight,
-            ref_logp,
+            initial_logp,
             mask,
             clip_low=options.clip_low,
             clip_high=options.clip_high,

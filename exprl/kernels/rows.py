@@ -2,7 +2,7 @@
 
 A sweep visits the vocabulary slice by slice. Going forward every slice is merged into a few running numbers a token;
 going backward every slice gives its logits' gradient. Notation, for one token: z are the policy's logits after softcap
-and temperature, m their running maximum, s = Σ exp(z - m), t = Σ exp(z - m)(z - m); q marks the reference head's; p and
+and temperature, m their running maximum, s = Σ exp(z - m), t = Σ exp(z - m)(z - m); q marks the frozen head's; p and
 q are the two distributions.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from exprl.kernels.names import Divergence
 
 FIELDS = 8
-"""Running numbers of a token, the rows of a state [8, T]: m, s, t, z of the chosen id; the reference's m, s and z of
+"""Running numbers of a token, the rows of a state [8, T]: m, s, t, z of the chosen id; the frozen head's m, s and z of
 the chosen id; and d = Σ exp(z - m)((z - m) - (z_q - m_q)) for rkl, or that with the two heads exchanged for fkl."""
 
 
@@ -39,12 +39,12 @@ class Tokens(NamedTuple):
 class GradientCoefficients(NamedTuple):
     """For each token [T], the gradient of its logits in a form that needs no more sums over the vocabulary.
 
-    dz_j = p_j (a + b log p_j) + [j is chosen] g + the divergence's terms times d, where `lse` and `ref_lse` give log p
-    and log q. See `coefficients` in `exprl.kernels.sweep` for how the outputs' gradients become these.
+    dz_j = p_j (a + b log p_j) + [j is chosen] g + the divergence's terms times d, where `lse` and `frozen_lse` give
+    log p and log q. See `coefficients` in `exprl.kernels.sweep` for how the outputs' gradients become these.
     """
 
     lse: Tensor
-    ref_lse: Tensor | None
+    frozen_lse: Tensor | None
     a: Tensor
     b: Tensor
     g: Tensor
@@ -68,7 +68,7 @@ class RowOperations:
 def merge(
     state: Tensor,
     z: Tensor,
-    z_ref: Tensor | None,
+    z_frozen: Tensor | None,
     first: int,
     tokens: Tokens,
     *,
@@ -80,36 +80,36 @@ def merge(
     Args:
         state: [8, T] (see FIELDS), changed in place. `divergence` jsd needs no more than both heads' m and s.
         z: [R, W] logits of the vocabulary from token id `first` on.
-        z_ref: [R, W] the reference head's, or None.
+        z_frozen: [R, W] the frozen head's, or None.
         first: token id of the first column.
         tokens: what is fixed.
         entropy: whether t is wanted.
         divergence: whose d is wanted.
     """
-    m, s, t, chosen, m_ref, s_ref, chosen_ref, d = state.unbind(0)
+    m, s, t, chosen, m_frozen, s_frozen, chosen_frozen, d = state.unbind(0)
     z = _tempered(_capped(z, tokens, state.dtype), tokens)
     c, e, scale, shift, top = _online(z, m)
-    if z_ref is not None:
-        z_ref = _tempered(_capped(z_ref, tokens, state.dtype), tokens)
-        c_ref, e_ref, scale_ref, shift_ref, top_ref = _online(z_ref, m_ref)
+    if z_frozen is not None:
+        z_frozen = _tempered(_capped(z_frozen, tokens, state.dtype), tokens)
+        c_frozen, e_frozen, scale_frozen, shift_frozen, top_frozen = _online(z_frozen, m_frozen)
         if divergence == "rkl":
-            d = _rescaled(scale, d + s * (shift - shift_ref)) + _expectation(e, c - c_ref)
+            d = _rescaled(scale, d + s * (shift - shift_frozen)) + _expectation(e, c - c_frozen)
         elif divergence == "fkl":
-            d = _rescaled(scale_ref, d + s_ref * (shift_ref - shift)) + _expectation(e_ref, c_ref - c)
-        s_ref, m_ref = scale_ref * s_ref + e_ref.sum(1), top_ref
-        chosen_ref = _picked(chosen_ref, z_ref, first, tokens.ids)
+            d = _rescaled(scale_frozen, d + s_frozen * (shift_frozen - shift)) + _expectation(e_frozen, c_frozen - c)
+        s_frozen, m_frozen = scale_frozen * s_frozen + e_frozen.sum(1), top_frozen
+        chosen_frozen = _picked(chosen_frozen, z_frozen, first, tokens.ids)
     if entropy:
         t = scale * (t + s * shift) + _expectation(e, c)
     s, m = scale * s + e.sum(1), top
     chosen = _picked(chosen, z, first, tokens.ids)
     # One write of the whole state: written view by view, Dynamo would compile for every number of tokens.
-    state.copy_(torch.stack((m, s, t, chosen, m_ref, s_ref, chosen_ref, d)))
+    state.copy_(torch.stack((m, s, t, chosen, m_frozen, s_frozen, chosen_frozen, d)))
 
 
-def merge_jsd(sums: Tensor, z: Tensor, z_ref: Tensor, tokens: Tokens, lse: Tensor, ref_lse: Tensor) -> None:
+def merge_jsd(sums: Tensor, z: Tensor, z_frozen: Tensor, tokens: Tokens, lse: Tensor, frozen_lse: Tensor) -> None:
     """Add a slice's part of ½ KL(p ‖ mean) and of ½ KL(q ‖ mean) to `sums` [2, T], in place."""
     log_p = _tempered(_capped(z, tokens, sums.dtype), tokens) - lse[:, None]
-    log_q = _tempered(_capped(z_ref, tokens, sums.dtype), tokens) - ref_lse[:, None]
+    log_q = _tempered(_capped(z_frozen, tokens, sums.dtype), tokens) - frozen_lse[:, None]
     log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
     halves = (_expectation(log_p.exp(), log_p - log_mean), _expectation(log_q.exp(), log_q - log_mean))
     sums += 0.5 * torch.stack(halves)
@@ -118,7 +118,7 @@ def merge_jsd(sums: Tensor, z: Tensor, z_ref: Tensor, tokens: Tokens, lse: Tenso
 def gradient(
     out: Tensor,
     z: Tensor,
-    z_ref: Tensor | None,
+    z_frozen: Tensor | None,
     first: int,
     tokens: Tokens,
     coefficients: GradientCoefficients,
@@ -132,8 +132,8 @@ def gradient(
     p = log_p.exp()
     inner = k.a[:, None] + k.b[:, None] * log_p
     log_q = None
-    if divergence is not None and z_ref is not None and k.ref_lse is not None and k.d is not None:
-        log_q = _tempered(_capped(z_ref, tokens, k.lse.dtype), tokens) - k.ref_lse[:, None]
+    if divergence is not None and z_frozen is not None and k.frozen_lse is not None and k.d is not None:
+        log_q = _tempered(_capped(z_frozen, tokens, k.lse.dtype), tokens) - k.frozen_lse[:, None]
         if divergence == "rkl":
             inner += k.d[:, None] * (log_p - log_q)
         elif divergence == "jsd":

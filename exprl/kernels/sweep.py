@@ -41,7 +41,7 @@ class Plan:
     """What a call does, apart from the tensors with a gradient."""
 
     tokens: Tokens
-    ref: LinearHead | None
+    frozen: LinearHead | None
     divergence: Divergence | None
     entropy: bool
     compute: torch.dtype
@@ -58,8 +58,8 @@ class Statistics:
     lse: Tensor
     entropy: Tensor | None
     divergence: Tensor | None
-    ref_logp: Tensor | None
-    ref_lse: Tensor | None
+    frozen_logp: Tensor | None
+    frozen_lse: Tensor | None
     policy_half: Tensor | None
     """½ KL(p ‖ mean), for jsd."""
 
@@ -67,37 +67,37 @@ class Statistics:
 def statistics(head: LinearHead, plan: Plan) -> Statistics:
     """The forward sweep; jsd takes a second one, since its mean needs both normalisers."""
     tokens, operations = plan.tokens, row_operations(plan.backend)
-    sweep = _Sweep.of(head, plan.ref, plan)
+    sweep = _Sweep.of(head, plan.frozen, plan)
     state = tokens.inverse_temperature.new_zeros(FIELDS, len(tokens.ids))
     state[0] = state[4] = -torch.inf
-    for first, z, z_ref in sweep:
-        operations.merge(state, z, z_ref, first, tokens, entropy=plan.entropy, divergence=plan.divergence)
-    m, s, t, chosen, m_ref, s_ref, chosen_ref, d = state.unbind(0)
+    for first, z, z_frozen in sweep:
+        operations.merge(state, z, z_frozen, first, tokens, entropy=plan.entropy, divergence=plan.divergence)
+    m, s, t, chosen, m_frozen, s_frozen, chosen_frozen, d = state.unbind(0)
     log_s = s.log()
     lse = m + log_s
     entropy = log_s - t / s if plan.entropy else None
-    if plan.ref is None:
+    if plan.frozen is None:
         return Statistics(chosen - m - log_s, lse, entropy, None, None, None, None)
-    ref_log_s = s_ref.log()
-    ref_lse = m_ref + ref_log_s
+    frozen_log_s = s_frozen.log()
+    frozen_lse = m_frozen + frozen_log_s
     divergence, half = None, None
     if plan.divergence == "rkl":
-        divergence = d / s - log_s + ref_log_s
+        divergence = d / s - log_s + frozen_log_s
     elif plan.divergence == "fkl":
-        divergence = d / s_ref - ref_log_s + log_s
+        divergence = d / s_frozen - frozen_log_s + log_s
     elif plan.divergence == "jsd":
         sums = torch.zeros_like(state[:2])
-        for _, z, z_ref in sweep:
-            operations.merge_jsd(sums, z, z_ref, tokens, lse, ref_lse)
+        for _, z, z_frozen in sweep:
+            operations.merge_jsd(sums, z, z_frozen, tokens, lse, frozen_lse)
         divergence, half = sums[0] + sums[1], sums[0].clone()
     # Subtracted one after the other: large logits cancel before anything small is added.
-    logp, ref_logp = chosen - m - log_s, chosen_ref - m_ref - ref_log_s
-    return Statistics(logp, lse, entropy, divergence, ref_logp, ref_lse, half)
+    logp, frozen_logp = chosen - m - log_s, chosen_frozen - m_frozen - frozen_log_s
+    return Statistics(logp, lse, entropy, divergence, frozen_logp, frozen_lse, half)
 
 
 def gradients(
     head: LinearHead,
-    ref: LinearHead | None,
+    frozen: LinearHead | None,
     kind: Divergence | None,
     k: GradientCoefficients,
     plan: Plan,
@@ -105,7 +105,7 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The backward sweep: gradients of hidden, weight and bias, each None where it is not needed."""
     operations = row_operations(plan.backend)
-    sweep = _Sweep.of(head, ref, plan)
+    sweep = _Sweep.of(head, frozen, plan)
     wide = k.lse.dtype
     main = plan.weight_grad_out
     d_hidden = torch.zeros_like(head.hidden, dtype=wide) if needed[0] else None
@@ -114,10 +114,10 @@ def gradients(
     # Where the gradient is not rounded it takes the logits' place.
     rounded = operations.rounds_gradient and plan.compute != wide
     memory = torch.empty_like(sweep.buffer, dtype=plan.compute) if rounded else sweep.buffer
-    for first, z, z_ref in sweep:
+    for first, z, z_frozen in sweep:
         last = first + z.shape[1]
         dz = memory[:, : z.shape[1]]
-        operations.gradient(dz, z, z_ref, first, plan.tokens, k, divergence=kind)
+        operations.gradient(dz, z, z_frozen, first, plan.tokens, k, divergence=kind)
         if d_hidden is not None:
             add_product(d_hidden, dz, sweep.policy.columns(first, last))
         if main is not None:
@@ -134,7 +134,7 @@ def coefficients(
     lse: Tensor,
     entropy: Tensor | None,
     expected: Tensor | None,
-    ref_lse: Tensor | None,
+    frozen_lse: Tensor | None,
     g_logp: Tensor | None,
     g_entropy: Tensor | None,
     g_divergence: Tensor | None,
@@ -156,7 +156,7 @@ def coefficients(
     if kind is not None and g_divergence is not None and expected is not None:
         d = g_divergence.contiguous()
         a = a + d if kind == "fkl" else a - d * expected
-    return GradientCoefficients(lse=lse, ref_lse=ref_lse, a=a, b=b.contiguous(), g=g, d=d)
+    return GradientCoefficients(lse=lse, frozen_lse=frozen_lse, a=a, b=b.contiguous(), g=g, d=d)
 
 
 class _Operands:
@@ -187,37 +187,37 @@ class _Sweep:
     """Visits the vocabulary; every slice's logits overwrite those of the slice before."""
 
     policy: _Operands
-    ref: _Operands | None
+    frozen: _Operands | None
     vocabulary: int
     buffer: Tensor
-    ref_buffer: Tensor | None
+    frozen_buffer: Tensor | None
 
     @classmethod
-    def of(cls, head: LinearHead, ref: LinearHead | None, plan: Plan) -> _Sweep:
+    def of(cls, head: LinearHead, frozen: LinearHead | None, plan: Plan) -> _Sweep:
         vocabulary = len(head.weight)
-        heat = plan.tokens.inverse_temperature
+        inverse = plan.tokens.inverse_temperature
         # Rows begin at multiples of 16, so that Triton compiles once for every vocabulary and length.
         shape = (len(head.hidden), -(-min(plan.vocab_block, vocabulary) // 16) * 16)
         return cls(
             policy=_Operands(head, plan),
-            ref=None if ref is None else _Operands(ref, plan),
+            frozen=None if frozen is None else _Operands(frozen, plan),
             vocabulary=vocabulary,
-            buffer=heat.new_empty(shape),
-            ref_buffer=None if ref is None else heat.new_empty(shape),
+            buffer=inverse.new_empty(shape),
+            frozen_buffer=None if frozen is None else inverse.new_empty(shape),
         )
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """First column, logits [T, W], and the reference's."""
+        """First column, logits [T, W], and the frozen head's."""
         step = max(self.buffer.shape[1], 1)
         for first in range(0, self.vocabulary, step):
             last = min(first + step, self.vocabulary)
             z = self.buffer[:, : last - first]
             self.policy.write_logits(z, first, last)
-            z_ref = None
-            if self.ref is not None and self.ref_buffer is not None:
-                z_ref = self.ref_buffer[:, : last - first]
-                self.ref.write_logits(z_ref, first, last)
-            yield first, z, z_ref
+            z_frozen = None
+            if self.frozen is not None and self.frozen_buffer is not None:
+                z_frozen = self.frozen_buffer[:, : last - first]
+                self.frozen.write_logits(z_frozen, first, last)
+            yield first, z, z_frozen
 
 
 def slice_columns(tokens: int, hidden: Tensor, backend: str, two_heads: bool, wide: torch.dtype) -> int:

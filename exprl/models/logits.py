@@ -104,7 +104,7 @@ def token_statistics(
     temperature: float = 1.0,
     backend: Backend = "auto",
     entropy: bool = False,
-    ref: FrozenHidden | None = None,
+    frozen: FrozenHidden | None = None,
     divergence: Divergence | None = None,
 ) -> TokenStatistics:
     """Statistics [N] of the tempered distributions that `model` makes of last hidden states [N, D].
@@ -116,11 +116,11 @@ def token_statistics(
         temperature: of the sampling.
         backend: who computes.
         entropy: whether to.
-        ref: gives `ref_logp` and the divergence from another model over the same vocabulary.
+        frozen: gives `frozen_logp` and the divergence from another model over the same vocabulary.
         divergence: see `linear_logprob`.
     """
     form = head_of(model).affine
-    if form is not None and (ref is None or head_of(ref.model).affine == form):
+    if form is not None and (frozen is None or head_of(frozen.model).affine == form):
         weight, bias = _weights(model)
         assert weight is not None
         return linear_logprob(
@@ -131,7 +131,7 @@ def token_statistics(
             temperature=temperature / form.scale,  # softcap(scale · z) / T is softcap' (z) / T' with both divided
             softcap=None if form.softcap is None else form.softcap / form.scale,
             entropy=entropy,
-            ref=None if ref is None else _frozen_head(ref),
+            frozen=None if frozen is None else _frozen_head(frozen),
             divergence=divergence,
             backend=backend,
         )
@@ -140,7 +140,7 @@ def token_statistics(
         checkpoint(
             _slice_statistics,
             *(model, hidden[start : start + rows], ids[start : start + rows], temperature, backend),
-            None if ref is None else FrozenHidden(ref.model, ref.hidden[start : start + rows]),
+            None if frozen is None else FrozenHidden(frozen.model, frozen.hidden[start : start + rows]),
             divergence,
             use_reentrant=False,
             preserve_rng_state=False,
@@ -156,27 +156,27 @@ def _slice_statistics(
     ids: Tensor,
     temperature: float,
     backend: Backend,
-    ref: FrozenHidden | None,
+    frozen: FrozenHidden | None,
     divergence: Divergence | None,
 ) -> tuple[Tensor | None, ...]:
     """`TokenStatistics` of tokens whose logits fit the memory."""
     logits = own_logits(model, hidden)
     logp, entropy = logprob_entropy(logits, ids, temperature=temperature, backend=backend)
     chosen = logits.gather(-1, ids[:, None])[:, 0].float() / temperature
-    if ref is None:
+    if frozen is None:
         return logp, entropy, None, None, chosen - logp
     with torch.no_grad():
-        other = (own_logits(ref.model, ref.hidden).float() / temperature).log_softmax(-1)
+        other = (own_logits(frozen.model, frozen.hidden).float() / temperature).log_softmax(-1)
     between = None
     if divergence is not None:
         between = _divergence((logits.float() / temperature).log_softmax(-1), other, divergence)
     return logp, entropy, between, other.gather(-1, ids[:, None])[:, 0], chosen - logp
 
 
-def _frozen_head(ref: FrozenHidden) -> LinearHead:
-    weight, bias = _weights(ref.model)
+def _frozen_head(frozen: FrozenHidden) -> LinearHead:
+    weight, bias = _weights(frozen.model)
     assert weight is not None
-    return LinearHead(ref.hidden, weight.detach(), None if bias is None else bias.detach())
+    return LinearHead(frozen.hidden, weight.detach(), None if bias is None else bias.detach())
 
 
 def _divergence(p: Tensor, q: Tensor, kind: Divergence) -> Tensor:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from exprl.models.sharding import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from exprl.experiment import LoRAConfig
 
 _NAME = "default"  # transformers' name for a model's one adapter
 _BASE = "base_layer"
@@ -44,7 +42,14 @@ def check_installed() -> None:
         ) from error
 
 
-def attach(model: PreTrainedModel, options: LoRAConfig, *, seed: int = 0) -> None:
+def attach(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: int,
+    target_modules: Literal["all-linear"] | Sequence[str],
+    seed: int = 0,
+) -> None:
     """Freeze `model` and add a float32 adapter that changes nothing yet.
 
     Its first weights depend on `seed` alone; the global random state is left as it was.
@@ -55,17 +60,16 @@ def attach(model: PreTrainedModel, options: LoRAConfig, *, seed: int = 0) -> Non
     check_installed()
     from peft import LoraConfig
 
-    targets = options.target_modules
-    if not isinstance(targets, str):
-        _check_targets(model, targets)
+    if not isinstance(target_modules, str):
+        _check_targets(model, tuple(target_modules))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model.add_adapter(
             LoraConfig(
-                r=options.rank,
-                lora_alpha=options.alpha,
+                r=rank,
+                lora_alpha=alpha,
                 lora_dropout=0.0,
-                target_modules=targets if isinstance(targets, str) else list(targets),
+                target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
                 task_type="CAUSAL_LM",
             )
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from exprl.component import Component
-from exprl.progress import Advance, no_progress
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, Problem, Rollout, RolloutGroup
 
 
@@ -23,10 +23,12 @@ class Reward(Component):
         return True
 
     @abstractmethod
-    def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
+    def score(
+        self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress
+    ) -> list[tuple[AnyReward, ...]]:
         """For each group one reward a rollout, in order. Values lie in [0, 1]; None marks a failed judgement.
 
-        `advance` is called with the number of things scored as they are, for a progress bar.
+        `on_progress` is called with the number of things scored as they are, for a progress bar.
         """
 
     def check_step(self, rewards: Sequence[tuple[AnyReward, ...]]) -> None:

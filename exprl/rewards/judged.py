@@ -12,11 +12,11 @@ from exprl.config.ranges import Share
 from exprl.contracts import given_by
 from exprl.judges.base import Judge
 from exprl.judges.pairing import one_each
-from exprl.progress import Advance, no_progress
 from exprl.registry import JUDGES
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_failures
 from exprl.rewards.normalization import Normalization, normalize
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, Judgement, JudgeRequest, Problem, Rollout
 
 NOTHING_WRITTEN = Judgement(score=1.0, rationale="nothing was written")
@@ -92,7 +92,7 @@ class JudgedReward(Reward):
         """Whether a rollout earns nothing for having reached the length limit."""
         return bool(self.config.clip_length) and rollout.finish_reason == "length"
 
-    def ask(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+    def ask(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """Judge every request; an empty trace scores 1 without being asked about.
 
         Raises:
@@ -101,7 +101,7 @@ class JudgedReward(Reward):
         """
         asked = [request for request in requests if request.trace.strip()]
         with given_by(self._judge):
-            given = self.judge.judge(asked, advance) if asked else []
+            given = self.judge.judge(asked, on_progress) if asked else []
         answers = iter(one_each(asked, given, Judgement, self._judge))
         return [next(answers) if request.trace.strip() else NOTHING_WRITTEN for request in requests]
 

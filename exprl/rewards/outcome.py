@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from exprl.progress import Advance, no_progress
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards.judged import JudgedReward
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, JudgeRequest, Problem, Rollout, RolloutGroup, RolloutReward
 
 
@@ -23,10 +23,12 @@ class OutcomeReward(JudgedReward):
         """With the judge of its config."""
         return cls(config, judge=config.judge.build(resources))
 
-    def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
+    def score(
+        self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress
+    ) -> list[tuple[AnyReward, ...]]:
         """One judgement a rollout, all asked for in one call; a cut-off rollout is not asked about."""
         requests = [r for group in groups for rollout in group.rollouts for r in self.requests(group.problem, rollout)]
-        judgements = iter(self.ask(requests, advance))
+        judgements = iter(self.ask(requests, on_progress))
         return [
             tuple(self._reward(rollout, () if self.cut_off(rollout) else (next(judgements),)) for rollout in g.rollouts)
             for g in groups

@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from exprl.component import Choice, choose, option
 from exprl.contracts import check_segments, given_by
 from exprl.judges.base import Judge
-from exprl.progress import Advance, no_progress
 from exprl.registry import REWARDS, SLICERS
 from exprl.resources import Resources
 from exprl.rewards.judged import JudgedReward
 from exprl.slicers.base import Slicer
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, Judgement, JudgeRequest, Problem, Rollout, RolloutGroup, Segment, SegmentRewards
 
 SINGLE_SHARE = 0.95
@@ -45,7 +45,9 @@ class ProcessReward(JudgedReward):
         """With the slicer and the judge of its config."""
         return cls(config, slicer=config.slicer.build(resources), judge=config.judge.build(resources))
 
-    def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
+    def score(
+        self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress
+    ) -> list[tuple[AnyReward, ...]]:
         """One judgement a segment, all asked for in one call; cut-off rollouts are sliced but not asked about."""
         cuts = [[self.cut(rollout) for rollout in group.rollouts] for group in groups]
         requests = [
@@ -54,7 +56,7 @@ class ProcessReward(JudgedReward):
             for rollout, segments in zip(group.rollouts, sliced, strict=True)
             for request in self._about(group.problem, rollout, segments)
         ]
-        judgements = iter(self.ask(requests, advance))
+        judgements = iter(self.ask(requests, on_progress))
         return [
             tuple(self._reward(rollout, segments, judgements) for rollout, segments in zip(g.rollouts, s, strict=True))
             for g, s in zip(groups, cuts, strict=True)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from exprl.component import option
 from exprl.errors import ConfigError
-from exprl.progress import Advance, no_progress
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards.base import Reward
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, Problem, RolloutGroup, RolloutReward
 from exprl.verifiers.base import Verifier
 
@@ -47,15 +47,17 @@ class SparseReward(Reward):
         del config
         return False
 
-    def score(self, groups: Sequence[RolloutGroup], advance: Advance = no_progress) -> list[tuple[AnyReward, ...]]:
+    def score(
+        self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress
+    ) -> list[tuple[AnyReward, ...]]:
         """0 or 1 a rollout."""
-        return [self._score(group, advance) for group in groups]
+        return [self._score(group, on_progress) for group in groups]
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Every problem needs a final answer."""
         self.verifier.check(problems)
 
-    def _score(self, group: RolloutGroup, advance: Advance) -> tuple[AnyReward, ...]:
+    def _score(self, group: RolloutGroup, on_progress: OnProgress) -> tuple[AnyReward, ...]:
         cut_off = [self.config.clip_length and rollout.finish_reason == "length" for rollout in group.rollouts]
         read = [rollout.reply for rollout, clipped in zip(group.rollouts, cut_off, strict=True) if not clipped]
         verdicts = iter(self.verifier.verdicts([group.problem] * len(read), read))
@@ -63,5 +65,5 @@ class SparseReward(Reward):
             RolloutReward(value=float(not clipped and next(verdicts)), length=len(rollout), cut_off=clipped)
             for rollout, clipped in zip(group.rollouts, cut_off, strict=True)
         )
-        advance(len(group.rollouts))
+        on_progress(len(group.rollouts))
         return rewards

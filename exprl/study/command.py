@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from exprl.console import Console
 from exprl.errors import DataError
 from exprl.runs.files import write_json, write_text
 from exprl.study.plan import Chosen, Place, Plan
@@ -16,6 +15,7 @@ from exprl.study.plots import write_plots
 from exprl.study.results import collect, markdown, measures_of, rich_table, table_numbers, trial_means
 from exprl.study.runner import Devices, Failure, Runner, locked
 from exprl.study.runs import MiningRun, Run, with_parents
+from exprl.terminal.console import Console
 
 
 def study(plan: Plan, *, devices: Devices, only: Sequence[str], console: Console) -> list[Failure]:

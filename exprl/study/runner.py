@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from exprl.console import Console
 from exprl.errors import ExprlError, PathError, RunDirectoryError
 from exprl.runs.files import reason
 from exprl.runs.lock import LOCK, acquire, held, holder, in_use
 from exprl.study.runs import Run, with_parents
+from exprl.terminal.console import Console
 from exprl.training.interruption import Interrupted, Interruption
 
 POLL = 0.1
@@ -76,7 +76,7 @@ class Runner:
 
     Args:
         devices: how many at once, and where.
-        console: hears of every run that ends.
+        console: is told of every run that ends.
         lock: descriptor of the study's lock, which every process keeps until it ends.
     """
 

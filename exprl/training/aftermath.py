@@ -21,7 +21,7 @@ ASSEMBLY = 15.0
 
 @contextmanager
 def session(world: World) -> Iterator[None]:
-    """The whole of a run: inside, ranks hear of each other's failures, and what one raises ends it on all.
+    """The whole of a run: inside, ranks learn of each other's failures, and what one raises ends it on all.
 
     Raises:
         PeerError: another rank says what this one would have said.

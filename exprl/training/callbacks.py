@@ -13,7 +13,6 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from exprl.console import Console
 from exprl.errors import CheckpointError, ExprlError, PathError
 from exprl.models.sharding import is_sharded
 from exprl.runs.directory import RunDirectory
@@ -21,6 +20,7 @@ from exprl.runs.files import append_line
 from exprl.runs.leftovers import WRITING, remove, set_aside
 from exprl.runs.lines import cut_after
 from exprl.runs.parts import cause_of
+from exprl.terminal.console import Console
 from exprl.training.aftermath import assemble
 from exprl.training.checkpointing import write_digests_together
 from exprl.training.evaluation_log import STEP, kind_of
@@ -259,7 +259,7 @@ class Checkpoints(Callback):
         if module.world.first:
             self.directory.require_lock()
             remove(unfinished)  # what a killed run left
-        module.world.meet(f"writing the checkpoint of step {module.steps_done}")
+        module.world.barrier(f"writing the checkpoint of step {module.steps_done}")
         module.check_weights(f"the checkpoint of step {module.steps_done}")
         try:
             with module.world.collective(f"writing the checkpoint of step {module.steps_done}"):
@@ -278,7 +278,7 @@ class Checkpoints(Callback):
         if module.world.first:
             for old in self.directory.all_checkpoints()[: -self.keep]:
                 remove(old)
-        module.world.meet(f"the end of the checkpoint of step {module.steps_done}")
+        module.world.barrier(f"the end of the checkpoint of step {module.steps_done}")
 
 
 def _nothing() -> None:

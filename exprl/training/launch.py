@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from exprl.console import errors
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
+from exprl.terminal.console import errors
 from exprl.training.machine import check_accelerator
 
 

@@ -68,8 +68,8 @@ class RL(Method):
         reward.check(problems)
         objective = experiment.objective.build(build.resources)
         build.check_lengths(problems, build.sampling.max_new_tokens)
-        if objective.needs_reference or experiment.update.log_kl:
-            build.reference  # noqa: B018 - made now, before the policy changes
+        if objective.needs_initial_policy or experiment.update.log_kl:
+            build.initial_policy  # noqa: B018 - made now, before the policy changes
         parts = Parts(
             prompts=build.prompts,
             engine=build.engine,
@@ -77,7 +77,7 @@ class RL(Method):
             advantage=advantage,
             objective=objective,
             verifier=build.verifier,
-            reference=build.reference if build.has_reference else None,
+            initial_policy=build.kept_initial_policy,
         )
         return ExpRLModule(
             build.policy,
@@ -100,11 +100,11 @@ class SFT(Method):
 
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """Every problem's reference must be there and fit."""
-        from exprl.training.sft import SFTModule, lesson
+        from exprl.training.sft import SFTModule, demonstration
 
         check_references(build.train_problems, self.registered_name)
         for problem in build.train_problems:
-            lesson(problem, build.prompts, build.policy)
+            demonstration(problem, build.prompts, build.policy)
         return SFTModule(
             build.policy,
             build.engine,
@@ -148,10 +148,40 @@ class SelfDistillation(Method):
 
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """Every problem needs a reference and an answer, and the teacher's prompt must leave room for a rollout."""
-        from exprl.training.self_distillation import prepare
+        from exprl.rewards import SparseReward
+        from exprl.training import self_distillation as distillation
+        from exprl.training.module import Parts
+        from exprl.training.teacher import TeacherPrompts
 
-        check_references(build.train_problems, self.registered_name)
-        return prepare(self.config, build, world)
+        experiment, problems, limit = build.experiment, build.train_problems, build.sampling.max_new_tokens
+        check_references(problems, self.registered_name)
+        reward = SparseReward(SparseReward.Config(clip_length=False), verifier=build.verifier)  # for the log alone
+        reward.check(problems)
+        build.check_lengths(problems, limit)
+        prompts = TeacherPrompts(build.policy.tokenizer, experiment.prompt, self.config.template)
+        for problem in problems:
+            distillation.check_room(problem, len(prompts.build(problem)), limit, build.policy)
+        parts = Parts(
+            prompts=build.prompts,
+            engine=build.engine,
+            reward=reward,
+            advantage=distillation.NoAdvantage(),
+            objective=experiment.objective.build(build.resources),
+            verifier=build.verifier,
+            initial_policy=build.initial_policy,
+        )
+        return distillation.DistillationModule(
+            build.policy,
+            parts,
+            build.sampling,
+            estimator=self.config.estimator,
+            prompt=prompts.build,
+            template=prompts.template,
+            optimizer=experiment.optimizer,
+            update=experiment.update,
+            seed=experiment.seed,
+            world=world,
+        )
 
 
 def check_references(problems: Sequence[Problem], method: str) -> None:

@@ -14,10 +14,10 @@ from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.finite import check_advantages, check_rollouts
 from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
-from exprl.prompts import PromptBuilder
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_rewards
 from exprl.seeding import derive_seed
+from exprl.text.prompts import PromptBuilder
 from exprl.training import metrics
 from exprl.training.no_update import no_update
 from exprl.training.policy_module import PolicyModule, Shown
@@ -38,7 +38,7 @@ Rewarded = tuple[RolloutGroup, tuple[AnyReward, ...]]
 class Parts:
     """The components one step runs through, in order.
 
-    `reference`, the frozen initial policy, is there if the loss, the logged KL (`log_kl`) or a judge needs it.
+    `initial_policy`, the frozen initial policy, is there if the loss, the logged KL (`log_kl`) or a judge needs it.
     """
 
     prompts: PromptBuilder
@@ -47,7 +47,7 @@ class Parts:
     advantage: Advantage
     objective: Objective
     verifier: Verifier | None = None
-    reference: LanguageModel | None = None
+    initial_policy: LanguageModel | None = None
 
 
 class ExpRLModule(PolicyModule):
@@ -88,7 +88,7 @@ class ExpRLModule(PolicyModule):
             parts.engine,
             optimizer=optimizer,
             update=update,
-            reference=parts.reference,
+            initial_policy=parts.initial_policy,
             seed=seed,
             world=world,
         )
@@ -119,12 +119,12 @@ class ExpRLModule(PolicyModule):
         prompts = [self.parts.prompts.build(problem.question) for problem in problems]
         sampling = self.sampling_of_step(len(problems))
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
-        with self.phases.run("sampling", len(prompts) * sampling.n) as advance:
+        with self.phases.run("sampling", len(prompts) * sampling.n) as on_progress:
             for index, rollout in self.engine.generate(prompts, sampling):
                 rollouts[index].append(rollout)
                 # A judge that can begins here, while the engine is still sampling.
                 self.parts.reward.start(problems[index], rollout)
-                advance(1)
+                on_progress(1)
         return [RolloutGroup(problem=p, rollouts=tuple(r)) for p, r in zip(problems, rollouts, strict=True)]
 
     def sampling_of_step(self, count: int) -> Sampling:
@@ -139,8 +139,8 @@ class ExpRLModule(PolicyModule):
     def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:
         """Rewards of each group."""
         who = f"reward {self.parts.reward.title}"
-        with self.phases.run("judging", unit="verdict") as advance, given_by(who):
-            rewards = self.parts.reward.score(groups, advance)
+        with self.phases.run("judging", unit="verdict") as on_progress, given_by(who):
+            rewards = self.parts.reward.score(groups, on_progress)
         check_rewards(groups, rewards, who)
         return list(zip(groups, rewards, strict=True))
 
@@ -215,9 +215,9 @@ class ExpRLModule(PolicyModule):
         return self.sampling.temperature
 
     @property
-    def needs_reference_logprobs(self) -> bool:
+    def needs_initial_logprobs(self) -> bool:
         """For the loss or the logged KL."""
-        return self.parts.objective.needs_reference or self.update.log_kl
+        return self.parts.objective.needs_initial_policy or self.update.log_kl
 
     # ------------------------------------------------------------------ what is logged
 

@@ -60,7 +60,7 @@ class ReplicatedStrategy(DDPStrategy):
         if self.world is None:
             super().barrier(*args, **kwargs)
         else:
-            self.world.meet(f"{args[0] if args else kwargs.get('name')} of Lightning")
+            self.world.barrier(f"{args[0] if args else kwargs.get('name')} of Lightning")
 
     def configure_ddp(self) -> None:
         """No wrapper; all ranks start from the weights of rank 0."""

@@ -23,16 +23,16 @@ def response_logprobs(
     temperature: float,
     backend: Backend = "auto",
     entropy: bool = False,
-    ref: FrozenHidden | None = None,
+    frozen: FrozenHidden | None = None,
     divergence: Divergence | None = None,
 ) -> TokenStatistics:
     """Statistics [N] of the tempered distribution at each of the N response tokens.
 
-    The backbone runs over the whole batch, the LM head over the response positions only. `ref`, a frozen model's hidden
-    states at the same N positions, gives the full-vocabulary `divergence` from it.
+    The backbone runs over the whole batch, the LM head over the response positions only. `frozen`, a frozen model's
+    hidden states at the same N positions, gives the full-vocabulary `divergence` from it.
     """
     compute = getattr(model, _STATISTICS, None) or partial(response_statistics, model)
-    return TokenStatistics(*compute(batch, temperature, backend, entropy, ref, divergence))
+    return TokenStatistics(*compute(batch, temperature, backend, entropy, frozen, divergence))
 
 
 def response_hidden(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -48,7 +48,7 @@ def response_statistics(
     temperature: float,
     backend: Backend,
     entropy: bool,
-    ref: FrozenHidden | None,
+    frozen: FrozenHidden | None,
     divergence: Divergence | None,
 ) -> tuple[Tensor | None, ...]:
     """See `response_logprobs`; a plain tuple, in which FSDP finds the tensors that carry gradient."""
@@ -61,7 +61,7 @@ def response_statistics(
             temperature=temperature,
             backend=backend,
             entropy=entropy,
-            ref=ref,
+            frozen=frozen,
             divergence=divergence,
         )
     )

@@ -20,6 +20,7 @@ from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.finite import check_finite
 from exprl.models.base import LanguageModel
 from exprl.models.sharding import awaken, gathered
+from exprl.terminal.phases import Phases
 from exprl.training.no_update import NoUpdate
 from exprl.training.optimizer import build_optimizer
 from exprl.training.parallel import (
@@ -31,7 +32,6 @@ from exprl.training.parallel import (
     sum_gradients,
     weights_norm,
 )
-from exprl.training.phases import Phases
 from exprl.training.randomness import random_state, restore_random_state
 from exprl.training.start_check import Agreement, check_agreement
 from exprl.training.update import PolicyUpdate, Update
@@ -50,7 +50,7 @@ class PolicyModule(LightningModule):
         engine: samples with the policy's weights, which it is given after each step.
         optimizer: AdamW and its schedule.
         update: how what a step learns from becomes optimizer updates.
-        reference: the frozen initial policy. It stays out of the module tree so that it is neither moved into
+        initial_policy: the frozen initial policy. It stays out of the module tree so that it is neither moved into
             checkpoints nor trained.
         seed: of the run.
         world: the ranks; None: those of the Trainer.
@@ -66,7 +66,7 @@ class PolicyModule(LightningModule):
         *,
         optimizer: OptimizerConfig,
         update: UpdateConfig,
-        reference: LanguageModel | None = None,
+        initial_policy: LanguageModel | None = None,
         seed: int = 0,
         world: World | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class PolicyModule(LightningModule):
         self.policy = policy.model
         self.language_model = policy
         self.engine = engine
-        self.reference = reference
+        self.initial_policy = initial_policy
         self.optimizer_config = optimizer
         self.update = update
         self.seed = seed
@@ -105,7 +105,7 @@ class PolicyModule(LightningModule):
         """What computes gradients, on this module's device."""
 
     @property
-    def needs_reference_logprobs(self) -> bool:
+    def needs_initial_logprobs(self) -> bool:
         """Whether the update takes log-probs under the frozen initial policy."""
         return False
 
@@ -143,19 +143,19 @@ class PolicyModule(LightningModule):
 
     @contextmanager
     def whole_models(self) -> Iterator[None]:
-        """Inside, this rank holds all weights of the policy and the reference, on its device."""
+        """Inside, this rank holds all weights of the policy and the initial policy, on its device."""
         with ExitStack() as stack:
             stack.enter_context(gathered(self.policy))
             if self.frozen is not None:
-                stack.enter_context(on_device(self.frozen, self.device, offload=self.update.offload_reference))
+                stack.enter_context(on_device(self.frozen, self.device, offload=self.update.offload_initial_policy))
                 stack.enter_context(gathered(self.frozen))
             yield
 
     @property
     def frozen(self) -> PreTrainedModel | None:
-        """The reference's own weights; None without one, and with an adapter, where it is the policy without that."""
-        reference = self.reference
-        return None if reference is None or reference.model is self.policy else reference.model
+        """The initial policy's own weights; None without one, and where it is the policy without its adapter."""
+        initial = self.initial_policy
+        return None if initial is None or initial.model is self.policy else initial.model
 
     @contextmanager
     def changing_policy(self) -> Iterator[None]:
@@ -187,24 +187,24 @@ class PolicyModule(LightningModule):
         totals: defaultdict[str, float] = defaultdict(float)
         with (
             self.world.collective(f"the update of {self.step}"),
-            self.phases.run("updating", len(updates) * self.update.epochs, unit="update") as advance,
+            self.phases.run("updating", len(updates) * self.update.epochs, unit="update") as on_progress,
         ):
-            reference = self.reference_logprobs(computing, updates)
+            initial = self.initial_logprobs(computing, updates)
             old = self.old_logprobs(computing, updates)
             for _ in range(self.update.epochs):
-                for update, before, frozen in zip(updates, old, reference, strict=True):
+                for update, before, frozen in zip(updates, old, initial, strict=True):
                     for name, value in self.update_once(computing, update, before, frozen).items():
                         totals[name] += value
-                    advance(1)
+                    on_progress(1)
         return {**average(totals, computing.statistics), "update/count": totals.get("updates", 0.0)}
 
-    def reference_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
+    def initial_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
         """Log-probs under the frozen initial policy, where they are needed."""
-        reference = self.reference
-        if reference is None or not self.needs_reference_logprobs:
+        initial = self.initial_policy
+        if initial is None or not self.needs_initial_logprobs:
             return [None for _ in updates]
-        with on_device(self.frozen, self.device, offload=self.update.offload_reference):
-            return [computing.frozen_logprobs(reference, update) for update in updates]
+        with on_device(self.frozen, self.device, offload=self.update.offload_initial_policy):
+            return [computing.frozen_logprobs(initial, update) for update in updates]
 
     def old_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
         """Log-probs before the step's first update; None where the policy still is that policy when it updates."""
@@ -213,7 +213,7 @@ class PolicyModule(LightningModule):
         return [computing.frozen_logprobs(self.language_model, update) for update in updates]
 
     def update_once(
-        self, computing: PolicyUpdate, update: Update, old: list[Tensor] | None, reference: list[Tensor] | None
+        self, computing: PolicyUpdate, update: Update, old: list[Tensor] | None, initial: list[Tensor] | None
     ) -> dict[str, float]:
         """One optimizer update; sums of the per-token statistics over all ranks.
 
@@ -226,7 +226,7 @@ class PolicyModule(LightningModule):
         assert scheduler is not None
         assert not isinstance(scheduler, list)
         optimizer.zero_grad()
-        sums = self.world.sum(computing.accumulate(update, self.manual_backward, old=old, reference=reference))
+        sums = self.world.sum(computing.accumulate(update, self.manual_backward, old=old, initial=initial))
         check_finite(sums, self.step)
         self.check_gap(sums, update)
         sum_gradients(self.policy, self.world)
@@ -281,7 +281,7 @@ class PolicyModule(LightningModule):
                 temperature=computing.temperature,
                 backend=self.update.kernels,
                 allowed=self.allowed_gap,
-                frozen=self.reference,
+                frozen=self.initial_policy,
             )
 
     def check_weights(self, where: str) -> None:
@@ -306,11 +306,11 @@ class PolicyModule(LightningModule):
             self.world = World()
 
     def configure_model(self) -> None:
-        """Shard policy and reference where the strategy shards."""
+        """Shard policy and initial policy where the strategy shards."""
         precision = str(self.trainer.precision)
         shard_for(self.trainer.strategy, self.policy, precision)
         if self.frozen is not None:
-            shard_for(self.trainer.strategy, self.frozen, precision, offload=self.update.offload_reference)
+            shard_for(self.trainer.strategy, self.frozen, precision, offload=self.update.offload_initial_policy)
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up."""
@@ -322,7 +322,7 @@ class PolicyModule(LightningModule):
         awaken(self.policy, self.device)
         if self.frozen is not None:
             awaken(self.frozen, self.device)
-            place(self.frozen, torch.device("cpu") if self.update.offload_reference else self.device)
+            place(self.frozen, torch.device("cpu") if self.update.offload_initial_policy else self.device)
         self.engine.sync(self.steps_done)
         self.agreement = self.check_start()
 

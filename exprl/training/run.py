@@ -19,7 +19,6 @@ from lightning import Trainer
 
 from exprl import config as configuration
 from exprl.build import Build
-from exprl.console import Console
 from exprl.data.datamodule import ExpRLDataModule
 from exprl.errors import ConfigError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
@@ -29,6 +28,7 @@ from exprl.runs.directory import RunDirectory, step_of
 from exprl.runs.files import write_json
 from exprl.runs.leftovers import tidy
 from exprl.runs.places import check_run_dir
+from exprl.terminal.console import Console
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
@@ -196,8 +196,8 @@ class TrainingRun:
         """Every rank takes its part of the held-out problems."""
         world, count = self.world, len(self.build.evaluation_problems)
         mine = range(world.rank, count, world.size)
-        with module.phases.run(f"evaluate_{name}", len(mine) * self.build.evaluation_sampling.n) as advance:
-            part = self.build.evaluate(advance, numbers=mine) if mine else None
+        with module.phases.run(f"evaluate_{name}", len(mine) * self.build.evaluation_sampling.n) as on_progress:
+            part = self.build.evaluate(on_progress, numbers=mine) if mine else None
             parts = world.gather(part, f"the evaluation {name}")
         module.phases.take()
         return EvaluationResult.joined(parts)

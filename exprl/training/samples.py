@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from exprl.console import Console, line
+from exprl.terminal.console import Console, line
 from exprl.types import Advantages, AnyReward, Rollout, ScoredGroup, Segment, SegmentRewards
 
 

@@ -21,20 +21,16 @@ from exprl.models.base import LanguageModel
 from exprl.models.logits import FrozenHidden
 from exprl.models.sharding import gathered
 from exprl.objectives import Objective
-from exprl.rewards import SparseReward
 from exprl.training.batching import MicroBatch, TokenSequence
 from exprl.training.module import ExpRLModule, Parts
 from exprl.training.parallel import on_device
 from exprl.training.policy import response_hidden
 from exprl.training.policy_module import Shown
-from exprl.training.teacher import TeacherPrompts
 from exprl.training.update import Backward, PolicyUpdate, Update, logprobs_of
 from exprl.types import Problem, ScoredGroup
 
 if TYPE_CHECKING:
-    from exprl.build import Build
-    from exprl.training.methods import SelfDistillation
-    from exprl.training.world import World
+    pass
 
 TeacherPrompt = Callable[[Problem], tuple[int, ...]]
 
@@ -48,7 +44,7 @@ class NoAdvantage(Advantage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaughtSequence(TokenSequence):
+class TeacherSequence(TokenSequence):
     """A rollout with the prompt under which the teacher reads it."""
 
     teacher_prompt_ids: tuple[int, ...]
@@ -79,7 +75,7 @@ class DistillationUpdate(PolicyUpdate):
         place: temperature, world and device, see `PolicyUpdate`.
     """
 
-    filler: ClassVar[TokenSequence] = TaughtSequence(
+    filler: ClassVar[TokenSequence] = TeacherSequence(
         prompt_ids=(0,), response_ids=(0,), sampler_logprobs=(0.0,), teacher_prompt_ids=(0,)
     )
 
@@ -104,7 +100,7 @@ class DistillationUpdate(PolicyUpdate):
     def sequences(self, scored: Sequence[ScoredGroup]) -> list[TokenSequence]:
         """All rollouts with at least one token, right or wrong."""
         return [
-            TaughtSequence(
+            TeacherSequence(
                 prompt_ids=rollout.prompt.token_ids,
                 response_ids=rollout.token_ids,
                 sampler_logprobs=rollout.sampler_logprobs,
@@ -118,11 +114,11 @@ class DistillationUpdate(PolicyUpdate):
 
     def length(self, sequence: TokenSequence) -> int:
         """That of the longer of policy's and teacher's."""
-        return max(sequence.total_tokens, taught(sequence).for_teacher.total_tokens)
+        return max(sequence.total_tokens, with_teacher(sequence).for_teacher.total_tokens)
 
     def collate(self, sequences: Sequence[TokenSequence]) -> TaughtBatch:
         """The policy's micro-batch and the teacher's."""
-        own, teacher = super().collate(sequences), super().collate([taught(s).for_teacher for s in sequences])
+        own, teacher = super().collate(sequences), super().collate([with_teacher(s).for_teacher for s in sequences])
         return TaughtBatch(**{field.name: getattr(own, field.name) for field in fields(own)}, teacher=teacher)
 
 
@@ -135,7 +131,7 @@ class SampledDistillation(DistillationUpdate):
     statistics: ClassVar[tuple[str, ...]] = (*PolicyUpdate.statistics, "teacher_kl")
 
     def token_loss(
-        self, batch: MicroBatch, old: Tensor | None, reference: Tensor | None
+        self, batch: MicroBatch, old: Tensor | None, initial: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `PolicyUpdate`; `teacher_kl` is the estimate log π - log π_teacher."""
         assert isinstance(batch, TaughtBatch)
@@ -143,7 +139,7 @@ class SampledDistillation(DistillationUpdate):
             teacher = self.logprobs(self.teacher, batch.teacher).logp
         current = self.logprobs(self.policy, batch, entropy=True)
         advantages = teacher - current.logp.detach()
-        loss, stats = self.objective_loss(current, batch, advantages, old, reference)
+        loss, stats = self.objective_loss(current, batch, advantages, old, initial)
         return loss, {**stats, "teacher_kl": -advantages}
 
 
@@ -158,25 +154,25 @@ class ExactDistillation(DistillationUpdate):
         backward: Backward,
         *,
         old: Sequence[Tensor] | None = None,
-        reference: Sequence[Tensor] | None = None,
+        initial: Sequence[Tensor] | None = None,
     ) -> dict[str, float]:
         """See `PolicyUpdate`; the backward pass reads the teacher's head too: sharded weights stay whole for it."""
         with gathered(self.teacher.model):
-            return super().accumulate(update, backward, old=old, reference=reference)
+            return super().accumulate(update, backward, old=old, initial=initial)
 
     def token_loss(
-        self, batch: MicroBatch, old: Tensor | None, reference: Tensor | None
+        self, batch: MicroBatch, old: Tensor | None, initial: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `PolicyUpdate`."""
         assert isinstance(batch, TaughtBatch)
-        current = self.logprobs(self.policy, batch, entropy=True, ref=self.teacher_hidden(batch), divergence="rkl")
+        current = self.logprobs(self.policy, batch, entropy=True, frozen=self.teacher_hidden(batch), divergence="rkl")
         loss, logp = current.divergence, current.logp.detach()
         assert loss is not None
         assert batch.sampler_logprobs is not None
         gap = ((logp if old is None else old) - batch.sampler_logprobs).abs()
-        stats = {**logprobs_of(current, old, reference), "loss": loss, "teacher_kl": loss, "sampler_gap": gap}
-        if reference is not None:
-            stats["kl"] = kl_estimate(logp, reference, "k3")
+        stats = {**logprobs_of(current, old, initial), "loss": loss, "teacher_kl": loss, "sampler_gap": gap}
+        if initial is not None:
+            stats["kl"] = kl_estimate(logp, initial, "k3")
         return loss.sum(), stats
 
     def teacher_hidden(self, batch: TaughtBatch) -> FrozenHidden:
@@ -193,7 +189,7 @@ class DistillationModule(ExpRLModule):
 
     Args:
         policy: the model to train.
-        parts: of a step; the reward is for the log alone, and `parts.reference` is the teacher.
+        parts: of a step; the reward is for the log alone, and `parts.initial_policy` is the teacher.
         sampling: how rollouts are sampled.
         estimator: of the KL.
         prompt: the ids the teacher reads before a problem's rollouts.
@@ -224,12 +220,12 @@ class DistillationModule(ExpRLModule):
 
     def policy_update(self) -> PolicyUpdate:
         """The estimator's update, at the temperature that sampled."""
-        assert self.reference is not None
+        assert self.initial_policy is not None
         return ESTIMATORS[self.estimator](
             self.language_model,
             self.parts.objective,
             self.update,
-            teacher=self.reference,
+            teacher=self.initial_policy,
             prompt=self.prompt,
             temperature=self.temperature,
             world=self.world,
@@ -237,49 +233,11 @@ class DistillationModule(ExpRLModule):
         )
 
     def update_once(
-        self, computing: PolicyUpdate, update: Update, old: list[Tensor] | None, reference: list[Tensor] | None
+        self, computing: PolicyUpdate, update: Update, old: list[Tensor] | None, initial: list[Tensor] | None
     ) -> dict[str, float]:
         """See `PolicyModule`; the teacher is on the device meanwhile."""
-        with on_device(self.frozen, self.device, offload=self.update.offload_reference):
-            return super().update_once(computing, update, old, reference)
-
-
-def prepare(config: SelfDistillation.Config, build: Build, world: World) -> DistillationModule:
-    """The module of a run.
-
-    Raises:
-        DataError: a problem has no final answer, by which the rollouts are logged.
-        ModelError: a prompt, the policy's or the teacher's, leaves no room for a rollout.
-    """
-    experiment, problems = build.experiment, build.train_problems
-    reward = SparseReward(SparseReward.Config(clip_length=False), verifier=build.verifier)
-    reward.check(problems)
-    limit = build.sampling.max_new_tokens
-    build.check_lengths(problems, limit)
-    prompts = TeacherPrompts(build.policy.tokenizer, experiment.prompt, config.template)
-    for problem in problems:
-        check_room(problem, len(prompts.build(problem)), limit, build.policy)
-    parts = Parts(
-        prompts=build.prompts,
-        engine=build.engine,
-        reward=reward,
-        advantage=NoAdvantage(),
-        objective=experiment.objective.build(build.resources),
-        verifier=build.verifier,
-        reference=build.reference,
-    )
-    return DistillationModule(
-        build.policy,
-        parts,
-        build.sampling,
-        estimator=config.estimator,
-        prompt=prompts.build,
-        template=prompts.template,
-        optimizer=experiment.optimizer,
-        update=experiment.update,
-        seed=experiment.seed,
-        world=world,
-    )
+        with on_device(self.frozen, self.device, offload=self.update.offload_initial_policy):
+            return super().update_once(computing, update, old, initial)
 
 
 def check_room(problem: Problem, length: int, max_new_tokens: int, policy: LanguageModel) -> None:
@@ -293,7 +251,7 @@ def check_room(problem: Problem, length: int, max_new_tokens: int, policy: Langu
         )
 
 
-def taught(sequence: TokenSequence) -> TaughtSequence:
+def with_teacher(sequence: TokenSequence) -> TeacherSequence:
     """A sequence of this update, which are all of this kind."""
-    assert isinstance(sequence, TaughtSequence)
+    assert isinstance(sequence, TeacherSequence)
     return sequence

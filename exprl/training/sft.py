@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from exprl.chat import reply_end
-from exprl.encoding import encoder_of
 from exprl.engines.base import Engine
 from exprl.errors import ModelError
 from exprl.kernels import TokenLoss
 from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
-from exprl.prompts import PromptBuilder
+from exprl.text.chat import reply_end
+from exprl.text.encoding import encoder_of
+from exprl.text.prompts import PromptBuilder
 from exprl.training.batching import TokenSequence
 from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.update import PolicyUpdate
@@ -24,10 +24,10 @@ from exprl.types import Problem
 
 
 class Likelihood(Objective):
-    """-A log π of responses nobody sampled; with A = 1, which `lesson` gives each token, their negative log-prob."""
+    """-A log π of responses nobody sampled; `demonstration` gives each token A = 1: their negative log-prob."""
 
     def weighted_loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, ref_logp: Tensor | None
+        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, initial_logp: Tensor | None
     ) -> TokenLoss:
         """No ratio, no clip, no KL term."""
         return TokenLoss(-advantages * logp, {})
@@ -58,15 +58,15 @@ class SFTModule(PolicyModule):
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
         """One step on this rank's problems."""
         del batch_idx
-        own = [lesson(problem, self.prompts, self.language_model) for problem in problems]
+        own = [demonstration(problem, self.prompts, self.language_model) for problem in problems]
         everyone = self.world.gather(own, f"the update of step {self.steps_done + 1}")
-        lessons = [sequence for rank in everyone for sequence in rank]
+        demonstrations = [sequence for rank in everyone for sequence in rank]
         computing = self.policy_update()
         with self.changing_policy():
-            updates = [computing.share(part) for part in computing.parts(lessons)]
+            updates = [computing.share(part) for part in computing.parts(demonstrations)]
             metrics = self.update_policy(computing, updates)
-        tokens = sum(len(sequence.response_ids) for sequence in lessons)
-        self.last_metrics = {"sft/length_mean": tokens / len(lessons), **metrics, **self.timing(tokens)}
+        tokens = sum(len(sequence.response_ids) for sequence in demonstrations)
+        self.last_metrics = {"sft/length_mean": tokens / len(demonstrations), **metrics, **self.timing(tokens)}
 
     def policy_update(self) -> PolicyUpdate:
         """The likelihood at temperature 1: nothing was sampled."""
@@ -80,7 +80,7 @@ class SFTModule(PolicyModule):
         )
 
 
-def lesson(problem: Problem, prompts: PromptBuilder, policy: LanguageModel) -> TokenSequence:
+def demonstration(problem: Problem, prompts: PromptBuilder, policy: LanguageModel) -> TokenSequence:
     """The problem's prompt and its reference, ended as the chat template ends a reply, else with the end of sequence.
 
     The reference is text from outside: nothing in it becomes a control token. It is no thinking either: where the chat

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from exprl.encoding import encoder_of
 from exprl.judges.defusing import defuse, frame_names
 from exprl.judges.prompting import read_prompt
-from exprl.prompts import PLACEHOLDER, PromptBuilder, PromptConfig
+from exprl.text.encoding import encoder_of
+from exprl.text.prompts import PLACEHOLDER, PromptBuilder, PromptConfig
 from exprl.types import Problem
 
 if TYPE_CHECKING:

@@ -150,7 +150,7 @@ class PolicyUpdate:
         batch: MicroBatch,
         *,
         entropy: bool = False,
-        ref: FrozenHidden | None = None,
+        frozen: FrozenHidden | None = None,
         divergence: Divergence | None = None,
     ) -> TokenStatistics:
         """Statistics [N] of a micro-batch's response tokens, at the temperature that sampled them."""
@@ -160,7 +160,7 @@ class PolicyUpdate:
             temperature=self.temperature,
             backend=self.options.kernels,
             entropy=entropy,
-            ref=ref,
+            frozen=frozen,
             divergence=divergence,
         )
 
@@ -188,7 +188,7 @@ class PolicyUpdate:
         backward: Backward,
         *,
         old: Sequence[Tensor] | None = None,
-        reference: Sequence[Tensor] | None = None,
+        initial: Sequence[Tensor] | None = None,
     ) -> dict[str, float]:
         """Add this rank's part of the gradient; returns its sums of the per-token statistics, log-probs among them.
 
@@ -196,7 +196,7 @@ class PolicyUpdate:
             update: what to compute.
             backward: called with each micro-batch's scaled loss.
             old: [N] log-probs of each micro-batch before the step's first update; None: this is the first.
-            reference: [N] log-probs of each micro-batch under the frozen initial policy.
+            initial: [N] log-probs of each micro-batch under the frozen initial policy.
         """
         # FSDP averages over ranks what here is a sum.
         scale = (self.world.size if is_sharded(self.policy.model) else 1) / update.tokens
@@ -205,18 +205,18 @@ class PolicyUpdate:
         with evaluating(self.policy.model), checkpointing(self.policy.model, on=recompute):
             for number, (counts, batch) in enumerate(self.batches(update)):
                 before = old[number] if old is not None else None
-                loss, stats = self.token_loss(batch, before, reference[number] if reference is not None else None)
+                loss, stats = self.token_loss(batch, before, initial[number] if initial is not None else None)
                 backward(loss * (scale if counts else 0.0))
                 for name, value in total(stats).items() if counts else ():
                     sums[name] += value
         return dict(sums)
 
     def token_loss(
-        self, batch: MicroBatch, old: Tensor | None, reference: Tensor | None
+        self, batch: MicroBatch, old: Tensor | None, initial: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss of one micro-batch, and per-token statistics [N]."""
         current = self.logprobs(self.policy, batch, entropy=True)
-        return self.objective_loss(current, batch, batch.advantages, old, reference)
+        return self.objective_loss(current, batch, batch.advantages, old, initial)
 
     def objective_loss(
         self,
@@ -224,22 +224,22 @@ class PolicyUpdate:
         batch: MicroBatch,
         advantages: Tensor,
         old: Tensor | None,
-        reference: Tensor | None,
+        initial: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`token_loss` by the objective, with these advantages [N]."""
         before = current.logp.detach() if old is None else old
         sampler = batch.sampler_logprobs
-        result = self.objective.token_loss(current.logp, before, advantages, sampler_logp=sampler, ref_logp=reference)
-        stats = {**result.stats, **logprobs_of(current, old, reference), "loss": result.loss}
+        result = self.objective.token_loss(current.logp, before, advantages, sampler_logp=sampler, initial_logp=initial)
+        stats = {**result.stats, **logprobs_of(current, old, initial), "loss": result.loss}
         if sampler is not None:
             stats["sampler_gap"] = (before - sampler).abs()
         return result.loss.sum(), stats
 
 
-def logprobs_of(current: TokenStatistics, old: Tensor | None, reference: Tensor | None) -> dict[str, Tensor]:
+def logprobs_of(current: TokenStatistics, old: Tensor | None, initial: Tensor | None) -> dict[str, Tensor]:
     """[N] each: what an update starts from. A clamp hides an infinite one of these from every other statistic."""
     assert current.entropy is not None
-    parts = {"logp": current.logp, "entropy": current.entropy, "old_logp": old, "ref_logp": reference}
+    parts = {"logp": current.logp, "entropy": current.entropy, "old_logp": old, "initial_logp": initial}
     return {name: part.detach() for name, part in parts.items() if part is not None}
 
 

@@ -1,6 +1,6 @@
 """While the main thread works: signs of life, an ear for the failures of others, and an end where nothing else ends it.
 
-The watch is a thread of each rank. What it hears it tells the main thread by a signal, so that an exception can leave
+The watch is a thread of each rank. What it learns it tells the main thread by a signal, so that an exception can leave
 whatever that is doing, sampling or judging for an hour.
 """
 
@@ -13,13 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from exprl.console import errors
 from exprl.errors import DistributedError, PeerError
-
-if TYPE_CHECKING:
-    from exprl.training.world import World
+from exprl.terminal.console import errors
+from exprl.training.board import Board
 
 _BEAT = 0.5
 """Seconds between the signs of life of a rank."""
@@ -29,7 +27,31 @@ _TOLD = signal.SIGURG
 """Nothing else uses this signal, and a process without a handler ignores it."""
 
 
-def start_watch(world: World) -> None:
+class Watched(Protocol):
+    """What the watch must know of the `World` that starts it."""
+
+    rank: int
+    timeout: float
+    phase: str
+    deadline: float | None
+    board: Board
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank."""
+
+    @property
+    def must_not_be_cut(self) -> bool:
+        """Whether others' failures must wait."""
+
+    def failure(self) -> str | None:
+        """Who failed first, where and why."""
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this rank cannot go on."""
+
+
+def start_watch(world: Watched) -> None:
     """Watch for as long as the process lives.
 
     The thread ends before the interpreter does: coming back from the store after that, it would abort a process that
@@ -46,7 +68,7 @@ def start_watch(world: World) -> None:
     atexit.register(end)
 
 
-def _watch(world: World, over: threading.Event) -> None:
+def _watch(world: Watched, over: threading.Event) -> None:
     while not over.wait(_BEAT):
         deadline = world.deadline
         if deadline is not None and time.monotonic() > deadline:
@@ -57,7 +79,7 @@ def _watch(world: World, over: threading.Event) -> None:
                 signal.pthread_kill(threading.main_thread().ident or 0, _TOLD)
 
 
-def _end_stalled(world: World) -> None:
+def _end_stalled(world: Watched) -> None:
     """End the process where a collective stalls that cannot raise: NCCL cannot be interrupted from outside."""
     message = f"{world.phase}: rank {world.rank} waited {world.timeout:.0f} s (trainer.timeout) for the others"
     error = DistributedError(f"{message}. Last seen:\n{world.board.report()}")
@@ -67,7 +89,7 @@ def _end_stalled(world: World) -> None:
 
 
 @contextmanager
-def attentive(world: World) -> Iterator[None]:
+def attentive(world: Watched) -> Iterator[None]:
     """Inside, another rank's failure raises `PeerError` in the main thread, even from within a long phase."""
     if world.alone or threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers

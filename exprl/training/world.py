@@ -76,7 +76,7 @@ class World:
         """Where ranks have the numbers that they started with."""
         self.members = tuple(range(self.size))
         """The numbers, when all were there, of the ranks that are left."""
-        self._meetings: Counter[str] = Counter()
+        self._barriers: Counter[str] = Counter()
         self._passed: str | None = None
         self.enter("starting")
         if not self.alone:
@@ -104,7 +104,7 @@ class World:
 
     # ------------------------------------------------------------------ meeting
 
-    def meet(self, what: str) -> None:
+    def barrier(self, what: str) -> None:
         """Wait until every rank is here.
 
         Raises:
@@ -116,8 +116,8 @@ class World:
         before, held = self.phase, self.deadline
         self.deadline = None  # this wait has a limit of its own
         self.enter(f"waiting for the other ranks before {what}, after {before}")
-        self._meetings[what] += 1
-        name = f"{'assembled/' if self.assembled else ''}meet/{what}/{self._meetings[what]}"
+        self._barriers[what] += 1
+        name = f"{'assembled/' if self.assembled else ''}barrier/{what}/{self._barriers[what]}"
         try:
             self._wait([f"{name}/{member}" for member in self.members], what)
         except (RuntimeError, ConnectionError) as error:  # the store went with the process that held it
@@ -158,22 +158,22 @@ class World:
     def first_before_others(self, what: str) -> Iterator[None]:
         """Rank 0 runs the block before the others: it fills the caches, and what fails for it fails for all."""
         if not self.first:
-            self.meet(what)
+            self.barrier(what)
         try:
             yield
         except BaseException as error:
             self.fail(error)
             raise
         if self.first:
-            self.meet(what)
+            self.barrier(what)
 
     def gather(self, value: T, what: str) -> list[T]:
-        """Every rank's value, in the order of ranks, on every rank; raises as `meet` does."""
+        """Every rank's value, in the order of ranks, on every rank; raises as `barrier` does."""
         if self.size == 1:
             return [value]
         before, self.exchanging = self.exchanging, True
         try:
-            self.meet(what)
+            self.barrier(what)
             return self._through_store(value, what) if self.assembled else self._through_group(value, what)
         finally:
             self.exchanging = before
@@ -192,13 +192,13 @@ class World:
         return values
 
     def _through_store(self, value: T, what: str) -> list[T]:
-        name = f"assembled/value/{what}/{self._meetings[what]}"
+        name = f"assembled/value/{what}/{self._barriers[what]}"
         self.board.store.set(f"{name}/{self.board.rank}", base64.b64encode(pickle.dumps(value)).decode())
-        self.meet(f"the values of {what}")
+        self.barrier(f"the values of {what}")
         return [pickle.loads(base64.b64decode(self.board.store.get(f"{name}/{member}"))) for member in self.members]
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sum of every rank's values by name; names one rank alone has count too. Raises as `meet` does."""
+        """Sum of every rank's values by name; names one rank alone has count too. Raises as `barrier` does."""
         total: defaultdict[str, float] = defaultdict(float)
         for own in self.gather(dict(values), "adding up"):
             for name, value in own.items():
@@ -263,7 +263,7 @@ class World:
     def shrink(self, members: Sequence[int]) -> None:
         """Meet from now on with these ranks alone, of whom this is one, and through the store alone."""
         self.members, self.rank, self.size = tuple(members), members.index(self.board.rank), len(members)
-        self._meetings.clear()
+        self._barriers.clear()
         self._passed = None
 
 

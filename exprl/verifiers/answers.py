@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from exprl.thinking import without_thinking
+from exprl.text.thinking import without_thinking
 from exprl.verifiers.commitment import stands_by_box, stands_by_statement
 
 _KEYWORD = r"(?:answer|(?:correct|right|best)\s+(?:option|choice))[*_]*"

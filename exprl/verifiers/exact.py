@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exprl.component import Component, option
 from exprl.errors import ConfigError
 from exprl.registry import VERIFIERS
-from exprl.thinking import without_thinking
+from exprl.text.thinking import without_thinking
 from exprl.types import Problem
 from exprl.verifiers.answers import STATEMENT, last_line, last_match, stated_answers, without_marks
 from exprl.verifiers.base import Verifier

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from exprl.thinking import without_thinking
+from exprl.text.thinking import without_thinking
 from exprl.verifiers.answers import Stated, last_block, last_box, last_statement
 from exprl.verifiers.statements import begins_like_a_value
 

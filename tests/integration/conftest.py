@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from exprl.console import Console
 from exprl.experiment import Experiment, load_experiment
+from exprl.terminal.console import Console
 
 ROOT = Path(__file__).parents[2]
 

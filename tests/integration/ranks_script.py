@@ -130,7 +130,7 @@ def main(folder: Path) -> None:
     results = [gradients(world, policy(), gathered, **case) for case in CASES]
     if world.first:
         torch.save(results, folder / f"ranks-{world.size}.pt")
-    world.meet("the end")
+    world.barrier("the end")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,10 @@ QUICKSTART = str(ROOT / "configs/quickstart.yaml")
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("reward.judge.name=chekpoint", "reward.judge.name: Unknown judge 'chekpoint'. Did you mean 'checkpoint'?"),
+        (
+            "reward.judge.name=reference_step",
+            "reward.judge.name: Unknown judge 'reference_step'. Did you mean 'reference_steps'?",
+        ),
         ("reward.slicer.window=3", "reward.slicer.window: unknown option"),
         ("trainer.max_step=3", "trainer.max_step: unknown option. Did you mean 'max_steps'?"),
         ("optimizer.lr=fast", "optimizer.lr: expected float, but got 'fast' (str)"),
@@ -79,7 +82,15 @@ def test_bad_rows_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 
 def test_list_shows_every_family_with_options() -> None:
     output = exprl("list").stdout
-    for name in ("delimiter", "token_window", "same_model", "no_reference", "wrong_reference", "checkpoint", "process"):
+    for name in (
+        "delimiter",
+        "token_window",
+        "same_model",
+        "no_reference",
+        "wrong_reference",
+        "reference_steps",
+        "process",
+    ):
         assert f"  {name}  " in output
     assert "max_new_tokens = 1024  length limit of a rollout in tokens" in output
     assert exprl("list", "slicers").returncode == 2

@@ -14,7 +14,7 @@ import torch
 from exprl.advantages import SegmentDelta
 from exprl.cli import main
 from exprl.errors import ContractError, ExprlError, JudgeError, NonFiniteError, RewardError
-from exprl.judges import CheckpointJudge
+from exprl.judges import ReferenceStepsJudge
 from exprl.registry import ADVANTAGES, JUDGES, REWARDS, SLICERS, VERIFIERS
 from exprl.rewards import ProcessReward, SparseReward
 from exprl.slicers import DelimiterSlicer
@@ -82,7 +82,7 @@ VERIFIED = [
     (lambda verdicts: [0.5 for _ in verdicts], r"gave 0\.5 \(float\)"),
 ]
 CASES: list[Case] = [
-    *[("reward.judge.name", CheckpointJudge, "judge", change, ContractError, said) for change, said in JUDGED],
+    *[("reward.judge.name", ReferenceStepsJudge, "judge", change, ContractError, said) for change, said in JUDGED],
     *[("reward.slicer.name", DelimiterSlicer, "slice", change, ContractError, said) for change, said in SLICED],
     *[("reward.name", SparseReward, "score", *rest) for rest in REWARDED],
     *[("advantage.name", SegmentDelta, "of_batch", *rest) for rest in ESTIMATED],
@@ -135,7 +135,7 @@ def test_it_is_named_with_what_it_gave(
 def test_finished_steps_are_kept_and_the_command_ends_in_one_line(
     mine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine("reward.judge.name", component(CheckpointJudge, "judge", with_score(7), [2]))
+    mine("reward.judge.name", component(ReferenceStepsJudge, "judge", with_score(7), [2]))
     never = "trainer.checkpoint_every=0"
     command = ["train", str(ROOT / "configs/quickstart.yaml"), *SMALL, *OPTIONS, never, "reward.judge.name=mine"]
     with pytest.raises(SystemExit) as ended:
@@ -148,7 +148,7 @@ def test_finished_steps_are_kept_and_the_command_ends_in_one_line(
 
 
 def test_scalars_of_numpy_are_numbers_like_any_other(small: Any, run: Any, mine: Any, tmp_path: Path) -> None:
-    mine("reward.judge.name", component(CheckpointJudge, "judge", with_score(np.float32(3.0)), [0]))
+    mine("reward.judge.name", component(ReferenceStepsJudge, "judge", with_score(np.float32(3.0)), [0]))
     mine("verifier.name", component(ExactVerifier, "verify_batch", lambda given: [np.bool_(v) for v in given], [0]))
     run(small(*OPTIONS, "trainer.max_steps=1", "reward.judge.name=mine", "verifier.name=mine"))
     assert '"score": 3.0' in (tmp_path / "run/samples.jsonl").read_text()
@@ -167,6 +167,6 @@ def test_a_process_reward_of_ones_own_must_cut_whole_rollouts(small: Any, run: A
 
 
 def test_a_judge_that_gives_too_few_is_named_as_before(small: Any, run: Any, mine: Any) -> None:
-    mine("reward.judge.name", component(CheckpointJudge, "judge", lambda given: given[:-1], [0]))
+    mine("reward.judge.name", component(ReferenceStepsJudge, "judge", lambda given: given[:-1], [0]))
     with pytest.raises(JudgeError, match=r"^judge 'mine' returned \d+ for \d+ requests"):
         run(small(*OPTIONS, "reward.judge.name=mine"))

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from exprl.cli import main
-from exprl.console import Console
 from exprl.errors import CheckpointError, ModelError
 from exprl.experiment import LoRAConfig, load_experiment
 from exprl.export import export, exported, trained_policy, write_model
@@ -28,6 +27,7 @@ from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, without_adapter
 from exprl.runs.checkpoints import find_checkpoint, load_policy, policy_weights
+from exprl.terminal.console import Console
 from tests.conftest import character_tokenizer, skip_without_adapters, tiny_llama
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.test_cli import exprl, failing
@@ -147,7 +147,7 @@ def test_smollm2_merged_is_smollm2_with_its_adapter(smollm2: LanguageModel, tmp_
     folder = tmp_path / "base"
     smollm2.model.save_pretrained(folder)
     policy = replace(smollm2, model=AutoModelForCausalLM.from_pretrained(folder).eval())
-    attach(policy.model, LoRAConfig(rank=4))
+    attach(policy.model, **vars(LoRAConfig(rank=4)))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.model.named_parameters():
         if ".lora_B." in name:

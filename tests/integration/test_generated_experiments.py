@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from exprl.config import from_layers, merge
 from exprl.config.fields import FieldSpec, fields_of
-from exprl.console import Console
 from exprl.errors import ExprlError
 from exprl.experiment import Experiment
 from exprl.registry import ADVANTAGES, ENGINES, JUDGES, METHODS, OBJECTIVES, REWARDS, SLICERS, VERIFIERS, Registry
 from exprl.runs.directory import RunDirectory
+from exprl.terminal.console import Console
 from exprl.training.run import TrainingRun
 from tests.conftest import character_tokenizer, tiny_llama
 from tests.unit.option_strategies import allowed
 
 SECTIONS = ("data", "optimizer", "update", "evaluation", "trainer", "prompt", "lora")
 FAMILIES = {"method": METHODS, "verifier": VERIFIERS, "advantage": ADVANTAGES, "objective": OBJECTIVES}
-NEEDS_MORE = {"smaller_model": "checkpoint", "choice": "exact"}
+NEEDS_MORE = {"smaller_model": "reference_steps", "choice": "exact"}
 """A judge that needs a model of its own, and a verifier of problems with letters as answers."""
 
 FIXED = (

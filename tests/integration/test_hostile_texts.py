@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from exprl.console import Console
 from exprl.experiment import load_experiment
+from exprl.terminal.console import Console
 from exprl.training.run import train
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.processes import command, environment

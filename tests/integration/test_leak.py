@@ -23,8 +23,8 @@ from exprl.experiment import Experiment, OptimizerConfig, UpdateConfig
 from exprl.leakage import leaked_ngram, longest_shared_ngram, words
 from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
-from exprl.prompts import PromptBuilder
 from exprl.resources import Resources
+from exprl.text.prompts import PromptBuilder
 from exprl.training.batching import TokenSequence
 from exprl.training.module import ExpRLModule, Parts
 from exprl.training.samples import sample_records
@@ -101,7 +101,7 @@ JUDGES: dict[str, dict[str, Any]] = {
     "rationale": {"name": "same_model", "weights": "frozen", "scoring": "rationale", "max_new_tokens": 4},
     "no_reference": {"name": "no_reference"},
     "wrong_reference": {"name": "wrong_reference"},
-    "checkpoint": {"name": "checkpoint", "strict": False},
+    "reference_steps": {"name": "reference_steps", "strict": False},
 }
 REWARDS: dict[str, dict[str, Any]] = {
     "sparse": {"name": "sparse"},
@@ -126,7 +126,7 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
     problems: list[Problem] = experiment.data.train.build(Resources()).load()
     verifier = ExactVerifier()
     engine = Recording(TransformersEngine(TransformersEngine.Config(), tiny))
-    resources = Resources(policy=tiny, reference_model=lambda: tiny, problems=problems, verifier=verifier)
+    resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=problems, verifier=verifier)
     parts = Parts(
         prompts=PromptBuilder(tiny.tokenizer),
         engine=engine,
@@ -216,7 +216,7 @@ def test_nothing_but_its_method_imports_what_reads_references_in_training() -> N
 def test_preparing_rl_loads_nothing_that_reads_references() -> None:
     code = """
 import sys
-from exprl.console import Console
+from exprl.terminal.console import Console
 from exprl.runs.directory import RunDirectory
 from exprl.training.run import TrainingRun
 from tests.integration.conftest import ROOT, SMALL
@@ -275,9 +275,9 @@ def test_self_distillation_samples_from_questions_alone(
         assert problem.scaffold.reference is not None
         reference, question = problem.scaffold.reference.reveal(), problem.question.text
         assert not any(leaked_ngram(text, reference, question) for text in given if question in text)
-        taught = [decode(s.teacher_prompt_ids) for s in sequences if question in decode(s.prompt_ids)]
-        assert len(taught) == 2
-        assert all(leaked_ngram(text, reference, question) for text in taught), "the teacher does read it"
+        read = [decode(s.teacher_prompt_ids) for s in sequences if question in decode(s.prompt_ids)]
+        assert len(read) == 2
+        assert all(leaked_ngram(text, reference, question) for text in read), "the teacher does read it"
 
 
 def test_a_checkpoint_holds_no_reference(small: Any, run: Any, tmp_path: Path) -> None:

@@ -12,19 +12,19 @@ import torch
 
 from exprl.build import Build
 from exprl.config import from_layers, validate_choice
-from exprl.console import Console
 from exprl.data.order import step_indices
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.experiment import Experiment
 from exprl.registry import SOURCES
 from exprl.runs.directory import RunDirectory
+from exprl.terminal.console import Console
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.evaluation_log import STEP, kind_of
 from exprl.training.policy import response_logprobs
 from exprl.training.policy_module import PolicyModule
 from exprl.training.run import TrainingRun
 from exprl.training.self_distillation import DistillationModule
-from exprl.training.sft import lesson
+from exprl.training.sft import demonstration
 from exprl.training.world import World
 from tests.conftest import skip_without_adapters
 from tests.integration.processes import assert_same_run, execute, lines, steps
@@ -93,7 +93,7 @@ def test_the_loss_of_sft_is_the_mean_over_the_references_tokens(small: Any, run:
 
 def test_a_reference_spells_no_control_token(small: Any, tmp_path: Path) -> None:
     build = Build(on_rows(small(*SFT), tmp_path, row(reference="1<eos>2<user>3")), training=True)
-    ids = lesson(build.train_problems[0], build.prompts, build.policy).response_ids
+    ids = demonstration(build.train_problems[0], build.prompts, build.policy).response_ids
     special = set(build.policy.tokenizer.all_special_ids) - {build.policy.tokenizer.unk_token_id}
     assert [token for token in ids if token in special] == [build.policy.tokenizer.eos_token_id]
     assert ids[-1] == build.policy.tokenizer.eos_token_id
@@ -142,11 +142,11 @@ def teachers_logprob(module: DistillationModule, build: Build) -> float:
     sequences = module.policy_update().sequences(module.compare(module.score(module.sample(build.train_problems))))
     pad = build.policy.tokenizer.pad_token_id
     assert isinstance(pad, int)
-    taught = [sequence.for_teacher for sequence in sequences if hasattr(sequence, "for_teacher")]
-    assert all(isinstance(sequence, TokenSequence) for sequence in taught)
-    batch = collate(taught, pad_token_id=pad, device=torch.device("cpu"))
-    with build.reference.inference():
-        return response_logprobs(build.reference.model, batch, temperature=1.0).logp.mean().item()
+    read = [sequence.for_teacher for sequence in sequences if hasattr(sequence, "for_teacher")]
+    assert all(isinstance(sequence, TokenSequence) for sequence in read)
+    batch = collate(read, pad_token_id=pad, device=torch.device("cpu"))
+    with build.initial_policy.inference():
+        return response_logprobs(build.initial_policy.model, batch, temperature=1.0).logp.mean().item()
 
 
 def test_one_update_of_the_exact_kl_lowers_it_on_the_same_rollouts(small: Any) -> None:
@@ -169,10 +169,10 @@ def test_a_teachers_prompt_that_does_not_fit_is_named(small: Any, run: Any, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_an_adapter_is_taught_by_its_base(small: Any, run: Any, tmp_path: Path) -> None:
+def test_an_adapter_follows_its_base(small: Any, run: Any, tmp_path: Path) -> None:
     skip_without_adapters()
     options = ["lora.rank=4", "trainer.max_steps=3", "optimizer.lr=1e-2", "optimizer.warmup_updates=0"]
-    run(small(*EXACT, *options, "evaluation.source=null", "update.offload_reference=true"))
+    run(small(*EXACT, *options, "evaluation.source=null", "update.offload_initial_policy=true"))
     metrics = lines(tmp_path / "run/metrics.jsonl")
     assert metrics[0]["update/kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics[-1]["update/kl"] > 0
@@ -240,7 +240,7 @@ def test_a_killed_rank_stops_the_run_which_resumes_bitwise(tmp_path: Path) -> No
 
 
 def mismatched(**method: str) -> dict[str, Any]:
-    reward = {"name": "process", "slicer": {"name": "token_window"}, "judge": {"name": "checkpoint"}}
+    reward = {"name": "process", "slicer": {"name": "token_window"}, "judge": {"name": "reference_steps"}}
     return {"method": method, "model": {"path": "m"}, "reward": reward, "advantage": {"name": "group"}}
 
 

@@ -19,13 +19,13 @@ import pytest
 
 from exprl.component import Choice
 from exprl.config import from_layers
-from exprl.console import Console
 from exprl.engines.transformers import TransformersEngine
 from exprl.errors import ConfigError, DataError
 from exprl.evaluation import mine as mining
 from exprl.evaluation.mine import Count, Rates, histogram, mine, tell_reading
 from exprl.experiment import Experiment, load_experiment
 from exprl.resources import Resources
+from exprl.terminal.console import Console
 from tests.integration.conftest import ROOT, SMALL
 from tests.vllm.serving import serving
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from exprl.config import parse_overrides
-from exprl.console import Console
 from exprl.errors import PathError, RunDirectoryError
 from exprl.evaluation.mine import Rates, mine
 from exprl.runs.digests import digests, write_digests
 from exprl.runs.lock import locked
 from exprl.runs.parts import INDEX, REST
+from exprl.terminal.console import Console
 from tests.integration.processes import execute
 from tests.integration.test_cli import QUICKSTART, failing
 from tests.unit.test_untrusted import Payload

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from exprl.cli import main
-from exprl.console import Console
 from exprl.errors import ModelError
 from exprl.models.pretrained import PretrainedModel
 from exprl.runs.checkpoints import find_checkpoint
 from exprl.runs.places import place_of
+from exprl.terminal.console import Console
 from tests.integration.conftest import SMALL
 from tests.integration.test_cli import QUICKSTART, failing
 

@@ -70,7 +70,7 @@ def no_room() -> None:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
-    from exprl.console import Console
+    from exprl.terminal.console import Console
     from exprl.training.run import train
 
     folder = tmp_path_factory.mktemp("straight") / "run"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from exprl.chain import tokenizer as chain_tokenizer
 from exprl.errors import ConfigError, JudgeError, RunDirectoryError
-from exprl.models import chain_tokenizer
 from exprl.training.evaluation_log import EVALUATION, STEP, kind_of
 from exprl.training.module import ExpRLModule
 
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_written_is_named(small: Any, run: Any, tmp_path
         "reward.name=sparse",
         "reward.slicer.name=token_window",
         "reward.show=segment",
-        "reward.judge={name: wrong_reference, grader: checkpoint}",
+        "reward.judge={name: wrong_reference, grader: reference_steps}",
         "advantage.name=segment_end",
         "advantage.name=segment_batch",
         "objective.name=reinforce",
@@ -197,13 +197,13 @@ def test_a_delimiter_that_never_occurs_gives_one_segment_and_is_counted(small: A
 def test_a_judge_that_always_fails_stops_the_run_and_shows_its_replies(
     small: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exprl.judges import CheckpointJudge
+    from exprl.judges import ReferenceStepsJudge
     from exprl.types import Judgement
 
-    def mumbling(self: CheckpointJudge, requests: Any, advance: Any = None) -> list[Judgement]:
+    def mumbling(self: ReferenceStepsJudge, requests: Any, on_progress: Any = None) -> list[Judgement]:
         return [Judgement(score=None, status="unparseable", rationale="well, hm") for _ in requests]
 
-    monkeypatch.setattr(CheckpointJudge, "judge", mumbling)
+    monkeypatch.setattr(ReferenceStepsJudge, "judge", mumbling)
     with pytest.raises(JudgeError, match="well, hm") as caught:
         run(small("reward.clip_length=false"))
     assert "max_failure_rate" in str(caught.value)

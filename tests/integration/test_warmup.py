@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from exprl.data import chain
-from exprl.data.chain_source import to_problem
+from exprl.chain import problems as chain
+from exprl.chain.model import ChainModel
+from exprl.chain.source import to_problem
+from exprl.chain.warmup import READING_ACCURACY, solved, step_accuracy
 from exprl.errors import ModelError
 from exprl.models.cache import cache_folder
-from exprl.models.chain import ChainModel
-from exprl.prompts import PromptBuilder
-from exprl.training.chain_warmup import READING_ACCURACY, solved, step_accuracy
+from exprl.text.prompts import PromptBuilder
 from exprl.training.teacher import TeacherPrompts
 
 

@@ -10,8 +10,8 @@ from exprl.component import Component
 from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector, JudgedDetector, LexicalDetector, query
 from exprl.evaluation.dynamics import OutcomeDynamics
-from exprl.judges.backend import JudgeBackend, Reply
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.base import JudgeBackend, Reply
+from exprl.judges.backends.transformers import TransformersBackend
 from exprl.registry import BEHAVIOURS
 from exprl.training.metrics import behaviour_metrics
 from exprl.types import (
@@ -148,7 +148,7 @@ class Scripted(BehaviourDetector):
         super().__init__()
         self.verdicts = verdicts
 
-    def detect(self, texts, advance=lambda count: None):
+    def detect(self, texts, on_progress=lambda count: None):
         return [dict.fromkeys(BEHAVIOUR_NAMES, self.verdicts[text]) for text in texts]
 
 
@@ -212,7 +212,7 @@ class Answers(JudgeBackend):
     def open(cls, config, model, resources):
         raise NotImplementedError
 
-    def run(self, queries, advance):
+    def run(self, queries, on_progress):
         self.queries += queries
         return [
             Reply(status="error", text="gone"),
@@ -237,7 +237,7 @@ class TestJudged:
         assert message.count("</attempt>") == 1
 
     def test_on_a_real_model_it_gives_the_models_own_probabilities(self, tiny):
-        detector = JudgedDetector(self.config, HuggingFaceBackend(HuggingFaceBackend.Config(), tiny))
+        detector = JudgedDetector(self.config, TransformersBackend(TransformersBackend.Config(), tiny))
         loose = JudgedDetector(JudgedDetector.Config(model=None, min_mass=0.0), detector.backend)
         found = loose.detect(["I made a mistake.", "4"])
         assert all(isinstance(shown[name], bool) for shown in found for name in BEHAVIOUR_NAMES)

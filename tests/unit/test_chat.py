@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from exprl.chat import NO_THINKING, ChatFrame, chat_frame, reply_end
 from exprl.errors import JudgeError, ModelError
 from exprl.judges import SameModelJudge
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.tokens import JudgeTokenizer
+from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.prompting import compose
-from exprl.judges.tokens import JudgeTokenizer
 from exprl.models.base import LanguageModel
-from exprl.prompts import PromptBuilder, PromptConfig
+from exprl.text.chat import NO_THINKING, ChatFrame, chat_frame, reply_end
+from exprl.text.prompts import PromptBuilder, PromptConfig
 from exprl.types import Hidden, Problem, Question, Rollout, Scaffold
 from tests.conftest import tiny_llama
 from tests.tokenizers import CHATML, byte_level
@@ -197,7 +197,7 @@ def judge_on(template: str, **options) -> SameModelJudge:
     tokenizer = tokenizer_with(template)
     model = LanguageModel(model=tiny_llama(len(tokenizer)), tokenizer=tokenizer, name="m")
     config = SameModelJudge.Config(weights="frozen", **options)
-    return SameModelJudge(config, HuggingFaceBackend(HuggingFaceBackend.Config(), model))
+    return SameModelJudge(config, TransformersBackend(TransformersBackend.Config(), model))
 
 
 def test_a_judge_that_cannot_be_asked_is_found_out_before_a_run() -> None:

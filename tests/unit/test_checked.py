@@ -67,7 +67,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("inner", 3, "inner: expected options, but got 3 (int)."),
     ("slicer", "delimiter", "slicer: expected a slicer as {name: ..., options}, but got 'delimiter'."),
     ("slicer", {"name": "delimiter", "position": "middle"}, "slicer.position: got 'middle'."),
-    ("slicer", Choice.of(JUDGES, "checkpoint"), "slicer: expected a slicer, but got CheckpointJudge ('checkpoint')."),
+    (
+        "slicer",
+        Choice.of(JUDGES, "reference_steps"),
+        "slicer: expected a slicer, but got ReferenceStepsJudge ('reference_steps').",
+    ),
 ]
 
 
@@ -76,7 +80,7 @@ def test_yaml_and_code_refuse_in_the_same_words(key: str, value: Any, message: s
     with pytest.raises(ConfigError) as in_code:
         Schema(**{key: value})
     with pytest.raises(ConfigError) as in_yaml:
-        validate(Schema, {"judge": {"name": "checkpoint"}, key: value})
+        validate(Schema, {"judge": {"name": "reference_steps"}, key: value})
     assert str(in_code.value) == str(in_yaml.value)
     assert str(in_code.value).startswith(message)
 

@@ -482,13 +482,13 @@ class TestResources:
         with pytest.raises(ConfigError, match=r"judge 'same_model' needs the policy model.*Resources\(policy="):
             Resources().need_policy("judge 'same_model'")
         with pytest.raises(ConfigError, match=r"objective 'clipped' needs the frozen initial policy"):
-            Resources().need_reference_model("objective 'clipped'")
+            Resources().need_initial_policy("objective 'clipped'")
 
     def test_present_parts(self):
         model: Any = object()
-        resources = Resources(policy=model, reference_model=lambda: model)
+        resources = Resources(policy=model, initial_policy=lambda: model)
         assert resources.need_policy("x") is model
-        assert resources.need_reference_model("x") is model
+        assert resources.need_initial_policy("x") is model
 
 
 def test_mutable_defaults_are_not_shared():

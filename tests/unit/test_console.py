@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from exprl import streams
-from exprl.console import Console, line, styled, visible
+from exprl.terminal import streams
+from exprl.terminal.console import Console, line, styled, visible
 from exprl.training.samples import print_sample
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_every_print_goes_through_the_one_module() -> None:
     for path in (ROOT / "exprl").rglob("*.py"):
         name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
         imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        if name != "exprl/console.py":
+        if name != "exprl/terminal/console.py":
             assert not imports & {"rich.console", "rich.text", "rich.markup", "rich"}, name
         called = {
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
@@ -141,15 +141,16 @@ def test_a_terminal_of_any_kind(shell: str, codes: str) -> None:
 
 
 def test_a_closed_stream_is_not_taken_by_the_next_file(tmp_path: Path) -> None:
-    code = f"from exprl.streams import guard; guard(); f = open({str(tmp_path / 'data')!r}, 'w'); print(f.fileno() > 2)"
-    script = f"import os; os.close(1); {code}; import sys; sys.stderr.write(str(f.fileno() > 2))"
+    code = f"from exprl.terminal.streams import guard; guard(); f = open({str(tmp_path / 'data')!r}, 'w')"
+    script = f"import os; os.close(1); {code}; print(f.fileno() > 2); import sys; sys.stderr.write(str(f.fileno() > 2))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == "True"
     assert (tmp_path / "data").read_text() == ""
 
 
 def test_a_stream_that_does_not_block_loses_nothing() -> None:
-    script = "import os; os.set_blocking(1, False); from exprl.streams import guard; guard(); print('x' * 1_000_000)"
+    code = "from exprl.terminal.streams import guard; guard(); print('x' * 1_000_000)"
+    script = f"import os; os.set_blocking(1, False); {code}"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert len(process.stdout.read()) == 1_000_001

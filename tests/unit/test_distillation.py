@@ -12,8 +12,8 @@ from torch import Tensor
 from exprl.experiment import UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
-from exprl.prompts import PromptBuilder, PromptConfig
-from exprl.training.self_distillation import ESTIMATORS, DistillationUpdate, ExactDistillation, TaughtSequence
+from exprl.text.prompts import PromptBuilder, PromptConfig
+from exprl.training.self_distillation import ESTIMATORS, DistillationUpdate, ExactDistillation, TeacherSequence
 from exprl.training.teacher import TeacherPrompts
 from exprl.training.world import World
 from exprl.types import Hidden, Problem, Question, Scaffold
@@ -28,14 +28,14 @@ def model_of(seed: int, vocabulary: int = 40) -> LanguageModel:
     return LanguageModel(model=tiny_llama(vocabulary, seed=seed).double(), tokenizer=tokenizer, name=f"seed {seed}")
 
 
-def sequences(vocabulary: int = 40) -> list[TaughtSequence]:
+def sequences(vocabulary: int = 40) -> list[TeacherSequence]:
     generator = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> tuple[int, ...]:
         return tuple(torch.randint(3, vocabulary, (length,), generator=generator).tolist())
 
     return [
-        TaughtSequence(
+        TeacherSequence(
             prompt_ids=ids(own), response_ids=ids(n), sampler_logprobs=(-1.0,) * n, teacher_prompt_ids=ids(teachers)
         )
         for own, n, teachers in [(3, 7, 12), (5, 1, 6), (2, 11, 30), (8, 4, 9)]
@@ -55,10 +55,10 @@ def update_of(policy: LanguageModel, teacher: LanguageModel, estimator: str, **o
     )
 
 
-def gradient(computing: DistillationUpdate, taught: list[TaughtSequence]) -> tuple[Tensor, dict[str, float], int]:
+def gradient(computing: DistillationUpdate, chosen: list[TeacherSequence]) -> tuple[Tensor, dict[str, float], int]:
     model = computing.policy.model
     model.zero_grad()
-    update = computing.share(taught)
+    update = computing.share(chosen)
     sums = computing.accumulate(update, lambda loss: loss.backward())
     flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
     return flat, sums, len(update.micro_batches)
@@ -70,15 +70,15 @@ def tempered_logits(model: Any, prompt: tuple[int, ...], response: tuple[int, ..
     return torch.log_softmax(logits / TEMPERATURE, dim=-1)
 
 
-def naive(policy: LanguageModel, teacher: LanguageModel, taught: list[TaughtSequence]) -> tuple[Tensor, float]:
+def naive(policy: LanguageModel, teacher: LanguageModel, chosen: list[TeacherSequence]) -> tuple[Tensor, float]:
     policy.model.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
-    for s in taught:
+    for s in chosen:
         own = tempered_logits(policy.model, s.prompt_ids, s.response_ids)
         with torch.no_grad():
             other = tempered_logits(teacher.model, s.teacher_prompt_ids, s.response_ids)
         total = total + (own.exp() * (own - other)).sum()
-    loss = total / sum(len(s.response_ids) for s in taught)
+    loss = total / sum(len(s.response_ids) for s in chosen)
     loss.backward()
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]), loss.item()
 
@@ -94,19 +94,19 @@ def naive(policy: LanguageModel, teacher: LanguageModel, taught: list[TaughtSequ
     ids=str,
 )
 def test_exact_is_the_gradient_of_the_full_kl(options: dict[str, Any]) -> None:
-    policy, teacher, taught = model_of(0), model_of(1), sequences()
-    expected, loss = naive(policy, teacher, taught)
-    found, sums, batches = gradient(update_of(policy, teacher, "exact", **options), taught)
+    policy, teacher, chosen = model_of(0), model_of(1), sequences()
+    expected, loss = naive(policy, teacher, chosen)
+    found, sums, batches = gradient(update_of(policy, teacher, "exact", **options), chosen)
     assert batches == {1: 4, 45: batches, 1000: 1}[options["micro_batch_tokens"]]
     assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
-    tokens = sum(len(s.response_ids) for s in taught)
+    tokens = sum(len(s.response_ids) for s in chosen)
     assert sums["teacher_kl"] / tokens == pytest.approx(loss, rel=1e-9)
     assert loss > 0.1
 
 
 def test_the_teachers_prompt_counts_in_the_budget() -> None:
-    taught = sequences()
-    update = update_of(model_of(0), model_of(1), "exact", micro_batch_tokens=45).share(taught)
+    chosen = sequences()
+    update = update_of(model_of(0), model_of(1), "exact", micro_batch_tokens=45).share(chosen)
     for batch in update.micro_batches:
         assert len(batch) * max(s.for_teacher.total_tokens for s in batch) <= 45 or len(batch) == 1
     assert len(update.micro_batches) == 3
@@ -116,7 +116,7 @@ def test_the_sampled_gradient_is_the_exact_one_in_expectation() -> None:
     """One position, every token of a vocabulary of 12 weighted by its probability."""
     vocabulary = 12
     policy, teacher = model_of(2, vocabulary), model_of(3, vocabulary)
-    one = TaughtSequence(
+    one = TeacherSequence(
         prompt_ids=(3, 4), response_ids=(5,), sampler_logprobs=(-1.0,), teacher_prompt_ids=(6, 7, 3, 4)
     )
     with torch.no_grad():

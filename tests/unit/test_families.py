@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from exprl.console import Console
 from exprl.engines.transformers import TransformersEngine
 from exprl.errors import EngineError, ModelError
 from exprl.experiment import load_experiment
 from exprl.models import logits
 from exprl.models.base import LanguageModel
 from exprl.models.logits import Affine, head_of
+from exprl.terminal.console import Console
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.policy import response_logprobs
 from exprl.training.run import train
@@ -97,7 +97,7 @@ def test_log_probs_and_their_gradient_are_those_of_the_models_own_logits(family,
 def test_a_divergence_by_the_models_own_logits_is_the_kernels(divergence, monkeypatch):
     model, other = miniature("llama"), miniature("llama", seed=1)
     hidden, frozen = torch.randn(7, 32), logits.FrozenHidden(other, torch.randn(7, 32))
-    options = {"entropy": True, "ref": frozen, "divergence": divergence, "temperature": 0.7}
+    options = {"entropy": True, "frozen": frozen, "divergence": divergence, "temperature": 0.7}
     ids = torch.arange(7)
     kernel = logits.token_statistics(model, hidden, ids, **options)
     monkeypatch.setattr(model, "_exprl_head", replace(head_of(model), affine=None))

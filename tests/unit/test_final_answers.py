@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exprl.registry import VERIFIERS
-from exprl.thinking import without_thinking
+from exprl.text.thinking import without_thinking
 from exprl.types import Hidden, Problem, Question, Scaffold
 from exprl.verifiers import Verifier
 from exprl.verifiers.answers import last_box, last_statement, stated_answers

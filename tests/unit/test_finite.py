@@ -22,7 +22,7 @@ NOT_FINITE = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @NOT_FINITE
 def test_the_cause_is_named_before_what_it_causes(value: float) -> None:
     with pytest.raises(NonFiniteError, match=r"^step 3: the log-prob under the frozen reference is -?(nan|inf)"):
-        check_finite({"mine": value, "loss": math.nan, "ref_logp": value, "entropy": 1.0}, "step 3")
+        check_finite({"mine": value, "loss": math.nan, "initial_logp": value, "entropy": 1.0}, "step 3")
     with pytest.raises(NonFiniteError, match=r"the mine is .* optimizer\.lr.* model\.path="):
         check_finite({"mine": value}, "step 3")
     check_finite({"mine": 1e300, "loss": -0.0}, "step 3")

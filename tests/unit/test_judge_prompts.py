@@ -10,11 +10,11 @@ import pytest
 
 from exprl.errors import JudgeError, ModelError
 from exprl.judges import NoReferenceJudge, SameModelJudge
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.tokens import JudgeTokenizer
+from exprl.judges.backends.transformers import TransformersBackend
+from exprl.judges.backends.tree import build_tree, common_length, pack
 from exprl.judges.prompting import compose, defuse, read_prompt
 from exprl.judges.scoring import reply_instructions
-from exprl.judges.tokens import JudgeTokenizer
-from exprl.judges.tree import build_tree, common_length, pack
 from exprl.models.base import LanguageModel
 from exprl.types import Hidden, JudgeRequest, Problem, Question, Scaffold
 
@@ -25,8 +25,8 @@ PROBLEM = Problem(
 )
 
 
-def backend(language_model: LanguageModel, **options) -> HuggingFaceBackend:
-    return HuggingFaceBackend(HuggingFaceBackend.Config(**options), language_model)
+def backend(language_model: LanguageModel, **options) -> TransformersBackend:
+    return TransformersBackend(TransformersBackend.Config(**options), language_model)
 
 
 def judge_of(language_model: LanguageModel, **options) -> SameModelJudge:

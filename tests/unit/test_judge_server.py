@@ -21,13 +21,13 @@ from exprl.engines.http import CompletionServer, RequestFailedError, ServerOptio
 from exprl.engines.urls import split_credentials
 from exprl.errors import ConfigError, JudgeError, RunDirectoryError
 from exprl.experiment import Experiment
-from exprl.judges.backend import Query, Reply
+from exprl.judges.backends.base import Query, Reply
+from exprl.judges.backends.server import ServerBackend
 from exprl.judges.prompting import compose
 from exprl.judges.scoring import judgement_of
-from exprl.judges.server import ServerBackend
 from exprl.judges.verdict import LABELS, REPLY_START
-from exprl.progress import no_progress
 from exprl.runs.directory import RunDirectory
+from exprl.terminal.progress import no_progress
 from exprl.types import LONGEST_RATIONALE
 from tests.conftest import character_tokenizer
 from tests.vllm.fake_server import Answer, FakeServer, completion

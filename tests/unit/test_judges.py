@@ -14,26 +14,26 @@ from exprl.config import from_layers, validate_choice
 from exprl.engines.ends import Ends
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges import (
-    CheckpointJudge,
     NoReferenceJudge,
     ReferenceJudge,
+    ReferenceStepsJudge,
     SameModelJudge,
     SmallerModelJudge,
     WrongReferenceJudge,
 )
-from exprl.judges.backend import Reply
+from exprl.judges.backends.base import Reply
+from exprl.judges.backends.local_model import batches_by_length
+from exprl.judges.backends.transformers import TransformersBackend
+from exprl.judges.backends.tree_forward import understands_trees
 from exprl.judges.cache import key_of
-from exprl.judges.checkpoint import steps_reached
-from exprl.judges.huggingface import HuggingFaceBackend
-from exprl.judges.local_model import batches_by_length
+from exprl.judges.reference_steps import steps_reached
 from exprl.judges.scoring import expected_score, judgement_of
-from exprl.judges.tree_forward import understands_trees
 from exprl.judges.verdict import REPLY_START
 from exprl.models.base import LanguageModel
-from exprl.progress import no_progress
 from exprl.registry import JUDGES
 from exprl.resources import Resources
 from exprl.rewards import OutcomeReward
+from exprl.terminal.progress import no_progress
 from exprl.types import Hidden, JudgeRequest, Problem, Question, Scaffold
 
 NAN = float("nan")
@@ -48,9 +48,9 @@ def problem(problem_id: str, text: str = "What is 2 + 3?", reference: str | None
     )
 
 
-def backend(language_model: LanguageModel, **options) -> HuggingFaceBackend:
+def backend(language_model: LanguageModel, **options) -> TransformersBackend:
     share = options.pop("share_prefixes", True)
-    return HuggingFaceBackend(HuggingFaceBackend.Config(**options), language_model, share_prefixes=share)
+    return TransformersBackend(TransformersBackend.Config(**options), language_model, share_prefixes=share)
 
 
 def nested_requests() -> list[JudgeRequest]:
@@ -108,7 +108,7 @@ class Canned:
 
     identity = "canned"
 
-    def run(self, queries, advance):
+    def run(self, queries, on_progress):
         return self.replies
 
     def room(self, prompt):
@@ -184,7 +184,7 @@ class Repaired(Canned):
         super().__init__()
         self.asked, self.good = 0, False
 
-    def run(self, queries, advance):
+    def run(self, queries, on_progress):
         self.asked += len(queries)
         text = "Level: 4" if self.good else "Level: 4 out of 10"
         return [Reply(text=text, finished=True) for _ in queries]
@@ -352,7 +352,7 @@ def test_options_out_of_range(option):
 def test_frozen_shares_the_reference_model_and_live_follows_the_policy(tiny):
     frozen = LanguageModel(model=copy.deepcopy(tiny.model), tokenizer=tiny.tokenizer, name="frozen")
     policy = LanguageModel(model=copy.deepcopy(tiny.model).train(), tokenizer=tiny.tokenizer, name="policy")
-    resources = Resources(policy=policy, reference_model=lambda: frozen)
+    resources = Resources(policy=policy, initial_policy=lambda: frozen)
     requests = nested_requests()[:3]
     judges = {
         weights: JUDGES.get("same_model").from_config(SameModelJudge.Config(weights=weights, min_mass=0), resources)
@@ -411,14 +411,14 @@ def test_swapping_the_name_keeps_the_options(folder):
         assert config.model is None
         own = swapped(smaller, name)
         assert (own.model.config.path, own.backend.config.batch_size) == (folder, 7)
-    assert swapped({"name": "checkpoint", "strict": False}, "wrong_reference").strict is False
+    assert swapped({"name": "reference_steps", "strict": False}, "wrong_reference").strict is False
 
 
 def test_no_reference_with_a_model_of_its_own(tiny, folder):
     node = {"name": "no_reference", "model": {"name": "pretrained", "path": folder}, "min_mass": 0.0}
     judge = validate_choice(JUDGES, node, "judge").build(Resources())
     policy = NoReferenceJudge.from_config(
-        NoReferenceJudge.Config(min_mass=0.0), Resources(policy=tiny, reference_model=lambda: tiny)
+        NoReferenceJudge.Config(min_mass=0.0), Resources(policy=tiny, initial_policy=lambda: tiny)
     )
     requests = [JudgeRequest(problem=problem("n", reference=None), trace="x")]
     judge.check([requests[0].problem])
@@ -431,14 +431,14 @@ NUMBERED = [problem(f"p{k}", f"question {k}", f"step {k}\nAnswer: {k}") for k in
 
 
 def test_everyone_gets_another_ones_scaffold_always_the_same():
-    judge = WrongReferenceJudge(WrongReferenceJudge.Config(), CheckpointJudge(), NUMBERED, seed=3)
+    judge = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=3)
     donors = {p.id: judge.swapped(p).scaffold.reference.reveal() for p in NUMBERED}
     assert sorted(donors.values()) == sorted(p.scaffold.reference.reveal() for p in NUMBERED)
     for p in NUMBERED:
         assert donors[p.id] != p.scaffold.reference.reveal()
         assert judge.swapped(p).question == p.question
-    again = WrongReferenceJudge(WrongReferenceJudge.Config(), CheckpointJudge(), NUMBERED, seed=3)
-    other = WrongReferenceJudge(WrongReferenceJudge.Config(), CheckpointJudge(), NUMBERED, seed=4)
+    again = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=3)
+    other = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=4)
     assert {p.id: again.swapped(p).scaffold.reference.reveal() for p in NUMBERED} == donors
     assert {p.id: other.swapped(p).scaffold.reference.reveal() for p in NUMBERED} != donors
     stranger = problem("stranger", reference=None)
@@ -449,7 +449,7 @@ def test_everyone_gets_another_ones_scaffold_always_the_same():
 def test_two_problems_with_references_are_needed():
     with pytest.raises(JudgeError, match="at least 2 different references to swap, but got 1 problems with 1"):
         WrongReferenceJudge(
-            WrongReferenceJudge.Config(), CheckpointJudge(), [NUMBERED[0], problem("x", reference=None)]
+            WrongReferenceJudge.Config(), ReferenceStepsJudge(), [NUMBERED[0], problem("x", reference=None)]
         )
 
 
@@ -458,7 +458,7 @@ def test_equal_references_are_never_handed_back():
     shared = ["step 1\nAnswer: 1", " Step  1\nanswer: 1 ", "step 1\u200b\nAnswer:\u00a01"]
     problems = [problem(f"p{k}", f"question {k}", shared[k % 3] if k % 3 else f"other {k}") for k in range(12)]
     for seed in range(5):
-        judge = WrongReferenceJudge(WrongReferenceJudge.Config(), CheckpointJudge(), problems, seed=seed)
+        judge = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), problems, seed=seed)
         for p in [*problems, problem("stranger", reference=shared[0])]:
             given = judge.swapped(p).scaffold.reference.reveal()
             assert "".join(given.split()).lower() != "".join(p.scaffold.reference.reveal().split()).lower()
@@ -468,24 +468,26 @@ def test_equal_references_are_never_handed_back():
 def test_references_that_are_all_one_are_refused_at_once():
     with pytest.raises(JudgeError, match="at least 2 different references to swap, but got 3 problems with 1"):
         WrongReferenceJudge(
-            WrongReferenceJudge.Config(), CheckpointJudge(), [problem(f"p{k}", reference=" Same. ") for k in range(3)]
+            WrongReferenceJudge.Config(),
+            ReferenceStepsJudge(),
+            [problem(f"p{k}", reference=" Same. ") for k in range(3)],
         )
 
 
 def test_the_checkpoint_judge_under_the_wrong_reference():
-    choice = validate_choice(JUDGES, {"name": "wrong_reference", "grader": "checkpoint"}, "judge")
+    choice = validate_choice(JUDGES, {"name": "wrong_reference", "grader": "reference_steps"}, "judge")
     judge = choice.build(Resources(problems=NUMBERED))
     judge.check(NUMBERED)
     right = [JudgeRequest(problem=p, trace=p.scaffold.reference.reveal()) for p in NUMBERED]
     wrong = [JudgeRequest(problem=p, trace=judge.swapped(p).scaffold.reference.reveal()) for p in NUMBERED]
-    assert [judgement.score for judgement in CheckpointJudge().judge(right)] == [5.0] * 6
+    assert [judgement.score for judgement in ReferenceStepsJudge().judge(right)] == [5.0] * 6
     assert [judgement.score for judgement in judge.judge(right)] == [1.0] * 6
     assert [judgement.score for judgement in judge.judge(wrong)] == [5.0] * 6
     judge.sync()
 
 
 def test_the_language_model_sees_the_wrong_reference_only(tiny, folder):
-    resources = Resources(policy=tiny, reference_model=lambda: tiny, problems=NUMBERED)
+    resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=NUMBERED)
     judge = validate_choice(JUDGES, {"name": "wrong_reference", "min_mass": 0.0}, "judge").build(resources)
     message = judge.inner.prompt(JudgeRequest(problem=judge.swapped(NUMBERED[0]), trace="t")).message
     assert "question 0" in message
@@ -542,7 +544,7 @@ def test_a_step_is_searched_for_behind_the_last():
 def test_checkpoint_scores():
     with_steps = problem("s", reference="prose", steps=("one", "two", "three", "four"))
     lines = problem("l", reference="one\n\ntwo\n")
-    judge = CheckpointJudge(CheckpointJudge.Config(strict=True))
+    judge = ReferenceStepsJudge(ReferenceStepsJudge.Config(strict=True))
     requests = [
         JudgeRequest(problem=with_steps, trace="one\ntwo\nthree\nfive"),
         JudgeRequest(problem=with_steps, trace="one\ntwo\nthree\nfour"),
@@ -554,15 +556,15 @@ def test_checkpoint_scores():
     assert [judgement.score for judgement in judgements] == [4.0, 5.0, 3.0, 1.0]
     assert judgements[0].rationale == "3 of 4 steps reached"
     assert sum(done) == 4
-    loose = CheckpointJudge(CheckpointJudge.Config(strict=False))
+    loose = ReferenceStepsJudge(ReferenceStepsJudge.Config(strict=False))
     assert loose.judge([JudgeRequest(problem=lines, trace="zero, one, then two")])[0].score == 5.0
 
 
 def test_checkpoint_needs_a_step_to_reach():
     with pytest.raises(JudgeError, match="no reference solution"):
-        CheckpointJudge().check([problem("n", reference=None)])
+        ReferenceStepsJudge().check([problem("n", reference=None)])
     with pytest.raises(JudgeError, match=r"'blank': its reference has no step"):
-        CheckpointJudge().check([problem("ok"), problem("blank", reference=" \n")])
+        ReferenceStepsJudge().check([problem("ok"), problem("blank", reference=" \n")])
 
 
 # ------------------------------------------------------------------ imports

@@ -11,9 +11,9 @@ import pytest
 
 from exprl import listing
 from exprl.config.fields import fields_of
-from exprl.console import Console
 from exprl.errors import ConfigError
 from exprl.experiment import Experiment
+from exprl.terminal.console import Console
 from exprl.training.glossary import METRICS, markdown, metric_of
 
 ROOT = Path(__file__).parents[2]

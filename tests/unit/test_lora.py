@@ -15,14 +15,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from exprl.build import Build
 from exprl.errors import ConfigError
 from exprl.experiment import LoRAConfig, load_experiment
-from exprl.judges.backend import JudgeModel, Query
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.base import JudgeModel, Query
+from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.prompting import JudgePrompt, Piece
 from exprl.models import lora
 from exprl.models.base import LanguageModel
 from exprl.models.lora import adapter_config, adapter_tensors, attach, has_adapter, merged_weights, without_adapter
-from exprl.progress import no_progress
 from exprl.resources import Resources
+from exprl.terminal.progress import no_progress
 from tests.conftest import character_tokenizer, skip_without_adapters, tiny_llama
 
 skip_without_adapters()
@@ -34,7 +34,7 @@ def adapted(seed: int = 0, **options) -> LanguageModel:
     """The tiny Llama with an adapter that changes nothing yet."""
     tokenizer = character_tokenizer()
     model = tiny_llama(len(tokenizer))
-    attach(model, LoRAConfig(**{"rank": 4, "alpha": 8, **options}), seed=seed)
+    attach(model, **vars(LoRAConfig(**{"rank": 4, "alpha": 8, **options})), seed=seed)
     return LanguageModel(model=model, tokenizer=tokenizer, name="adapted")
 
 
@@ -88,7 +88,7 @@ def test_first_weights_depend_on_the_seed():
 
 def test_the_adapter_is_float32_on_a_bfloat16_model():
     model = tiny_llama(102).to(torch.bfloat16)
-    attach(model, LoRAConfig(rank=2))
+    attach(model, **vars(LoRAConfig(rank=2)))
     for name, parameter in model.named_parameters():
         assert parameter.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16)
     assert logits(model).dtype == torch.bfloat16
@@ -230,7 +230,7 @@ def test_biases_and_transposed_layers_are_merged():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_()
-    attach(model, LoRAConfig(rank=2, target_modules=("c_attn", "mlp.c_proj")))
+    attach(model, **vars(LoRAConfig(rank=2, target_modules=("c_attn", "mlp.c_proj"))))
     move(model)
     plain = gpt2()
     plain.load_state_dict(dict(merged_weights(model)))
@@ -241,7 +241,7 @@ def test_biases_and_transposed_layers_are_merged():
 
 def test_tied_weights_stay_under_both_names(smollm2):
     model = copy.deepcopy(smollm2.model)
-    attach(model, LoRAConfig(rank=2))
+    attach(model, **vars(LoRAConfig(rank=2)))
     merged = dict(merged_weights(model))
     assert list(merged) == list(smollm2.model.state_dict())
     assert merged["lm_head.weight"].data_ptr() == merged["model.embed_tokens.weight"].data_ptr()
@@ -279,7 +279,7 @@ def test_a_build_attaches_the_adapter_by_the_runs_seed():
 
 def test_the_reference_is_the_policy_without_its_adapter():
     build = chain_build("lora.rank=2")
-    policy, reference = build.policy, build.reference
+    policy, reference = build.policy, build.initial_policy
     assert reference.model is policy.model
     first = logits(policy.model)
     move(policy.model)
@@ -296,16 +296,16 @@ def test_the_reference_is_the_policy_without_its_adapter():
 def test_a_frozen_judge_judges_with_the_base_and_a_live_one_with_the_policy(text):
     policy = adapted()
     policy.model.generation_config.eos_token_id = None
-    resources = Resources(policy=policy, reference_model=lambda: replace(policy, name="base", adapter=False))
+    resources = Resources(policy=policy, initial_policy=lambda: replace(policy, name="base", adapter=False))
     prompts = [JudgePrompt((Piece(f"How good is {number}+{number}?"),)) for number in (1, 2)]
     queries = [
         Query(prompt=prompt, max_new_tokens=6) if text else Query(prompt=prompt, labels=("1", "2", "3"))
         for prompt in prompts
     ]
-    config = HuggingFaceBackend.Config()
+    config = TransformersBackend.Config()
 
     def replies(weights: str) -> list:
-        backend = HuggingFaceBackend.open(config, JudgeModel(judge="j", weights=weights), resources)
+        backend = TransformersBackend.open(config, JudgeModel(judge="j", weights=weights), resources)
         return [reply.text if text else reply.probabilities for reply in backend.run(queries, no_progress)]
 
     frozen, live = replies("frozen"), replies("live")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exprl.console import Console
+from exprl.terminal.console import Console
 from exprl.training.callbacks import StepLog
 from exprl.training.no_update import IN_A_ROW, NoUpdate, no_update
 from exprl.training.records import existing

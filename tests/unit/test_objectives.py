@@ -51,7 +51,7 @@ def test_on_policy_the_gradient_is_that_of_reinforce():
 
 
 def test_token_loss_puts_the_parts_together():
-    # ratio 0.6/0.5 = 1.2 (not clipped), A = 2, weight 0.5/0.4 = 1.25, pi_ref = 0.3: delta = -log 2,
+    # ratio 0.6/0.5 = 1.2 (not clipped), A = 2, weight 0.5/0.4 = 1.25, pi_initial = 0.3: delta = -log 2,
     # k3 = 0.5 + log 2 - 1. loss = -1.2 * 2 * 1.25 + 0.1 k3.
     k3 = 0.5 + math.log(2) - 1
     objective = Clipped(Clipped.Config(kl_coef=0.1))
@@ -60,7 +60,7 @@ def test_token_loss_puts_the_parts_together():
         tensor(0.5).log(),
         tensor(2.0),
         sampler_logp=tensor(0.4).log(),
-        ref_logp=tensor(0.3).log(),
+        initial_logp=tensor(0.3).log(),
     )
     assert result.loss.item() == pytest.approx(-3.0 + 0.1 * k3)
     stats = {name: value.item() for name, value in result.stats.items()}
@@ -91,35 +91,35 @@ def verl_policy_loss(logp, old, advantages, low, high, c, weights):
     return torch.where(advantages < 0, lower, upper) * weights
 
 
-def verl_kl(logp, ref, kind):
+def verl_kl(logp, initial, kind):
     """verl/trainer/ppo/core_algos.py, kl_penalty_forward (`low_var_kl` is k3; it also holds the result below 10)."""
     if kind == "k1":
-        return logp - ref
+        return logp - initial
     if kind == "k2":
-        return 0.5 * (logp - ref).square()
-    difference = (ref - logp).clamp(-20, 20)
+        return 0.5 * (logp - initial).square()
+    difference = (initial - logp).clamp(-20, 20)
     return (difference.exp() - difference - 1).clamp(-10, 10)
 
 
-def trl_per_token_loss(logp, old, advantages, low, high, delta, beta, ref, weights):
+def trl_per_token_loss(logp, old, advantages, low, high, delta, beta, initial, weights):
     """trl/trainer/grpo_trainer.py, GRPOTrainer._compute_loss, loss types grpo/dapo/dr_grpo, token level."""
     coef_1 = torch.exp(logp - old)
     coef_2 = coef_1.clamp(1 - low, 1 + high)
     if delta is not None:
         coef_1 = coef_1.clamp(max=delta)
     loss = -torch.min(coef_1 * advantages, coef_2 * advantages) * weights
-    return loss + beta * (torch.exp(ref - logp) - (ref - logp) - 1)
+    return loss + beta * (torch.exp(initial - logp) - (initial - logp) - 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_verl(seed):
-    logp, old, advantages, sampler, ref = random_batch(seed=seed)
+    logp, old, advantages, sampler, initial = random_batch(seed=seed)
     old = old + torch.where(torch.arange(len(old)) % 10 == 0, -2.0, 0.0)  # some ratios beyond c
     weights = (old - sampler).clamp(-20, 20).exp().clamp(max=2.0)  # rollout correction, token level, threshold 2
     for kind in ("k1", "k2", "k3"):
         objective = Clipped(Clipped.Config(dual_clip=3.0, kl_coef=0.05, kl=kind))
-        ours = objective.token_loss(logp, old, advantages, sampler_logp=sampler, ref_logp=ref)
-        theirs = verl_policy_loss(logp, old, advantages, 0.2, 0.28, 3.0, weights) + 0.05 * verl_kl(logp, ref, kind)
+        ours = objective.token_loss(logp, old, advantages, sampler_logp=sampler, initial_logp=initial)
+        theirs = verl_policy_loss(logp, old, advantages, 0.2, 0.28, 3.0, weights) + 0.05 * verl_kl(logp, initial, kind)
         torch.testing.assert_close(ours.loss, theirs)
         torch.testing.assert_close(gradient(ours.loss, logp), gradient(theirs, logp))
     assert (ours.stats["ratio"] > 3).any()
@@ -127,11 +127,11 @@ def test_agrees_with_verl(seed):
 
 @pytest.mark.parametrize("delta", [None, 3.0])
 def test_agrees_with_trl(delta):
-    logp, old, advantages, sampler, ref = random_batch(seed=7)
+    logp, old, advantages, sampler, initial = random_batch(seed=7)
     weights = (old - sampler).exp().clamp(max=3.0)
     objective = Clipped(Clipped.Config(clip_high=0.2, dual_clip=delta, kl_coef=0.04, is_cap=3.0))
-    ours = objective.token_loss(logp, old, advantages, sampler_logp=sampler, ref_logp=ref).loss
-    theirs = trl_per_token_loss(logp, old, advantages, 0.2, 0.2, delta, 0.04, ref, weights)
+    ours = objective.token_loss(logp, old, advantages, sampler_logp=sampler, initial_logp=initial).loss
+    theirs = trl_per_token_loss(logp, old, advantages, 0.2, 0.2, delta, 0.04, initial, weights)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient(ours, logp), gradient(theirs, logp))
 
@@ -142,18 +142,18 @@ def test_agrees_with_trl(delta):
 @pytest.mark.parametrize("objective", [Clipped(Clipped.Config(kl_coef=0.1)), Reinforce(Reinforce.Config(kl_coef=0.1))])
 def test_gradient_flows_through_the_current_policy_only(objective):
     inputs = [x.detach().requires_grad_() for x in random_batch()]
-    logp, old, advantages, sampler, ref = inputs
-    result = objective.token_loss(logp, old, advantages, sampler_logp=sampler, ref_logp=ref)
+    logp, old, advantages, sampler, initial = inputs
+    result = objective.token_loss(logp, old, advantages, sampler_logp=sampler, initial_logp=initial)
     result.loss.sum().backward()
     assert logp.grad is not None
-    assert [x.grad for x in (old, advantages, sampler, ref)] == [None] * 4
+    assert [x.grad for x in (old, advantages, sampler, initial)] == [None] * 4
 
 
 def test_needs_reference():
     assert not Clipped().needs_reference
     objective = Reinforce(Reinforce.Config(kl_coef=0.001))
-    assert objective.needs_reference
-    with pytest.raises(ValueError, match=r"ref_logp: required with kl_coef 0\.001"):
+    assert objective.needs_initial_policy
+    with pytest.raises(ValueError, match=r"initial_logp: required with kl_coef 0\.001"):
         objective.token_loss(tensor(-1.0), tensor(-1.0), tensor(1.0))
 
 

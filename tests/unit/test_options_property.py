@@ -100,7 +100,7 @@ def _required(schema: type[Any]) -> dict[str, Any]:
     """A value for each option that has no default."""
     simple = {"path": "p", "url": "http://x/v1", "model": "m", "experiment": "e", "key": "seed", "values": [1, 2]}
     simple |= {"arms": {"a": []}, "weights": "frozen"}
-    chosen = {"model": {"name": "chain"}, "judge": {"name": "checkpoint"}}
+    chosen = {"model": {"name": "chain"}, "judge": {"name": "reference_steps"}}
     return {
         key: (chosen if spec.registry is not None else simple)[key]
         for key, spec in fields_of(schema).items()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from exprl.evaluation.progress import reference_progress
+from exprl.evaluation.reference_progress import reference_progress
 
 STEPS = ("a 1", "b 2", "c 3", "d 4")
 

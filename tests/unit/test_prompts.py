@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 from exprl.config import validate
 from exprl.errors import ConfigError, DataError, ModelError
 from exprl.leakage import leaked_ngram
-from exprl.prompts import PromptBuilder, PromptConfig
+from exprl.text.prompts import PromptBuilder, PromptConfig
 from exprl.types import Hidden, Problem, Question, Scaffold
 
 TEMPLATE = (

@@ -8,14 +8,14 @@ import pytest
 
 from exprl.config import from_layers, validate_choice
 from exprl.errors import ConfigError, DataError, JudgeError, RewardError
-from exprl.judges import CheckpointJudge
+from exprl.judges import ReferenceStepsJudge
 from exprl.judges.base import Judge
-from exprl.progress import no_progress
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards import OutcomeReward, ProcessReward, SparseReward, normalize
 from exprl.rewards.checks import check_rewards
 from exprl.slicers import DelimiterSlicer
+from exprl.terminal.progress import no_progress
 from exprl.types import (
     Hidden,
     Judgement,
@@ -67,9 +67,9 @@ class Canned(Judge):
         super().__init__()
         self.judgements, self.calls, self.syncs, self.checked = judgements, [], 0, []
 
-    def judge(self, requests, advance=no_progress):
+    def judge(self, requests, on_progress=no_progress):
         self.calls.append(list(requests))
-        advance(len(requests))
+        on_progress(len(requests))
         return list(self.judgements[: len(requests)])
 
     def sync(self):
@@ -157,7 +157,7 @@ def test_sparse_needs_a_verifier_and_answers():
 
 
 def test_outcome_by_hand():
-    reward = OutcomeReward(judge=CheckpointJudge())
+    reward = OutcomeReward(judge=ReferenceStepsJudge())
     groups = [
         group(rollout("one\ntwo\nthree\nfour"), rollout("one\ntwo\nx"), rollout("x")),
         group(rollout("one\n", "length"), rollout("")),
@@ -174,7 +174,7 @@ def test_outcome_by_hand():
 
 def test_outcome_without_length_clipping():
     config = OutcomeReward.Config(clip_length=False)
-    [[scored]] = OutcomeReward(config, judge=CheckpointJudge()).score([group(rollout("one\n", "length"))])
+    [[scored]] = OutcomeReward(config, judge=ReferenceStepsJudge()).score([group(rollout("one\n", "length"))])
     assert scored.value == 0.25
 
 
@@ -196,7 +196,7 @@ def test_a_dropped_score_leaves_the_rollout_out():
 
 
 def test_process_by_hand():
-    reward = ProcessReward(slicer=LINES, judge=CheckpointJudge())
+    reward = ProcessReward(slicer=LINES, judge=ReferenceStepsJudge())
     groups = [
         group(rollout("one\ntwo\nx\nfour\n"), rollout("one\ntwo\n", "length")),
         group(rollout("x\ntwo\n")),
@@ -322,7 +322,7 @@ def test_a_step_without_a_reward_stops_whatever_the_limit():
 class Loose(Canned):
     """Returns what it was made with, asked about whatever."""
 
-    def judge(self, requests, advance=no_progress):
+    def judge(self, requests, on_progress=no_progress):
         return self.judgements
 
 
@@ -364,7 +364,7 @@ def test_built_from_yaml():
     node = {
         "name": "process",
         "slicer": {"delimiter": "\n", "position": "end"},
-        "judge": {"name": "checkpoint"},
+        "judge": {"name": "reference_steps"},
         "show": "prefix",
     }
     reward = validate_choice(REWARDS, node, "reward").build(Resources())
@@ -372,10 +372,10 @@ def test_built_from_yaml():
     assert reward.slicer.config.delimiter == "\n"
     [[scored]] = reward.score([group(rollout("one\n"))])
     assert scored.values == (0.25,)
-    outcome = validate_choice(REWARDS, {"name": "outcome", "judge": {"name": "checkpoint"}}, "reward").build(
+    outcome = validate_choice(REWARDS, {"name": "outcome", "judge": {"name": "reference_steps"}}, "reward").build(
         Resources()
     )
-    assert isinstance(outcome.judge, CheckpointJudge)
+    assert isinstance(outcome.judge, ReferenceStepsJudge)
     assert (reward.granularity, outcome.granularity, SparseReward.granularity) == ("segment", "rollout", "rollout")
 
 
@@ -383,10 +383,12 @@ def test_config_errors_name_the_key():
     with pytest.raises(ConfigError, match=r"reward\.judge: required"):
         validate_choice(REWARDS, {"name": "process"}, "reward")
     with pytest.raises(ConfigError, match=r"^reward\.max_failure_rate: must be in \[0, 1\]"):
-        validate_choice(REWARDS, {"name": "outcome", "judge": {"name": "checkpoint"}, "max_failure_rate": 2}, "reward")
+        validate_choice(
+            REWARDS, {"name": "outcome", "judge": {"name": "reference_steps"}, "max_failure_rate": 2}, "reward"
+        )
     with pytest.raises(ConfigError, match=r"normalization.*Choose one of: clipped_extremes"):
         validate_choice(
-            REWARDS, {"name": "outcome", "judge": {"name": "checkpoint"}, "normalization": "smoth"}, "reward"
+            REWARDS, {"name": "outcome", "judge": {"name": "reference_steps"}, "normalization": "smoth"}, "reward"
         )
 
 
@@ -400,6 +402,9 @@ def test_check_and_sync_reach_the_judge():
 
 
 def test_swapping_the_reward_keeps_the_judge():
-    layers = [{"judge": {"name": "checkpoint", "strict": False}, "show": "segment"}, {"normalization": "semi_smooth"}]
+    layers = [
+        {"judge": {"name": "reference_steps", "strict": False}, "show": "segment"},
+        {"normalization": "semi_smooth"},
+    ]
     config = from_layers(ProcessReward.Config, layers)
     assert (config.judge.config.strict, config.show, config.normalization) == (False, "segment", "semi_smooth")

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from exprl.config import validate_choice
 from exprl.data import champ, files
 from exprl.errors import ConfigError, DataError
-from exprl.judges.checkpoint import steps_reached
+from exprl.judges.reference_steps import steps_reached
 from exprl.registry import SOURCES
 from exprl.resources import Resources
 from exprl.types import Problem

@@ -79,7 +79,9 @@ class TestSchema:
         assert set(study.stages) == {"process", "sparse", "again"}
 
     def test_swapping_a_name_over_the_file_drops_what_the_new_component_lacks(self, make):
-        judged = TEXT.replace("process: {{}}", "process: {{reward: {{name: outcome, judge: {{name: checkpoint}}}}}}")
+        judged = TEXT.replace(
+            "process: {{}}", "process: {{reward: {{name: outcome, judge: {{name: reference_steps}}}}}}"
+        )
         plan = make("stages.process.reward.name=sparse", text=judged)
         assert plan.run(plan.arms["process"][0], 0, {}).experiment.reward.name == "sparse"
 

@@ -9,8 +9,8 @@ import pytest
 from exprl.errors import PathError, RunDirectoryError
 from exprl.evaluation.detectors import JudgedDetector, LexicalDetector
 from exprl.judges import NoReferenceJudge, SameModelJudge, WrongReferenceJudge, prompting
-from exprl.judges.checkpoint import CheckpointJudge
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.transformers import TransformersBackend
+from exprl.judges.reference_steps import ReferenceStepsJudge
 from exprl.models.base import LanguageModel
 from exprl.rewards import OutcomeReward
 from exprl.runs.files import write_json
@@ -57,7 +57,7 @@ def test_a_text_that_is_gone_and_a_damaged_file(tmp_path: Path) -> None:
 
 
 def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageModel, monkeypatch) -> None:
-    backend = HuggingFaceBackend(HuggingFaceBackend.Config(), tiny)
+    backend = TransformersBackend(TransformersBackend.Config(), tiny)
     judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend)
     texts = OutcomeReward(OutcomeReward.Config(judge=None), judge=judge).texts()
     assert texts["the judge's chat template"] == tiny.tokenizer.chat_template
@@ -72,14 +72,14 @@ def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageMode
 
 
 def test_other_judges_and_detectors(tiny: LanguageModel) -> None:
-    backend = HuggingFaceBackend(HuggingFaceBackend.Config(), tiny)
+    backend = TransformersBackend(TransformersBackend.Config(), tiny)
     inner = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend)
     problems = [
         Problem(question=Question(problem_id=name, text=name), scaffold=Scaffold(reference=Hidden(f"It is {name}.")))
         for name in "ab"
     ]
     assert WrongReferenceJudge(WrongReferenceJudge.Config(), inner, problems).texts() == inner.texts()
-    assert CheckpointJudge(CheckpointJudge.Config()).texts() == {}
+    assert ReferenceStepsJudge(ReferenceStepsJudge.Config()).texts() == {}
     assert LexicalDetector().texts() == {}
     texts = JudgedDetector(None, backend).texts()
     assert texts["the questions about behaviours"].count("Answer: Y") == 4

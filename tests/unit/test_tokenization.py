@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from exprl.models.chain_tokenizer import build_tokenizer
-from exprl.tokenization import decode_with_ends
+from exprl.chain.tokenizer import build_tokenizer
+from exprl.text.tokenization import decode_with_ends
 
 SAMPLE = "### Step 1: naïve Δ ≤ ∑ — 数学 🎉🇩🇪\n\n### So x² = 4,\tdonc x = ±2.<|im_end|>"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from exprl.judges.tree import build_tree
-from exprl.judges.tree_forward import tree_logits, understands_trees
+from exprl.judges.backends.tree import build_tree
+from exprl.judges.backends.tree_forward import tree_logits, understands_trees
 from tests.families import miniature
 
 SEQUENCES = [[3, 14, 15], [3, 14, 15, 9, 26, 5], [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9], [3, 14, 7, 9, 32]]

@@ -18,7 +18,6 @@ import torch
 
 import exprl
 from exprl.cli import main
-from exprl.console import Console
 from exprl.errors import ConfigError, ModelError
 from exprl.experiment import load_run
 from exprl.export import export
@@ -28,6 +27,7 @@ from exprl.registry import import_plugins
 from exprl.runs.checkpoints import policy_weights
 from exprl.runs.digests import digests, write_digests
 from exprl.runs.parts import INDEX, load_parts
+from exprl.terminal.console import Console
 
 ROOT = Path(__file__).parents[2]
 

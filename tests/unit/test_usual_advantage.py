@@ -21,7 +21,7 @@ from exprl.training.methods import RL
 from exprl.training.world import World
 from exprl.types import RolloutReward
 
-JUDGE = {"name": "checkpoint"}
+JUDGE = {"name": "reference_steps"}
 VALUES = [[1.0, 0.0, 0.0, 0.0], [0.75, 0.5, 0.25, 0.5]]
 
 
@@ -49,14 +49,14 @@ def test_a_reward_brings_an_advantage_that_takes_it(reward: str) -> None:
 def test_one_override_of_the_reward_takes_the_advantage_with_it(tmp_path: Path, reward: str) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(
-        "model: {name: chain}\nreward: {name: process, judge: {name: checkpoint}}\nadvantage: {scale: rms}\n"
+        "model: {name: chain}\nreward: {name: process, judge: {name: reference_steps}}\nadvantage: {scale: rms}\n"
     )
     found = load(Experiment, mine, [f"reward.name={reward}"]).advantage
     assert (found.name, found.config.scale) == (experiment(reward).advantage.name, "rms")
 
 
 def test_it_goes_with_a_reward_made_in_code() -> None:
-    judge, model = Choice.of(JUDGES, "checkpoint"), Choice.of(MODELS, "chain")
+    judge, model = Choice.of(JUDGES, "reference_steps"), Choice.of(MODELS, "chain")
     process, outcome = (Choice.of(REWARDS, name, judge=judge) for name in ("process", "outcome"))
     assert Experiment(model=model, reward=process).advantage.name == "segment_delta"
     assert Experiment(model=model, reward=outcome).advantage == Choice.of(ADVANTAGES, "group")
@@ -65,7 +65,7 @@ def test_it_goes_with_a_reward_made_in_code() -> None:
 
 def test_a_reward_that_does_not_say_what_it_scores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unsaid(Reward):
-        def score(self, groups: Any, advance: Any = None) -> Any:
+        def score(self, groups: Any, on_progress: Any = None) -> Any:
             raise AssertionError
 
     monkeypatch.setitem(REWARDS._classes, "unsaid", Unsaid)

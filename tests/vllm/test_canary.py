@@ -17,11 +17,11 @@ from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost
 from exprl.engines.vllm_options import HostOptions
 from exprl.errors import EngineError
-from exprl.judges.backend import Query
+from exprl.judges.backends.base import Query
+from exprl.judges.backends.vllm import VLLMBackend
 from exprl.judges.prompting import compose
-from exprl.judges.vllm import VLLMBackend
 from exprl.models.base import LanguageModel
-from exprl.progress import no_progress
+from exprl.terminal.progress import no_progress
 from exprl.types import Prompt
 from tests.vllm.helpers import gap, idle, prompt, sample
 

@@ -15,16 +15,16 @@ from exprl.engines.vllm_host import VLLMHost, close_all
 from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError
 from exprl.judges import SameModelJudge
-from exprl.judges.backend import Query
+from exprl.judges.backends.base import Query
+from exprl.judges.backends.vllm import VLLMBackend
 from exprl.judges.cache import key_of
 from exprl.judges.prompting import compose
 from exprl.judges.scoring import SHORTEST_CONSTRAINED, rationale_pattern
 from exprl.judges.verdict import PATTERN
-from exprl.judges.vllm import VLLMBackend
 from exprl.models.base import LanguageModel
-from exprl.progress import no_progress
 from exprl.registry import JUDGES
 from exprl.resources import Resources
+from exprl.terminal.progress import no_progress
 from exprl.types import JudgeRequest
 from tests.vllm.helpers import problem, small_policy
 
@@ -104,4 +104,4 @@ def test_a_backend_that_cannot_is_refused(backend):
     node = {"name": "same_model", "weights": "frozen", "scoring": "rationale", "constrained": True, "backend": backend}
     choice = validate_choice(JUDGES, node, "judge")
     with pytest.raises(ConfigError, match=r"constrained=true needs a backend that can.*backend\.name=vllm"):
-        choice.build(Resources(policy=policy, reference_model=lambda: policy))
+        choice.build(Resources(policy=policy, initial_policy=lambda: policy))

@@ -25,7 +25,7 @@ from exprl.errors import ConfigError, ModelError
 from exprl.models.base import LanguageModel
 from exprl.registry import ENGINES
 from exprl.resources import Resources
-from exprl.tokenization import decode_with_ends
+from exprl.text.tokenization import decode_with_ends
 from exprl.types import Hidden, Problem, Prompt, Question, Scaffold
 from tests.vllm.helpers import (
     chat_prompt,

@@ -39,7 +39,7 @@ def logprobs(policy: LanguageModel, ids: list[int]) -> torch.Tensor:
 @pytest.mark.slow
 def test_vllm_loads_a_merged_export(tmp_path: Path) -> None:
     policy = small_policy(tied=True)
-    attach(policy.model, LoRAConfig(rank=4))
+    attach(policy.model, **vars(LoRAConfig(rank=4)))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.model.named_parameters():
         if ".lora_B." in name:

@@ -19,19 +19,19 @@ from exprl.engines.vllm_host import VLLMHost, step_all
 from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges import SameModelJudge
-from exprl.judges.auto import AutoBackend
-from exprl.judges.backend import JudgeModel, Query, Reply
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.auto import AutoBackend
+from exprl.judges.backends.base import JudgeModel, Query, Reply
+from exprl.judges.backends.transformers import TransformersBackend
+from exprl.judges.backends.vllm import VLLMBackend
 from exprl.judges.prompting import compose
 from exprl.judges.scoring import LABELS, REPLY_START
-from exprl.judges.vllm import VLLMBackend
 from exprl.models.base import LanguageModel
-from exprl.progress import no_progress
 from exprl.registry import JUDGES
 from exprl.resources import Resources
 from exprl.rewards import ProcessReward
 from exprl.slicers import DelimiterSlicer
-from exprl.tokenization import decode_with_ends
+from exprl.terminal.progress import no_progress
+from exprl.text.tokenization import decode_with_ends
 from exprl.types import JudgeRequest, Prompt, Rollout
 from tests.vllm.helpers import engine_of, problem, prompt, sample, small_policy, used
 
@@ -48,8 +48,8 @@ def live(engine: VLLMEngine) -> VLLMBackend:
     return VLLMBackend(VLLMBackend.Config(), engine.host, live=True)
 
 
-def huggingface(language_model: LanguageModel) -> HuggingFaceBackend:
-    return HuggingFaceBackend(HuggingFaceBackend.Config(), language_model)
+def huggingface(language_model: LanguageModel) -> TransformersBackend:
+    return TransformersBackend(TransformersBackend.Config(), language_model)
 
 
 def judge_on(backend, weights: str = "live", **options) -> SameModelJudge:
@@ -314,7 +314,7 @@ def test_rationales_of_a_real_model_are_those_of_transformers(real, smollm2):
 
 
 def resources(engine, policy: LanguageModel) -> Resources:
-    return Resources(policy=policy, reference_model=lambda: copy.deepcopy(policy), engine=lambda: engine)
+    return Resources(policy=policy, initial_policy=lambda: copy.deepcopy(policy), engine=lambda: engine)
 
 
 def test_auto_wants_to_be_told_where_frozen_weights_live(engine, policy):
@@ -329,7 +329,7 @@ def test_auto_wants_to_be_told_where_frozen_weights_live(engine, policy):
 def test_auto_without_a_vllm_engine_judges_with_transformers(policy):
     engine = TransformersEngine(TransformersEngine.Config(), policy)
     frozen = JudgeModel(weights="frozen", judge="same_model")
-    assert isinstance(AutoBackend.open(AutoBackend.Config(), frozen, resources(engine, policy)), HuggingFaceBackend)
+    assert isinstance(AutoBackend.open(AutoBackend.Config(), frozen, resources(engine, policy)), TransformersBackend)
     with pytest.raises(ConfigError, match=r"rollout\.name=vllm"):
         VLLMBackend.open(VLLMBackend.Config(), JudgeModel(weights="live", judge="j"), resources(engine, policy))
 

@@ -19,17 +19,17 @@ from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import close_all
 from exprl.errors import ConfigError, EngineError
 from exprl.experiment import LoRAConfig
-from exprl.judges.auto import AutoBackend
-from exprl.judges.backend import JudgeModel, Query, Reply
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.auto import AutoBackend
+from exprl.judges.backends.base import JudgeModel, Query, Reply
+from exprl.judges.backends.transformers import TransformersBackend
+from exprl.judges.backends.vllm import VLLMBackend
 from exprl.judges.prompting import compose
 from exprl.judges.scoring import LABELS, REPLY_START
-from exprl.judges.vllm import VLLMBackend
 from exprl.models.base import LanguageModel
 from exprl.models.lora import adapter_tensors, attach
-from exprl.progress import no_progress
 from exprl.registry import JUDGES
 from exprl.resources import Resources
+from exprl.terminal.progress import no_progress
 from tests.vllm.helpers import (
     chat_prompt,
     engine_logprobs,
@@ -47,7 +47,7 @@ from tests.vllm.helpers import (
 def adapted(language_model: LanguageModel, rank: int = 6) -> LanguageModel:
     """A copy with an adapter whose rank vLLM has no slot of, and which already changes what the model computes."""
     model = copy.deepcopy(language_model.model)
-    attach(model, LoRAConfig(rank=rank, alpha=12))
+    attach(model, **vars(LoRAConfig(rank=rank, alpha=12)))
     policy = replace(language_model, model=model)
     move(policy, seed=0)
     return policy
@@ -81,7 +81,7 @@ def base_of(policy: LanguageModel) -> LanguageModel:
 
 def resources(engine: VLLMEngine) -> Resources:
     policy = engine.host.language_model
-    return Resources(policy=policy, reference_model=lambda: base_of(policy), engine=lambda: engine)
+    return Resources(policy=policy, initial_policy=lambda: base_of(policy), engine=lambda: engine)
 
 
 def backend_of(engine: VLLMEngine, weights: str) -> VLLMBackend:
@@ -100,7 +100,7 @@ def probabilities(replies: Sequence[Reply]) -> torch.Tensor:
 
 
 def by_transformers(language_model: LanguageModel, queries: Sequence[Query]) -> torch.Tensor:
-    backend = HuggingFaceBackend(HuggingFaceBackend.Config(), language_model)
+    backend = TransformersBackend(TransformersBackend.Config(), language_model)
     return probabilities(backend.run(queries, no_progress))
 
 

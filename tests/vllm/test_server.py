@@ -16,19 +16,19 @@ import pytest
 import torch
 
 from exprl.config import from_layers
-from exprl.console import Console
 from exprl.errors import ConfigError, JudgeError
 from exprl.experiment import Experiment
 from exprl.judges import SameModelJudge
-from exprl.judges.backend import JudgeModel, Query, Reply
-from exprl.judges.huggingface import HuggingFaceBackend
+from exprl.judges.backends.base import JudgeModel, Query, Reply
+from exprl.judges.backends.server import ServerBackend
+from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.prompting import compose
 from exprl.judges.scoring import LABELS, REPLY_START, judgement_of
-from exprl.judges.server import ServerBackend
 from exprl.models.base import LanguageModel
-from exprl.progress import no_progress
 from exprl.resources import Resources
 from exprl.rewards import OutcomeReward
+from exprl.terminal.console import Console
+from exprl.terminal.progress import no_progress
 from exprl.types import JudgeRequest, Prompt, Rollout, RolloutGroup
 from tests.conftest import character_tokenizer
 from tests.vllm.fake_server import Answer, FakeServer, completion
@@ -434,7 +434,7 @@ def test_vllms_server_gives_the_probabilities_of_transformers(served, smollm2):
     )
     queries = [judge.query(request) for request in judged_requests(4)]
     ours = run(judge.backend, queries)
-    theirs = run(HuggingFaceBackend(HuggingFaceBackend.Config(), smollm2), queries)
+    theirs = run(TransformersBackend(TransformersBackend.Config(), smollm2), queries)
     assert statuses(ours) == ["ok"] * 4
     for one, other in zip(ours, theirs, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
@@ -446,7 +446,7 @@ def test_vllms_server_writes_what_transformers_writes(served, smollm2):
     asked = backend(served.url, smollm2.tokenizer, "judge", timeout=120.0)
     queries = [written(f"the sum {k} + {k}", 16) for k in (2, 3)]
     replies = run(asked, queries)
-    expected = run(HuggingFaceBackend(HuggingFaceBackend.Config(), smollm2), queries)
+    expected = run(TransformersBackend(TransformersBackend.Config(), smollm2), queries)
     assert [reply.text for reply in replies] == [reply.text for reply in expected]
     assert all(len(reply.text) > 10 for reply in replies)
 

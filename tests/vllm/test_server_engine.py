@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from exprl.config import from_layers
-from exprl.console import Console
 from exprl.engines import Engine, Sampling, ServerEngine
 from exprl.engines.ends import ends_of
 from exprl.errors import EngineError, ModelError
 from exprl.evaluation.command import evaluate_model
 from exprl.experiment import Experiment
 from exprl.judges import SameModelJudge
-from exprl.judges.server import ServerBackend
+from exprl.judges.backends.server import ServerBackend
 from exprl.models.base import LanguageModel
 from exprl.registry import ENGINES
 from exprl.resources import Resources
-from exprl.tokenization import decode_with_ends
+from exprl.terminal.console import Console
+from exprl.text.tokenization import decode_with_ends
 from exprl.types import JudgeRequest, Prompt
 from tests.vllm.fake_server import Answer, FakeServer
 from tests.vllm.helpers import (

@@ -50,7 +50,7 @@ def fake_host(
     """A running host on a fake; on a machine that can sleep."""
     policy = small_policy()
     if adapter:
-        attach(policy.model, LoRAConfig(rank=4))
+        attach(policy.model, **vars(LoRAConfig(rank=4)))
     host = VLLMHost(policy, HostOptions(**options), trains=trains)
     llm = FakeLLM()
     monkeypatch.setattr(vllm_setup, "can_sleep", lambda: True)

@@ -10,19 +10,19 @@ from exprl.kernels.fused.loading import load_capped, log_mean
 def gradient_kernel(
     out,  # [R, width]; may be z
     z,
-    z_ref,
+    z_frozen,
     ids,  # [tokens]
-    heat,  # [tokens], 1 / temperature
+    inverse_temperature,  # [tokens], 1 / temperature
     rows,  # [tokens], rows of z and out
     lse,  # [tokens]; then the coefficients of exprl.kernels.rows.GradientCoefficients
-    ref_lse,
+    frozen_lse,
     a,
     b,
     g,
     d,
     out_stride,
     stride,
-    ref_stride,
+    frozen_stride,
     width,
     first,
     softcap,
@@ -38,10 +38,10 @@ def gradient_kernel(
         row = tl.load(rows + token)
     out += row * out_stride
     z += row * stride
-    z_ref += row * ref_stride
-    inverse = tl.load(heat + token)
+    z_frozen += row * frozen_stride
+    inverse = tl.load(inverse_temperature + token)
     normaliser = tl.load(lse + token)
-    normaliser_ref = tl.load(ref_lse + token)
+    normaliser_frozen = tl.load(frozen_lse + token)
     constant = tl.load(a + token)
     slope = tl.load(b + token)
     at_chosen = tl.load(g + token)
@@ -55,7 +55,7 @@ def gradient_kernel(
         p = tl.exp(log_p)
         inner = constant + slope * log_p
         if DIVERGENCE != "none":
-            log_q = load_capped(z_ref, columns, inside, softcap, HAS_SOFTCAP) * inverse - normaliser_ref
+            log_q = load_capped(z_frozen, columns, inside, softcap, HAS_SOFTCAP) * inverse - normaliser_frozen
             if DIVERGENCE == "rkl":
                 inner += weight * (log_p - log_q)
             if DIVERGENCE == "jsd":

@@ -11,17 +11,17 @@ from exprl.kernels.fused.loading import capped, expectation, load_capped, rebase
 def merge_kernel(
     state,  # [8, tokens]: see exprl.kernels.rows.FIELDS
     z,  # [R, width]
-    z_ref,
+    z_frozen,
     ids,  # [tokens]
-    heat,  # [tokens], 1 / temperature
+    inverse_temperature,  # [tokens], 1 / temperature
     rows,  # [tokens], rows of z
     stride,
-    ref_stride,
+    frozen_stride,
     tokens,
     width,
     first,
     softcap,
-    HAS_REF: tl.constexpr,
+    HAS_FROZEN: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     ENTROPY: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -35,28 +35,28 @@ def merge_kernel(
         row = tl.load(rows + token)
     # int64: past 14,134 rows of 151,936 logits an int32 offset overflows.
     z += row * stride
-    z_ref += row * ref_stride
+    z_frozen += row * frozen_stride
     state += token
-    inverse = tl.load(heat + token)
+    inverse = tl.load(inverse_temperature + token)
     m = tl.load(state)
     s = tl.load(state + tokens)
     t = tl.load(state + 2 * tokens)
-    m_ref = tl.load(state + 4 * tokens)
-    s_ref = tl.load(state + 5 * tokens)
+    m_frozen = tl.load(state + 4 * tokens)
+    s_frozen = tl.load(state + 5 * tokens)
     d = tl.load(state + 7 * tokens)
     for start in range(0, width, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < width
         c, e, scale, shift, top = rebased(load_capped(z, columns, inside, softcap, HAS_SOFTCAP) * inverse, m)
-        if HAS_REF:
-            x_ref = load_capped(z_ref, columns, inside, softcap, HAS_SOFTCAP) * inverse
-            c_ref, e_ref, scale_ref, shift_ref, top_ref = rebased(x_ref, m_ref)
+        if HAS_FROZEN:
+            x_frozen = load_capped(z_frozen, columns, inside, softcap, HAS_SOFTCAP) * inverse
+            c_frozen, e_frozen, scale_frozen, shift_frozen, top_frozen = rebased(x_frozen, m_frozen)
             if DIVERGENCE == "rkl":
-                d = rescaled(scale, d + s * (shift - shift_ref)) + expectation(e, c - c_ref)
+                d = rescaled(scale, d + s * (shift - shift_frozen)) + expectation(e, c - c_frozen)
             if DIVERGENCE == "fkl":
-                d = rescaled(scale_ref, d + s_ref * (shift_ref - shift)) + expectation(e_ref, c_ref - c)
-            s_ref = scale_ref * s_ref + tl.sum(e_ref, axis=0)
-            m_ref = top_ref
+                d = rescaled(scale_frozen, d + s_frozen * (shift_frozen - shift)) + expectation(e_frozen, c_frozen - c)
+            s_frozen = scale_frozen * s_frozen + tl.sum(e_frozen, axis=0)
+            m_frozen = top_frozen
         if ENTROPY:
             t = scale * (t + s * shift) + expectation(e, c)
         s = scale * s + tl.sum(e, axis=0)
@@ -69,9 +69,9 @@ def merge_kernel(
     held = (column >= 0) & (column < width)
     chosen = tl.load(z + column, mask=held, other=0.0).to(tl.float32)
     tl.store(state + 3 * tokens, capped(chosen, softcap, HAS_SOFTCAP) * inverse, mask=held)
-    if HAS_REF:
-        tl.store(state + 4 * tokens, m_ref)
-        tl.store(state + 5 * tokens, s_ref)
+    if HAS_FROZEN:
+        tl.store(state + 4 * tokens, m_frozen)
+        tl.store(state + 5 * tokens, s_frozen)
         tl.store(state + 7 * tokens, d)
-        chosen_ref = tl.load(z_ref + column, mask=held, other=0.0).to(tl.float32)
-        tl.store(state + 6 * tokens, capped(chosen_ref, softcap, HAS_SOFTCAP) * inverse, mask=held)
+        chosen_frozen = tl.load(z_frozen + column, mask=held, other=0.0).to(tl.float32)
+        tl.store(state + 6 * tokens, capped(chosen_frozen, softcap, HAS_SOFTCAP) * inverse, mask=held)

@@ -10,12 +10,12 @@ from exprl.kernels.fused.loading import expectation, load_capped, log_mean
 def merge_jsd_kernel(
     sums,  # [2, tokens]
     z,  # [tokens, width]
-    z_ref,
-    heat,  # [tokens], 1 / temperature
+    z_frozen,
+    inverse_temperature,  # [tokens], 1 / temperature
     lse,  # [tokens]
-    ref_lse,
+    frozen_lse,
     stride,
-    ref_stride,
+    frozen_stride,
     tokens,
     width,
     softcap,
@@ -26,19 +26,19 @@ def merge_jsd_kernel(
     token = tl.program_id(0)
     row = token.to(tl.int64)
     z += row * stride
-    z_ref += row * ref_stride
-    inverse = tl.load(heat + token)
+    z_frozen += row * frozen_stride
+    inverse = tl.load(inverse_temperature + token)
     normaliser = tl.load(lse + token)
-    normaliser_ref = tl.load(ref_lse + token)
+    normaliser_frozen = tl.load(frozen_lse + token)
     policy_half = tl.load(sums + token)
-    ref_half = tl.load(sums + tokens + token)
+    frozen_half = tl.load(sums + tokens + token)
     for start in range(0, width, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < width
         log_p = load_capped(z, columns, inside, softcap, HAS_SOFTCAP) * inverse - normaliser
-        log_q = load_capped(z_ref, columns, inside, softcap, HAS_SOFTCAP) * inverse - normaliser_ref
+        log_q = load_capped(z_frozen, columns, inside, softcap, HAS_SOFTCAP) * inverse - normaliser_frozen
         middle = log_mean(log_p, log_q)
         policy_half += 0.5 * expectation(tl.exp(log_p), log_p - middle)
-        ref_half += 0.5 * expectation(tl.exp(log_q), log_q - middle)
+        frozen_half += 0.5 * expectation(tl.exp(log_q), log_q - middle)
     tl.store(sums + token, policy_half)
-    tl.store(sums + tokens + token, ref_half)
+    tl.store(sums + tokens + token, frozen_half)

@@ -15,7 +15,7 @@ from exprl.kernels.rows import GradientCoefficients, RowOperations, Tokens
 def merge(
     state: Tensor,
     z: Tensor,
-    z_ref: Tensor | None,
+    z_frozen: Tensor | None,
     first: int,
     tokens: Tokens,
     *,
@@ -23,8 +23,8 @@ def merge(
     divergence: Divergence | None,
 ) -> None:
     """See `exprl.kernels.rows.merge`."""
-    launch = launch_for(z, two_heads=z_ref is not None)
-    other = z if z_ref is None else z_ref
+    launch = launch_for(z, two_heads=z_frozen is not None)
+    other = z if z_frozen is None else z_frozen
     with on_device(z):
         merge_kernel[(len(tokens.ids),)](
             state,
@@ -39,7 +39,7 @@ def merge(
             z.shape[1],
             first,
             tokens.softcap or 0.0,
-            HAS_REF=z_ref is not None,
+            HAS_FROZEN=z_frozen is not None,
             DIVERGENCE=divergence or "none",
             ENTROPY=entropy,
             HAS_SOFTCAP=tokens.softcap is not None,
@@ -49,19 +49,19 @@ def merge(
         )
 
 
-def merge_jsd(sums: Tensor, z: Tensor, z_ref: Tensor, tokens: Tokens, lse: Tensor, ref_lse: Tensor) -> None:
+def merge_jsd(sums: Tensor, z: Tensor, z_frozen: Tensor, tokens: Tokens, lse: Tensor, frozen_lse: Tensor) -> None:
     """See `exprl.kernels.rows.merge_jsd`."""
     launch = launch_for(z, two_heads=True)
     with on_device(z):
         merge_jsd_kernel[(len(tokens.ids),)](
             sums,
             z,
-            z_ref,
+            z_frozen,
             tokens.inverse_temperature,
             lse,
-            ref_lse,
+            frozen_lse,
             z.stride(0),
-            z_ref.stride(0),
+            z_frozen.stride(0),
             sums.shape[1],
             z.shape[1],
             tokens.softcap or 0.0,
@@ -74,7 +74,7 @@ def merge_jsd(sums: Tensor, z: Tensor, z_ref: Tensor, tokens: Tokens, lse: Tenso
 def gradient(
     out: Tensor,
     z: Tensor,
-    z_ref: Tensor | None,
+    z_frozen: Tensor | None,
     first: int,
     tokens: Tokens,
     coefficients: GradientCoefficients,
@@ -83,8 +83,8 @@ def gradient(
 ) -> None:
     """See `exprl.kernels.rows.gradient`."""
     k = coefficients
-    launch = launch_for(z, two_heads=z_ref is not None)
-    other = z if z_ref is None else z_ref
+    launch = launch_for(z, two_heads=z_frozen is not None)
+    other = z if z_frozen is None else z_frozen
     with on_device(z):
         gradient_kernel[(len(tokens.ids),)](
             out,
@@ -94,7 +94,7 @@ def gradient(
             tokens.inverse_temperature,
             tokens.ids if tokens.rows is None else tokens.rows,
             k.lse,
-            k.lse if k.ref_lse is None else k.ref_lse,
+            k.lse if k.frozen_lse is None else k.frozen_lse,
             k.a,
             k.b,
             k.g,

@@ -16,7 +16,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class FusedLoss:
-    """All [T] fp32; `kl` is None without reference log-probs, `derivative` is ∂loss/∂logp."""
+    """All [T] fp32; `kl` is None without the initial policy's log-probs, `derivative` is ∂loss/∂logp."""
 
     loss: Tensor
     derivative: Tensor
@@ -36,7 +36,7 @@ def policy_loss_kernel(
     old_logp,
     advantages,
     weights,
-    ref_logp,
+    initial_logp,
     mask,
     loss_out,
     derivative_out,
@@ -50,7 +50,7 @@ def policy_loss_kernel(
     kl_coef,
     bound,
     HAS_DUAL: tl.constexpr,
-    HAS_REF: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
     HAS_MASK: tl.constexpr,
     KL: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -78,8 +78,8 @@ def policy_loss_kernel(
     moves = (tl.abs(delta) <= bound) & (clipped == 0)
     loss *= weight
     derivative = tl.where(moves, free * weight, 0.0)
-    if HAS_REF:
-        gap = tl.load(ref_logp + index, mask=kept, other=0.0) - x
+    if HAS_INITIAL:
+        gap = tl.load(initial_logp + index, mask=kept, other=0.0) - x
         near = _within(gap, bound)
         k3 = tl.exp(near) - near - 1.0
         tl.store(kl_out + index, tl.where(kept, k3, 0.0), mask=inside)
@@ -103,7 +103,7 @@ def policy_loss(
     old_logp: Tensor,
     advantages: Tensor,
     weights: Tensor,
-    ref_logp: Tensor | None,
+    initial_logp: Tensor | None,
     mask: Tensor | None,
     *,
     clip_low: float,
@@ -116,13 +116,13 @@ def policy_loss(
     """Launch over T checked tokens; see `exprl.kernels.policy.policy_token_loss`."""
     tokens = len(logp)
     inputs = [x.to(torch.float32).contiguous() for x in (logp, old_logp, advantages, weights)]
-    ref = None if ref_logp is None else ref_logp.to(torch.float32).contiguous()
+    initial = None if initial_logp is None else initial_logp.to(torch.float32).contiguous()
     loss, derivative, ratio, clipped = (torch.empty_like(inputs[0]) for _ in range(4))
-    estimate = None if ref is None else torch.empty_like(ref)
+    estimate = None if initial is None else torch.empty_like(initial)
     with on_device(logp):
         policy_loss_kernel[(triton.cdiv(tokens, _BLOCK),)](
             *inputs,
-            inputs[0] if ref is None else ref,
+            inputs[0] if initial is None else initial,
             inputs[0] if mask is None else mask.to(torch.uint8),
             loss,
             derivative,
@@ -136,7 +136,7 @@ def policy_loss(
             kl_coef,
             max_log_ratio,
             HAS_DUAL=dual_clip is not None,
-            HAS_REF=ref is not None,
+            HAS_INITIAL=initial is not None,
             HAS_MASK=mask is not None,
             KL=kl if kl_coef else "none",
             BLOCK=_BLOCK,

@@ -82,12 +82,12 @@ def sweep(
     """One slice of `linear_logprob`, or with bf16 `z` of `logprob_entropy`: both directions."""
     t = fixed(tokens, softcap, masked)
     policy = empty(tokens, SLICE, dtype=z)[:, :width]
-    ref = empty(tokens, SLICE, dtype=z)[:, :width] if two_heads else None
-    operations.merge(empty(8, tokens), policy, ref, first, t, entropy=True, divergence=divergence)
+    frozen = empty(tokens, SLICE, dtype=z)[:, :width] if two_heads else None
+    operations.merge(empty(8, tokens), policy, frozen, first, t, entropy=True, divergence=divergence)
     if divergence == "jsd":
-        operations.merge_jsd(empty(2, tokens), policy, ref, t, empty(tokens), empty(tokens))
+        operations.merge_jsd(empty(2, tokens), policy, frozen, t, empty(tokens), empty(tokens))
     k = GradientCoefficients(*(empty(tokens) for _ in range(6)))
-    operations.gradient(empty(tokens, SLICE, dtype=out)[:, :width], policy, ref, first, t, k, divergence=divergence)
+    operations.gradient(empty(tokens, SLICE, dtype=out)[:, :width], policy, frozen, first, t, k, divergence=divergence)
 
 
 def policy(tokens: int, **options: Any) -> None:

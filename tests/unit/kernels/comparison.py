@@ -1,17 +1,17 @@
-"""Run `linear_logprob` and its reference on the same inputs, and compare values and gradients."""
+"""Run `linear_logprob` and the naive computation on the same inputs, and compare values and gradients."""
 
 from __future__ import annotations
 
 import torch
 
 from exprl.kernels import linear_logprob
-from tests.unit.kernels.reference import HeadInputs, linear_statistics
+from tests.unit.kernels.naive import HeadInputs, linear_statistics
 
 DIFFERENTIABLE = ("logp", "entropy", "divergence", "lse")
 
 
-def both(place, inputs, *, bias=True, ref=True, mask=None, vocab_block=None, **options):
-    """Our statistics and the reference's in float64 from the same rounded inputs, with the leaves of each."""
+def both(place, inputs, *, bias=True, frozen=True, mask=None, vocab_block=None, **options):
+    """Our statistics and the naive one's in float64 from the same rounded inputs, with the leaves of each."""
     ours = inputs.to(place.dtype, place.device)
     theirs = inputs.to(place.dtype).to(torch.float64)
     results = []
@@ -24,7 +24,7 @@ def both(place, inputs, *, bias=True, ref=True, mask=None, vocab_block=None, **o
                 x.weight,
                 x.ids,
                 bias=x.bias if bias else None,
-                ref=(x.ref if bias else x.ref[:2]) if ref else None,
+                frozen=(x.frozen if bias else x.frozen[:2]) if frozen else None,
                 mask=None if mask is None else mask.to(x.hidden.device),
                 **on,
                 **extra,
@@ -66,7 +66,7 @@ def check(place, inputs, *, alone=False, bias=True, bound=None, **options):
         ours_grad = gradients(ours, [getattr(got, n) for n in group], w, bias=bias)
         their_grad = gradients(theirs, [getattr(expected, n) for n in group], w, bias=bias)
         for of, a, b in zip(("hidden", "weight", "bias"), ours_grad, their_grad, strict=False):
-            assert b.abs().max() > 0, f"{group} {of}: the reference's gradient shows nothing"
+            assert b.abs().max() > 0, f"{group} {of}: the naive gradient shows nothing"
             assert_same(a, b, **close)
 
 

@@ -21,7 +21,7 @@ class Place:
 
     @property
     def close(self) -> dict[str, float]:
-        """How close to a float64 reference the results must be."""
+        """How close to the float64 results must be."""
         bound = 1e-10 if self.dtype == torch.float64 else 1e-5
         return {"rtol": bound, "atol": bound}
 

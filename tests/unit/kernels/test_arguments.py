@@ -37,17 +37,17 @@ def zeros(*shape, dtype=torch.float32):
     return torch.zeros(*shape, dtype=dtype)
 
 
-def ref(hidden=(2, 4), weight=(5, 4), bias=None, **options):
+def frozen(hidden=(2, 4), weight=(5, 4), bias=None, **options):
     return LinearHead(zeros(*hidden, **options), zeros(*weight), None if bias is None else zeros(*bias))
 
 
-def trained_ref(name):
-    head = ref(bias=(5,))
+def trained_frozen(name):
+    head = frozen(bias=(5,))
     getattr(head, name).requires_grad_()
     return head
 
 
-# T = 2, D = 3, V = 5, D_ref = 4
+# T = 2, D = 3, V = 5, D_frozen = 4
 LINEAR = {"hidden": zeros(2, 3), "weight": zeros(5, 3), "ids": zeros(2, dtype=INT)}
 
 
@@ -57,7 +57,7 @@ def run_linear(change):
 
 def test_the_arguments_that_are_changed_below_are_right():
     for function, arguments in (
-        (linear_logprob, {**LINEAR, "ref": ref(bias=(5,)), "divergence": "jsd", "bias": zeros(5)}),
+        (linear_logprob, {**LINEAR, "frozen": frozen(bias=(5,)), "divergence": "jsd", "bias": zeros(5)}),
         (logprob_entropy, LOGITS),
         (policy_token_loss, POLICY),
     ):
@@ -118,32 +118,32 @@ def test_linear_logprob(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"divergence": "rkl"}, r"ref: required for divergence 'rkl', but got None"),
+        ({"divergence": "rkl"}, r"frozen: required for divergence 'rkl', but got None"),
         ({"divergence": "kl"}, r"divergence: expected one of rkl, fkl, jsd or None, but got 'kl'"),
-        ({"ref": ref(), "divergence": "RKL"}, r"divergence: expected one of .* 'RKL'"),
-        ({"ref": ref(hidden=(3, 4))}, r"ref hidden: expected .* \[2, D_ref\], but got float32 \[3, 4\]"),
-        ({"ref": ref(hidden=(2,))}, r"ref hidden: expected .* \[2, D_ref\], but got float32 \[2\]"),
-        ({"ref": ref(dtype=INT)}, r"ref hidden: expected floating point .* int64"),
-        ({"ref": ref(weight=(5, 3))}, r"ref weight: expected .* \[5, 4\], but got float32 \[5, 3\]"),
-        ({"ref": ref(weight=(6, 4))}, r"ref weight: expected .* \[5, 4\], but got float32 \[6, 4\]"),
-        ({"ref": ref(bias=(4,))}, r"ref bias: expected floating point \[5\], but got float32 \[4\]"),
-        ({"ref": (meta(2, 4), zeros(5, 4))}, r"ref hidden: expected a tensor on cpu, .* on meta"),
-        ({"ref": (zeros(2, 4), meta(5, 4))}, r"ref weight: expected a tensor on cpu, .* on meta"),
-        ({"ref": (zeros(2, 4), zeros(5, 4), meta(5))}, r"ref bias: expected a tensor on cpu, .* on meta"),
+        ({"frozen": frozen(), "divergence": "RKL"}, r"divergence: expected one of .* 'RKL'"),
+        ({"frozen": frozen(hidden=(3, 4))}, r"frozen hidden: expected .* \[2, D_frozen\], but got float32 \[3, 4\]"),
+        ({"frozen": frozen(hidden=(2,))}, r"frozen hidden: expected .* \[2, D_frozen\], but got float32 \[2\]"),
+        ({"frozen": frozen(dtype=INT)}, r"frozen hidden: expected floating point .* int64"),
+        ({"frozen": frozen(weight=(5, 3))}, r"frozen weight: expected .* \[5, 4\], but got float32 \[5, 3\]"),
+        ({"frozen": frozen(weight=(6, 4))}, r"frozen weight: expected .* \[5, 4\], but got float32 \[6, 4\]"),
+        ({"frozen": frozen(bias=(4,))}, r"frozen bias: expected floating point \[5\], but got float32 \[4\]"),
+        ({"frozen": (meta(2, 4), zeros(5, 4))}, r"frozen hidden: expected a tensor on cpu, .* on meta"),
+        ({"frozen": (zeros(2, 4), meta(5, 4))}, r"frozen weight: expected a tensor on cpu, .* on meta"),
+        ({"frozen": (zeros(2, 4), zeros(5, 4), meta(5))}, r"frozen bias: expected a tensor on cpu, .* on meta"),
         *(
-            ({"ref": trained_ref(name)}, r"ref: it is a constant here and gets no gradient")
+            ({"frozen": trained_frozen(name)}, r"frozen: it is a constant here and gets no gradient")
             for name in ("hidden", "weight", "bias")
         ),
     ],
 )
-def test_the_reference_head(change, message):
+def test_the_frozen_head(change, message):
     with pytest.raises(ValueError, match=message):
         run_linear(change)
 
 
-def test_without_gradient_a_reference_may_require_one():
+def test_without_gradient_a_frozen_head_may_require_one():
     with torch.no_grad(), pytest.raises(AssertionError, match="computed something"):
-        run_linear({"ref": trained_ref("weight")})
+        run_linear({"frozen": trained_frozen("weight")})
 
 
 LOGITS = {"logits": zeros(2, 5), "ids": zeros(2, dtype=INT)}
@@ -209,7 +209,7 @@ POLICY = {"logp": zeros(3), "old_logp": zeros(3), "advantages": zeros(3)}
         ({"logp": zeros(3, dtype=INT)}, r"logp: expected floating point \[3\], but got int64"),
         *(
             ({name: value}, rf"{name}: expected {message}")
-            for name in ("old_logp", "advantages", "is_weight", "ref_logp")
+            for name in ("old_logp", "advantages", "is_weight", "initial_logp")
             for value, message in (
                 (zeros(2), r"floating point \[3\], but got float32 \[2\]"),
                 (zeros(3, 1), r"floating point \[3\], but got float32 \[3, 1\]"),
@@ -223,8 +223,8 @@ POLICY = {"logp": zeros(3), "old_logp": zeros(3), "advantages": zeros(3)}
         *(({"clip_low": x}, r"clip_low: expected 0\.\.1") for x in (-0.1, 1.1, NAN)),
         *(({"clip_high": x}, r"clip_high: expected at least 0") for x in (-0.1, NAN)),
         *(({"dual_clip": x}, r"dual_clip: expected above 1 or None") for x in (1.0, 0.0, -3.0, NAN)),
-        ({"kl_coef": 0.1}, r"ref_logp: required with kl_coef 0\.1, but got None"),
-        *(({"ref_logp": zeros(3), "kl_coef": x}, r"kl_coef: ") for x in (NAN, INF)),
+        ({"kl_coef": 0.1}, r"initial_logp: required with kl_coef 0\.1, but got None"),
+        *(({"initial_logp": zeros(3), "kl_coef": x}, r"kl_coef: ") for x in (NAN, INF)),
         ({"kl": "k4"}, r"kl: expected one of k1, k2, k3, but got 'k4'"),
         ({"backend": "gpu"}, r"backend: expected one of .* 'gpu'"),
     ],

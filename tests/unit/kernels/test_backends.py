@@ -13,7 +13,7 @@ from exprl.kernels import backends, linear_logprob, policy_token_loss
 from exprl.kernels.backends import choose
 from tests.unit.kernels.comparison import assert_same, both, gradients, mixes
 from tests.unit.kernels.conftest import Place
-from tests.unit.kernels.reference import head_inputs, policy_inputs
+from tests.unit.kernels.naive import head_inputs, policy_inputs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -107,7 +107,7 @@ def test_the_compiled_policy_loss_agrees_with_eager():
     runs = []
     for backend in ("eager", "compile"):
         x = policy_inputs(torch.float32)
-        got = policy_token_loss(*x[:3], is_weight=x[3], ref_logp=x[4], kl_coef=0.1, dual_clip=3.0, backend=backend)
+        got = policy_token_loss(*x[:3], is_weight=x[3], initial_logp=x[4], kl_coef=0.1, dual_clip=3.0, backend=backend)
         runs.append([got.loss, got.stats["clipped"], got.stats["kl"], *torch.autograd.grad(got.loss.sum(), x.logp)])
     for a, b in zip(*runs, strict=True):
         assert_same(b, a.detach().double(), rtol=1e-5, atol=1e-5)

@@ -5,15 +5,15 @@ import torch
 from torch.autograd import gradcheck
 
 from exprl.kernels import linear_logprob, logprob_entropy, policy_token_loss
-from tests.unit.kernels.reference import head_inputs
+from tests.unit.kernels.naive import head_inputs
 
 DOUBLE = torch.float64
-HEAT = torch.tensor([0.5, 1.0, 1.7, 2.5], dtype=DOUBLE)
+TEMPERATURE = torch.tensor([0.5, 1.0, 1.7, 2.5], dtype=DOUBLE)
 MASK = torch.tensor([True, False, True, True])
 
 
 def inputs(with_bias=True):
-    x = head_inputs(4, 7, 2, ref_width=3).to(DOUBLE)
+    x = head_inputs(4, 7, 2, frozen_width=3).to(DOUBLE)
     return x, x.trained if with_bias else x.trained[:2]
 
 
@@ -22,10 +22,10 @@ def inputs(with_bias=True):
     [
         {},
         {"temperature": 0.6},
-        {"temperature": HEAT},
+        {"temperature": TEMPERATURE},
         {"softcap": 3.0},
         {"mask": MASK},
-        {"temperature": HEAT, "softcap": 3.0, "mask": MASK},
+        {"temperature": TEMPERATURE, "softcap": 3.0, "mask": MASK},
     ],
     ids=["plain", "temperature", "temperatures", "softcap", "mask", "all"],
 )
@@ -34,9 +34,17 @@ def test_linear_logprob(divergence, options):
     x, leaves = inputs()
 
     def outputs(hidden, weight, bias):
-        ref = x.ref if divergence else None
+        frozen = x.frozen if divergence else None
         got = linear_logprob(
-            hidden, weight, x.ids, bias=bias, ref=ref, divergence=divergence, vocab_block=3, backend="eager", **options
+            hidden,
+            weight,
+            x.ids,
+            bias=bias,
+            frozen=frozen,
+            divergence=divergence,
+            vocab_block=3,
+            backend="eager",
+            **options,
         )
         return tuple(y for y in (got.logp, got.entropy, got.divergence, got.lse) if y is not None)
 
@@ -48,13 +56,15 @@ def test_the_divergence_alone_without_a_bias(divergence):
     x, leaves = inputs(with_bias=False)
 
     def between(hidden, weight):
-        got = linear_logprob(hidden, weight, x.ids, ref=x.ref[:2], divergence=divergence, entropy=False, vocab_block=3)
+        got = linear_logprob(
+            hidden, weight, x.ids, frozen=x.frozen[:2], divergence=divergence, entropy=False, vocab_block=3
+        )
         return got.divergence
 
     assert gradcheck(between, leaves)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": HEAT, "mask": MASK}], ids=["plain", "all"])
+@pytest.mark.parametrize("options", [{}, {"temperature": TEMPERATURE, "mask": MASK}], ids=["plain", "all"])
 def test_logprob_entropy(options, monkeypatch):
     monkeypatch.setattr("exprl.kernels.logits._EAGER_COLUMNS", 3)
     x, _ = inputs()
@@ -79,7 +89,7 @@ def test_policy_token_loss(kl, dual_clip):
             torch.arange(10) != 4,
             dual_clip=dual_clip,
             is_weight=torch.linspace(0.5, 2.0, 10, dtype=DOUBLE),
-            ref_logp=old - 0.3,
+            initial_logp=old - 0.3,
             kl_coef=0.2,
             kl=kl,
             backend="eager",

@@ -5,13 +5,13 @@ import torch
 
 from exprl.kernels import linear_logprob
 from tests.unit.kernels.comparison import assert_same, both, gradient_penalty, gradients, mixes
-from tests.unit.kernels.reference import head_inputs
+from tests.unit.kernels.naive import head_inputs
 
 DIVERGENCES = ["rkl", "fkl", "jsd"]
 
 
 def run(place, x, **options):
-    options = {"ref": x.ref, "divergence": "rkl", "vocab_block": 256, "backend": place.backend, **options}
+    options = {"frozen": x.frozen, "divergence": "rkl", "vocab_block": 256, "backend": place.backend, **options}
     return linear_logprob(x.hidden, x.weight, x.ids, bias=x.bias, **options)
 
 
@@ -69,13 +69,13 @@ def test_what_is_frozen_gets_no_gradient(fp32, frozen, divergence):
             assert torch.equal(getattr(x, name).grad, expected[name])
 
 
-def test_the_reference_and_ids_keep_their_values_and_get_no_gradient(fp32):
+def test_the_frozen_head_and_ids_keep_their_values_and_get_no_gradient(fp32):
     x = head_inputs(2, 300, 48).to(fp32.dtype, fp32.device)
     before = [t.detach().clone() for t in x]
     total(run(fp32, x, divergence="jsd")).backward()
     for t, b in zip(x, before, strict=True):
         assert torch.equal(t.detach(), b)
-    assert all(t.grad is None for t in x.ref)
+    assert all(t.grad is None for t in x.frozen)
 
 
 def test_without_gradient_the_values_are_the_same(fp32):
@@ -112,7 +112,7 @@ def test_a_second_derivative_raises(fp32, loss):
         gradient_penalty(first, x.hidden)
 
 
-@pytest.mark.parametrize("name", ["hidden", "weight", "bias", "ref_hidden", "ref_weight", "ids"])
+@pytest.mark.parametrize("name", ["hidden", "weight", "bias", "frozen_hidden", "frozen_weight", "ids"])
 def test_a_change_between_forward_and_backward_raises(fp32, name):
     x = head_inputs(2, 300, 48).to(fp32.dtype, fp32.device)
     loss = total(run(fp32, x))
@@ -137,7 +137,7 @@ def test_a_second_backward_needs_the_graph_kept(fp32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_repeats_bitwise(fp32, divergence, dtype):
     mask = torch.tensor([True, True, False, True], device=fp32.device)
-    x = head_inputs(4, 300, 48, ref_width=40).to(dtype, fp32.device)
+    x = head_inputs(4, 300, 48, frozen_width=40).to(dtype, fp32.device)
     runs = []
     for _ in range(2):
         got = run(fp32, x, divergence=divergence, mask=mask, softcap=10.0)
@@ -168,7 +168,7 @@ def test_tokens_do_not_touch_each_other(place):
     hidden, weight, _ = gradients(ours, [got.entropy, got.divergence], weights)
     assert not hidden[0].any()
     assert not hidden[2].any()
-    row = inputs._replace(hidden=inputs.hidden[1:2], ref_hidden=inputs.ref_hidden[1:2], ids=inputs.ids[1:2])
+    row = inputs._replace(hidden=inputs.hidden[1:2], frozen_hidden=inputs.frozen_hidden[1:2], ids=inputs.ids[1:2])
     alone, one, *_ = both(place, row, divergence="rkl", vocab_block=256)
     single = gradients(alone, [one.entropy, one.divergence], weights[:, 1:2])
     torch.testing.assert_close(hidden[1:2], single[0], **place.close)

@@ -5,7 +5,7 @@ import torch
 
 from exprl.kernels import linear_logprob
 from tests.unit.kernels.comparison import DIFFERENTIABLE, assert_same
-from tests.unit.kernels.reference import head_inputs, linear_statistics
+from tests.unit.kernels.naive import head_inputs, linear_statistics
 
 BF16 = torch.bfloat16
 ROUNDING = 2**-8  # of a bf16 number, relative, at most
@@ -16,7 +16,7 @@ def loss_of(got, weights=(1.0, 0.5, 2.0)):
 
 
 def run(place, x, **options):
-    options = {"ref": x.ref, "divergence": "rkl", "vocab_block": 256, "backend": place.backend, **options}
+    options = {"frozen": x.frozen, "divergence": "rkl", "vocab_block": 256, "backend": place.backend, **options}
     return linear_logprob(x.hidden, x.weight, x.ids, bias=x.bias, **options)
 
 
@@ -26,19 +26,19 @@ def worst(a, b):
 
 @pytest.mark.parametrize("divergence", ["rkl", "fkl", "jsd"])
 def test_bf16_errs_less_than_twice_as_much_as_plain_bf16(fp32, divergence):
-    inputs = head_inputs(8, 517, 64, ref_width=48, scale=4.0)
+    inputs = head_inputs(8, 517, 64, frozen_width=48, scale=4.0)
     ours = inputs.to(BF16, fp32.device)
     plain = inputs.to(BF16)
     exact = inputs.to(BF16).to(torch.float64)
     got = run(fp32, ours, divergence=divergence)
     # What training code does: a bf16 linear layer, then fp32 on its rounded logits.
-    logits, ref_logits = (torch.nn.functional.linear(h, w, b).float() for h, w, b in (plain.trained, plain.ref))
+    logits, frozen_logits = (torch.nn.functional.linear(h, w, b).float() for h, w, b in (plain.trained, plain.frozen))
     identity, zero = torch.eye(517), torch.zeros(517)
     theirs = linear_statistics(
-        logits, identity, plain.ids, bias=zero, ref=(ref_logits, identity, zero), divergence=divergence
+        logits, identity, plain.ids, bias=zero, frozen=(frozen_logits, identity, zero), divergence=divergence
     )
     expected = linear_statistics(
-        exact.hidden, exact.weight, exact.ids, bias=exact.bias, ref=exact.ref, divergence=divergence
+        exact.hidden, exact.weight, exact.ids, bias=exact.bias, frozen=exact.frozen, divergence=divergence
     )
     for name in DIFFERENTIABLE:
         assert worst(getattr(got, name), getattr(expected, name)) < 2 * worst(
@@ -58,7 +58,7 @@ def test_bf16_logits_are_kept_in_fp32(fp32):
     got = run(fp32, inputs.to(BF16, fp32.device), divergence="jsd")
     exact = inputs.to(BF16).to(torch.float64)
     expected = linear_statistics(
-        exact.hidden, exact.weight, exact.ids, bias=exact.bias, ref=exact.ref, divergence="jsd"
+        exact.hidden, exact.weight, exact.ids, bias=exact.bias, frozen=exact.frozen, divergence="jsd"
     )
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == torch.float32
@@ -109,8 +109,8 @@ def test_autocast_rounds_hidden_and_weight_but_not_the_logits_nor_the_gradient(f
     exact = inputs.to(torch.float64)
     hidden, weight = rounded(x.hidden).requires_grad_(), rounded(x.weight).requires_grad_()
     bias = x.bias.detach().double().cpu().requires_grad_()
-    ref = (rounded(x.ref_hidden), rounded(x.ref_weight), x.ref_bias.double().cpu())
-    expected = linear_statistics(hidden, weight, exact.ids, bias=bias, ref=ref, divergence="fkl")
+    frozen = (rounded(x.frozen_hidden), rounded(x.frozen_weight), x.frozen_bias.double().cpu())
+    expected = linear_statistics(hidden, weight, exact.ids, bias=bias, frozen=frozen, divergence="fkl")
     for a, b in zip(got, expected, strict=True):
         assert_same(a, b, rtol=1e-5, atol=1e-5)
     theirs = torch.autograd.grad(loss_of(expected), (hidden, weight, bias))

@@ -6,7 +6,7 @@ from torch.distributions import Categorical
 from torch.nn import functional
 
 from exprl.kernels import logprob_entropy
-from tests.unit.kernels import reference
+from tests.unit.kernels import naive
 from tests.unit.kernels.comparison import assert_same, gradient_penalty, mixes
 from tests.unit.kernels.conftest import EAGER, TRITON, Place
 
@@ -72,8 +72,8 @@ def test_by_hand(fp32):
     # Logits (log 1, log 3): p = 1/4, 3/4. At temperature 0.5 they double: p = 1/10, 9/10.
     logits = torch.tensor([[1.0, 3.0], [1.0, 3.0]], device=fp32.device).log()
     ids = torch.tensor([1, 0], device=fp32.device)
-    heat = torch.tensor([1.0, 0.5], device=fp32.device)
-    logp, entropy = logprob_entropy(logits, ids, temperature=heat, backend=fp32.backend)
+    temperatures = torch.tensor([1.0, 0.5], device=fp32.device)
+    logp, entropy = logprob_entropy(logits, ids, temperature=temperatures, backend=fp32.backend)
     assert logp.exp().tolist() == pytest.approx([0.75, 0.1])
     assert entropy.tolist() == pytest.approx([0.5623351, 0.3250830])
 
@@ -82,8 +82,8 @@ def test_by_hand(fp32):
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_temperature_and_mask(place, temperature, with_mask):
     ours, theirs, ids = random_logits(4, 517, place)
-    heat = 0.7 if temperature == "one" else torch.tensor([0.5, 1.0, 2.0, 0.1], dtype=torch.float64)
-    on = heat.to(place.device) if temperature == "each" else heat
+    temperatures = 0.7 if temperature == "one" else torch.tensor([0.5, 1.0, 2.0, 0.1], dtype=torch.float64)
+    on = temperatures.to(place.device) if temperature == "each" else temperatures
     mask = torch.tensor([True, False, True, True]) if with_mask else None
     if with_mask:
         ids[1] = -100
@@ -92,7 +92,7 @@ def test_temperature_and_mask(place, temperature, with_mask):
     got = logprob_entropy(
         ours, ids, temperature=on, mask=None if mask is None else mask.to(place.device), backend=place.backend
     )
-    expected = reference.logprob_entropy(theirs, ids.cpu(), temperature=heat, mask=mask)
+    expected = naive.logprob_entropy(theirs, ids.cpu(), temperature=temperatures, mask=mask)
     weights = mixes(4, 2)
     for a, b in zip(got, expected, strict=True):
         assert_same(a, b, **place.close)
@@ -126,7 +126,7 @@ def test_tokens_that_are_ruled_out(place, out):
         ours[:, out] = -INF
         theirs[:, out] = -INF
     got = logprob_entropy(ours, ids, backend=place.backend)
-    expected = reference.logprob_entropy(theirs, ids.cpu())
+    expected = naive.logprob_entropy(theirs, ids.cpu())
     assert got[0][0].item() == -INF
     for a, b in zip(got, expected, strict=True):
         assert_same(a[1:], b[1:], **place.close)
@@ -141,7 +141,7 @@ def test_shifted_rows(place, shift):
         ours += shift
         theirs.copy_(ours)
     got = logprob_entropy(ours, ids, backend=place.backend)
-    expected = reference.logprob_entropy(theirs, ids.cpu())
+    expected = naive.logprob_entropy(theirs, ids.cpu())
     bound = 1e-10 if place.dtype == torch.float64 else 2e-3  # fp32 holds 10,000 to 1e-3
     for a, b in zip(got, expected, strict=True):
         assert_same(a, b, rtol=0, atol=bound)
@@ -162,7 +162,7 @@ def test_strided_inputs(place, kind):
     assert not (seen.is_contiguous() and seen_ids.is_contiguous())
     seen.requires_grad_()
     got = logprob_entropy(seen, seen_ids, backend=place.backend)
-    expected = reference.logprob_entropy(theirs, ids.cpu())
+    expected = naive.logprob_entropy(theirs, ids.cpu())
     weights = mixes(4, 2)
     for a, b in zip(got, expected, strict=True):
         assert_same(a, b, **place.close)
@@ -219,7 +219,7 @@ def test_in_place_reaches_the_leaf(fp32):
     leaf, theirs, ids = random_logits(4, 517, fp32)
     logp, entropy = logprob_entropy(leaf * 2, ids, inplace_backward=True, backend=fp32.backend)
     (logp - entropy).sum().backward()
-    expected = reference.logprob_entropy(theirs * 2, ids.cpu())
+    expected = naive.logprob_entropy(theirs * 2, ids.cpu())
     (expected[0] - expected[1]).sum().backward()
     assert_same(leaf.grad, theirs.grad, **fp32.close)
 

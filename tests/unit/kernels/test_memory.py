@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from exprl.kernels import linear_logprob, logprob_entropy
-from tests.unit.kernels.reference import head_inputs, linear_statistics
+from tests.unit.kernels.naive import head_inputs, linear_statistics
 
 T, V, D, BLOCK = 256, 20_000, 16, 512
 SLICES = 12  # as many copies of one slice, in the arithmetic of plain torch on two heads
@@ -37,7 +37,7 @@ class Allocations(TorchDispatchMode):
 
 @pytest.fixture(scope="module")
 def x():
-    return head_inputs(T, V, D, ref_width=24).to(torch.float32)
+    return head_inputs(T, V, D, frozen_width=24).to(torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_no_logits_of_all_tokens(x, divergence, masked):
             x.weight,
             x.ids,
             bias=x.bias,
-            ref=x.ref if divergence else None,
+            frozen=x.frozen if divergence else None,
             divergence=divergence,
             mask=mask,
             temperature=0.7,

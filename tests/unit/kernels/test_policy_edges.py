@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from exprl.kernels import policy_token_loss
-from tests.unit.kernels import reference
+from tests.unit.kernels import naive
 from tests.unit.kernels.comparison import assert_same
-from tests.unit.kernels.reference import policy_inputs
+from tests.unit.kernels.naive import policy_inputs
 
 NAN = float("nan")
 
@@ -26,10 +26,10 @@ def test_masked_tokens_leave_no_trace(place, kl):
     options = {"kl_coef": 0.3, "kl": kl, "dual_clip": 3.0, "backend": place.backend}
     logp, *others = policy_inputs(place.dtype, place.device)
     on = mask.to(place.device)
-    full = policy_token_loss(logp, *others[:2], is_weight=others[2], ref_logp=others[3], **options)
+    full = policy_token_loss(logp, *others[:2], is_weight=others[2], initial_logp=others[3], **options)
     poisoned = [x.detach().masked_fill(~on, NAN) for x in (logp, *others)]
     poisoned[0].requires_grad_()
-    got = policy_token_loss(*poisoned[:3], on, is_weight=poisoned[3], ref_logp=poisoned[4], **options)
+    got = policy_token_loss(*poisoned[:3], on, is_weight=poisoned[3], initial_logp=poisoned[4], **options)
     assert torch.equal(got.loss, full.loss.detach() * on)
     assert torch.equal(gradient(got.loss, poisoned[0]), gradient(full.loss, logp) * on)
     for name in ("ratio", "clipped", "kl"):
@@ -63,9 +63,9 @@ def test_strided_inputs(fp32):
 
     runs = []
     for view in (lambda x: x, strided):
-        x, (old, advantages, weights, ref) = view(logp).requires_grad_(), [view(y) for y in others]
+        x, (old, advantages, weights, initial) = view(logp).requires_grad_(), [view(y) for y in others]
         got = policy_token_loss(
-            x, old, advantages, view(mask), is_weight=weights, ref_logp=ref, kl_coef=0.1, backend=fp32.backend
+            x, old, advantages, view(mask), is_weight=weights, initial_logp=initial, kl_coef=0.1, backend=fp32.backend
         )
         runs.append((got.loss, got.stats["ratio"], got.stats["kl"], gradient(got.loss, x)))
     for a, b in zip(*runs, strict=True):
@@ -73,11 +73,11 @@ def test_strided_inputs(fp32):
 
 
 def test_bf16_log_probs_are_computed_in_fp32(fp32):
-    logp, old, advantages, weights, ref = (x.detach() for x in policy_inputs(torch.bfloat16, fp32.device))
-    options = {"is_weight": weights, "ref_logp": ref, "kl_coef": 0.1, "backend": fp32.backend}
+    logp, old, advantages, weights, initial = (x.detach() for x in policy_inputs(torch.bfloat16, fp32.device))
+    options = {"is_weight": weights, "initial_logp": initial, "kl_coef": 0.1, "backend": fp32.backend}
     got = policy_token_loss(logp, old, advantages, **options)
-    wide = [x.double().cpu() for x in (logp, old, advantages, weights, ref)]
-    expected = reference.policy_loss(*wide[:3], is_weight=wide[3], ref_logp=wide[4], kl_coef=0.1)
+    wide = [x.double().cpu() for x in (logp, old, advantages, weights, initial)]
+    expected = naive.policy_loss(*wide[:3], is_weight=wide[3], initial_logp=wide[4], kl_coef=0.1)
     assert got.loss.dtype == torch.float32
     assert_same(got.loss, expected, rtol=1e-5, atol=1e-5)
 
@@ -133,7 +133,7 @@ def test_at_the_bound_of_20_the_gradient_still_flows_and_beyond_it_is_0(place, s
 
 def test_only_the_current_policy_gets_a_gradient(fp32):
     x = [t.detach().requires_grad_() for t in policy_inputs(fp32.dtype, fp32.device)]
-    loss = policy_token_loss(*x[:3], is_weight=x[3], ref_logp=x[4], kl_coef=0.1, backend=fp32.backend).loss
+    loss = policy_token_loss(*x[:3], is_weight=x[3], initial_logp=x[4], kl_coef=0.1, backend=fp32.backend).loss
     loss.sum().backward()
     assert x[0].grad.any()
     assert [t.grad for t in x[1:]] == [None] * 4

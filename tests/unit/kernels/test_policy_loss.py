@@ -7,9 +7,9 @@ import torch
 
 from exprl.kernels import policy_token_loss
 from exprl.kernels.policy import clipped_surrogate, importance_weight, kl_estimate, ratio_of
-from tests.unit.kernels import reference
+from tests.unit.kernels import naive
 from tests.unit.kernels.comparison import assert_same
-from tests.unit.kernels.reference import policy_inputs
+from tests.unit.kernels.naive import policy_inputs
 
 
 def tensor(*values, grad=False):
@@ -39,10 +39,10 @@ def test_clipped_surrogate_by_hand():
 
 
 def test_kl_estimates_by_hand():
-    # log pi = log 0.5, log pi_ref = log 0.25: delta = -log 2
-    logp, ref = tensor(math.log(0.5), grad=True), tensor(math.log(0.25))
+    # log pi = log 0.5, log pi_initial = log 0.25: delta = -log 2
+    logp, initial = tensor(math.log(0.5), grad=True), tensor(math.log(0.25))
     log2 = math.log(2)
-    k1, k2, k3 = (kl_estimate(logp, ref, kind) for kind in ("k1", "k2", "k3"))
+    k1, k2, k3 = (kl_estimate(logp, initial, kind) for kind in ("k1", "k2", "k3"))
     assert [k.item() for k in (k1, k2, k3)] == pytest.approx([log2, log2**2 / 2, 0.5 + log2 - 1])
     # d/dlogp: k1: 1; k2: -delta; k3: 1 - exp(delta)
     assert [gradient(k, logp).item() for k in (k1, k2, k3)] == pytest.approx([1.0, log2, 0.5])
@@ -51,15 +51,15 @@ def test_kl_estimates_by_hand():
 def test_kl_gradients_in_expectation():
     # Over a whole distribution: sum of pi(x) times the gradient of each estimate.
     logits = tensor(0.3, -0.8, 1.1, grad=True)
-    ref = torch.log_softmax(tensor(-0.5, 0.4, 0.2), -1)
+    initial = torch.log_softmax(tensor(-0.5, 0.4, 0.2), -1)
 
     def expected(kind):
         logp = torch.log_softmax(logits, -1)
-        return torch.autograd.grad((logp.exp().detach() * kl_estimate(logp, ref, kind)).sum(), logits)[0]
+        return torch.autograd.grad((logp.exp().detach() * kl_estimate(logp, initial, kind)).sum(), logits)[0]
 
     logp = torch.log_softmax(logits, -1)
-    reverse = torch.autograd.grad((logp.exp() * (logp - ref)).sum(), logits)[0]
-    forward = torch.autograd.grad((ref.exp() * (ref - torch.log_softmax(logits, -1))).sum(), logits)[0]
+    reverse = torch.autograd.grad((logp.exp() * (logp - initial)).sum(), logits)[0]
+    forward = torch.autograd.grad((initial.exp() * (initial - torch.log_softmax(logits, -1))).sum(), logits)[0]
     torch.testing.assert_close(expected("k1"), torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(expected("k2"), reverse)
     torch.testing.assert_close(expected("k3"), forward)
@@ -79,7 +79,7 @@ def test_huge_differences_stay_finite():
 
 
 def test_by_hand(fp32):
-    # Ratio 0.6 / 0.5 = 1.2 (not clipped), A = 2, weight 1.25, pi_ref = 0.3: delta = -log 2, k3 = 0.5 + log 2 - 1.
+    # Ratio 0.6 / 0.5 = 1.2 (not clipped), A = 2, weight 1.25, pi_initial = 0.3: delta = -log 2, k3 = 0.5 + log 2 - 1.
     #   loss = -1.2 * 2 * 1.25 + 0.1 k3; d loss / d logp = -1.2 * 2 * 1.25 + 0.1 (1 - 0.5).
     def log(x):
         return torch.tensor([x], device=fp32.device).log()
@@ -90,7 +90,7 @@ def test_by_hand(fp32):
         log(0.5),
         torch.tensor([2.0], device=fp32.device),
         is_weight=torch.tensor([1.25], device=fp32.device),
-        ref_logp=log(0.3),
+        initial_logp=log(0.3),
         kl_coef=0.1,
         backend=fp32.backend,
     )
@@ -104,14 +104,14 @@ def test_by_hand(fp32):
 # ------------------------------------------------------------------ every branch, against a naive composition
 
 
-def compare(place, options, mask=None, weight=True, ref=True):
-    """Loss and gradient of ours and of the reference in float64, from the same rounded inputs."""
+def compare(place, options, mask=None, weight=True, initial=True):
+    """Loss and gradient of ours and of the naive one in float64, from the same rounded inputs."""
     sides = []
     for x, function, extra in (
         (policy_inputs(place.dtype, place.device), policy_token_loss, {"backend": place.backend}),
-        ([x.detach().double() for x in policy_inputs(place.dtype)], reference.policy_loss, {}),
+        ([x.detach().double() for x in policy_inputs(place.dtype)], naive.policy_loss, {}),
     ):
-        logp, old, advantages, weights, ref_logp = x
+        logp, old, advantages, weights, initial_logp = x
         logp.requires_grad_()
         result = function(
             logp,
@@ -119,7 +119,7 @@ def compare(place, options, mask=None, weight=True, ref=True):
             advantages,
             None if mask is None else mask.to(logp.device),
             is_weight=weights if weight else None,
-            ref_logp=ref_logp if ref else None,
+            initial_logp=initial_logp if initial else None,
             **options,
             **extra,
         )
@@ -136,7 +136,7 @@ def compare(place, options, mask=None, weight=True, ref=True):
 @pytest.mark.parametrize("weight", [False, True])
 def test_against_a_naive_composition(place, dual_clip, kl, weight):
     options = {"dual_clip": dual_clip, "kl_coef": 0.0 if kl is None else 0.3, "kl": kl or "k3"}
-    compare(place, options, weight=weight, ref=kl is not None)
+    compare(place, options, weight=weight, initial=kl is not None)
 
 
 @pytest.mark.parametrize(("clip_low", "clip_high"), [(0.0, 0.0), (0.2, 0.2), (0.6, 1.0), (1.0, math.inf)])
@@ -149,7 +149,7 @@ def test_whole_numbers_as_options(fp32):
 
 
 def test_statistics(place):
-    logp, old, advantages, weights, ref = (x.detach().double().cpu() for x in policy_inputs(place.dtype))
+    logp, old, advantages, weights, initial = (x.detach().double().cpu() for x in policy_inputs(place.dtype))
     stats = compare(place, {"dual_clip": 3.0, "kl_coef": 0.1}).stats
     ratio = (logp - old).clamp(-20, 20).exp()
     assert_same(stats["ratio"], ratio, **place.close)
@@ -157,16 +157,16 @@ def test_statistics(place):
     assert stats["clipped"].cpu().tolist() == held.double().tolist()
     assert 0 < held.sum() < len(held)
     assert_same(stats["is_weight"], weights, **place.close)
-    gap = (ref - logp).clamp(-20, 20)
+    gap = (initial - logp).clamp(-20, 20)
     assert_same(stats["kl"], gap.exp() - gap - 1, **place.close)
     assert not any(x.requires_grad for x in stats.values())
 
 
 def test_the_statistic_kl_needs_no_coefficient(fp32):
-    with_ref = compare(fp32, {"kl_coef": 0.0})
-    without = compare(fp32, {"kl_coef": 0.0}, ref=False)
-    assert torch.equal(with_ref.loss, without.loss)
-    assert with_ref.stats["kl"].max() > 1
+    with_initial = compare(fp32, {"kl_coef": 0.0})
+    without = compare(fp32, {"kl_coef": 0.0}, initial=False)
+    assert torch.equal(with_initial.loss, without.loss)
+    assert with_initial.stats["kl"].max() > 1
     assert "kl" not in without.stats
 
 
@@ -175,5 +175,5 @@ def test_more_tokens_than_a_block(fp32):
     logp, old, advantages = (torch.randn(3, 2051, generator=g, dtype=torch.float64).float() + 0.0).unbind(0)
     logp.requires_grad_()
     got = policy_token_loss(*(x.to(fp32.device) for x in (logp, old, advantages)), backend=fp32.backend)
-    expected = reference.policy_loss(logp.detach().double(), old.double(), advantages.double())
+    expected = naive.policy_loss(logp.detach().double(), old.double(), advantages.double())
     assert_same(got.loss, expected, rtol=1e-5, atol=1e-5)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from exprl.component import Choice, Component
+from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
-from exprl.judges.tokens import JudgeTokenizer
-from exprl.progress import Advance
+from exprl.terminal.progress import OnProgress
 from exprl.types import JudgementStatus
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class JudgeBackend(Component):
         """On the model, loaded and ready; raises `ConfigError` where this backend cannot run it."""
 
     @abstractmethod
-    def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
-        """The reply to each query, in order; `advance` is called with the number answered as they are."""
+    def run(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Reply]:
+        """The reply to each query, in order; `on_progress` is called with the number answered as they are."""
 
     @abstractmethod
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from exprl.component import option
 from exprl.config.ranges import PositiveInt
-from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
-from exprl.judges.tokens import JudgeTokenizer
 from exprl.models.base import LanguageModel, check_vocabulary
-from exprl.progress import Advance
 from exprl.registry import BACKENDS
+from exprl.terminal.progress import OnProgress
 
 if TYPE_CHECKING:
     from exprl.resources import Resources
 
 
 @BACKENDS.register("transformers")
-class HuggingFaceBackend(JudgeBackend):
+class TransformersBackend(JudgeBackend):
     """Runs a judge in this process through transformers, greedily, in eval mode and without gradients.
 
     Args:
@@ -47,7 +47,7 @@ class HuggingFaceBackend(JudgeBackend):
         share_prefixes: bool = True,
         beside: LanguageModel | None = None,
     ) -> None:
-        from exprl.judges.local_model import LocalModel  # imports torch and transformers
+        from exprl.judges.backends.local_model import LocalModel  # imports torch and transformers
 
         super().__init__(config)
         self._language_model = language_model
@@ -58,13 +58,13 @@ class HuggingFaceBackend(JudgeBackend):
         self._live = live
 
     @classmethod
-    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> HuggingFaceBackend:
+    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> TransformersBackend:
         """On the policy, the run's frozen copy of it, or a model of its own on the policy's device."""
         judge = f"judge {model.judge!r}"
         if model.weights == "live":
             return cls(config, resources.need_policy(judge), live=True)
         if model.weights == "frozen":
-            return cls(config, resources.need_reference_model(judge), beside=resources.policy)
+            return cls(config, resources.need_initial_policy(judge), beside=resources.policy)
         return cls(config, load_own(model, resources), beside=resources.policy)
 
     @property
@@ -76,7 +76,7 @@ class HuggingFaceBackend(JudgeBackend):
         """Weights that train are other weights now."""
         self.updates += self._live
 
-    def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
+    def run(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Reply]:
         """See `JudgeBackend`; queries of one kind are computed together."""
         replies: dict[Query, Reply] = {}
         kinds = dict.fromkeys((q.labels, q.reply_start, q.max_new_tokens) for q in queries)
@@ -88,13 +88,13 @@ class HuggingFaceBackend(JudgeBackend):
             ]
             prompts = [q.prompt for q in of_kind]
             if labels:
-                answers = self.label_probabilities(prompts, labels, reply_start, advance)
+                answers = self.label_probabilities(prompts, labels, reply_start, on_progress)
             else:
-                answers = self.complete(prompts, max_new_tokens, advance)
+                answers = self.complete(prompts, max_new_tokens, on_progress)
             replies.update(zip(of_kind, answers, strict=True))
         return [replies[query] for query in queries]
 
-    def complete(self, prompts: Sequence[JudgePrompt], max_new_tokens: int, advance: Advance) -> list[Reply]:
+    def complete(self, prompts: Sequence[JudgePrompt], max_new_tokens: int, on_progress: OnProgress) -> list[Reply]:
         """The greedy reply to each prompt; a reply cut off at `max_new_tokens` is returned as far as it came."""
 
         def answer(rows: list[list[int]]) -> list[Reply]:
@@ -105,10 +105,10 @@ class HuggingFaceBackend(JudgeBackend):
                 replies[decoded.slot] = Reply(text=self._tokens.reply_opening + text, finished=finished)
             return replies
 
-        return self._run([self._tokens.encode(prompt) for prompt in prompts], max_new_tokens, answer, advance)
+        return self._run([self._tokens.encode(prompt) for prompt in prompts], max_new_tokens, answer, on_progress)
 
     def label_probabilities(
-        self, prompts: Sequence[JudgePrompt], labels: Sequence[str], reply_start: str, advance: Advance
+        self, prompts: Sequence[JudgePrompt], labels: Sequence[str], reply_start: str, on_progress: OnProgress
     ) -> list[Reply]:
         """The probability of each label as the token after `reply_start`."""
         if not prompts:
@@ -119,7 +119,7 @@ class HuggingFaceBackend(JudgeBackend):
         def answer(rows: list[list[int]]) -> list[Reply]:
             return [Reply(probabilities=tuple(row)) for row in self._local.label_probabilities(rows, label_ids)]
 
-        return self._run([ids for ids, _ in encoded], 0, answer, advance)
+        return self._run([ids for ids, _ in encoded], 0, answer, on_progress)
 
     def room(self, prompt: JudgePrompt) -> tuple[int, int | None]:
         """The prompt's length in tokens, and the model's context length."""
@@ -130,13 +130,13 @@ class HuggingFaceBackend(JudgeBackend):
         sequences: list[list[int]],
         new_tokens: int,
         answer: Callable[[list[list[int]]], list[Reply]],
-        advance: Advance,
+        on_progress: OnProgress,
     ) -> list[Reply]:
         """Answer in batches; sequences beyond the context get a reply with status error."""
         context = self._language_model.context_length
         replies = [_too_long(len(ids), new_tokens, context) for ids in sequences]
         fitting = [index for index, reply in enumerate(replies) if reply is None]
-        advance(len(sequences) - len(fitting))
+        on_progress(len(sequences) - len(fitting))
         model = self._language_model.model
         if self._beside is not None:
             model.to(self._beside.model.device)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ class HuggingFaceBackend(JudgeBackend):
                 indices = [fitting[row] for row in batch]
                 for index, reply in zip(indices, answer([sequences[index] for index in indices]), strict=True):
                     replies[index] = reply
-                advance(len(indices))
+                on_progress(len(indices))
         return [reply for reply in replies if reply is not None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exprl.judges.checkpoint import steps_reached
+from exprl.judges.reference_steps import steps_reached
 
 
 def reference_progress(trace: str, steps: Sequence[str]) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exprl.engines.prefill import Prefilled
 from exprl.errors import ModelError
-from exprl.judges.tree import TokenTree, build_tree
+from exprl.judges.backends.tree import TokenTree, build_tree
 from exprl.models.incremental import advance, cache_of
 from exprl.models.kv_cache import growing, holds_attention_alone
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Advance = Callable[[int], object]
+OnProgress = Callable[[int], object]
 """Called with the number of things done since the last call; a progress bar's `update` is one."""
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from exprl.component import option
-from exprl.config.ranges import SMALLEST, PositiveInt, Range, Seed, Share
-from exprl.data.chain import ChainLength
+from exprl.chain.options import WarmUpOptions
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.cache import cache_folder, draft_of
 from exprl.registry import MODELS
@@ -20,13 +18,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MADE_BY = (
-    "exprl.data.chain",
-    "exprl.models.chain",
-    "exprl.models.chain_tokenizer",
-    "exprl.training.chain_warmup",
-    "exprl.training.supervised",
+    "exprl.chain",
+    "exprl.kernels",
+    "exprl.models.logits",
+    "exprl.text",
+    "exprl.training.batching",
+    "exprl.training.optimizer",
+    "exprl.training.policy",
 )
-"""The modules that the warmed-up weights depend on; not imported for that, as training would load Lightning."""
+"""The packages and modules that the warmed-up weights depend on; read as files, as importing training is slow."""
 
 
 @MODELS.register("chain")
@@ -37,22 +37,8 @@ class ChainModel(ModelProvider):
     mostly right, whole solutions of many steps almost never.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(WarmUpOptions):
         """How far to warm up."""
-
-        seed: Seed = option(0, "seed of the initial weights and of the warm-up's problems")
-        max_steps: ChainLength = option(8, "the warm-up's problems have 1 to this many steps")
-        target_accuracy: Share = option(0.5, "the warm-up ends when a step is sampled right with this probability")
-        reads_references: bool = option(
-            False,
-            "also learn to use a reference that stands on the lines before the question, as the teacher of "
-            "self_distillation must: at first every problem has one, then three of four",
-        )
-        reference_every: PositiveInt = option(2, "those references state each so-many-th turn")
-        lr: Annotated[float, Range(ge=SMALLEST, le=1000)] = option(2e-3, "peak learning rate of the warm-up")
-        batch_size: Annotated[int, Range(ge=1, le=2**16)] = option(64, "problems in one update of the warm-up")
-        max_updates: PositiveInt = option(1000, "give up when the target is not reached after this many updates")
 
     config: Config
 
@@ -64,8 +50,8 @@ class ChainModel(ModelProvider):
         """
         folder = cache_folder() / "chain" / self.fingerprint()
         if not folder.is_dir():
-            from exprl.models import chain_tokenizer
-            from exprl.training.chain_warmup import warm_up  # imports Lightning: only when there is something to train
+            from exprl.chain import tokenizer as chain_tokenizer
+            from exprl.chain.warmup import warm_up  # imports Lightning: only when there is something to train
 
             initial = chain_tokenizer.build_model(chain_tokenizer.ChainModelConfig(seed=self.config.seed))
             policy = self._with_tokenizer(initial)
@@ -79,18 +65,23 @@ class ChainModel(ModelProvider):
         return self._with_tokenizer(model.eval())
 
     def fingerprint(self) -> str:
-        """Names the warmed-up weights: the options and the sources of world, tokenizer, model and warm-up."""
-        text = json.dumps([asdict(self.config), *map(_source, _MADE_BY)])
+        """Names the warmed-up weights: the options and the sources of what made them."""
+        text = json.dumps(
+            [asdict(self.config), *(source.read_text() for name in _MADE_BY for source in _sources(name))]
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _with_tokenizer(self, model: PreTrainedModel) -> LanguageModel:
-        from exprl.models import chain_tokenizer  # imports transformers
+        from exprl.chain import tokenizer as chain_tokenizer  # imports transformers
 
         return LanguageModel(model=model, tokenizer=chain_tokenizer.build_tokenizer(), name="chain policy")
 
 
-def _source(module: str) -> str:
-    spec = find_spec(module)
+def _sources(name: str) -> list[Path]:
+    """The source files of a module or a package."""
+    spec = find_spec(name)
     assert spec is not None
     assert spec.origin is not None
-    return Path(spec.origin).read_text()
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)]
+    return sorted(Path(spec.origin).parent.rglob("*.py"))

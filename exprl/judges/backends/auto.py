@@ -9,9 +9,9 @@ from exprl.component import Component, option
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError
-from exprl.judges.backend import JudgeBackend, JudgeModel
-from exprl.judges.huggingface import HuggingFaceBackend
-from exprl.judges.vllm import VLLMBackend
+from exprl.judges.backends.base import JudgeBackend, JudgeModel
+from exprl.judges.backends.transformers import TransformersBackend
+from exprl.judges.backends.vllm import VLLMBackend
 from exprl.registry import BACKENDS
 from exprl.resources import Resources
 
@@ -21,7 +21,7 @@ class AutoBackend(Component):
     """Opens the backend `transformers`, or `vllm` where `rollout.name` is vllm."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(HuggingFaceBackend.Config):
+    class Config(TransformersBackend.Config):
         """Options of both."""
 
         second_engine: bool = option(
@@ -41,8 +41,8 @@ class AutoBackend(Component):
                     "backend.name=server (one elsewhere), or backend.name=transformers."
                 )
             return VLLMBackend.open(_like(engine.config), model, resources)
-        own = HuggingFaceBackend.Config(batch_tokens=config.batch_tokens, batch_size=config.batch_size)
-        return HuggingFaceBackend.open(own, model, resources)
+        own = TransformersBackend.Config(batch_tokens=config.batch_tokens, batch_size=config.batch_size)
+        return TransformersBackend.open(own, model, resources)
 
 
 def _like(options: HostOptions) -> VLLMBackend.Config:

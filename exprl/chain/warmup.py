@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from exprl.data import chain
+from exprl.chain import problems as chain
+from exprl.chain.options import WarmUpOptions
+from exprl.chain.supervised import StopAtTarget, train_supervised
 from exprl.errors import ModelError
 from exprl.experiment import OptimizerConfig
 from exprl.models.base import LanguageModel
-from exprl.models.chain import ChainModel
-from exprl.prompts import PromptBuilder
 from exprl.seeding import derive_seed
+from exprl.text.prompts import PromptBuilder
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.policy import response_logprobs
-from exprl.training.supervised import StopAtTarget, train_supervised
 from exprl.types import Question
 
 MEASURED_PROBLEMS = 16
@@ -32,7 +32,7 @@ READING_TURNS = 3
 log = logging.getLogger(__name__)
 
 
-def warm_up(policy: LanguageModel, options: ChainModel.Config) -> dict[str, Any]:
+def warm_up(policy: LanguageModel, options: WarmUpOptions) -> dict[str, Any]:
     """Train `policy` in place; returns what was measured. Its problems are of the `train` split.
 
     Raises:
@@ -62,7 +62,7 @@ def train_until(
     examples: Iterator[TokenSequence],
     measured: Sequence[TokenSequence],
     target: float,
-    options: ChainModel.Config,
+    options: WarmUpOptions,
 ) -> dict[str, Any]:
     """Train until steps of `measured` are right with probability `target`; see `warm_up`."""
     stop = StopAtTarget(lambda: step_accuracy(policy, measured), target=target, every=MEASURE_EVERY)

@@ -14,12 +14,12 @@ from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_options import HostOptions
 from exprl.engines.vllm_requests import Ticket
 from exprl.errors import ConfigError
-from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
-from exprl.judges.huggingface import load_own
+from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.tokens import JudgeTokenizer
+from exprl.judges.backends.transformers import load_own
 from exprl.judges.prompting import JudgePrompt
-from exprl.judges.tokens import JudgeTokenizer
-from exprl.progress import Advance
 from exprl.registry import BACKENDS
+from exprl.terminal.progress import OnProgress
 
 if TYPE_CHECKING:
     from exprl.engines.vllm_host import VLLMHost
@@ -73,7 +73,7 @@ class VLLMBackend(JudgeBackend):
             return cls(config, engine.host, live=True)
         if model.weights == "frozen" and (host := host_with_base(resources)) is not None:
             return cls(config, host, shared=True)
-        source = load_own(model, resources) if model.weights == "own" else resources.need_reference_model(judge)
+        source = load_own(model, resources) if model.weights == "own" else resources.need_initial_policy(judge)
         return cls(config, VLLMHost(source, config))
 
     @property
@@ -104,7 +104,7 @@ class VLLMBackend(JudgeBackend):
             if query not in self._started:
                 self._started[query] = self._submit(query)
 
-    def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
+    def run(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Reply]:
         """See `JudgeBackend`."""
         self.start(queries)
         replies: dict[Query, Reply] = {}
@@ -112,7 +112,7 @@ class VLLMBackend(JudgeBackend):
             if query not in replies:
                 work = self._started.pop(query)
                 replies[query] = work if isinstance(work, Reply) else self._finish(work, query)
-            advance(1)
+            on_progress(1)
         return [replies[query] for query in queries]
 
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:

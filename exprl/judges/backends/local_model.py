@@ -12,8 +12,8 @@ from exprl.engines.base import Sampling
 from exprl.engines.decoding import Decoded, Decoding
 from exprl.engines.ends import ends_of, pad_id
 from exprl.engines.prefill import Prefilled, prefill
-from exprl.judges.tree import build_tree, pack
-from exprl.judges.tree_forward import tree_logits, tree_prefill, understands_trees
+from exprl.judges.backends.tree import build_tree, pack
+from exprl.judges.backends.tree_forward import tree_logits, tree_prefill, understands_trees
 from exprl.models.incremental import reading_of
 
 if TYPE_CHECKING:

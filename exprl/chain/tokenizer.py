@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from exprl.data.chain import ANSWER_PREFIX, DELIMITER, LABELS, START_PREFIX
+from exprl.chain.problems import ANSWER_PREFIX, DELIMITER, LABELS, START_PREFIX
 
 PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN = "<pad>", "<bos>", "<eos>", "<user>", "<assistant>", "<unk>"
 

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 
 class Phases:
-    """Seconds spent in each named phase, with a bar while it runs (on a terminal only); `announce` hears each name.
+    """Seconds spent in each named phase, with a bar while it runs (on a terminal only); `announce` is told each name.
 
     >>> phases = Phases()
-    >>> with phases.run("sampling", total=2) as advance:
-    ...     advance(2)
+    >>> with phases.run("sampling", total=2) as on_progress:
+    ...     on_progress(2)
     >>> list(phases.take())
     ['sampling']
     """

@@ -12,11 +12,11 @@ from exprl.component import option
 from exprl.engines.completions import Completion
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerDeadError, ServerOptions
 from exprl.errors import ConfigError, JudgeError
-from exprl.judges.backend import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
-from exprl.judges.tokens import JudgeTokenizer
-from exprl.progress import Advance
 from exprl.registry import BACKENDS
+from exprl.terminal.progress import OnProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,14 +78,14 @@ class ServerBackend(JudgeBackend):
             if query not in self._started:
                 self._started[query] = self._submit(query)
 
-    def run(self, queries: Sequence[Query], advance: Advance) -> list[Reply]:
+    def run(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Reply]:
         """See `JudgeBackend`."""
         self.start(queries)
         replies: dict[Query, Reply] = {}
         for query in queries:
             if query not in replies:
                 replies[query] = self._reply(query, *self._started.pop(query))
-            advance(1)
+            on_progress(1)
         return [replies[query] for query in queries]
 
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-from exprl.chat import NO_THINKING, ChatFrame, chat_frame
-from exprl.encoding import Ids, Part, encoder_of
 from exprl.errors import JudgeError, ModelError
 from exprl.judges.prompting import JudgePrompt
+from exprl.text.chat import NO_THINKING, ChatFrame, chat_frame
+from exprl.text.encoding import Ids, Part, encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

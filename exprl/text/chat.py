@@ -13,9 +13,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from exprl.encoding import Part, encoder_of
 from exprl.errors import ModelError
-from exprl.thinking import CLOSES, OPENS
+from exprl.text.encoding import Part, encoder_of
+from exprl.text.thinking import CLOSES, OPENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

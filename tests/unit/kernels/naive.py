@@ -1,7 +1,7 @@
 """What the kernels must compute, written out in plain torch with every tensor held; and inputs to try it on.
 
 Nothing here imports exprl, so tests and benchmarks compare with something independent. Results have the inputs' dtype:
-pass float64 for a reference to trust. T tokens, V vocabulary, D and D_ref widths of the two heads.
+pass float64 for results to trust. T tokens, V vocabulary, D and D_frozen widths of the two heads.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn import functional
 
 
 class HeadInputs(NamedTuple):
-    """A policy's head, a frozen reference's head over the same vocabulary, and the chosen tokens."""
+    """A policy's head, a frozen head over the same vocabulary, and the chosen tokens."""
 
     hidden: Tensor  # [T, D]
     weight: Tensor  # [V, D]
     bias: Tensor  # [V]
     ids: Tensor  # [T] int64
-    ref_hidden: Tensor  # [T, D_ref]
-    ref_weight: Tensor  # [V, D_ref]
-    ref_bias: Tensor  # [V]
+    frozen_hidden: Tensor  # [T, D_frozen]
+    frozen_weight: Tensor  # [V, D_frozen]
+    frozen_bias: Tensor  # [V]
 
     @property
     def trained(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,9 +31,9 @@ class HeadInputs(NamedTuple):
         return self.hidden, self.weight, self.bias
 
     @property
-    def ref(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The reference head."""
-        return self.ref_hidden, self.ref_weight, self.ref_bias
+    def frozen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The frozen head."""
+        return self.frozen_hidden, self.frozen_weight, self.frozen_bias
 
     def to(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> HeadInputs:
         """Leaves of their own in another dtype, the trained ones with `requires_grad`."""
@@ -42,12 +42,12 @@ class HeadInputs(NamedTuple):
             return x.detach().to(device, dtype, copy=True).requires_grad_(trained)
 
         return HeadInputs(
-            *(leaf(x, True) for x in self.trained), self.ids.clone().to(device), *(leaf(x, False) for x in self.ref)
+            *(leaf(x, True) for x in self.trained), self.ids.clone().to(device), *(leaf(x, False) for x in self.frozen)
         )
 
 
 def head_inputs(
-    tokens: int, vocabulary: int, width: int, *, ref_width: int | None = None, scale: float = 2.0, seed: int = 0
+    tokens: int, vocabulary: int, width: int, *, frozen_width: int | None = None, scale: float = 2.0, seed: int = 0
 ) -> HeadInputs:
     """Float64 heads whose logits have a standard deviation of about `scale`; ids include the first and last token."""
     g = torch.Generator().manual_seed(seed)
@@ -55,7 +55,7 @@ def head_inputs(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    ref_width = ref_width or width
+    frozen_width = frozen_width or width
     ids = torch.randint(vocabulary, (tokens,), generator=g)
     if tokens:
         ids[0] = 0
@@ -65,9 +65,9 @@ def head_inputs(
         weight=normal(vocabulary, width) * scale / width**0.5,
         bias=normal(vocabulary),
         ids=ids,
-        ref_hidden=normal(tokens, ref_width),
-        ref_weight=normal(vocabulary, ref_width) * scale / ref_width**0.5,
-        ref_bias=normal(vocabulary),
+        frozen_hidden=normal(tokens, frozen_width),
+        frozen_weight=normal(vocabulary, frozen_width) * scale / frozen_width**0.5,
+        frozen_bias=normal(vocabulary),
     )
 
 
@@ -83,7 +83,7 @@ class PolicyInputs(NamedTuple):
     old_logp: Tensor
     advantages: Tensor
     is_weight: Tensor
-    ref_logp: Tensor
+    initial_logp: Tensor
 
 
 def policy_inputs(dtype: torch.dtype, device: str | torch.device = "cpu") -> PolicyInputs:
@@ -108,7 +108,7 @@ class Statistics(NamedTuple):
     logp: Tensor
     entropy: Tensor
     divergence: Tensor | None
-    ref_logp: Tensor | None
+    frozen_logp: Tensor | None
     lse: Tensor
 
 
@@ -141,8 +141,8 @@ def logprob_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of ids [T] and entropy [T]; 0 where the mask is false."""
     if mask is not None:
-        heat = temperature[mask] if isinstance(temperature, Tensor) else temperature
-        logp, entropy = logprob_entropy(logits[mask], ids[mask], temperature=heat)
+        temperatures = temperature[mask] if isinstance(temperature, Tensor) else temperature
+        logp, entropy = logprob_entropy(logits[mask], ids[mask], temperature=temperatures)
         return spread(logp, mask), spread(entropy, mask)
     logits = tempered(logits, temperature)
     log_p = logits.log_softmax(-1)
@@ -160,10 +160,10 @@ def linear_statistics(
     temperature: float | Tensor = 1.0,  # or [T]
     softcap: float | None = None,
     mask: Tensor | None = None,  # [T] bool
-    ref: tuple[Tensor, ...] | None = None,  # [T, D_ref], [V, D_ref], and maybe [V]
+    frozen: tuple[Tensor, ...] | None = None,  # [T, D_frozen], [V, D_frozen], and maybe [V]
     divergence: str | None = None,
 ) -> Statistics:
-    """Log-prob, entropy, log-sum-exp, the reference's log-prob and any divergence; 0 where the mask is false."""
+    """Log-prob, entropy, log-sum-exp, the frozen head's log-prob and any divergence; 0 where the mask is false."""
     if mask is not None:
         kept = linear_statistics(
             hidden[mask],
@@ -172,20 +172,20 @@ def linear_statistics(
             bias=bias,
             temperature=temperature[mask] if isinstance(temperature, Tensor) else temperature,
             softcap=softcap,
-            ref=None if ref is None else (ref[0][mask], *ref[1:]),
+            frozen=None if frozen is None else (frozen[0][mask], *frozen[1:]),
             divergence=divergence,
         )
         return Statistics._make(None if x is None else spread(x, mask) for x in kept)
     logits = head_logits(hidden, weight, bias, temperature=temperature, softcap=softcap)
     logp, entropy = logprob_entropy(logits, ids)
     lse = logits.logsumexp(-1)
-    if ref is None:
+    if frozen is None:
         return Statistics(logp, entropy, None, None, lse)
-    ref_logits = head_logits(*ref, temperature=temperature, softcap=softcap)
+    frozen_logits = head_logits(*frozen, temperature=temperature, softcap=softcap)
     between = None
     if divergence is not None:
-        between = DIVERGENCES[divergence](logits.log_softmax(-1), ref_logits.log_softmax(-1))
-    return Statistics(logp, entropy, between, logprob_entropy(ref_logits, ids)[0], lse)
+        between = DIVERGENCES[divergence](logits.log_softmax(-1), frozen_logits.log_softmax(-1))
+    return Statistics(logp, entropy, between, logprob_entropy(frozen_logits, ids)[0], lse)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -213,24 +213,26 @@ def policy_loss(
     clip_high: float = 0.28,
     dual_clip: float | None = None,
     is_weight: Tensor | None = None,
-    ref_logp: Tensor | None = None,
+    initial_logp: Tensor | None = None,
     kl_coef: float = 0.0,
     kl: str = "k3",
 ) -> Tensor:
     """PPO's negated surrogate times the weight, plus the KL estimate, [T]; 0 where the mask is false."""
     if mask is not None:
-        kept = [None if x is None else x[mask] for x in (is_weight, ref_logp)]
+        kept = [None if x is None else x[mask] for x in (is_weight, initial_logp)]
         options = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip, "kl_coef": kl_coef, "kl": kl}
-        loss = policy_loss(logp[mask], old_logp[mask], advantages[mask], is_weight=kept[0], ref_logp=kept[1], **options)
+        loss = policy_loss(
+            logp[mask], old_logp[mask], advantages[mask], is_weight=kept[0], initial_logp=kept[1], **options
+        )
         return spread(loss, mask)
     ratio = (logp - old_logp).clamp(-20, 20).exp()
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
     if dual_clip is not None:
         surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate)
     loss = -surrogate if is_weight is None else -surrogate * is_weight
-    if ref_logp is None or not kl_coef:
+    if initial_logp is None or not kl_coef:
         return loss
-    delta = ref_logp - logp
+    delta = initial_logp - logp
     near = delta.clamp(-20, 20)
     return loss + kl_coef * {"k1": -delta, "k2": delta**2 / 2, "k3": near.exp() - near - 1}[kl]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from exprl.chat import ChatFrame, Role, chat_frame
 from exprl.component import checked, option
 from exprl.config.ranges import Tokens
-from exprl.encoding import encoder_of
 from exprl.errors import ConfigError, DataError, ModelError
+from exprl.text.chat import ChatFrame, Role, chat_frame
+from exprl.text.encoding import encoder_of
 from exprl.types import Prompt, Question
 
 if TYPE_CHECKING:

@@ -82,7 +82,7 @@ def _guarded(stream: TextIO | None, descriptor: int) -> TextIO:
 
 
 def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    from exprl.console import visible  # rich is imported only when there is something to show
+    from exprl.terminal.console import visible  # rich is imported only when there is something to show
 
     sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
 
@@ -92,7 +92,7 @@ _make_record = logging.getLogRecordFactory()
 
 def _visible_record(*args: Any, **options: Any) -> logging.LogRecord:
     """Log lines of every library: they quote names and texts from outside."""
-    from exprl.console import visible
+    from exprl.terminal.console import visible
 
     record = _make_record(*args, **options)
     try:

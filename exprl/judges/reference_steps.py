@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from exprl.component import option
 from exprl.errors import JudgeError
 from exprl.judges.base import Judge
-from exprl.progress import Advance, no_progress
 from exprl.registry import JUDGES
+from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem
 
 
-@JUDGES.register("checkpoint")
-class CheckpointJudge(Judge):
+@JUDGES.register("reference_steps")
+class ReferenceStepsJudge(Judge):
     """Scores 1 + 4 times the share of the reference's steps reached, in order; deterministic, no model.
 
     It compares texts and understands nothing: a right step in other words does not count. It is meant for worlds whose
@@ -35,10 +35,10 @@ class CheckpointJudge(Judge):
 
     config: Config
 
-    def judge(self, requests: Sequence[JudgeRequest], advance: Advance = no_progress) -> list[Judgement]:
+    def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """One judgement a request, always ok."""
         judgements = [self._grade(request) for request in requests]
-        advance(len(requests))
+        on_progress(len(requests))
         return judgements
 
     def check(self, problems: Sequence[Problem]) -> None:

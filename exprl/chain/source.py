@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from exprl.chain.problems import HELDOUT_ONE_IN, ChainLength, ChainProblem, Split, generate
 from exprl.component import option
 from exprl.config.ranges import PositiveInt, Range, Seed
 from exprl.data.base import ProblemSource
-from exprl.data.chain import HELDOUT_ONE_IN, ChainLength, ChainProblem, Split, generate
 from exprl.errors import ConfigError
 from exprl.registry import SOURCES
 from exprl.types import Hidden, Problem, Question, Scaffold

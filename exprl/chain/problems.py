@@ -7,8 +7,6 @@ shows, and the third by what the second then shows; after 9 comes 0. What do the
     reference    a+3 785
                  b+9 649
                  Answer: 649
-from exprl.config.ranges import Range
-
 
 A terse reference states only every second turn, or every third: a reader has to do more than one turn at a time,
 as with solutions that people write for people.

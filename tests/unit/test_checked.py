@@ -169,4 +169,4 @@ def test_what_a_listing_says() -> None:
         "devices": PositiveInt | Literal["auto"],
     }
     assert {key: describe(annotation, rules=True) for key, annotation in fields.items()} == hints
-    assert describe(Annotated[Choice, Registry("fruit", module="exprl.errors")]) == "a fruit"
+    assert describe(Annotated[Choice, Registry("fruit", "exprl.errors")]) == "a fruit"

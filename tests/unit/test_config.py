@@ -14,8 +14,8 @@ from exprl.errors import ConfigError, PathError
 from exprl.registry import BACKENDS, ENGINES, MODELS, SOURCES, Registry
 from exprl.resources import Resources
 
-CUTTERS: Registry[Any] = Registry("cutter", module="exprl.errors")
-SCORERS: Registry[Any] = Registry("scorer", module="exprl.errors")
+CUTTERS: Registry[Any] = Registry("cutter", "exprl.errors")
+SCORERS: Registry[Any] = Registry("scorer", "exprl.errors")
 
 
 @CUTTERS.register("window")

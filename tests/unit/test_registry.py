@@ -11,7 +11,7 @@ from exprl.registry import FAMILIES, REWARDS, Registry, import_plugins, load_ent
 
 @pytest.fixture
 def fruits() -> Registry:
-    registry = Registry("fruit", module="exprl.errors")
+    registry = Registry("fruit", "exprl.errors")
 
     @registry.register("apple")
     class Apple(Component):
@@ -41,7 +41,7 @@ def test_unknown_name_suggests_and_lists(fruits):
 
 def test_empty_registry_says_so():
     with pytest.raises(ConfigError, match=r"\(none\)"):
-        Registry("fruit", module="exprl.errors").get("apple")
+        Registry("fruit", "exprl.errors").get("apple")
 
 
 def test_second_class_under_a_name_is_refused(fruits):

@@ -1,0 +1,1 @@
+"""Text: question to prompt, chat templates, token ids without control tokens, and back to text."""

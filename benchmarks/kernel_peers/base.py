@@ -17,10 +17,10 @@ Task = Literal["linear", "rkl", "logits", "policy", "fkl", "jsd"]
 
 TITLES: dict[Task, str] = {
     "linear": "(b) log-prob and entropy from hidden states",
-    "rkl": "(d) KL(policy ‖ reference) of two heads",
+    "rkl": "(d) KL(policy ‖ frozen) of two heads",
     "logits": "(a) log-prob and entropy from logits",
     "policy": "(c) policy loss of tokens",
-    "fkl": "(d) KL(reference ‖ policy) of two heads",
+    "fkl": "(d) KL(frozen ‖ policy) of two heads",
     "jsd": "(d) Jensen-Shannon divergence of two heads",
 }
 
@@ -59,7 +59,7 @@ class Problem:
     """Inputs of one task at one size, and the gradient that arrives at each output.
 
     `inputs` get a gradient: (logits [T, V],), (hidden [T, D], weight [V, D]) or (logp [T],). `ids` [T] are the chosen
-    tokens, `frozen` the reference's (hidden, weight), `policy` the other arguments of the policy loss.
+    tokens, `frozen` the other head's (hidden, weight), `policy` the other arguments of the policy loss.
     """
 
     task: Task

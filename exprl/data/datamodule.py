@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from exprl.data.order import step_indices
+from exprl.data.order import share_of, step_indices
 from exprl.errors import ConfigError, DataError
 from exprl.types import Problem
 
@@ -26,7 +26,7 @@ class ExpRLDataModule(LightningDataModule):
 
     Args:
         problems: the training problems, ids unique.
-        prompts_per_step: problems a step over all ranks; must be a multiple of the number of ranks.
+        prompts_per_step: problems a step over all ranks; at least one a rank.
         max_steps: steps of the run.
         seed: of the order.
 
@@ -56,13 +56,9 @@ class ExpRLDataModule(LightningDataModule):
         return self._start + self._processed() - self._processed_before
 
     def train_dataloader(self) -> DataLoader[Problem]:
-        """This rank's loader, from the step after the last one done; raises `ConfigError` if ranks cannot share."""
+        """This rank's loader, from the step after the last one done; raises `ConfigError` if it has no share."""
         ranks, rank = self._ranks()
-        if self.prompts_per_step % ranks:
-            raise ConfigError(
-                f"data.prompts_per_step: {self.prompts_per_step} cannot be shared by {ranks} ranks. "
-                f"Make it a multiple of {ranks}."
-            )
+        check_share(self.prompts_per_step, ranks)
         self._processed_before = self._processed()
         sampler = StepSampler(
             step_indices(len(self.problems), self.prompts_per_step, self.seed),
@@ -125,6 +121,15 @@ class ExpRLDataModule(LightningDataModule):
         return (group["num_replicas"], group["rank"]) if group is not None else (1, 0)
 
 
+def check_share(prompts_per_step: int, ranks: int) -> None:
+    """Raise `ConfigError` where a step has not one prompt for each rank."""
+    if prompts_per_step < ranks:
+        raise ConfigError(
+            f"data.prompts_per_step: {prompts_per_step} prompts cannot be shared by {ranks} ranks. Make it at least "
+            f"{ranks}, or use fewer devices."
+        )
+
+
 class StepSampler(Sampler[list[int]]):
     """One rank's contiguous share of each step's indices, from step `start` to `max_steps`.
 
@@ -142,8 +147,7 @@ class StepSampler(Sampler[list[int]]):
         if self.finished:  # an epoch without batches would make a Trainer without an epoch limit spin forever
             raise ConfigError(f"all {self.max_steps} steps are done, but the Trainer goes on: give it max_epochs=1.")
         for indices in self.remaining:
-            share = len(indices) // self.ranks
-            yield indices[self.rank * share : (self.rank + 1) * share]
+            yield indices[share_of(len(indices), self.rank, self.ranks)]
         self.finished = True
 
     def __len__(self) -> int:

@@ -31,6 +31,17 @@ def step_indices(count: int, per_step: int, seed: int) -> Iterator[list[int]]:
         waiting = waiting[per_step:]
 
 
+def share_of(count: int, rank: int, ranks: int) -> slice:
+    """The contiguous part of `count` things that one of `ranks` ranks takes; parts differ in length by one at most.
+
+    >>> [share_of(36, rank, 8) for rank in (0, 3, 4, 7)]
+    [slice(0, 5, None), slice(15, 20, None), slice(20, 24, None), slice(32, 36, None)]
+    """
+    size, longer = divmod(count, ranks)
+    start = rank * size + min(rank, longer)
+    return slice(start, start + size + (rank < longer))
+
+
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     """The indices below `count` in the order of one epoch."""
     # of all that `random` offers, Python promises only seeding and random() to stay the same between versions

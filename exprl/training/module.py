@@ -130,10 +130,10 @@ class ExpRLModule(PolicyModule):
     def sampling_of_step(self, count: int) -> Sampling:
         """The run's sampling with this step's own seed, for this rank's `count` prompts of the step's.
 
-        All ranks have the same seed, and of a step's prompts each has the next `count`.
+        All ranks have the same seed, and of a step's prompts each has those after the ranks' before it.
         """
         seed = derive_seed(self.seed, "rollout", self.steps_done, 0)
-        first = self.world.rank * count
+        first = sum(self.world.gather(count, f"the prompts of {self.step}")[: self.world.rank])
         return replace(self.sampling, seed=seed, numbers=range(first, first + count))
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:

@@ -19,7 +19,7 @@ from lightning import Trainer
 
 from exprl import config as configuration
 from exprl.build import Build
-from exprl.data.datamodule import ExpRLDataModule
+from exprl.data.datamodule import ExpRLDataModule, check_share
 from exprl.errors import ConfigError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
@@ -134,7 +134,7 @@ class TrainingRun:
         """Load and check everything that can fail before any rollout."""
         build, experiment = self.build, self.experiment
         problems, held_out = build.train_problems, build.evaluation_problems
-        self.check_shares()
+        check_share(experiment.data.prompts_per_step, self.world.size)
         if not build.engine.trains:
             raise ConfigError(
                 f"rollout.name: the engine {experiment.rollout.name!r} only evaluates, its weights cannot follow the "
@@ -151,16 +151,6 @@ class TrainingRun:
         """The texts that shape the run beside its config: a changed one does not resume it."""
         build = self.build
         return {**module.texts(), **(build.detector.texts() if build.evaluation_problems else {})}
-
-    def check_shares(self) -> None:
-        """Ranks have equal parts of a step and of an update; raises `ConfigError`."""
-        ranks, data, update = self.world.size, self.experiment.data, self.experiment.update
-        for key, prompts in (
-            ("data.prompts_per_step", data.prompts_per_step),
-            ("update.prompts_per_update", update.prompts_per_update or ranks),
-        ):
-            if prompts % ranks:
-                raise ConfigError(f"{key}: {prompts} cannot be shared by {ranks} ranks. Make it a multiple of {ranks}.")
 
     def evaluated(self, name: str, module: PolicyModule) -> EvaluationResult | None:
         """The evaluation called `name`, from its file if it was made before; None without one.

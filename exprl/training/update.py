@@ -91,7 +91,7 @@ class PolicyUpdate:
     def plan(self, scored: Sequence[ScoredGroup]) -> tuple[list[Update], int]:
         """The step's updates in order, and the number of groups without a learning signal, which are left out.
 
-        `scored` are the groups of all ranks, rank by rank; an update takes the same part of each rank's.
+        `scored` are the groups of all ranks, in the order of the step's prompts.
         """
         kept = [s if self.teaches(s) else None for s in scored]
         samples = [self.sequences([s for s in part if s is not None]) for part in self.parts(kept)]
@@ -111,14 +111,9 @@ class PolicyUpdate:
         ]
 
     def parts(self, items: Sequence[T]) -> list[list[T]]:
-        """What belongs to each update: the same part of each rank's items, of which there is one a prompt."""
-        ranks = self.world.size
-        own = len(items) // ranks
-        size = (self.options.prompts_per_update or len(items)) // ranks
-        return [
-            [item for rank in range(ranks) for item in items[rank * own + start : rank * own + start + size]]
-            for start in range(0, own, size)
-        ]
+        """What belongs to each update, one item a prompt: the next prompts of the step, whatever the ranks."""
+        size = self.options.prompts_per_update or len(items)
+        return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
     def share(self, sequences: Sequence[TokenSequence]) -> Update:
         """This rank's micro-batches of `sequences`, which every rank has in the same order."""

@@ -65,6 +65,19 @@ def test_rollouts_and_evaluations_are_those_of_one_device(ddp: Path, tmp_path: P
     assert sum(json.loads(before[0])["correct"]) > 0
 
 
+@pytest.mark.slow
+def test_ranks_with_unequal_shares_train_as_one_device(tmp_path: Path) -> None:
+    options = ("data.prompts_per_step=3", "update.prompts_per_update=1", "trainer.max_steps=2")
+    for name, devices in (("one", ("trainer.accelerator=cpu",)), ("two", DDP)):
+        done = execute(tmp_path / name, *devices, *options)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2]
+    for alone, shared in zip(one, two, strict=True):
+        for metric in ("update/loss", "update/grad_norm", "update/kl", "reward/mean"):
+            assert shared[metric] == pytest.approx(alone[metric], rel=1e-4, abs=1e-7), metric
+
+
 def test_held_out_problems_are_shared_and_put_together_in_order(ddp: Path) -> None:
     result = json.loads((ddp / "evaluation/after.json").read_text())
     assert len(result["problem_ids"]) == len(set(result["problem_ids"])) == 3
@@ -177,9 +190,9 @@ def test_devices_that_contradict_the_launcher_are_refused(tmp_path: Path) -> Non
 
 
 def test_prompts_that_ranks_cannot_share_are_refused_once(tmp_path: Path) -> None:
-    done = execute(tmp_path / "run", *DDP, "data.prompts_per_step=3", "update.prompts_per_update=null")
+    done = execute(tmp_path / "run", *DDP, "data.prompts_per_step=1", "update.prompts_per_update=null")
     assert done.returncode == 2
-    assert done.stderr.count("data.prompts_per_step: 3 cannot be shared by 2 ranks") == 1
+    assert done.stderr.count("data.prompts_per_step: 1 prompts cannot be shared by 2 ranks") == 1
     assert not (tmp_path / "run").exists()
 
 

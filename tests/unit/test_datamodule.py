@@ -215,8 +215,15 @@ class TestRanks:
         assert [a + b for a, b in zip(first, second, strict=True)] == alone
 
     def test_ranks_that_cannot_share(self):
-        with pytest.raises(ConfigError, match=r"prompts_per_step: 4 cannot be shared by 3 ranks.*multiple of 3"):
-            self.of_rank(0, 3, per_step=4)
+        with pytest.raises(ConfigError, match=r"prompts_per_step: 4 prompts cannot be shared by 5 ranks.*at least 5"):
+            self.of_rank(0, 5, per_step=4)
+
+    def test_shares_differ_by_one_prompt_at_most(self):
+        alone = [[p.id for p in batch] for batch in data(count=9, per_step=4).train_dataloader()]
+        shares = [self.of_rank(rank, 3, per_step=4) for rank in range(3)]
+        first, *others = ([len(batch) for batch in share] for share in shares)
+        assert (first, others) == ([2] * len(alone), [[1] * len(alone)] * 2)
+        assert [a + b + c for a, b, c in zip(*shares, strict=True)] == alone
 
 
 class TestChangedData:

@@ -75,7 +75,11 @@ class TrainingRun:
             ExprlError: any of its children, before work is lost.
         """
         with ExitStack() as stack:
-            return self._execute(stack, resume=resume)
+            summary = self._execute(stack, resume=resume)
+            # Ranks leave together: a launcher stops the others of one that has left with an error, and gloo's threads,
+            # which free tensors late, have come to an end before the interpreter does.
+            self.world.barrier("the end of the run")
+            return summary
 
     def _execute(self, stack: ExitStack, *, resume: bool) -> dict[str, Any]:
         start = time.perf_counter()

@@ -277,19 +277,19 @@ def test_a_build_attaches_the_adapter_by_the_runs_seed():
     assert not has_adapter(chain_build().policy.model)
 
 
-def test_the_reference_is_the_policy_without_its_adapter():
+def test_the_initial_policy_is_the_policy_without_its_adapter():
     build = chain_build("lora.rank=2")
-    policy, reference = build.policy, build.initial_policy
-    assert reference.model is policy.model
+    policy, initial = build.policy, build.initial_policy
+    assert initial.model is policy.model
     first = logits(policy.model)
     move(policy.model)
-    with reference.inference():
-        assert torch.equal(logits(reference.model), first)
+    with initial.inference():
+        assert torch.equal(logits(initial.model), first)
     with policy.inference():
         assert not torch.equal(logits(policy.model), first)
     full = chain_build()
-    assert full.reference.model is not full.policy.model
-    assert not any(parameter.requires_grad for parameter in full.reference.model.parameters())
+    assert full.initial_policy.model is not full.policy.model
+    assert not any(parameter.requires_grad for parameter in full.initial_policy.model.parameters())
 
 
 @pytest.mark.parametrize("text", [False, True])

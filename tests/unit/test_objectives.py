@@ -149,8 +149,8 @@ def test_gradient_flows_through_the_current_policy_only(objective):
     assert [x.grad for x in (old, advantages, sampler, initial)] == [None] * 4
 
 
-def test_needs_reference():
-    assert not Clipped().needs_reference
+def test_needs_initial_policy():
+    assert not Clipped().needs_initial_policy
     objective = Reinforce(Reinforce.Config(kl_coef=0.001))
     assert objective.needs_initial_policy
     with pytest.raises(ValueError, match=r"initial_logp: required with kl_coef 0\.001"):

@@ -68,7 +68,9 @@ def test_mixed_precision_keeps_float32_weights_whatever_they_are_loaded_in(store
 
 def test_what_does_not_train_stays_as_stored(stored):
     assert built(stored, training=False).policy.model.dtype == torch.bfloat16
-    assert built(stored).reference.model.dtype == torch.float32, "the frozen initial policy is the policy's own copy"
+    assert built(stored).initial_policy.model.dtype == torch.float32, (
+        "the frozen initial policy is the policy's own copy"
+    )
 
 
 def test_the_base_of_an_adapter_stays_as_stored(stored):

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -111,3 +112,5 @@ def sharded(policy: LanguageModel, engine: VLLMEngine) -> dict[str, Any]:
 
 if __name__ == "__main__":
     print(json.dumps(main(sys.argv[1])))
+    sys.stdout.flush()
+    time.sleep(0.5)  # gloo's threads free tensors late; one that comes to it while the interpreter ends aborts it

@@ -283,7 +283,7 @@ def test_the_options_and_last_figures_are_on_tensorboard_s_page_of_hparams(
     content = events.PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
     assert start["optimizer.lr"].number_value == 2e-4
-    assert start["reward.judge.name"].string_value == "checkpoint"
+    assert start["reward.judge.name"].string_value == "reference_steps"
     assert start["evaluation.k"].string_value == "[1, 4]"
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     metrics = {info.name.tag for info in experiment.metric_infos}

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 OWED = "owed"
 """In a checkpoint: the records of its step that may not have been written."""
+WITHOUT_UPDATE = "without_update"
+"""And of how many steps in a row, up to its own, made no update."""
 
 
 class StepLog(Callback):
@@ -56,12 +58,13 @@ class StepLog(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """A checkpoint says how many lines belong to it, so that lost ones are noticed, and holds what is owed."""
-        return {**self.lines, OWED: self.owed and asdict(self.owed)}
+        return {**self.lines, OWED: self.owed and asdict(self.owed), WITHOUT_UPDATE: self.without_update}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.expected, owed = state_dict, state_dict.get(OWED)
         self.owed = owed and StepRecords.from_state(owed)
+        self.without_update = state_dict.get(WITHOUT_UPDATE, 0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the files back to the checkpoint, which has been read by now: what a killed run wrote past it goes.

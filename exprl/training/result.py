@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from exprl.runs.files import read_json, write_json
 from exprl.runs.lines import read_lines
 from exprl.terminal.console import Console
 from exprl.training.no_update import IN_GENERAL
+from exprl.training.stopwatch import Spent
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,9 @@ class RunResult:
             try:
                 self.summary()
             except PathError as error:
-                log.warning("%s It is made again; its times are those of this process.", error)
+                log.warning(
+                    "%s It is made again; its times are those up to the last checkpoint and of this process.", error
+                )
                 self.directory.summary.unlink()
 
     def write_summary(
@@ -92,7 +94,7 @@ class RunResult:
         steps: int,
         seed: int,
         evaluation_seed: int,
-        seconds: Mapping[str, float],
+        spent: Spent,
     ) -> None:
         """`summary.json`: before, after, their paired difference, seconds of each phase, versions."""
         summary: dict[str, Any] = {
@@ -102,7 +104,9 @@ class RunResult:
             "steps_without_update": self.steps_without_update(),
             "seed": seed,
             "evaluation_seed": evaluation_seed,
-            "seconds": dict(seconds),
+            "seconds": dict(spent.seconds),
+            "seconds_of_last_process": spent.last,
+            "processes": spent.processes,
             "versions": versions(),
         }
         if before and after:
@@ -131,8 +135,7 @@ class RunResult:
         if idle:
             self.console.say(f"{idle} of {summary['steps']} steps made no update. {IN_GENERAL}")
         path = self.directory.path
-        seconds = summary["seconds"]["total"]
-        self.console.say(f"{summary['steps']} steps in {seconds:.0f} s · files: {path}")
+        self.console.say(f"{summary['steps']} steps in {Spent.of_summary(summary).in_words} · files: {path}")
         self.console.say(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
         return summary
 

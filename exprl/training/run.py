@@ -39,6 +39,7 @@ from exprl.training.machine import check_kernels
 from exprl.training.parallel import ShardedStrategy, environment_for, strategy_for
 from exprl.training.policy_module import PolicyModule
 from exprl.training.result import RunResult
+from exprl.training.stopwatch import Stopwatch
 from exprl.training.tensorboard import EventFiles
 from exprl.training.texts import check_texts
 from exprl.training.world import join
@@ -105,9 +106,9 @@ class TrainingRun:
                 check_texts(self.directory.texts, self.texts(module))
                 self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
                 write_json(self.directory.texts, self.texts(module))
-        prepared = time.perf_counter() - start
+        stopwatch = Stopwatch(module.phases, start=start, prepared=time.perf_counter() - start)
         try:
-            self.fit(module)
+            self.fit(module, stopwatch)
             # Made at the end of training already, unless the run was killed in between.
             before, after = (self.evaluated(name, module) for name in ("before", "after"))
         except BaseException as error:
@@ -122,7 +123,7 @@ class TrainingRun:
                 steps=module.steps_done,
                 seed=self.experiment.seed,
                 evaluation_seed=self.experiment.evaluation.seed,
-                seconds={"prepare": prepared, **module.phases.total, "total": time.perf_counter() - start},
+                spent=stopwatch.spent,
             )
             return self.result.report()
         return {}
@@ -196,7 +197,7 @@ class TrainingRun:
         module.phases.take()
         return EvaluationResult.joined(parts)
 
-    def fit(self, module: PolicyModule) -> None:
+    def fit(self, module: PolicyModule, stopwatch: Stopwatch) -> None:
         """Train to `max_steps`, from the latest checkpoint if there is one."""
         options = self.experiment.trainer
         checkpoint, damaged = self.usable_checkpoint()
@@ -225,7 +226,7 @@ class TrainingRun:
             precision=options.precision,
             max_epochs=1,
             logger=logger,
-            callbacks=self.callbacks(module, damaged),
+            callbacks=[stopwatch, *self.callbacks(module, damaged)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from exprl.chain import tokenizer as chain_tokenizer
 from exprl.errors import ConfigError, JudgeError, RunDirectoryError
 from exprl.training.evaluation_log import EVALUATION, STEP, kind_of
 from exprl.training.module import ExpRLModule
+from exprl.training.phases import Phases
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -122,6 +124,40 @@ def test_a_stopped_run_may_be_given_more_steps(
     changed = ["trainer.max_steps=3", "trainer.print_samples=0", "trainer.checkpoint_every=1"]
     assert run(small(*changed, "evaluation.source=null"), "longer", resume=True)["steps"] == 3
     assert untimed(tmp_path / "longer/metrics.jsonl") == untimed(tmp_path / "straight/metrics.jsonl")
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(
+    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phase counts 100 s in the first process, 1000 s in the second, 10000 s in the third; each makes one step."""
+    score, phase = ExpRLModule.score, Phases.run
+    slow = {"seconds": 100.0, "stop": 1}
+
+    def failing(self: ExpRLModule, groups: Any) -> Any:
+        if self.steps_done == slow["stop"]:
+            raise RuntimeError("the machine is gone")
+        return score(self, groups)
+
+    @contextmanager
+    def timed(self: Phases, name: str, *args: Any, **kwargs: Any) -> Any:
+        with phase(self, name, *args, **kwargs) as advance:
+            yield advance
+        self.total[name] += slow["seconds"]
+
+    monkeypatch.setattr(ExpRLModule, "score", failing)
+    monkeypatch.setattr(Phases, "run", timed)
+    options = ("trainer.max_steps=3", "evaluation.source=null")
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        run(small(*options))
+    slow.update(seconds=1000.0, stop=2)
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        run(small(*options), resume=True)
+    slow.update(seconds=10000.0, stop=99)
+    summary = run(small(*options), resume=True)
+    assert 11100 < summary["seconds"]["updating"] < 11200
+    assert summary["processes"] == 3
+    assert summary["seconds_of_last_process"] < summary["seconds"]["total"]
+    assert "in 3 processes (" in (tmp_path / "run.log").read_text()
 
 
 def test_a_run_is_not_resumed_with_another_chat_template(

@@ -98,3 +98,12 @@ def test_several_in_a_row_are_warned_of_once_a_stretch(tmp_path: Any, caplog: py
     assert [record.getMessage() for record in caplog.records] == [
         "3 steps in a row made no update, so nothing was learned. What may help: easier problems"
     ]
+
+
+def test_a_stretch_goes_on_in_the_next_process(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    first, second, idle = step_log(tmp_path), step_log(tmp_path), NoUpdate("", "easier problems")
+    for _ in range(IN_A_ROW - 1):
+        first.notice(idle)
+    second.load_state_dict(first.state_dict())
+    second.notice(idle)
+    assert "3 steps in a row made no update" in caplog.text

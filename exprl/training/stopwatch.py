@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from lightning import Callback
 
-from exprl.training.phases import Phases
+from exprl.terminal.phases import Phases
 
 
 @dataclass(frozen=True, kw_only=True)

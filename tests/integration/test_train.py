@@ -14,9 +14,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from exprl.chain import tokenizer as chain_tokenizer
 from exprl.errors import ConfigError, JudgeError, RunDirectoryError
+from exprl.terminal.phases import Phases
 from exprl.training.evaluation_log import EVALUATION, STEP, kind_of
 from exprl.training.module import ExpRLModule
-from exprl.training.phases import Phases
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -140,8 +140,8 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(
 
     @contextmanager
     def timed(self: Phases, name: str, *args: Any, **kwargs: Any) -> Any:
-        with phase(self, name, *args, **kwargs) as advance:
-            yield advance
+        with phase(self, name, *args, **kwargs) as on_progress:
+            yield on_progress
         self.total[name] += slow["seconds"]
 
     monkeypatch.setattr(ExpRLModule, "score", failing)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from exprl.terminal.phases import Phases
 from exprl.training import stopwatch
-from exprl.training.phases import Phases
 from exprl.training.stopwatch import Spent, Stopwatch
 
 

@@ -204,7 +204,7 @@ class TestOverrides:
         assert to_node(config.scorer) == {"name": "parts", "scale": 1.0, "cutter": {"name": "window", "size": 3}}
 
 
-STORES: Registry[Any] = Registry("store", module="exprl.errors")
+STORES: Registry[Any] = Registry("store", "exprl.errors")
 
 
 @STORES.register("stored")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,13 @@ def test_most_answers_that_cannot_be_read_are_refused(verifier: Verifier) -> Non
 
 def test_nothing_to_compare_cannot_be_read() -> None:
     assert MathVerifier().unreadable([problem("$$", "a"), problem("1" * 1001, "b"), problem("1", "c")]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["\\[", "\\begin{a}", "$", "#", "a b c. ", "answer is ", "\\text{", "{", "####"])
+def test_no_answer_takes_long_to_read(text: str) -> None:
+    start = time.perf_counter()
+    gold_answer(text * (100_000 // len(text)) + "\nx")
+    assert time.perf_counter() - start < 5
 
 
 def build(tmp_path: Path, *answers: str) -> Build:

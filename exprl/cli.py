@@ -60,7 +60,10 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def show_messages() -> None:
-    """Print what exprl reports as it works."""
+    """Print what exprl reports as it works; bars of other libraries stay out of files and pipes, as its own do."""
+    if not sys.stderr.isatty():  # read when they are imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' as well
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logger = logging.getLogger("exprl")
     logger.setLevel(logging.INFO)
     if not logger.handlers:

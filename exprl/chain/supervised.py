@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from tqdm import tqdm
 
 from exprl.experiment import OptimizerConfig
 from exprl.models.base import LanguageModel
+from exprl.terminal.progress_bar import ProgressBar
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.optimizer import build_optimizer
 from exprl.training.policy import response_logprobs
@@ -53,7 +53,7 @@ class StopAtTarget(Callback):
         self.target = target
         self.every = every
         self.value = float("nan")
-        self.bar = tqdm(desc="supervised", unit=" update", leave=False, disable=None)
+        self.bar = ProgressBar("supervised", unit="update")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,7 +63,7 @@ class StopAtTarget(Callback):
         if (batch_idx + 1) % self.every:
             return
         self.value = self.measure()
-        self.bar.set_postfix(measure=f"{self.value:.3f}", target=self.target)
+        self.bar.note(f"measure {self.value:.3f}, target {self.target}")
         trainer.should_stop = self.value >= self.target
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from exprl.errors import ExprlError, PathError, RunDirectoryError
 from exprl.runs.files import reason
 from exprl.runs.lock import LOCK, acquire, held, holder, in_use
 from exprl.study.runs import Run, with_parents
 from exprl.terminal.console import Console
+from exprl.terminal.progress_bar import ProgressBar
 from exprl.training.interruption import Interrupted, Interruption
 
 POLL = 0.1
@@ -97,7 +96,7 @@ class Runner:
         failed: dict[str, Failure] = {}
         count = len(needed)
         with (
-            tqdm(total=count, initial=count - len(waiting), desc=what, unit=" run", disable=None) as bar,
+            ProgressBar(what, count, "run", initial=count - len(waiting), leave=True) as bar,
             Interruption(lambda: False).listening(),
         ):
             try:
@@ -143,7 +142,7 @@ class Runner:
             )
         self._running[slot] = (run, process, time.monotonic())
 
-    def _ended(self, bar: tqdm[None]) -> Iterator[Failure]:
+    def _ended(self, bar: ProgressBar) -> Iterator[Failure]:
         for slot, (run, process, start) in list(self._running.items()):
             code = process.poll()
             if code is None:

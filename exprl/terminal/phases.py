@@ -1,4 +1,4 @@
-"""Wall time and a progress bar for each phase of a run."""
+"""Wall time and progress of each phase of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
+from exprl.terminal.progress_bar import ProgressBar
 
 
 class Phases:
-    """Seconds spent in each named phase, with a bar while it runs (on a terminal only); `announce` is told each name.
+    """Seconds spent in each named phase, with a `ProgressBar` while it runs; `announce` is told each name.
+
+    `shown` says whether this process shows progress.
 
     >>> phases = Phases()
     >>> with phases.run("sampling", total=2) as on_progress:
@@ -20,9 +22,9 @@ class Phases:
     ['sampling']
     """
 
-    def __init__(self, announce: Callable[[str], object] = str, *, bars: bool = True) -> None:
+    def __init__(self, announce: Callable[[str], object] = str, *, shown: Callable[[], bool] = lambda: True) -> None:
         self._announce = announce
-        self._bars = bars
+        self._shown = shown
         self._step: dict[str, float] = {}
         self.total: defaultdict[str, float] = defaultdict(float)
 
@@ -31,7 +33,7 @@ class Phases:
         """Time a block; the value is called with the number of things done."""
         start = time.perf_counter()
         self._announce(name)
-        with tqdm(total=total, desc=name, unit=f" {unit}", leave=False, disable=None if self._bars else True) as bar:
+        with ProgressBar(name, total, unit, shown=self._shown()) as bar:
             yield bar.update
         seconds = time.perf_counter() - start
         self._step[name] = self._step.get(name, 0.0) + seconds

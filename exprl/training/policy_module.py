@@ -81,7 +81,7 @@ class PolicyModule(LightningModule):
         self.seed = seed
         self.given_world = world
         self.world = world or World()
-        self.phases = Phases(lambda name: self.world.enter(f"{name} of {self.step}"))
+        self.phases = Phases(lambda name: self.world.enter(f"{name} of {self.step}"), shown=lambda: self.world.first)
         self.steps_done = 0
         self.updating = False
         self.whole_steps = True

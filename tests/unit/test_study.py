@@ -382,7 +382,12 @@ class TestResults:
             finish(plan, arm, number, 0, [1, 2])
         header, body = rows(collect(plan, {}), 2, ["pass@1"])
         assert header[-1] == "− grpo"
-        assert [line[:2] for line in body] == [["base", "–"], ["grpo", "sparse"], ["process", "sparse"]]
+        assert [line[:2] for line in body] == [
+            ["base", "–"],
+            ["grpo", "sparse"],
+            ["process", "sparse"],
+            ["twin", "sparse"],
+        ]
         assert "| **grpo** |" in markdown(collect(plan, {}), []).partition("After stage 2")[2]
 
     def test_no_column_where_no_row_has_a_difference(self, make):

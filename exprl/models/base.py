@@ -59,7 +59,8 @@ class LanguageModel:
     @property
     def context_length(self) -> int | None:
         """Longest sequence in tokens, where the model's config says so."""
-        length = getattr(self.model.config, "max_position_embeddings", None)
+        text: Any = self.model.config.get_text_config(decoder=True)  # of a model that reads pictures, too
+        length = getattr(text, "max_position_embeddings", None)
         return int(length) if length is not None else None
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from exprl.errors import ModelError
+
 if TYPE_CHECKING:
     from exprl.models.base import LanguageModel
 
@@ -21,7 +23,15 @@ def prepare_to_train(policy: LanguageModel, precision: str) -> None:
     Args:
         policy: its weights as loaded.
         precision: `trainer.precision`; mixed ones always keep float32 weights.
+
+    Raises:
+        ModelError: the weights are quantised.
     """
+    if getattr(policy.model, "is_quantized", False):
+        raise ModelError(
+            f"model.path: the weights of {policy.name} are quantised and cannot train. Give the model they "
+            "were made from; quantised ones can judge."
+        )
     dtype = policy.model.dtype
     if dtype in (torch.bfloat16, torch.float16) and policy.dtype_by_name and not precision.endswith("-mixed"):
         log.warning(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.errors import ModelError
+from exprl.models.adapted import adapted_base, with_adapter
 from exprl.models.attention import complete_attention
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
@@ -35,16 +36,16 @@ class PretrainedModel(ModelProvider):
         """Where the weights are and how to load them."""
 
         path: NonEmpty = option(
-            help="hub id, local folder, run folder (its latest checkpoint) or .ckpt of one, or package:<name> for "
-            "weights inside an installed package"
+            help="hub id or local folder of a model or an adapter (which is merged in), run folder (its latest "
+            "checkpoint) or .ckpt of one, or package:<name> for weights inside an installed package"
         )
         gguf_file: NonEmpty | None = option(
             None, "load this GGUF file of that place, unpacked to full precision; goes with `path`", of="path"
         )
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
             "auto",
-            "precision of the weights; auto: as stored (float32 for a GGUF file), and float32 where they train; "
-            "bfloat16 or float16 by name also train as such, which loses small updates",
+            "precision of the weights; auto: as stored (float32 for a GGUF file or an adapter), and float32 where they "
+            "train; bfloat16 or float16 by name also train as such, which loses small updates",
         )
         attn_implementation: NonEmpty | None = option(
             None,
@@ -63,7 +64,7 @@ class PretrainedModel(ModelProvider):
         """
         tokenizer = self.load_tokenizer()
         return LanguageModel(
-            model=self._load_model(self._location()).eval(),
+            model=self._load_model(self._location(), self.config.dtype).eval(),
             tokenizer=tokenizer,
             name=self.config.path,
             dtype_by_name=self.config.dtype != "auto",
@@ -85,14 +86,21 @@ class PretrainedModel(ModelProvider):
             return location
         return str(unpacked(_find_gguf(location, self.config.gguf_file)))
 
-    def _load_model(self, location: str) -> PreTrainedModel:
+    def _load_model(self, location: str, dtype: str) -> PreTrainedModel:
+        base = None if self.config.gguf_file else adapted_base(location)
+        if base is None:
+            return self._load_plain(location, dtype)
+        # bfloat16 weights would round most of an adapter away
+        return with_adapter(self._load_model(base, "float32" if dtype == "auto" else dtype), location)
+
+    def _load_plain(self, location: str, dtype: str) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
         attention = self.config.attn_implementation
         options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                location, dtype=self.config.dtype, trust_remote_code=False, **options
+                location, dtype=dtype, trust_remote_code=False, **options
             )
         except pickle.UnpicklingError as error:
             raise ModelError(
@@ -110,6 +118,9 @@ class PretrainedModel(ModelProvider):
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
+            base = adapted_base(location)
+            if base is not None:  # which often comes without one
+                return self._load_tokenizer(base)
             raise _cannot_load("tokenizer", self.config.path, location, error) from error
         if tokenizer.eos_token is None:
             raise ModelError(

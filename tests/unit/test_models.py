@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gemma3Config
 
 from exprl.config import validate_choice
 from exprl.errors import ConfigError, ModelError
@@ -310,3 +312,10 @@ def test_a_home_that_is_not_known_is_an_error_of_ours(monkeypatch: pytest.Monkey
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     with pytest.raises(ModelError, match="set EXPRL_CACHE or HOME to a folder"):
         cache_folder()
+
+
+def test_the_context_of_a_model_that_reads_pictures_too_is_its_texts() -> None:
+    config = Gemma3Config(text_config={"max_position_embeddings": 96})
+    model = SimpleNamespace(config=config)
+    assert not hasattr(config, "max_position_embeddings")
+    assert LanguageModel(model=model, tokenizer=character_tokenizer(), name="gemma").context_length == 96  # type: ignore[arg-type]

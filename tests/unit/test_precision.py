@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from exprl.build import Build
 from exprl.errors import ModelError
@@ -86,3 +87,11 @@ def test_a_tokenizer_larger_than_its_model_is_refused_before_any_work(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=rf"tokenizer has {len(tokenizer)} tokens, but the model embeds 100"):
         built(tmp_path).policy  # noqa: B018
+
+
+def test_quantised_weights_are_refused_before_any_work(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as transformers marks what bitsandbytes, FP8 and others left packed: it refuses to cast them
+    monkeypatch.setattr(LlamaForCausalLM, "is_quantized", True, raising=False)
+    with pytest.raises(ModelError, match="quantised and cannot train"):
+        built(stored).policy  # noqa: B018
+    assert built(stored, training=False).policy.model.dtype == torch.bfloat16, "to evaluate one is fine"

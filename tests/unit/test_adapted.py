@@ -77,8 +77,8 @@ def test_the_policy_is_the_model_with_its_adapter_and_trains_whole(adapter: Path
 @pytest.mark.parametrize("rank", [0, 4])
 def test_the_frozen_initial_policy_has_the_adapter_too(adapter: Path, adapted: LanguageModel, rank: int) -> None:
     build = Build(load_experiment(None, [f"model.path={adapter}", f"lora.rank={rank}"]), training=True)
-    with build.reference.inference():
-        frozen = logits(build.reference.model)
+    with build.initial_policy.inference():
+        frozen = logits(build.initial_policy.model)
     torch.testing.assert_close(frozen, logits(adapted.model), atol=1e-5, rtol=1e-5)
     assert any(parameter.requires_grad for parameter in build.policy.model.parameters())
 

@@ -28,6 +28,7 @@ from exprl.training.interruption import Interruption
 from exprl.training.no_update import IN_A_ROW, NoUpdate
 from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.records import StepRecords, existing
+from exprl.training.room import size_of
 from exprl.training.samples import print_sample, sample_records
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,7 @@ class Checkpoints(Callback):
 
     Args:
         directory: of the run.
+        console: is told what the first one takes.
         every: steps between two; 0: after the last step alone.
         last: the number of steps of the run.
         keep: how many stay.
@@ -194,9 +196,18 @@ class Checkpoints(Callback):
     """
 
     def __init__(
-        self, directory: RunDirectory, *, every: int, last: int, keep: int, damaged: Sequence[Path] = ()
+        self,
+        directory: RunDirectory,
+        console: Console,
+        *,
+        every: int,
+        last: int,
+        keep: int,
+        damaged: Sequence[Path] = (),
     ) -> None:
         self.directory = directory
+        self.console = console
+        self.told = False
         self.every = every
         self.last = last
         self.keep = keep
@@ -279,9 +290,16 @@ class Checkpoints(Callback):
                 f"--resume; the last checkpoint is {last}."
             ) from error
         if module.world.first:
+            self.tell(target)
             for old in self.directory.all_checkpoints()[: -self.keep]:
                 remove(old)
         module.world.barrier(f"the end of the checkpoint of step {module.steps_done}")
+
+    def tell(self, checkpoint: Path) -> None:
+        """Say once where checkpoints lie and what one takes: with the optimizer's state, several times the model."""
+        if not self.told:
+            self.told = True
+            self.console.say(f"checkpoint {checkpoint}: {size_of(checkpoint)}; the latest {self.keep} are kept")
 
 
 def _nothing() -> None:

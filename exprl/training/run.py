@@ -39,6 +39,7 @@ from exprl.training.machine import check_kernels
 from exprl.training.parallel import ShardedStrategy, environment_for, strategy_for
 from exprl.training.policy_module import PolicyModule
 from exprl.training.result import RunResult
+from exprl.training.room import warn_without_room
 from exprl.training.stopwatch import Stopwatch
 from exprl.training.tensorboard import EventFiles
 from exprl.training.texts import check_texts
@@ -106,6 +107,7 @@ class TrainingRun:
                 check_texts(self.directory.texts, self.texts(module))
                 self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
                 write_json(self.directory.texts, self.texts(module))
+                warn_without_room(self.directory, self.build.policy.model, self.experiment.trainer)
         stopwatch = Stopwatch(module.phases, start=start, prepared=time.perf_counter() - start)
         try:
             self.fit(module, stopwatch)
@@ -270,6 +272,7 @@ class TrainingRun:
             StepLog(self.directory, self.console, max_steps=options.max_steps, print_samples=options.print_samples),
             Checkpoints(
                 self.directory,
+                self.console,
                 every=options.checkpoint_every,
                 last=options.max_steps,
                 keep=options.keep_checkpoints,

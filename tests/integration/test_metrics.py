@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from exprl.runs.directory import RunDirectory
 from exprl.training.glossary import METRICS, metric_of
+from exprl.training.room import checkpoint_bytes
 from tests.integration.test_methods import EXACT
 from tests.integration.test_train import lines, scalars
 
@@ -26,3 +31,15 @@ def test_every_logged_metric_is_declared_and_the_other_way_round(small: Any, run
         logged |= written | drawn
     assert {name for name in logged if metric_of(name) is None} == set()
     assert {metric.name for metric in METRICS} == {metric.name for name in logged if (metric := metric_of(name))}
+
+
+def test_the_first_checkpoint_s_size_is_told_once_and_was_foreseen(small: Any, run: Any, tmp_path: Path) -> None:
+    run(small("trainer.max_steps=3", "trainer.checkpoint_every=1", "evaluation.source=null"))
+    console = (tmp_path / "run.log").read_text()
+    checkpoint = RunDirectory(tmp_path / "run").checkpoint(3)
+    assert console.count("checkpoint /") == 1
+    size = checkpoint.stat().st_size
+    assert f"{RunDirectory(tmp_path / 'run').checkpoint(1)}: {size / 1e6:.1f} MB; the latest 2 are kept" in console
+    policy: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    weights = torch.nn.ParameterList([torch.nn.Parameter(tensor) for tensor in policy.values()])
+    assert checkpoint_bytes(weights) == pytest.approx(size, rel=0.02)

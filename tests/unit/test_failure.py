@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from exprl.errors import CheckpointError, ConfigError
 from exprl.runs.directory import RunDirectory
+from exprl.terminal.console import Console
 from exprl.training import world as world_module
 from exprl.training.aftermath import assemble, choose, session
 from exprl.training.callbacks import Checkpoints
@@ -97,7 +98,7 @@ def test_a_part_of_a_checkpoint_that_cannot_be_written_is_said_without_a_traceba
     failed = CheckpointException("write", {1: (full, traceback.extract_stack())})
     module: Any = SimpleNamespace(world=World(), steps_done=2, check_weights=lambda what: None)
     trainer: Any = SimpleNamespace(save_checkpoint=Mock(side_effect=failed))
-    writer = Checkpoints(RunDirectory(tmp_path), every=1, last=4, keep=2)
+    writer = Checkpoints(RunDirectory(tmp_path), Console(quiet=True), every=1, last=4, keep=2)
     with pytest.raises(
         CheckpointError, match=r"cannot write .*: \[Errno 28\] No space left on device\. Make room"
     ) as told:

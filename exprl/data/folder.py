@@ -25,7 +25,7 @@ NAMED = 3
 def tables_in(folder: Path) -> list[Path]:
     """The files of tables in a folder and the folders in it, in order; hidden ones are no data."""
     found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in KINDS and file.name not in ABOUT)
-    shown = [file for file in found if not any(part[0] in "._" for part in file.relative_to(folder).parts)]
+    shown = [file for file in found if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)]
     return [file for file in shown if file.is_file()]
 
 

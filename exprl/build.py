@@ -74,7 +74,6 @@ class Build:
         if source is None:
             raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
         problems = self._loaded(source, "data.train")
-        self._tell_unreadable(problems, "data.train")
         hold = self.experiment.reads_references or not self.training
         return problems if hold else [without_reference(problem) for problem in problems]
 
@@ -86,7 +85,7 @@ class Build:
             return []
         problems = self._loaded(source, "evaluation.source")
         self.verifier.check(problems)
-        self._tell_unreadable(problems, "evaluation.source")
+        self.tell_unreadable(problems, "evaluation.source")
         return problems
 
     @cached_property
@@ -179,6 +178,11 @@ class Build:
                     "Lower rollout.max_new_tokens or prompt.max_prompt_tokens, or drop the row."
                 )
 
+    def tell_unreadable(self, problems: Sequence[Problem], key: str) -> None:
+        """Warn of answers that no response can be found equal to; call it after whatever refuses too many of them."""
+        if unreadable := self.verifier.unreadable(problems):
+            log.warning("%s: %s", key, self.verifier.told(unreadable, problems))
+
     @staticmethod
     def _loaded(source: Choice, key: str) -> list[Problem]:
         try:
@@ -188,11 +192,6 @@ class Build:
         if not problems:
             raise DataError(f"{key} ({source.name}): no problems. Check the path, the filters and `limit`.")
         return problems
-
-    def _tell_unreadable(self, problems: Sequence[Problem], key: str) -> None:
-        """Warn of answers that no response can be found equal to, before work is spent on them."""
-        if unreadable := self.verifier.unreadable(problems):
-            log.warning("%s: %s", key, self.verifier.told(unreadable, problems))
 
 
 def without_reference(problem: Problem) -> Problem:

@@ -160,6 +160,7 @@ def _mine(experiment: Experiment, files: Files, rates: Rates, console: Console) 
     build = Build(experiment)
     problems = build.train_problems
     build.verifier.check(problems)
+    build.tell_unreadable(problems, "data.train")
     build.check_lengths(problems, build.evaluation_sampling.max_new_tokens)
     counts = files.finished()
     check_same(problems, counts)

@@ -66,6 +66,8 @@ class RL(Method):
         )
         reward = experiment.reward.build(build.resources)
         reward.check(problems)
+        if world.first:
+            build.tell_unreadable(problems, "data.train")
         objective = experiment.objective.build(build.resources)
         build.check_lengths(problems, build.sampling.max_new_tokens)
         if objective.needs_initial_policy or experiment.update.log_kl:
@@ -157,6 +159,8 @@ class SelfDistillation(Method):
         check_references(problems, self.registered_name)
         reward = SparseReward(SparseReward.Config(clip_length=False), verifier=build.verifier)  # for the log alone
         reward.check(problems)
+        if world.first:
+            build.tell_unreadable(problems, "data.train")
         build.check_lengths(problems, limit)
         prompts = TeacherPrompts(build.policy.tokenizer, experiment.prompt, self.config.template)
         for problem in problems:

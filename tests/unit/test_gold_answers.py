@@ -123,10 +123,9 @@ def build(tmp_path: Path, *answers: str) -> Build:
 
 
 def test_loading_says_how_many_answers_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    problems = build(tmp_path, "1", PROSE, "2", GSM8K).train_problems
-    assert len(problems) == 4
+    assert len(build(tmp_path, "1", PROSE, "2", GSM8K).evaluation_problems) == 4
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "data.train: verifier 'math': in 1 of 4 problems (first: 'train-2')" in caplog.text
+    assert "evaluation.source: verifier 'math': in 1 of 4 problems (first: 'train-2')" in caplog.text
     assert "Natalia" not in caplog.text
 
 

@@ -1,0 +1,138 @@
+"""What README and docs print works as printed: Python runs, YAML loads, commands have options that there are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from exprl.config.layers import load_layers
+from exprl.experiment import Experiment, load_experiment
+from exprl.study.plan import Plan
+from tests.integration.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FILE = re.compile(r"# (\S+\.py)\n")
+COMMAND = re.compile(r"exprl (?:train|evaluate|mine) \S+\.yaml[^`\n]*")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page; `line` is the one that it begins at."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks(kind: str) -> list[Block]:
+    return [block for page in PAGES for block in blocks_of(page) if block.kind == kind]
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for match in BLOCK.finditer(text):
+        yield Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every command line with a config, in blocks and in the text, and where it stands."""
+    found = []
+    for page in PAGES:
+        for number, line in enumerate(page.read_text().splitlines(), start=1):
+            found += [(f"{page.name}:{number}", match[0]) for match in COMMAND.finditer(line)]
+    return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder as the project's: its configs, the files that Python blocks name, and the README's example."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for block in blocks("python"):
+        named = FILE.match(block.text)
+        if named:
+            (tmp_path / named[1]).parent.mkdir(exist_ok=True)
+            (tmp_path / named[1]).write_text(block.text)
+    [example] = [block for block in blocks("yaml") if block.page.name == "README.md"]
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    for config in ("my.yaml", "runs/mine/config.yaml"):
+        (tmp_path / config).write_text(example.text)
+    return tmp_path
+
+
+def named(block: Block) -> str:
+    return block.name
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=named)
+def test_python_runs_as_it_is_printed(block: Block, place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", block.text],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=named)
+def test_yaml_loads_as_it_is_printed(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    is_study = "\nstages:" in block.text
+    (place / "studies").mkdir()
+    (place / "quickstart.yaml").write_text("extends: configs/quickstart.yaml\n")
+    path = place / ("studies/printed.yaml" if is_study else "printed.yaml")
+    path.write_text(block.text)
+    if is_study:
+        assert Plan.load(path).arms
+    else:
+        given = load_layers(path)[-1]
+        extra = [] if "model" in given or len(load_layers(path)) > 1 else ["model.name=chain"]
+        assert isinstance(load_experiment(path, extra), Experiment)
+
+
+@pytest.mark.parametrize(("where", "command"), commands())
+def test_commands_have_options_that_there_are(
+    where: str, command: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    if command.count("'") % 2:  # the end of what stands in quotes itself, for another shell
+        command = command.rstrip("'")
+    _, _, config, *rest = shlex.split(command, comments=True)
+    overrides = [item for item in rest if re.match(r"[a-z_.0-9]+=", item)]
+    assert isinstance(load_experiment(config, overrides), Experiment), where
+
+
+def test_the_readme_can_be_read_at_once_and_what_is_looked_for_is_found() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert len(blocks("python")) >= 4
+    assert len(blocks("yaml")) >= 4
+    assert len(commands()) >= 12
+
+
+def test_the_readmes_example_asks_for_its_delimiter(place: Path) -> None:
+    example = load_experiment(place / "my.yaml")
+    assert example.reward.config.slicer.config.delimiter in example.prompt.template
+    for override, name in (
+        ("reward.name=sparse", "group"),
+        ("reward.name=outcome", "group"),
+        ("seed=1", "segment_delta"),
+    ):
+        assert load_experiment(place / "my.yaml", [override]).advantage.name == name
+    window = load_experiment(place / "my.yaml", ["reward.slicer.name=token_window"]).reward.config.slicer.config.window
+    assert f"windows of {window} tokens (reward.slicer.window)" in (ROOT / "README.md").read_text()

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from exprl.training.advice import about_advantage
+
 OPTIONS = ("trainer.max_steps=5", "evaluation.source=null", "reward.clip_length=false")
 DELIMITER = 'reward.slicer={name: delimiter, delimiter: "###"}'
 
@@ -51,9 +53,15 @@ def test_not_where_there_are_segments(
     assert said(caplog) == []
 
 
-def test_not_for_a_reward_of_whole_rollouts(small: Any, run: Any, caplog: pytest.LogCaptureFixture) -> None:
-    run(small(*OPTIONS, "trainer.max_steps=1", "reward.name=outcome"))
+def test_not_for_a_reward_of_whole_rollouts_which_is_told_of_its_advantage(
+    small: Any, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = small(*OPTIONS, "trainer.max_steps=1", "reward.name=outcome")
+    run(experiment)
     assert said(caplog) == []
+    told = about_advantage(experiment)
+    assert told is not None
+    assert [record.getMessage() for record in caplog.records].count(told) == 1
 
 
 def test_not_for_what_a_policy_learns_later(small: Any, run: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +15,6 @@ from exprl.experiment import Experiment, load_experiment
 from exprl.registry import ADVANTAGES, JUDGES, MODELS, REWARDS
 from exprl.rewards import Reward
 from exprl.training.advice import about_advantage
-from exprl.training.methods import RL
-from exprl.training.world import World
 from exprl.types import RolloutReward
 
 JUDGE = {"name": "reference_steps"}
@@ -99,22 +95,3 @@ def test_dr_grpo_is_grpo_times_the_deviation_of_the_group() -> None:
     ]
     assert scales == [pytest.approx(0.5, rel=1e-4), pytest.approx(0.2041241, rel=1e-4)]
     assert GroupAdvantage.Config().std
-
-
-def test_a_run_says_so_on_its_first_rank_before_it_makes_anything(caplog: pytest.LogCaptureFixture) -> None:
-    class Stopped(Exception):
-        pass
-
-    def stop(*args: Any) -> None:
-        raise Stopped
-
-    found = experiment("outcome", advantage={"name": "segment_delta"})
-    reward = SimpleNamespace(name="outcome", cls=found.reward.cls, build=stop)
-    told = SimpleNamespace(reward=reward, advantage=found.advantage)
-    build: Any = SimpleNamespace(experiment=told, train_problems=[], resources=None)
-    for rank in (0, 1):
-        world = World()
-        world.rank = rank
-        with caplog.at_level(logging.WARNING), pytest.raises(Stopped):
-            RL().prepare(build, world)
-    assert [record.getMessage() for record in caplog.records] == [about_advantage(found)]

@@ -12,18 +12,22 @@ import argparse
 
 import torch
 
-from exprl.advantages import SegmentDelta
+from exprl import (
+    DelimiterSlicer,
+    LanguageModel,
+    ProcessReward,
+    Prompt,
+    PromptBuilder,
+    ReferenceStepsJudge,
+    Reinforce,
+    Rollout,
+    RolloutGroup,
+    SegmentDelta,
+    decode_with_ends,
+    logprob_entropy,
+)
 from exprl.chain.model import ChainModel
 from exprl.chain.source import ChainSource
-from exprl.judges import ReferenceStepsJudge
-from exprl.kernels import logprob_entropy
-from exprl.models.base import LanguageModel
-from exprl.objectives import Reinforce
-from exprl.rewards import ProcessReward
-from exprl.slicers import DelimiterSlicer
-from exprl.text.prompts import PromptBuilder
-from exprl.text.tokenization import decode_with_ends
-from exprl.types import Prompt, Rollout, RolloutGroup
 
 
 def sample(policy: LanguageModel, prompt: Prompt, count: int, max_new_tokens: int) -> tuple[Rollout, ...]:

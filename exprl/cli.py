@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from exprl import __version__, listing
-from exprl import config as configuration
+from exprl import __version__, config as configuration, listing
 from exprl.errors import ConfigError, ExprlError, PeerError
 from exprl.experiment import load_experiment, load_run
 from exprl.registry import import_plugins

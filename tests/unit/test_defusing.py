@@ -8,8 +8,7 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from exprl.judges.defusing import FRAMES, defuse, frame_names
 from exprl.judges.prompting import compose, read_prompt

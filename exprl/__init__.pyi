@@ -1,0 +1,75 @@
+"""The public names, each with the module it lives in: read by type checkers, and by `__init__.py` at run time."""
+
+from .advantages import (
+    Advantage as Advantage,
+    GroupAdvantage as GroupAdvantage,
+    SegmentBatch as SegmentBatch,
+    SegmentDelta as SegmentDelta,
+    SegmentEnd as SegmentEnd,
+    SegmentGroup as SegmentGroup,
+    SegmentReturn as SegmentReturn,
+)
+from .component import Choice as Choice, Component as Component, choose as choose, option as option
+from .data.base import ProblemSource as ProblemSource
+from .data.datamodule import ExpRLDataModule as ExpRLDataModule
+from .engines import (
+    Engine as Engine,
+    Sampling as Sampling,
+    TransformersEngine as TransformersEngine,
+    VLLMEngine as VLLMEngine,
+)
+from .errors import ExprlError as ExprlError
+from .evaluation.pass_at_k import PassAtK as PassAtK, pass_at_k as pass_at_k
+from .experiment import Experiment as Experiment, load_experiment as load_experiment
+from .judges import (
+    Judge as Judge,
+    LLMJudge as LLMJudge,
+    NoReferenceJudge as NoReferenceJudge,
+    ReferenceStepsJudge as ReferenceStepsJudge,
+    SameModelJudge as SameModelJudge,
+    SmallerModelJudge as SmallerModelJudge,
+    WrongReferenceJudge as WrongReferenceJudge,
+)
+from .kernels import (
+    kl_estimate as kl_estimate,
+    linear_logprob as linear_logprob,
+    logprob_entropy as logprob_entropy,
+    policy_token_loss as policy_token_loss,
+)
+from .models import LanguageModel as LanguageModel, ModelProvider as ModelProvider, PretrainedModel as PretrainedModel
+from .objectives import Clipped as Clipped, Objective as Objective, Reinforce as Reinforce
+from .resources import Resources as Resources
+from .rewards import (
+    OutcomeReward as OutcomeReward,
+    ProcessReward as ProcessReward,
+    Reward as Reward,
+    SparseReward as SparseReward,
+)
+from .slicers import DelimiterSlicer as DelimiterSlicer, Slicer as Slicer, TokenWindowSlicer as TokenWindowSlicer
+from .text.prompts import PromptBuilder as PromptBuilder
+from .text.tokenization import decode_with_ends as decode_with_ends
+from .training.module import ExpRLModule as ExpRLModule, Parts as Parts
+from .types import (
+    Advantages as Advantages,
+    Hidden as Hidden,
+    Judgement as Judgement,
+    JudgeRequest as JudgeRequest,
+    Problem as Problem,
+    Prompt as Prompt,
+    Question as Question,
+    Rollout as Rollout,
+    RolloutGroup as RolloutGroup,
+    RolloutReward as RolloutReward,
+    Scaffold as Scaffold,
+    ScoredGroup as ScoredGroup,
+    Segment as Segment,
+    SegmentRewards as SegmentRewards,
+)
+from .verifiers import (
+    ChoiceVerifier as ChoiceVerifier,
+    ExactVerifier as ExactVerifier,
+    MathVerifier as MathVerifier,
+    Verifier as Verifier,
+)
+
+__version__: str

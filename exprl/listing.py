@@ -12,15 +12,17 @@ from exprl.config.fields import FieldSpec, describe, fields_of
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
 from exprl.registry import FAMILIES, Registry
+from exprl.study.schema import Study
 from exprl.terminal.console import Console
 
 METRICS = "metrics"
 
 
 def topics() -> dict[str, Callable[[Console], None]]:
-    """What can be listed, by name: the families of components, the sections of an experiment, the metrics of a run."""
+    """What can be listed, by name: families of components, sections of an experiment, a study, a run's metrics."""
     families = {registry.family: _family(registry) for registry in FAMILIES}
-    sections = {name: _section(name, schema) for name, schema in sections_of(Experiment).items()}
+    schemas = {**sections_of(Experiment), "study": Study}
+    sections = {name: _section(name, schema) for name, schema in schemas.items()}
     return {**families, **sections, METRICS: _metrics}
 
 
@@ -66,7 +68,8 @@ def option_lines(config: type[Any], indent: str = "", *, without: Collection[str
         if field.name in without:
             continue
         if spec.dataclass is not None:
-            yield f"{indent}{field.name}:  {spec.help}"
+            head = f"{field.name} = null" if field.default is None else f"{field.name}:"
+            yield f"{indent}{head}  {spec.help}"
             yield from option_lines(spec.dataclass, f"{indent}    ")
         else:
             allowed = describe(spec.annotation, rules=True)
@@ -88,7 +91,7 @@ def _family(registry: Registry[Any]) -> Callable[[Console], None]:
 def _section(name: str, schema: type[Any]) -> Callable[[Console], None]:
     def show_section(console: Console) -> None:
         console.say((name, "bold"), f"  {_first_line(schema)}")
-        for line in option_lines(schema, without=sections_of(Experiment)):
+        for line in option_lines(schema, without=sections_of(schema) if schema is Experiment else ()):
             console.say(f"      {line}")
 
     return show_section

@@ -18,7 +18,7 @@ SOON = 30.0
 LATEST = 300.0
 """Seconds after which a line comes even if next to nothing was done."""
 STRIDE = 0.1
-"""Of all that is to be done, what is worth a line."""
+"""Of all that is to be done, what is worth a line; of the time so far, where nobody knows how much there is."""
 
 
 class ProgressBar:
@@ -95,15 +95,18 @@ class Lines:
 
     def due(self, now: float) -> str | None:
         """The line to be printed at time `now`, if one is due."""
-        waited = now - self.last
-        moved = self.total is None or self.done - self.said >= STRIDE * self.total or self.last == self.start
+        waited, whole = now - self.last, now - self.start
+        if self.total is None:
+            moved = waited >= STRIDE * whole
+        else:
+            moved = self.done - self.said >= STRIDE * self.total or self.last == self.start
         if waited < (SOON if moved else LATEST):
             return None
         self.last, self.said = now, self.done
         of = f" of {self.total}" if self.total else ""
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         figure = f", {self.figure}" if self.figure else ""
-        return f"{self.name}: {self.done}{of} {self.unit}s{share}{figure}, {_duration(now - self.start)}"
+        return f"{self.name}: {self.done}{of} {self.unit}s{share}{figure}, {_duration(whole)}"
 
     def close(self) -> None:
         """No more lines."""

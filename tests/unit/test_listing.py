@@ -49,6 +49,13 @@ def test_defaults_and_ranges_are_as_in_yaml() -> None:
     assert '          question = "question"  ' in shown("source")
 
 
+def test_a_study_is_listed_with_what_it_tunes_and_mines() -> None:
+    study = shown("study")
+    assert "      seeds = [0, 1, 2, 3, 4]  every arm is run with each of these" in study
+    assert "          samples = 64  samples of each problem" in study
+    assert "          key = required  the option, for example optimizer.lr" in study
+
+
 def test_a_key_names_its_family_and_a_mistake_its_neighbour() -> None:
     assert shown("rollout") == shown("engine")
     assert shown("engine").startswith("engine  chosen at `rollout`\n")

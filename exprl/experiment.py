@@ -190,7 +190,9 @@ class Experiment:
     verifier: Annotated[Choice, VERIFIERS] = choose(VERIFIERS, "math", "decides whether a final answer is right")
     reward: Annotated[Choice, REWARDS] = choose(REWARDS, "sparse", "what a rollout or a segment is worth")
     advantage: Annotated[Choice, ADVANTAGES] = choose_by(
-        lambda chosen: usual_advantage(chosen["reward"]), ADVANTAGES, "rewards to per-token advantages"
+        lambda chosen: usual_advantage(chosen["reward"]),
+        ADVANTAGES,
+        "rewards to per-token advantages; group with one reward a rollout, segment_delta with one a segment",
     )
     objective: Annotated[Choice, OBJECTIVES] = choose(OBJECTIVES, "clipped", "the policy loss")
     optimizer: OptimizerConfig = option(OptimizerConfig(), "AdamW and its schedule")

@@ -120,6 +120,8 @@ def _default(field: dataclasses.Field[Any], spec: FieldSpec) -> str:
     """As it would stand in the YAML."""
     if spec.required:
         return "required"
+    if spec.name_for is not None:
+        return "depends"
     if spec.default_node is not None:
         return str(spec.default_node["name"])
     value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default

@@ -14,19 +14,7 @@ from exprl.judges.backends.base import JudgeBackend, Reply
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.registry import BEHAVIOURS
 from exprl.training.metrics import behaviour_metrics
-from exprl.types import (
-    Advantages,
-    Hidden,
-    Problem,
-    Prompt,
-    Question,
-    Rollout,
-    RolloutGroup,
-    RolloutReward,
-    Scaffold,
-    ScoredGroup,
-    Segment,
-)
+from tests.rollouts import rollout_of, scored_of
 
 POSITIVE = {
     "verification": [
@@ -181,24 +169,7 @@ class TestRates:
 
 
 def scored(texts):
-    problem = Problem(question=Question(problem_id="p", text="?"), scaffold=Scaffold(answer=Hidden("4")))
-    prompt = Prompt(problem_id="p", text="?", token_ids=(1,))
-    rollouts = tuple(
-        Rollout(
-            prompt=prompt,
-            token_ids=(1,),
-            text=text,
-            token_ends=(len(text),),
-            sampler_logprobs=(0.0,),
-            finish_reason="stop",
-        )
-        for text in texts
-    )
-    return ScoredGroup(
-        group=RolloutGroup(problem=problem, rollouts=rollouts),
-        rewards=tuple(RolloutReward(value=0.0, length=1) for _ in texts),
-        advantages=tuple(Advantages(segments=(Segment(0, 1),), values=(0.0,)) for _ in texts),
-    )
+    return scored_of([rollout_of(text) for text in texts])
 
 
 class Answers(JudgeBackend):

@@ -12,8 +12,9 @@ from exprl.judges.prompting import compose
 from exprl.models.base import LanguageModel
 from exprl.text.chat import NO_THINKING, ChatFrame, chat_frame, reply_end
 from exprl.text.prompts import PromptBuilder, PromptConfig
-from exprl.types import Hidden, Problem, Question, Rollout, Scaffold
+from exprl.types import Hidden, Problem, Question, Scaffold
 from tests.conftest import tiny_llama
+from tests.rollouts import rollout_of
 from tests.tokenizers import CHATML, byte_level
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -223,14 +224,7 @@ def test_a_written_reply_begins_with_the_thinking_that_the_prompt_opened() -> No
 def test_a_rollout_whose_prompt_opened_thinking_is_verified_with_it() -> None:
     prompt = prompt_of(THINKS)
     assert prompt.reply_opening == "<think>\n"
-    rollout = Rollout(
-        prompt=prompt,
-        token_ids=(1,),
-        text="The answer is 4",
-        token_ends=(15,),
-        sampler_logprobs=(-1.0,),
-        finish_reason="length",
-    )
+    rollout = rollout_of("The answer is 4", finish="length", prompt=prompt)
     assert rollout.reply == "<think>\nThe answer is 4"
     assert rollout.text == "The answer is 4", "its tokens' own text"
     assert prompt_of(CHATML).reply_opening == ""

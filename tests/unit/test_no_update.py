@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -13,36 +12,17 @@ from exprl.training.no_update import IN_A_ROW, NoUpdate, no_update
 from exprl.training.records import existing
 from exprl.training.samples import _number
 from exprl.types import (
-    Advantages,
-    Problem,
-    Prompt,
-    Question,
-    Rollout,
-    RolloutGroup,
     RolloutReward,
-    Scaffold,
     ScoredGroup,
 )
+from tests.rollouts import rollout_of, scored_of
 
 
 def group(*values: float | None, tokens: int = 2, cut_off: bool = False) -> ScoredGroup:
     """A group of rollouts with these rewards and no advantages."""
-    rollout = Rollout(
-        prompt=Prompt(problem_id="p", text="", token_ids=(1,)),
-        token_ids=(1,) * tokens,
-        text="a" * tokens,
-        token_ends=tuple(accumulate((1,) * tokens)),
-        sampler_logprobs=(-1.0,) * tokens,
-        finish_reason="length" if cut_off else "stop",
-    )
-    return ScoredGroup(
-        group=RolloutGroup(
-            problem=Problem(question=Question(problem_id="p", text="?"), scaffold=Scaffold()),
-            rollouts=(rollout,) * len(values),
-        ),
-        rewards=tuple(RolloutReward(value=value, length=tokens, cut_off=cut_off) for value in values),
-        advantages=(Advantages(segments=(), values=(), valid=True),) * len(values),
-    )
+    rollout = rollout_of(*"a" * tokens, finish="length" if cut_off else "stop")
+    rewards = [RolloutReward(value=value, length=tokens, cut_off=cut_off) for value in values]
+    return scored_of([rollout] * len(values), rewards=rewards)
 
 
 @pytest.mark.parametrize(

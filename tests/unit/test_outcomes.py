@@ -11,18 +11,11 @@ from typing import Any
 from exprl.training.module import ExpRLModule
 from exprl.training.world import World
 from exprl.types import (
-    Advantages,
-    Hidden,
     Problem,
-    Prompt,
-    Question,
-    Rollout,
-    RolloutGroup,
-    RolloutReward,
-    Scaffold,
     ScoredGroup,
 )
 from exprl.verifiers.base import Verifier
+from tests.rollouts import problem_of, rollout_of, scored_of
 
 
 class Counting(Verifier):
@@ -38,28 +31,7 @@ class Counting(Verifier):
 
 
 def scored(problem: int, *replies: str, answer: str | None = "yes") -> ScoredGroup:
-    prompt = Prompt(problem_id=f"p{problem}", text="", token_ids=(1,))
-    return ScoredGroup(
-        group=RolloutGroup(
-            problem=Problem(
-                question=Question(problem_id=f"p{problem}", text="?"),
-                scaffold=Scaffold(answer=None if answer is None else Hidden(answer)),
-            ),
-            rollouts=tuple(
-                Rollout(
-                    prompt=prompt,
-                    token_ids=(1,),
-                    text=reply,
-                    token_ends=(len(reply),),
-                    sampler_logprobs=(-1.0,),
-                    finish_reason="stop",
-                )
-                for reply in replies
-            ),
-        ),
-        rewards=tuple(RolloutReward(value=0.0, length=1) for _ in replies),
-        advantages=tuple(Advantages(segments=(), values=(), valid=True) for _ in replies),
-    )
+    return scored_of([rollout_of(reply) for reply in replies], problem=problem_of(f"p{problem}", answer=answer))
 
 
 def verify(groups: list[ScoredGroup], world: World, verifier: Verifier) -> list[list[bool]]:

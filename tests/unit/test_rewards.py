@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import pytest
 
 from exprl.config import from_layers, validate_choice
@@ -17,43 +15,27 @@ from exprl.rewards.checks import check_rewards
 from exprl.slicers import DelimiterSlicer
 from exprl.terminal.progress import no_progress
 from exprl.types import (
-    Hidden,
     Judgement,
     Problem,
-    Prompt,
-    Question,
     Rollout,
     RolloutGroup,
     RolloutReward,
-    Scaffold,
     Segment,
     SegmentRewards,
 )
 from exprl.verifiers import ExactVerifier
+from tests.rollouts import problem_of, rollout_of
 
 STEPS = ("one", "two", "three", "four")
 
 
 def problem(problem_id: str = "p", answer: str | None = "4") -> Problem:
-    return Problem(
-        question=Question(problem_id=problem_id, text="Count."),
-        scaffold=Scaffold(
-            reference=Hidden("\n".join(STEPS)), steps=Hidden(STEPS), answer=None if answer is None else Hidden(answer)
-        ),
-    )
+    return problem_of(problem_id, answer=answer, steps=STEPS)
 
 
 def rollout(text: str, finish: str = "stop") -> Rollout:
     """One token a line, and the end-of-sequence token of no width where it stopped."""
-    pieces = text.splitlines(keepends=True) + ([""] if finish == "stop" else [])
-    return Rollout(
-        prompt=Prompt(problem_id="p", text="Count.", token_ids=(1,)),
-        token_ids=tuple(range(len(pieces))),
-        text=text,
-        token_ends=tuple(accumulate(map(len, pieces))),
-        sampler_logprobs=(0.0,) * len(pieces),
-        finish_reason=finish,
-    )
+    return rollout_of(*text.splitlines(keepends=True), *([""] if finish == "stop" else []), finish=finish)
 
 
 def group(*rollouts: Rollout, of: Problem | None = None) -> RolloutGroup:

@@ -10,26 +10,12 @@ from exprl.config import validate
 from exprl.errors import ConfigError
 from exprl.registry import SLICERS
 from exprl.slicers import DelimiterSlicer, TokenWindowSlicer
-from exprl.types import Prompt, Rollout
-
-
-def rollout(*tokens: str) -> Rollout:
-    """One token a string; "" is a token without width, such as the end of sequence."""
-    text = "".join(tokens)
-    ends = tuple(len("".join(tokens[: i + 1])) for i in range(len(tokens)))
-    return Rollout(
-        prompt=Prompt(problem_id="p", text="", token_ids=()),
-        token_ids=tuple(range(len(tokens))),
-        text=text,
-        token_ends=ends,
-        sampler_logprobs=(0.0,) * len(tokens),
-        finish_reason="stop",
-    )
+from tests.rollouts import rollout_of
 
 
 def texts(slicer, *tokens: str) -> list[str]:
     """The text of each segment, `|` between its tokens."""
-    return ["|".join(tokens[s.start : s.end]) for s in slicer.slice(rollout(*tokens))]
+    return ["|".join(tokens[s.start : s.end]) for s in slicer.slice(rollout_of(*tokens))]
 
 
 def delimiter(**options) -> DelimiterSlicer:
@@ -132,7 +118,7 @@ def test_token_window(options, tokens, segments):
 
 
 def test_the_default_window_is_512_tokens():
-    assert [len(s) for s in TokenWindowSlicer().slice(rollout(*["x"] * 1100))] == [512, 512, 76]
+    assert [len(s) for s in TokenWindowSlicer().slice(rollout_of(*["x"] * 1100))] == [512, 512, 76]
 
 
 # ------------------------------------------------------------------ both
@@ -154,7 +140,7 @@ def test_the_default_window_is_512_tokens():
 def test_segments_cover_the_tokens_exactly_and_say_something(slicer, seed):
     rng = random.Random(seed)
     pieces = ["#", "##", "###", "\n", "\n\n", " ", "", "a", "b#", "#c", "é###"]
-    sample = rollout(*rng.choices(pieces, k=rng.randrange(0, 40)))
+    sample = rollout_of(*rng.choices(pieces, k=rng.randrange(0, 40)))
     segments = slicer.slice(sample)
     assert [t for s in segments for t in range(s.start, s.end)] == list(range(len(sample)))
     if sample.text.replace("#", "").strip():

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from exprl.types import (
     Segment,
     SegmentRewards,
 )
+from tests.rollouts import rollout_of
 
 SECRET = "the-worked-solution"
 
@@ -35,15 +37,7 @@ def problem() -> Problem:
 
 
 def rollout(**changes: object) -> Rollout:
-    values: dict = {
-        "prompt": Prompt(problem_id="p1", text="1+1?", token_ids=(1, 2)),
-        "token_ids": (5, 6, 7),
-        "text": "ab cd",
-        "token_ends": (2, 3, 5),
-        "sampler_logprobs": (-0.1, -0.2, -0.3),
-        "finish_reason": "stop",
-    }
-    return Rollout(**{**values, **changes})
+    return replace(rollout_of("ab", " ", "cd"), **changes)
 
 
 class TestHidden:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exprl import listing
 from exprl.advantages import GroupAdvantage
 from exprl.component import Choice
 from exprl.config import from_layers, load, to_node
@@ -14,6 +16,7 @@ from exprl.errors import ConfigError
 from exprl.experiment import Experiment, load_experiment
 from exprl.registry import ADVANTAGES, JUDGES, MODELS, REWARDS
 from exprl.rewards import Reward
+from exprl.terminal.console import Console
 from exprl.training.advice import about_advantage
 from exprl.types import RolloutReward
 
@@ -57,6 +60,14 @@ def test_it_goes_with_a_reward_made_in_code() -> None:
     assert Experiment(model=model, reward=process).advantage.name == "segment_delta"
     assert Experiment(model=model, reward=outcome).advantage == Choice.of(ADVANTAGES, "group")
     assert Experiment(model=model).advantage.name == "group"
+
+
+def test_the_list_of_options_says_on_what_it_depends() -> None:
+    file = io.StringIO()
+    listing.show("experiment", Console(file=file, width=200))
+    [line] = [line for line in file.getvalue().splitlines() if line.strip().startswith("advantage = ")]
+    assert line.strip().startswith("advantage = depends ")
+    assert "group with one reward a rollout, segment_delta with one a segment" in line
 
 
 def test_a_reward_that_does_not_say_what_it_scores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,14 +167,21 @@ def on_device(model: nn.Module | None, device: torch.device, *, offload: bool) -
 
 
 def sum_gradients(model: nn.Module, world: World) -> None:
-    """Add up every rank's gradients, which FSDP has done already; a rank without one counts as 0."""
+    """Add up every rank's gradients, which FSDP has done already; a rank without one counts as 0.
+
+    A weight that no rank used keeps none, as on one device: with a gradient of 0 AdamW would make it decay.
+    """
     if world.size == 1 or is_sharded(model):
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
+    used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
+    used = used.to(trained[0].device)
+    dist.all_reduce(used)
+    summed = [parameter for parameter, ranks in zip(trained, used.tolist(), strict=True) if ranks]
+    for parameter in summed:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for work in [dist.all_reduce(parameter.grad, async_op=True) for parameter in trained]:
+    for work in [dist.all_reduce(parameter.grad, async_op=True) for parameter in summed]:
         work.wait()
 
 

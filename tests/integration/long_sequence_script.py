@@ -67,7 +67,7 @@ def main() -> None:
     before = [parameter.detach().clone() for parameter in policy.model.parameters()]
     frozen = computing.frozen_logprobs(reference, update)
     old = computing.frozen_logprobs(policy, update)
-    sums = computing.accumulate(update, lambda loss: loss.backward(), old=old, reference=frozen)
+    sums = computing.accumulate(update, lambda loss: loss.backward(), old=old, initial=frozen)
     norm = clip_gradients(policy.model, 1.0)
     optimizer.step()
     changed = [bool((now.detach() != then).any()) for now, then in zip(policy.model.parameters(), before, strict=True)]

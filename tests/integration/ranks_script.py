@@ -35,9 +35,11 @@ CPU = torch.device("cpu")
 
 
 def policy() -> LanguageModel:
-    """A tiny Llama; the same on every rank."""
+    """A tiny Llama, the same on every rank, with a weight that text does not use, as of a part that reads pictures."""
     tokenizer = character_tokenizer()
-    return LanguageModel(model=tiny_llama(len(tokenizer), scale=0.1), tokenizer=tokenizer, name="tiny")
+    model = tiny_llama(len(tokenizer), scale=0.1)
+    model.vision = torch.nn.Linear(2, 2)
+    return LanguageModel(model=model, tokenizer=tokenizer, name="tiny")
 
 
 def scored_groups(count: int = 4, group: int = 3) -> list[ScoredGroup]:
@@ -96,13 +98,14 @@ def gradients(world: World, model: LanguageModel, scored: Sequence[ScoredGroup],
     assert len(updates) == 1
     frozen = computing.frozen_logprobs(other, updates[0])
     model.model.zero_grad()
-    sums = computing.accumulate(updates[0], lambda loss: loss.backward(), reference=frozen)
+    sums = computing.accumulate(updates[0], lambda loss: loss.backward(), initial=frozen)
     sum_gradients(model.model, world)
     flat = torch.cat([p.grad.flatten() for p in model.model.parameters() if p.grad is not None]).clone()
     norm = clip_gradients(model.model, 1.0)
     return {
         "sums": world.sum(sums),
         "gradient": flat,
+        "without": [name for name, p in model.model.named_parameters() if p.grad is None],
         "norm": norm,
         "tokens": updates[0].tokens,
         "dropped": dropped,

@@ -37,6 +37,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def assert_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
     assert result["tokens"] == expected["tokens"]
+    assert result["without"] == expected["without"] == ["vision.weight", "vision.bias"], "AdamW would decay a 0"
     scale = expected["gradient"].abs().max()
     assert (result["gradient"] - expected["gradient"]).abs().max() <= 1e-5 * scale
     assert result["norm"] == pytest.approx(expected["norm"], rel=1e-5)

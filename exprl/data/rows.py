@@ -132,11 +132,12 @@ def _check_columns(row: Row, columns: Columns, where: str) -> None:
         return
     taken = [column for role, column in mapped.items() if role not in missing]
     proposed = {role: proposal(role, column, row, taken) for role, column in missing.items()}
+    none_at_all = " (null: the rows have none)" if set(missing) != {"question"} else ""
     told = " and ".join(f"no column {column!r} for the {role}" for role, column in missing.items())
     raise ColumnError(
         f"{where}: {told}. The columns are {listing(row)}.",
         [f"columns.{role}={name or ('null' if role != 'question' else 'COLUMN')}" for role, name in proposed.items()],
-        " (null: the rows have none), or repair the row.",
+        f"{none_at_all}, or repair the row.",
     )
 
 

@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from exprl import __version__, config as configuration, listing
+from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError, PeerError
+from exprl.evaluation.rates import Rates
 from exprl.experiment import load_experiment, load_run
 from exprl.registry import import_plugins
 from exprl.runs.directory import RunDirectory
 from exprl.runs.files import local_path
-from exprl.runs.places import check_config, check_resumed, checkpoint_to_evaluate, place_of
+from exprl.runs.places import (
+    check_config,
+    check_resumed,
+    checkpoint_to_evaluate,
+    find_checkpoint,
+    place_of,
+    require_there,
+)
+from exprl.runs.preflight import check_evaluation, check_mining, check_place, check_training
 from exprl.terminal.console import Console, errors, visible, write_document
 from exprl.terminal.streams import check_written
 
@@ -169,11 +179,19 @@ def run_train(options: argparse.Namespace) -> None:
         if _is_place(item):
             check_resumed(item)
     experiment = load_experiment(options.config, options.overrides)
+    check_training(experiment)
     run_dir = experiment.run_dir or Path("runs") / Path(options.config).stem
-    from exprl.training import launch  # imports torch: only once the config is known to be right
+    from exprl.training import launch
+
+    alone = launch.launched() is None
+    if alone:
+        check_place(RunDirectory(run_dir), experiment, resume=options.resume)
+    from exprl.training import machine  # imports torch: only once the config is known to be right
 
     count = launch.devices_here(experiment.trainer)
-    if count > 1 and launch.launched() is None:
+    machine.check_kernels(experiment.update, machine.device_of(experiment.trainer))
+    if count > 1 and alone:
+        check_share(experiment.data.prompts_per_step, count)
         raise SystemExit(launch.start_ranks(count, options.arguments))
     from exprl.training.interruption import Interrupted
     from exprl.training.run import train
@@ -194,11 +212,14 @@ def run_evaluate(options: argparse.Namespace) -> None:
     output = None if options.output is None else local_path(options.output, "--output")
     place = place_of(local_path(places[0], "CONFIG | RUN")) if places else None
     source = checkpoint_to_evaluate(place, options.checkpoint)
+    if source is not None:
+        require_there(source.path)
     import_plugins(options.plugins)
     if place is None or place.run is None:
         experiment = load_experiment(None if place is None else place.path, overrides)
     else:
         experiment = load_run(RunDirectory(place.run).config, overrides)
+    check_evaluation(experiment)
     from exprl.evaluation.command import evaluate_model  # imports torch
     from exprl.runs.checkpoints import whole_checkpoint
 
@@ -216,9 +237,11 @@ def _is_place(item: str) -> bool:
 def run_export(options: argparse.Namespace) -> None:
     """`exprl export`."""
     import_plugins(options.plugins)
+    source = Path(options.source)
+    find_checkpoint(source)
     from exprl.export import export  # imports torch and transformers
 
-    export(Path(options.source), Path(options.folder), adapter=options.adapter, dtype=options.dtype, console=Console())
+    export(source, Path(options.folder), adapter=options.adapter, dtype=options.dtype, console=Console())
 
 
 def run_study(options: argparse.Namespace) -> None:
@@ -253,15 +276,12 @@ def run_mine(options: argparse.Namespace) -> None:
     """`exprl mine`."""
     check_config(options.config, "mine")
     experiment = load_experiment(options.config, options.overrides)
-    from exprl.evaluation.mine import Rates, mine  # imports torch
+    check_mining(experiment)
+    output, rates = local_path(options.output, "--output"), Rates(options.min_rate, options.max_rate)
+    from exprl.evaluation.mine import mine  # imports torch
 
     try:
-        mine(
-            experiment,
-            local_path(options.output, "--output"),
-            Rates(options.min_rate, options.max_rate),
-            console=Console(),
-        )
+        mine(experiment, output, rates, console=Console())
     except KeyboardInterrupt:
         errors().say("interrupted; start the same command again to go on")
         raise SystemExit(130) from None

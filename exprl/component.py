@@ -49,6 +49,15 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
         return f"{type(self).__name__}({self.config!r})"
 
     @classmethod
+    def preflight(cls, config: Any) -> None:
+        """Raise an `ExprlError` for what `config` names and this machine lacks: a file, a folder, a package.
+
+        It is asked before any model is loaded, so it looks and loads nothing. Components within `config` are asked
+        themselves.
+        """
+        del config
+
+    @classmethod
     def from_config(cls, config: Any, resources: Any) -> Self:
         """Build from validated options; override when the component needs something from the run.
 

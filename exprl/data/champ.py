@@ -60,6 +60,12 @@ class ChampSource(ProblemSource):
 
     config: Config
 
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """The package that holds it must be there."""
+        del config
+        _package_file()
+
     def load(self) -> list[Problem]:
         """The chosen problems; raises `DataError` for an unknown category or when none is left."""
         records = read_champ(_package_file())

@@ -11,9 +11,18 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from exprl.data.order import share_of, step_indices
+from exprl.data.order import check_share, share_of, step_indices
 from exprl.errors import ConfigError, DataError
 from exprl.types import Problem
+
+
+def check_step(problems: Sequence[Problem], prompts_per_step: int) -> None:
+    """Raise `ConfigError` where a step needs more problems than there are."""
+    if not 1 <= prompts_per_step <= len(problems):
+        raise ConfigError(
+            f"data.prompts_per_step: {prompts_per_step}, but there are {len(problems)} training problems, and no step "
+            f"has a problem twice. Choose 1 to {len(problems)}, or add problems."
+        )
 
 
 class ExpRLDataModule(LightningDataModule):
@@ -36,11 +45,7 @@ class ExpRLDataModule(LightningDataModule):
 
     def __init__(self, problems: Sequence[Problem], *, prompts_per_step: int, max_steps: int, seed: int = 0) -> None:
         super().__init__()
-        if not 1 <= prompts_per_step <= len(problems):
-            raise ConfigError(
-                f"data.prompts_per_step: {prompts_per_step}, but there are {len(problems)} training problems, and no "
-                f"step has a problem twice. Choose 1 to {len(problems)}, or add problems."
-            )
+        check_step(problems, prompts_per_step)
         self.problems = list(problems)
         self.prompts_per_step = prompts_per_step
         self.max_steps = max_steps
@@ -119,15 +124,6 @@ class ExpRLDataModule(LightningDataModule):
         # of the data-parallel group: with tensor parallelism it is smaller than the world
         group = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (group["num_replicas"], group["rank"]) if group is not None else (1, 0)
-
-
-def check_share(prompts_per_step: int, ranks: int) -> None:
-    """Raise `ConfigError` where a step has not one prompt for each rank."""
-    if prompts_per_step < ranks:
-        raise ConfigError(
-            f"data.prompts_per_step: {prompts_per_step} prompts cannot be shared by {ranks} ranks. Make it at least "
-            f"{ranks}, or use fewer devices."
-        )
 
 
 class StepSampler(Sampler[list[int]]):

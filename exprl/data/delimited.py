@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from exprl.component import option
 from exprl.config.ranges import Form, NonEmpty
@@ -37,6 +37,11 @@ class CsvSource(ProblemSource):
         )
 
     config: Config
+
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """The file must be there."""
+        existing_file(config.path, "csv")
 
     def load(self) -> list[Problem]:
         """The file's problems; raises `DataError` naming file and line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def existing(path: str, source: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # no right to look; no home folder; a null byte in the name
         raise DataError(f"source {source!r}: path {path!r} cannot be read ({error}).") from error
     siblings = [item.name for item in found.parent.iterdir()] if found.parent.is_dir() else []
-    hint = did_you_mean(found.name, siblings) if siblings else f"The folder {found.parent.absolute()} is not there."
+    empty = f"The folder {found.parent.absolute()} is {'empty' if found.parent.is_dir() else 'not there'}."
+    hint = did_you_mean(found.name, siblings) if siblings else empty
     raise DataError(f"source {source!r}: no file {found.absolute()}. {hint}")
 
 
@@ -45,6 +47,12 @@ def require(module: str, source: str, extra: str = "data") -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise missing_package(module.partition(".")[0], source, extra) from error
+
+
+def check_installed(module: str, source: str, extra: str = "data") -> None:
+    """Raise the `DataError` of `require` without importing anything."""
+    if importlib.util.find_spec(module) is None:
+        raise missing_package(module, source, extra)
 
 
 def missing_package(package: str, source: str, extra: str = "data") -> DataError:

@@ -10,7 +10,7 @@ from typing import Any
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
-from exprl.data.files import SOURCE_OF, existing, require
+from exprl.data.files import SOURCE_OF, check_installed, existing, require
 from exprl.data.folder import KINDS, check_kinds, explain, tables_in
 from exprl.data.rows import Row, TableConfig, read_problems, window
 from exprl.data.tables import mapped, numbered, with_names
@@ -41,6 +41,15 @@ class HubSource(ProblemSource):
         revision: NonEmpty | None = option(None, "branch, tag or commit on the Hub; null: the newest", of="path")
 
     config: Config
+
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """Who reads it must be there; of the Hub nothing is asked."""
+        place = local_path(config.path, "path")
+        if not place.is_file():
+            check_installed("datasets", "hub")
+        if not place.exists() and _means_a_file(config.path):
+            existing(config.path, "hub")
 
     def load(self) -> list[Problem]:
         """The split's problems; raises `DataError` naming data set and row."""

@@ -30,6 +30,11 @@ class JsonLinesSource(ProblemSource):
 
     config: Config
 
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """The file must be there."""
+        existing_file(config.path, "jsonl")
+
     def load(self) -> list[Problem]:
         """The file's problems; raises `DataError` naming file and line."""
         path = existing_file(self.config.path, "jsonl")

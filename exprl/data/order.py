@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from exprl.errors import ConfigError
+
 
 def step_indices(count: int, per_step: int, seed: int) -> Iterator[list[int]]:
     """Without end, the `per_step` problems (indices below `count`) of each step.
@@ -55,3 +57,12 @@ def _next_epoch(order: list[int], waiting: list[int], per_step: int) -> list[int
     head = [index for index in order if index not in carried][: per_step - len(waiting)]
     taken = set(head)
     return head + [index for index in order if index not in taken]
+
+
+def check_share(prompts_per_step: int, ranks: int) -> None:
+    """Raise `ConfigError` where a step has not one prompt for each rank."""
+    if prompts_per_step < ranks:
+        raise ConfigError(
+            f"data.prompts_per_step: {prompts_per_step} prompts cannot be shared by {ranks} ranks. Make it at least "
+            f"{ranks}, or use fewer devices."
+        )

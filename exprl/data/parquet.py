@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
-from exprl.data.files import existing, existing_file, require
+from exprl.data.files import check_installed, existing, existing_file, require
 from exprl.data.rows import Columns, Row, TableConfig, read_problems, window
 from exprl.data.tables import mapped, numbered, rows_of, with_names
 from exprl.errors import DataError
@@ -28,6 +29,12 @@ class ParquetSource(ProblemSource):
         path: NonEmpty = option(help="the .parquet file, or a folder of them")
 
     config: Config
+
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """The file or folder must be there, and who reads it."""
+        existing(config.path, "parquet")
+        check_installed("pyarrow", "parquet")
 
     def load(self) -> list[Problem]:
         """The problems of all files; raises `DataError` naming file and row."""

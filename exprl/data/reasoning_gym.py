@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from exprl.component import option
 from exprl.config.ranges import NonEmpty, Range, Seed
 from exprl.data.base import ProblemSource
-from exprl.data.files import require
+from exprl.data.files import check_installed, require
 from exprl.data.tables import numbered
 from exprl.errors import DataError, did_you_mean
 from exprl.registry import SOURCES
@@ -45,6 +45,12 @@ class ReasoningGymSource(ProblemSource):
         split: Literal["train", "test"] = option("train", "which of two disjoint sets of questions, four to one")
 
     config: Config
+
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """The package that makes the tasks must be there."""
+        del config
+        check_installed("reasoning_gym", "reasoning_gym", extra="reasoning")
 
     def load(self) -> list[Problem]:
         """`count` problems, the same for the same options and the same version of reasoning-gym.

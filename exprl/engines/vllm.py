@@ -10,7 +10,7 @@ from exprl.component import option
 from exprl.config.ranges import temperature
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.ends import ends_of
-from exprl.engines.vllm_options import HostOptions
+from exprl.engines.vllm_options import HostOptions, check_installed
 from exprl.errors import ModelError
 from exprl.registry import ENGINES
 from exprl.seeding import derive_seed
@@ -52,6 +52,12 @@ class VLLMEngine(Engine):
         self._language_model = model
         self.host = VLLMHost(model, config, trains=True)
         self._policy_version = 0
+
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """VLLM must be there."""
+        del config
+        check_installed()
 
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> VLLMEngine:

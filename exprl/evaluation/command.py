@@ -11,6 +11,7 @@ from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
 from exprl.runs.checkpoints import load_policy
 from exprl.runs.files import check_can_write, write_json
+from exprl.runs.preflight import check_evaluation
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases
 
@@ -23,8 +24,7 @@ def evaluate_model(
     Raises:
         ExprlError: any of its children, before anything is sampled.
     """
-    if experiment.evaluation.source is None:
-        raise ConfigError("evaluation.source: required here, but missing. For example evaluation.source.name=champ.")
+    check_evaluation(experiment)
     if output is not None:
         check_can_write(output, "--output")
     build = Build(experiment)

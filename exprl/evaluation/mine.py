@@ -19,6 +19,7 @@ from exprl.data.datamodule import fingerprint, first_difference
 from exprl.data.jsonl import JsonLinesSource
 from exprl.data.rows import MINED_COLUMNS
 from exprl.errors import ConfigError, DataError
+from exprl.evaluation.rates import Count, Rates
 from exprl.experiment import Experiment
 from exprl.runs.directory import differences, saved_config
 from exprl.runs.files import append_line, append_text, check_can_write, write_json, write_text
@@ -34,39 +35,6 @@ BATCH = 64
 """Problems sampled in one call of the engine; what is sampled depends on it, so it is no option."""
 
 BINS = 10
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Problems with a solve rate from `low` to `high`, both included, are kept."""
-
-    low: float = 0.0
-    high: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.low <= self.high <= 1.0:
-            raise ConfigError(
-                f"--min-rate and --max-rate: need 0 <= min <= max <= 1, but got {self.low} and {self.high}."
-            )
-
-    def keep(self, count: Count) -> bool:
-        """Whether a problem's solve rate lies within."""
-        return self.low <= count.rate <= self.high
-
-
-@dataclass(frozen=True, kw_only=True)
-class Count:
-    """How often a problem was solved; the hash of its content tells whether it is still the same problem."""
-
-    id: str
-    content: str
-    samples: int
-    correct: int
-
-    @property
-    def rate(self) -> float:
-        """Share of right samples."""
-        return self.correct / self.samples
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
 from exprl.registry import MODELS
 from exprl.runs.files import local_path
-from exprl.runs.places import place_of
+from exprl.runs.places import find_checkpoint, place_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +55,16 @@ class PretrainedModel(ModelProvider):
         chat_template: str | None = option(None, "a Jinja chat template or the path of one; unset: the tokenizer's own")
 
     config: Config
+
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """A folder, a run's checkpoint, a package or a template's file must be there; of the hub nothing is asked."""
+        if in_run(config.path):
+            find_checkpoint(local_path(config.path, "model.path"))
+        else:
+            locate(config.path)
+        if config.chat_template is not None:
+            _read_template(config.chat_template)
 
     def load(self) -> LanguageModel:
         """The model in eval mode, each call a fresh copy.

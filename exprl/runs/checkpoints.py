@@ -19,7 +19,7 @@ from exprl.errors import CheckpointError, ModelError
 from exprl.runs.contents import fault
 from exprl.runs.digests import digest_file
 from exprl.runs.directory import RunDirectory
-from exprl.runs.places import Place, place_of
+from exprl.runs.places import find_checkpoint, place_of, require_there
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,39 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STATE, _PREFIX = "state_dict", "policy."
-
-
-def find_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
-    """The run and the checkpoint that `path` means: a checkpoint of a run, or a run folder, whose latest is taken.
-
-    Nothing is read of it yet: see `newest_whole`.
-
-    Raises:
-        ModelError: there is nothing, no checkpoint yet, or no run around the checkpoint.
-    """
-    if not path.exists():
-        raise ModelError(f"no run or checkpoint {path}. Give a run folder, or a .ckpt of its checkpoints/ folder.")
-    place = place_of(path)
-    if place.run is None:
-        raise ModelError(f"{path} is {_no_checkpoint(place, path)}")
-    run = RunDirectory(place.run)
-    if place.kind == "checkpoint":
-        return run, place.path
-    latest = run.latest_checkpoint()
-    if latest is None:
-        raise ModelError(
-            f"the run {place.path} has no checkpoint yet. Wait for its first one; trainer.checkpoint_every says when."
-        )
-    return run, latest
-
-
-def _no_checkpoint(place: Place, path: Path) -> str:
-    if place.kind == "model":
-        return "a model already, as transformers, vLLM and model.path take it: no run, nor a checkpoint of one."
-    return (
-        f"no run folder, nor a checkpoint in one: {path.resolve().parent.parent / 'config.yaml'} is missing. Give a "
-        "run folder, or a .ckpt where the run left it."
-    )
 
 
 def whole_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
@@ -82,8 +49,7 @@ def whole_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
 
 def require_whole(checkpoint: Path) -> None:
     """Raise `ModelError` unless a checkpoint is there and as it was written."""
-    if not checkpoint.exists():
-        raise ModelError(f"no checkpoint {checkpoint}. Give a .ckpt of a run's checkpoints/ folder.")
+    require_there(checkpoint)
     checkpoint = checkpoint.resolve()  # its digests lie beside the file, not beside a link to it
     problem = fault(checkpoint)
     if problem is not None:
@@ -152,8 +118,7 @@ def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: the checkpoint is missing, cut off, or holds no policy. (Other damage: see `require_whole`.)
     """
-    if not checkpoint.exists():
-        raise ModelError(f"no checkpoint {checkpoint}. Give a .ckpt of a run's checkpoints/ folder.")
+    require_there(checkpoint)
     state = _read_folder(checkpoint) if checkpoint.is_dir() else _read_file(checkpoint)
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     if not weights:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from exprl.errors import ConfigError, RunDirectoryError
-from exprl.runs.directory import CHECKPOINT_SUFFIX, is_run
+from exprl.errors import ConfigError, ModelError, RunDirectoryError
+from exprl.runs.directory import CHECKPOINT_SUFFIX, RunDirectory, is_run
 from exprl.runs.files import local_path
 
 _ZIP = b"PK\x03\x04"
@@ -76,6 +76,45 @@ def _place_of(given: Path) -> Place:
     if given.is_file() and given.suffix in _WEIGHTS:
         return Place("model", given.parent)
     return Place("checkpoint", whole) if given.is_file() and _begins_as_saved(given) else Place("other", given)
+
+
+def find_checkpoint(path: Path) -> tuple[RunDirectory, Path]:
+    """The run and the checkpoint that `path` means: a checkpoint of a run, or a run folder, whose latest is taken.
+
+    Nothing is read of it yet: see `newest_whole` in `exprl.runs.checkpoints`.
+
+    Raises:
+        ModelError: there is nothing, no checkpoint yet, or no run around the checkpoint.
+    """
+    if not path.exists():
+        raise ModelError(f"no run or checkpoint {path}. Give a run folder, or a .ckpt of its checkpoints/ folder.")
+    place = place_of(path)
+    if place.run is None:
+        raise ModelError(f"{path} is {_no_checkpoint(place, path)}")
+    run = RunDirectory(place.run)
+    if place.kind == "checkpoint":
+        return run, place.path
+    latest = run.latest_checkpoint()
+    if latest is None:
+        raise ModelError(
+            f"the run {place.path} has no checkpoint yet. Wait for its first one; trainer.checkpoint_every says when."
+        )
+    return run, latest
+
+
+def _no_checkpoint(place: Place, path: Path) -> str:
+    if place.kind == "model":
+        return "a model already, as transformers, vLLM and model.path take it: no run, nor a checkpoint of one."
+    return (
+        f"no run folder, nor a checkpoint in one: {path.resolve().parent.parent / 'config.yaml'} is missing. Give a "
+        "run folder, or a .ckpt where the run left it."
+    )
+
+
+def require_there(checkpoint: Path) -> None:
+    """Raise `ModelError` unless there is something where a checkpoint is named."""
+    if not checkpoint.exists():
+        raise ModelError(f"no checkpoint {checkpoint}. Give a .ckpt of a run's checkpoints/ folder.")
 
 
 def check_config(given: str, command: str) -> None:

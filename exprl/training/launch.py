@@ -12,12 +12,9 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
 from exprl.terminal.console import errors
-from exprl.training.machine import check_accelerator
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -32,7 +29,9 @@ def devices_here(options: TrainerConfig, environment: Mapping[str, str] = os.env
     Raises:
         ConfigError: `trainer.devices` contradicts the launcher, or there are not as many, or not of that kind.
     """
-    check_accelerator(options)
+    from exprl.training import machine  # imports torch
+
+    machine.check_accelerator(options)
     started = launched(environment)
     if started is not None:
         if options.devices not in ("auto", started):
@@ -42,17 +41,12 @@ def devices_here(options: TrainerConfig, environment: Mapping[str, str] = os.env
                 f"{options.devices}."
             )
         return started
-    gpus = torch.cuda.device_count() if wants_gpu(options) else 0
+    gpus = machine.gpu_count(options)
     if options.devices == "auto":
         return max(gpus, 1)
     if gpus and options.devices > gpus:
         raise ConfigError(f"trainer.devices: {options.devices}, but this machine has {gpus} GPUs.")
     return options.devices
-
-
-def wants_gpu(options: TrainerConfig) -> bool:
-    """Whether the run computes on CUDA."""
-    return options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:

@@ -20,8 +20,23 @@ def check_accelerator(options: TrainerConfig) -> None:
         )
 
 
-def check_kernels(options: UpdateConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise `ConfigError` where the chosen kernels cannot run on a policy of `dtype` on `device`."""
+def wants_gpu(options: TrainerConfig) -> bool:
+    """Whether the run computes on CUDA."""
+    return options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def gpu_count(options: TrainerConfig) -> int:
+    """The GPUs here that the run could use."""
+    return torch.cuda.device_count() if wants_gpu(options) else 0
+
+
+def device_of(options: TrainerConfig) -> torch.device:
+    """The kind of device that the policy trains on."""
+    return torch.device("cuda" if wants_gpu(options) else "cpu")
+
+
+def check_kernels(options: UpdateConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    """Raise `ConfigError` where the chosen kernels cannot run on `device`, or not on a policy of `dtype` there."""
     try:
         backends.choose(options.kernels, device, dtype, tokens=1)
     except ValueError as error:

@@ -19,7 +19,8 @@ from lightning import Trainer
 
 from exprl import config as configuration
 from exprl.build import Build
-from exprl.data.datamodule import ExpRLDataModule, check_share
+from exprl.data.datamodule import ExpRLDataModule, check_step
+from exprl.data.order import check_share
 from exprl.errors import ConfigError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
@@ -28,14 +29,15 @@ from exprl.runs.directory import RunDirectory, step_of
 from exprl.runs.files import write_json
 from exprl.runs.leftovers import tidy
 from exprl.runs.places import check_run_dir
+from exprl.runs.preflight import check_training
 from exprl.terminal.console import Console
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
 from exprl.training.checkpointing import PlainCheckpointIO, damage_together
 from exprl.training.evaluation_log import PREFIX, EvaluationLog
-from exprl.training.launch import devices_here, launched, wants_gpu
-from exprl.training.machine import check_kernels
+from exprl.training.launch import devices_here, launched
+from exprl.training.machine import check_kernels, device_of, wants_gpu
 from exprl.training.parallel import ShardedStrategy, environment_for, strategy_for
 from exprl.training.policy_module import PolicyModule
 from exprl.training.result import RunResult
@@ -130,26 +132,20 @@ class TrainingRun:
             return self.result.report()
         return {}
 
-    @property
-    def device(self) -> torch.device:
-        """The kind of device that the policy trains on."""
-        return torch.device("cuda" if wants_gpu(self.experiment.trainer) else "cpu")
-
     # ------------------------------------------------------------------ the stages of a run
 
     def prepare(self) -> PolicyModule:
         """Load and check everything that can fail before any rollout."""
         build, experiment = self.build, self.experiment
-        problems, held_out = build.train_problems, build.evaluation_problems
+        check_training(experiment)
         check_share(experiment.data.prompts_per_step, self.world.size)
-        if not build.engine.trains:
-            raise ConfigError(
-                f"rollout.name: the engine {experiment.rollout.name!r} only evaluates, its weights cannot follow the "
-                "policy. Choose vllm or transformers."
-            )
+        device = device_of(experiment.trainer)
+        check_kernels(experiment.update, device)
+        problems, held_out = build.train_problems, build.evaluation_problems
+        check_step(problems, experiment.data.prompts_per_step)
         self.console.say(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.say(f"{len(problems)} training problems, {len(held_out)} held-out problems")
-        check_kernels(experiment.update, self.device, build.policy.compute_dtype or build.policy.model.dtype)
+        check_kernels(experiment.update, device, build.policy.compute_dtype or build.policy.model.dtype)
         module: PolicyModule = experiment.method.build(build.resources).prepare(build, self.world)
         build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)
         return module

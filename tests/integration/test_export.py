@@ -26,7 +26,8 @@ from exprl.export import export, exported, trained_policy, write_model
 from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, without_adapter
-from exprl.runs.checkpoints import find_checkpoint, load_policy, policy_weights
+from exprl.runs.checkpoints import load_policy, policy_weights
+from exprl.runs.places import find_checkpoint
 from exprl.terminal.console import Console
 from tests.conftest import character_tokenizer, skip_without_adapters, tiny_llama
 from tests.integration.conftest import ROOT, SMALL

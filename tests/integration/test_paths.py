@@ -14,7 +14,8 @@ import torch
 
 from exprl.config import parse_overrides
 from exprl.errors import PathError, RunDirectoryError
-from exprl.evaluation.mine import Rates, mine
+from exprl.evaluation.mine import mine
+from exprl.evaluation.rates import Rates
 from exprl.runs.digests import digests, write_digests
 from exprl.runs.lock import locked
 from exprl.runs.parts import INDEX, REST

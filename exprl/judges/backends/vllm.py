@@ -11,7 +11,7 @@ from exprl.component import option
 from exprl.config.ranges import Range
 from exprl.engines.ends import ends_of
 from exprl.engines.vllm import VLLMEngine
-from exprl.engines.vllm_options import HostOptions
+from exprl.engines.vllm_options import HostOptions, check_installed
 from exprl.engines.vllm_requests import Ticket
 from exprl.errors import ConfigError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
@@ -59,6 +59,12 @@ class VLLMBackend(JudgeBackend):
         self._shared = shared or live
         self._tokens: JudgeTokenizer = JudgeTokenizer(host.language_model.tokenizer, host.language_model.name)
         self._started: dict[Query, Ticket | Reply] = {}
+
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """VLLM must be there."""
+        del config
+        check_installed()
 
     @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:

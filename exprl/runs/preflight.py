@@ -1,0 +1,77 @@
+"""What is known to fail before anything is loaded: files and packages that are not there, parts that do not fit.
+
+Each would be met later too, by whoever needs it: behind seconds of imports and minutes of loading a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any
+
+from exprl import config as configuration
+from exprl.component import Choice
+from exprl.data.order import check_share
+from exprl.errors import ConfigError, ExprlError
+from exprl.experiment import Experiment
+from exprl.runs.directory import RunDirectory
+
+
+def check_training(experiment: Experiment) -> None:
+    """Raise an `ExprlError` naming the key for what `exprl train` would end at."""
+    if experiment.data.train is None:
+        raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
+    if not experiment.rollout.cls.trains:
+        raise ConfigError(
+            f"rollout.name: the engine {experiment.rollout.name!r} only evaluates, its weights cannot follow the "
+            "policy. Choose vllm or transformers."
+        )
+    devices = experiment.trainer.devices
+    check_share(experiment.data.prompts_per_step, devices if isinstance(devices, int) else 1)
+    check_parts(experiment, "data.train", *_SAMPLING, *(["reward"] if experiment.method.cls.scores else []))
+    if experiment.evaluation.source is not None:
+        check_parts(experiment, *_EVALUATION)
+
+
+def check_evaluation(experiment: Experiment) -> None:
+    """The same for `exprl evaluate`."""
+    if experiment.evaluation.source is None:
+        raise ConfigError("evaluation.source: required here, but missing. For example evaluation.source.name=champ.")
+    check_parts(experiment, *_SAMPLING, *_EVALUATION)
+
+
+def check_mining(experiment: Experiment) -> None:
+    """The same for `exprl mine`."""
+    if experiment.data.train is None:
+        raise ConfigError("data.train: required for mining, but missing. For example {name: jsonl, path: ...}.")
+    check_parts(experiment, "data.train", *_SAMPLING)
+
+
+def check_place(directory: RunDirectory, experiment: Experiment, *, resume: bool) -> None:
+    """Raise `RunDirectoryError` where this run cannot have the folder; it is left as it was."""
+    with directory.used():
+        directory.check(configuration.to_yaml(experiment), resume=resume, free=configuration.free_keys(experiment))
+
+
+_SAMPLING = ("model", "rollout", "verifier")
+_EVALUATION = ("evaluation.source", "evaluation.behaviours")
+
+
+def check_parts(experiment: Experiment, *keys: str) -> None:
+    """Ask the components at `keys`, and those within them, for what this machine lacks (`Component.preflight`)."""
+    for key in keys:
+        for path, choice in _choices(attrgetter(key)(experiment), key):
+            try:
+                choice.cls.preflight(choice.config)
+            except ExprlError as error:
+                raise type(error)(f"{path}: {error}") from error
+
+
+def _choices(part: Any, path: str) -> Iterator[tuple[str, Choice]]:
+    if isinstance(part, Choice):
+        yield path, part
+        part = part.config
+    if dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            yield from _choices(getattr(part, field.name), f"{path}.{field.name}")

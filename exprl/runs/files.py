@@ -119,13 +119,17 @@ def read_text(path: Path, advice: str) -> str:
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """A JSON object that exprl wrote; raises `PathError` with `advice` where it is damaged."""
-    text = read_text(path, advice)
+    return parse_object(read_text(path, advice), str(path), advice)
+
+
+def parse_object(text: str | bytes, where: str, advice: str) -> dict[str, Any]:
+    """The JSON object in a file or line, named `where`; raises `PathError` with `advice` where it is damaged."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PathError(f"{path} is damaged, it is no JSON ({error}). {advice}") from error
+        raise PathError(f"{where} is damaged, it is no JSON ({error}). {advice}") from error
     if not isinstance(value, dict):
-        raise PathError(f"{path} is damaged, it holds a {type(value).__name__} instead of an object. {advice}")
+        raise PathError(f"{where} is damaged, it holds a {type(value).__name__} instead of an object. {advice}")
     return value
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exprl.errors import PathError
-from exprl.runs.files import check_ordinary, reason
+from exprl.runs.files import check_ordinary, parse_object, reason
 
 Kind = Callable[[Mapping[str, Any]], str]
 
@@ -107,13 +107,7 @@ def read_lines(path: Path, advice: str) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise PathError(f"{path} cannot be read ({reason(error)}). {advice}") from error
     for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise PathError(f"{path}, line {number}: damaged, it is no JSON ({error}). {advice}") from error
-        if not isinstance(value, dict):
-            raise PathError(f"{path}, line {number}: damaged, it holds a {type(value).__name__}. {advice}")
-        yield value
+        yield parse_object(line, f"{path}, line {number},", advice)
 
 
 def _read(line: bytes) -> tuple[int, dict[str, Any]] | None:

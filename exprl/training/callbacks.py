@@ -310,7 +310,10 @@ class Interrupts(Callback):
     """SIGTERM and Ctrl-C end the run between updates, with its finished steps saved."""
 
     def __init__(self, module: PolicyModule) -> None:
-        self.interruption = Interruption(lambda: module.updating or module.world.exchanging or module.world.ending)
+        world = module.world
+        self.interruption = Interruption(
+            lambda: module.updating or module.recording or world.exchanging or world.ending
+        )
         self.listening = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -328,6 +331,10 @@ class Interrupts(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A signal that came during the update, or while its step was written, is heard now."""
+        self.interruption.check()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """And one that came while an evaluation was exchanged or written, now."""
         self.interruption.check()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -54,10 +54,10 @@ class EvaluationLog:
             return
         self.directory.require_lock()
         metrics = evaluation_metrics(result)
-        append_line(self.directory.metrics, {"step": step, **metrics})
         for logger in loggers:
             logger.log_metrics(metrics, step=step)
             logger.save()
+        append_line(self.directory.metrics, {"step": step, **metrics})  # last: with it, all of it counts as logged
 
     def logged(self) -> set[int]:
         """The steps that have an evaluation."""

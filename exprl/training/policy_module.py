@@ -84,6 +84,7 @@ class PolicyModule(LightningModule):
         self.phases = Phases(lambda name: self.world.enter(f"{name} of {self.step}"), shown=lambda: self.world.first)
         self.steps_done = 0
         self.updating = False
+        self.recording = False
         self.whole_steps = True
         self.last_scored: list[ScoredGroup] = []
         self.last_metrics: dict[str, float] = {}
@@ -179,6 +180,15 @@ class PolicyModule(LightningModule):
     def step_logged(self) -> None:
         """To be called when they are written."""
         self.updating = False
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Around writing what belongs together outside of a step, such as an evaluation: a signal waits."""
+        self.recording = True
+        try:
+            yield
+        finally:
+            self.recording = False
 
     # ------------------------------------------------------------------ the update
 

@@ -165,7 +165,8 @@ class TrainingRun:
         own = self.result.evaluation(name) if self.world.first else None
         made = self.world.gather(own, f"the evaluation {name}")[0]  # as the rank that writes the file sees it
         if made is not None:
-            self.log_evaluation(name, made, module)
+            with module.recorded():
+                self.log_evaluation(name, made, module)
             return made
         if name == "before" and module.steps_done:
             if self.world.first:
@@ -174,9 +175,10 @@ class TrainingRun:
         # Samples as in training: under mixed precision the weights alone would be float32.
         with module.trainer.precision_plugin.forward_context(), module.whole_models():
             result = self.evaluate_together(name, module)
-        self.log_evaluation(name, result, module)
-        if self.world.first:
-            self.result.add_evaluation(name, result)
+        with module.recorded():
+            self.log_evaluation(name, result, module)
+            if self.world.first:
+                self.result.add_evaluation(name, result)
         return result
 
     def log_evaluation(self, name: str, result: EvaluationResult, module: PolicyModule) -> None:

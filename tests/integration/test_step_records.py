@@ -13,9 +13,10 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from exprl.errors import PathError
-from exprl.training import callbacks, interruption
+from exprl.training import callbacks, evaluation_log, interruption, result
 from exprl.training.callbacks import StepLog
 from exprl.training.interruption import Interrupted
+from exprl.training.run import TrainingRun
 from exprl.training.tensorboard import EventFiles
 from tests.integration.processes import lines, steps
 
@@ -150,3 +151,58 @@ def test_a_step_whose_writing_failed_is_written_when_the_run_goes_on(
     assert "damaged" not in caplog.text
     assert "lost" not in caplog.text
     assert (tmp_path / "run.log").read_text().count(f"step {FAULTY}/3  reward") == 1
+
+
+# ------------------------------------------------------------------ evaluations
+
+
+EVALUATED = ("evaluation.every=1", "trainer.print_samples=1", "trainer.checkpoint_every=0", "trainer.max_steps=2")
+WRITING = {
+    "TensorBoard": (EventFiles, "log_metrics"),
+    "the metrics' line": (evaluation_log, "append_line"),
+    "its file": (result, "write_json"),
+    "the printed table": (result, "result_table"),
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
+    from exprl.terminal.console import Console
+    from exprl.training.run import train
+
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    train(small(*EVALUATED), folder, resume=False, console=Console(quiet=True))
+    return folder
+
+
+@pytest.mark.parametrize("point", WRITING)
+@pytest.mark.parametrize("name", ["before", "step-000001"])
+def test_a_signal_waits_until_an_evaluation_is_written(
+    small: Any, run: Any, tmp_path: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch, point: str, name: str
+) -> None:
+    owner, attribute = WRITING[point]
+    original, log, state = getattr(owner, attribute), TrainingRun.log_evaluation, {"now": ""}
+
+    def noted(self: TrainingRun, now: str, *rest: Any) -> None:
+        state["now"] = now
+        log(self, now, *rest)
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        if state["now"] == name:
+            state["now"] = "interrupted"
+            interrupt()
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingRun, "log_evaluation", noted)
+        patched.setattr(owner, attribute, faulty)
+        with pytest.raises(Interrupted):
+            run(small(*EVALUATED))
+    folder = tmp_path / "run"
+    assert state["now"] == "interrupted"
+    assert sorted(path.stem for path in (folder / "evaluation").iterdir()) == sorted({"before", name})
+    run(small(*EVALUATED), resume=True)
+    assert lines(folder / "metrics.jsonl") == lines(evaluated / "metrics.jsonl")
+    drawn = points(folder / "tensorboard")
+    assert sorted(drawn["evaluation/pass@1"]) == [0, 1, 2]
+    assert (tmp_path / "run.log").read_text().count(f"{name}: 4 problems") == 1

@@ -162,7 +162,7 @@ class TestLines:
     def test_lines_are_read_or_named(self, tmp_path: Path) -> None:
         path = tmp_path / "counts.jsonl"
         path.write_bytes(line(1) + line(2) + b'{"half')
-        with pytest.raises(PathError, match="line 3: damaged"):
+        with pytest.raises(PathError, match="line 3, is damaged"):
             list(read_lines(path, ""))
         drop_half_line(path)
         assert [item["step"] for item in read_lines(path, "")] == [1, 2]

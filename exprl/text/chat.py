@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from exprl.errors import ModelError
 from exprl.text.encoding import Part, encoder_of
+from exprl.text.rendering import OutOfBoundsError, render
 from exprl.text.thinking import CLOSES, OPENS
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def chat_frame(
         advice: what else its user can do where the template has no place for a message, or perhaps wants one.
 
     Raises:
+        ModelError: it runs on, or writes more than anybody reads (`exprl.text.rendering`).
         TemplateError: it fails on these messages, loses one of them or repeats it, or a reply would begin elsewhere
             than where the template puts one.
     """
@@ -200,15 +202,10 @@ class _Template:
     def _render(self, roles: Sequence[Role], *, generation: bool) -> str:
         messages = [{"role": role, "content": self._content(role)} for role in roles]
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=DATED + self._tokenizer.get_chat_template(),
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    **self._variables,
-                )
-            )
+            template = DATED + self._tokenizer.get_chat_template()
+            return render(self._tokenizer, template, messages, generation=generation, variables=self._variables)
+        except OutOfBoundsError as error:  # no `TemplateError`: other messages would take as long
+            raise ModelError(str(self._fault(str(error)))) from error
         except Exception as error:  # a template is a program, it can raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise self._fault(f"fails: {reason}", roles[0]) from error

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from exprl.errors import JudgeError, ModelError
@@ -10,6 +14,7 @@ from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.prompting import compose
 from exprl.models.base import LanguageModel
+from exprl.text import rendering
 from exprl.text.chat import NO_THINKING, ChatFrame, chat_frame, reply_end
 from exprl.text.prompts import PromptBuilder, PromptConfig
 from exprl.types import Hidden, Problem, Question, Scaffold
@@ -284,3 +289,45 @@ def test_the_token_that_ends_a_reply(template: str, end: str | None) -> None:
     assert (None if found is None else tokenizer.convert_ids_to_tokens(found)) == end
     tokenizer.chat_template = CHATML
     assert reply_end(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>"), "of the template it has now"
+
+
+class TestBounds:
+    """A template is a program: it ends, in time and in length, or it is refused."""
+
+    @pytest.fixture(autouse=True)
+    def _tight(self, monkeypatch):
+        monkeypatch.setattr(rendering, "SECONDS", 0.5)
+
+    @pytest.mark.parametrize(
+        ("template", "message"),
+        [
+            ("{{ 'a' * 2000000 }}", r"writes 2,000,\d{3} characters around a short message"),
+            ("{% set b = 'a' * 1000 %}{% for _ in range(9999) %}{{ b }}{% endfor %}", r"writes 9,999,\d{3} characters"),
+            ("{{ 'a' * (10**9) }}", r"computes powers \(\*\*\)"),
+            ("{{ 10 ** (10 ** 9) }}", r"computes powers \(\*\*\)"),
+            (
+                "{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}",
+                "takes longer than 0.5 seconds",
+            ),
+        ],
+    )
+    def test_a_template_that_runs_on_is_refused_at_once(self, template, message):
+        begun = time.monotonic()
+        with pytest.raises(ModelError, match=f"chat template of a model {message}.*Set model.chat_template"):
+            chat_frame(tokenizer_with(CHATML + template), "a model")
+        assert time.monotonic() - begun < 5  # the limit, once
+
+    def test_text_that_looks_like_a_power_is_text(self):
+        assert "**2 ** 3" in chat_frame(tokenizer_with("**{{ '2 ** 3' }}" + CHATML), "a model").before[0]
+
+    def test_the_alarm_of_whoever_had_one_is_theirs_again(self):
+        before = signal.getsignal(signal.SIGALRM)
+        with pytest.raises(TimeoutError), rendering.time_limit(0.01):
+            time.sleep(5)
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+    def test_another_thread_renders_too(self):
+        with ThreadPoolExecutor(1) as pool:
+            frame = pool.submit(chat_frame, tokenizer_with(CHATML), "a model").result()
+        assert frame == chat_frame(tokenizer_with(CHATML), "a model")

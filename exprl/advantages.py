@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
-from exprl.component import Component, option
+from exprl.component import Component, option, title_of
 from exprl.config.ranges import Range
 from exprl.contracts import check_values
 from exprl.errors import ConfigError
@@ -214,7 +214,7 @@ class Advantage(Component):
         scored = [[scores_of(reward) for reward in group] for group in groups]
         counted = [[s for s in group if s is not None] for group in scored]
         values = self.of_batch(counted, all_reduce)
-        check_values([[s.values for s in group] for group in counted], values, f"advantage {self.title}")
+        check_values([[s.values for s in group] for group in counted], values, f"advantage {title_of(self)}")
         batch = [_attach(*parts) for parts in zip(groups, scored, values, strict=True)]
         return scale_by_rms(batch, all_reduce=all_reduce) if self.config.scale == "rms" else batch
 

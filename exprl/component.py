@@ -10,7 +10,7 @@ from exprl.config.fields import Choice, choose, choose_by, option, required_choi
 from exprl.config.validate import checked
 from exprl.errors import ConfigError
 
-__all__ = ["Choice", "Component", "checked", "choose", "choose_by", "option", "required_choice"]
+__all__ = ["Choice", "Component", "checked", "choose", "choose_by", "option", "required_choice", "title_of"]
 
 
 class Component(ABC):  # noqa: B024 - so that abstract methods of the families hold
@@ -40,11 +40,6 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
             )
         self.config: Any = config if config is not None else self.Config()
 
-    @property
-    def title(self) -> str:
-        """What messages call it: its registered name, or its class's."""
-        return repr(self.registered_name or type(self).__name__)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config!r})"
 
@@ -65,3 +60,8 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
         """
         del resources
         return cls(config)
+
+
+def title_of(component: Component) -> str:
+    """What messages call it: its registered name, or its class's, in quotation marks."""
+    return repr(component.registered_name or type(component).__name__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from exprl.component import Choice, option, required_choice
+from exprl.component import Choice, option, required_choice, title_of
 from exprl.config.ranges import Share
 from exprl.contracts import given_by
 from exprl.judges.base import Judge
@@ -107,7 +107,7 @@ class JudgedReward(Reward):
 
     @property
     def _judge(self) -> str:
-        return f"judge {self.judge.title}"
+        return f"judge {title_of(self.judge)}"
 
     def check_step(self, rewards: Sequence[tuple[AnyReward, ...]]) -> None:
         """Raise `JudgeError` where more than `max_failure_rate` of the judgements failed, or of the rollouts is lost.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
-from exprl.component import Choice, choose, option
+from exprl.component import Choice, choose, option, title_of
 from exprl.contracts import check_segments, given_by
 from exprl.judges.base import Judge
 from exprl.registry import REWARDS, SLICERS
@@ -71,7 +71,7 @@ class ProcessReward(JudgedReward):
         mean = sum(reward.length for reward in every) / len(every)
         return (
             f"{len(single)} of {len(every)} rollouts (of {mean:.0f} tokens on average) are one segment for slicer "
-            f"{self.slicer.title}, so this process reward is an outcome reward. {self.slicer.advice}"
+            f"{title_of(self.slicer)}, so this process reward is an outcome reward. {self.slicer.advice}"
         )
 
     def requests(self, problem: Problem, rollout: Rollout) -> list[JudgeRequest]:
@@ -80,7 +80,7 @@ class ProcessReward(JudgedReward):
 
     def cut(self, rollout: Rollout) -> tuple[Segment, ...]:
         """The slicer's segments; raises `ContractError` if they do not cover the rollout's tokens."""
-        who = f"slicer {self.slicer.title}"
+        who = f"slicer {title_of(self.slicer)}"
         with given_by(who):
             return check_segments(rollout, self.slicer.slice(rollout), who)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from exprl.advantages import Advantage
+from exprl.component import title_of
 from exprl.contracts import check_estimates, given_by
 from exprl.engines.base import Engine, Sampling
 from exprl.experiment import OptimizerConfig, UpdateConfig
@@ -138,7 +139,7 @@ class ExpRLModule(PolicyModule):
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:
         """Rewards of each group."""
-        who = f"reward {self.parts.reward.title}"
+        who = f"reward {title_of(self.parts.reward)}"
         with self.phases.run("judging", unit="verdict") as on_progress, given_by(who):
             rewards = self.parts.reward.score(groups, on_progress)
         check_rewards(groups, rewards, who)
@@ -154,8 +155,8 @@ class ExpRLModule(PolicyModule):
         """
         everyone = self.world.gather(list(rewarded), f"the update of {self.step}")
         groups, rewards = zip(*(pair for own in everyone for pair in own), strict=True)
-        who = f"advantage {self.parts.advantage.title}"
-        check_rollouts(groups, rewards, self.step, f"reward {self.parts.reward.title}")
+        who = f"advantage {title_of(self.parts.advantage)}"
+        check_rollouts(groups, rewards, self.step, f"reward {title_of(self.parts.reward)}")
         self.parts.reward.check_step(rewards)
         with given_by(who):
             advantages = self.parts.advantage.estimate(rewards)

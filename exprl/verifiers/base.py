@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from exprl.component import Component
+from exprl.component import Component, title_of
 from exprl.contracts import check_verdicts
 from exprl.errors import DataError
 from exprl.types import Problem
@@ -27,7 +27,7 @@ class Verifier(Component):
 
     def verdicts(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
         """`verify_batch`, seen to give True or False for each response; raises `ContractError` naming the verifier."""
-        return check_verdicts(len(responses), self.verify_batch(problems, responses), f"verifier {self.title}")
+        return check_verdicts(len(responses), self.verify_batch(problems, responses), f"verifier {title_of(self)}")
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Before a run starts.

@@ -58,11 +58,11 @@ class PretrainedModel(ModelProvider):
 
     @classmethod
     def preflight(cls, config: Any) -> None:
-        """A folder, a run's checkpoint, a package or a template's file must be there; of the hub nothing is asked."""
+        """A folder, a run's checkpoint, a package and files within must be there; of the hub nothing is asked."""
         if in_run(config.path):
             find_checkpoint(local_path(config.path, "model.path"))
-        else:
-            locate(config.path)
+        elif (folder := Path(locate(config.path))).is_dir() and config.gguf_file is not None:
+            _find_gguf(str(folder), config.gguf_file)
         if config.chat_template is not None:
             _read_template(config.chat_template)
 

@@ -62,6 +62,7 @@ ERRORS = {
     "no held-out file": ["evaluation.source={name: parquet, path: no_such.parquet}"],
     "no folder of a model": ["model={name: pretrained, path: ./no_such}"],
     "no package of a model": ["model={name: pretrained, path: 'package:no_such'}"],
+    "no GGUF file in a model's folder": ["model={name: pretrained, path: '.', gguf_file: no_such.gguf}"],
     "no file of a chat template": ["model={name: pretrained, path: gpt2, chat_template: no_such.jinja}"],
     "no folder of a judge's model": [
         "reward={name: process, judge: {name: smaller_model, model: {name: pretrained, path: ./no_such}}}",

@@ -16,6 +16,7 @@ from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError
 from exprl.experiment import Experiment
 from exprl.runs.directory import RunDirectory
+from exprl.runs.places import check_run_dir
 
 
 def check_training(experiment: Experiment) -> None:
@@ -50,6 +51,7 @@ def check_mining(experiment: Experiment) -> None:
 
 def check_place(directory: RunDirectory, experiment: Experiment, *, resume: bool) -> None:
     """Raise `RunDirectoryError` where this run cannot have the folder; it is left as it was."""
+    check_run_dir(directory.path)
     with directory.used():
         directory.check(configuration.to_yaml(experiment), resume=resume, free=configuration.free_keys(experiment))
 

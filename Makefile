@@ -30,10 +30,11 @@ install: $(VENV)/.installed ## make .venv with exprl, its tools and the quicksta
 quickstart: install ## train the small example, or go on where it stopped (ARGS="trainer.max_steps=5")
 	$(BIN)/exprl train configs/quickstart.yaml --resume $(ARGS)
 
-test: install $(VENV)/.vllm ## lint, types, and all tests with coverage
+test: install $(VENV)/.vllm ## lint, types, layers, and all tests with coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 # Each end of the ranges in pyproject.toml in an environment of its own, without vLLM, whose releases pin torch.
@@ -46,17 +47,18 @@ test-latest test-oldest: test-%: install ## the tests with the newest (oldest) v
 test-end: install
 	$(PYTEST) $(ARGS)
 
-lint: install ## ruff and mypy alone
+lint: install ## ruff, mypy and the layers alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and every cache; runs/ stays
-	rm -rf .venv .venv-latest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* build *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .coverage .coverage.* build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- the lock

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from exprl.commands.train import train
 from exprl.experiment import load_experiment
 from exprl.terminal.console import Console
-from exprl.training.run import train
 
 ROOT = Path(__file__).parents[1]
 ARMS = {

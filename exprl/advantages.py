@@ -25,9 +25,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
+from exprl.checks.contracts import check_values
 from exprl.component import Component, option, title_of
 from exprl.config.ranges import Range
-from exprl.contracts import check_values
 from exprl.errors import ConfigError
 from exprl.registry import ADVANTAGES
 from exprl.types import Advantages, AnyReward, RolloutReward, Segment, SegmentRewards

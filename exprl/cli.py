@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from exprl import __version__, config as configuration, listing
+from exprl import __version__, config as configuration
+from exprl.commands import listing
 from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError, PeerError
 from exprl.evaluation.rates import Rates
 from exprl.experiment import load_experiment, load_run
+from exprl.files.disk import local_path
 from exprl.registry import import_plugins
 from exprl.runs.directory import RunDirectory
-from exprl.runs.files import local_path
 from exprl.runs.places import (
     check_config,
     check_resumed,
@@ -36,6 +37,8 @@ PLUGINS: dict[str, Any] = {
     "metavar": "MODULE",
     "help": "a plugin that the run's config names: import it, which runs its code; may be given several times",
 }
+Commands = Any
+"""What argparse gives to add commands to, whose type has no public name."""
 OVERRIDES = "key.path=value items that win over the file, for example reward.judge.name=no_reference"
 
 
@@ -97,13 +100,22 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"exprl {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for add in (add_train, add_evaluate, add_export, add_study, add_mine, add_list, add_config):
+        add(commands)
+    return top
 
+
+def add_train(commands: Commands) -> None:
+    """`exprl train`."""
     train = commands.add_parser("train", help="evaluate, train, evaluate again, in a run directory")
     train.add_argument("config", help="the experiment's YAML")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.add_argument("--resume", action="store_true", help="go on with the run in run_dir, if there is one")
     train.set_defaults(run=run_train)
 
+
+def add_evaluate(commands: Commands) -> None:
+    """`exprl evaluate`."""
     evaluate = commands.add_parser(
         "evaluate",
         help="unbiased pass@k of a model or a checkpoint on any source",
@@ -121,6 +133,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", help="also write the figures and per-problem counts to this JSON file")
     evaluate.set_defaults(run=run_evaluate)
 
+
+def add_export(commands: Commands) -> None:
+    """`exprl export`."""
     export = commands.add_parser(
         "export",
         help="the policy of a run as a folder that transformers and vLLM load",
@@ -135,6 +150,9 @@ def parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=run_export)
 
+
+def add_study(commands: Commands) -> None:
+    """`exprl study`."""
     study = commands.add_parser(
         "study",
         help="arms of stages over seeds, compared with intervals",
@@ -147,6 +165,9 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--dry-run", action="store_true", help="check everything and list the runs")
     study.set_defaults(run=run_study)
 
+
+def add_mine(commands: Commands) -> None:
+    """`exprl mine`."""
     mine = commands.add_parser(
         "mine",
         help="the problems a model solves rarely or never, as a new data set",
@@ -160,16 +181,21 @@ def parser() -> argparse.ArgumentParser:
     mine.add_argument("--max-rate", type=float, default=0.0, help="largest share of right samples (default: 0)")
     mine.set_defaults(run=run_mine)
 
+
+def add_list(commands: Commands) -> None:
+    """`exprl list`."""
     lister = commands.add_parser("list", help="every component and section of a config with its options; metrics")
     lister.add_argument("topic", nargs="?", help=f"one of: {listing.names()}")
     lister.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="import these first")
     lister.set_defaults(run=run_list)
 
+
+def add_config(commands: Commands) -> None:
+    """`exprl config`."""
     show = commands.add_parser("config", help="the resolved experiment, every default filled in")
     show.add_argument("config", help="the experiment's YAML")
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=run_config)
-    return top
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -193,8 +219,8 @@ def run_train(options: argparse.Namespace) -> None:
     if count > 1 and alone:
         check_share(experiment.data.prompts_per_step, count)
         raise SystemExit(launch.start_ranks(count, options.arguments))
+    from exprl.commands.train import train
     from exprl.training.interruption import Interrupted
-    from exprl.training.run import train
 
     try:
         train(experiment, run_dir, resume=options.resume, console=Console())
@@ -220,7 +246,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     else:
         experiment = load_run(RunDirectory(place.run).config, overrides)
     check_evaluation(experiment)
-    from exprl.evaluation.command import evaluate_model  # imports torch
+    from exprl.commands.evaluate import evaluate_model  # imports torch
     from exprl.runs.checkpoints import whole_checkpoint
 
     checkpoint, whole = None if source is None else source.path, False
@@ -239,7 +265,7 @@ def run_export(options: argparse.Namespace) -> None:
     import_plugins(options.plugins)
     source = Path(options.source)
     find_checkpoint(source)
-    from exprl.export import export  # imports torch and transformers
+    from exprl.commands.export import export  # imports torch and transformers
 
     export(source, Path(options.folder), adapter=options.adapter, dtype=options.dtype, console=Console())
 
@@ -254,7 +280,7 @@ def run_study(options: argparse.Namespace) -> None:
     plan.check_arms(only)
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, but got {options.jobs}.")
-    from exprl.study import command  # imports torch
+    from exprl.commands import study as command  # imports torch
     from exprl.study.runner import Devices
     from exprl.training.interruption import Interrupted
 
@@ -278,7 +304,7 @@ def run_mine(options: argparse.Namespace) -> None:
     experiment = load_experiment(options.config, options.overrides)
     check_mining(experiment)
     output, rates = local_path(options.output, "--output"), Rates(options.min_rate, options.max_rate)
-    from exprl.evaluation.mine import mine  # imports torch
+    from exprl.commands.mine import mine  # imports torch
 
     try:
         mine(experiment, output, rates, console=Console())

@@ -55,7 +55,7 @@ class Objective(Component):
         """Loss of N tokens, not reduced.
 
         Values are not looked at, which would wait for the device: a NaN among them, and log-probs that are both
-        infinite, make that token's loss NaN. A run checks its numbers before and after (`exprl/finite.py`).
+        infinite, make that token's loss NaN. A run checks its numbers before and after (`exprl/checks/finite.py`).
 
         Args:
             logp: [N] log-probs under the current policy, with gradient.

@@ -14,8 +14,8 @@ from exprl.config.merging import Node, merge
 from exprl.config.reading import DEEPEST, parse, read_file
 from exprl.config.validate import coerce, validate
 from exprl.errors import ConfigError
+from exprl.files.disk import local_path
 from exprl.registry import import_plugins
-from exprl.runs.files import local_path
 
 __all__ = ["from_layers", "load", "load_layers", "merge", "parse_overrides"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from exprl.data.leakage import find_run, gist, holds_most
 from exprl.errors import DataError
-from exprl.leakage import find_run, gist, holds_most
 
 log = logging.getLogger(__name__)
 

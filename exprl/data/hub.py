@@ -15,8 +15,8 @@ from exprl.data.folder import KINDS, check_kinds, explain, tables_in
 from exprl.data.rows import Row, TableConfig, read_problems, window
 from exprl.data.tables import mapped, numbered, with_names
 from exprl.errors import DataError, did_you_mean
+from exprl.files.disk import local_path
 from exprl.registry import SOURCES
-from exprl.runs.files import local_path
 from exprl.types import Problem
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")

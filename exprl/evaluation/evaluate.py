@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from exprl.checks.finite import check_finite
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import PathError
 from exprl.evaluation.behaviours import BehaviourRates
@@ -17,8 +18,7 @@ from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector
 from exprl.evaluation.intervals import interval_95
 from exprl.evaluation.pass_at_k import pass_at_k
 from exprl.evaluation.reference_progress import reference_progress
-from exprl.finite import check_finite
-from exprl.runs.files import read_json
+from exprl.files.disk import read_json
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.text.prompts import PromptBuilder
 from exprl.types import Problem, Prompt, Rollout

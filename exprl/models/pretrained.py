@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.errors import ModelError
+from exprl.files.disk import local_path
 from exprl.models.adapted import adapted_base, with_adapter
 from exprl.models.attention import complete_attention
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
 from exprl.registry import MODELS
-from exprl.runs.files import local_path
 from exprl.runs.places import find_checkpoint, place_of
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def locate(path: str) -> str:
         return _package_folder(path.removeprefix(PACKAGE_PREFIX))
     folder = local_path(path, "model.path")
     if in_run(path):
-        from exprl.export import exported  # builds the run's own model, which may come from here
+        from exprl.commands.export import exported  # builds the run's own model, which may come from here
 
         return str(exported(folder))
     if folder.is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from exprl.contracts import contiguous, outside, shown
+from exprl.checks.contracts import contiguous, outside, shown
 from exprl.errors import JudgeError, RewardError
 from exprl.types import AnyReward, Judgement, Rollout, RolloutGroup, RolloutReward, SegmentRewards
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from exprl.checks.contracts import given_by
 from exprl.component import Choice, option, required_choice, title_of
 from exprl.config.ranges import Share
-from exprl.contracts import given_by
 from exprl.judges.base import Judge
 from exprl.judges.pairing import one_each
 from exprl.registry import JUDGES

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
+from exprl.checks.contracts import check_segments, given_by
 from exprl.component import Choice, choose, option, title_of
-from exprl.contracts import check_segments, given_by
 from exprl.judges.base import Judge
 from exprl.registry import REWARDS, SLICERS
 from exprl.resources import Resources

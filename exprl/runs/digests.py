@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from exprl.runs.files import check_ordinary, reason, write_text
+from exprl.files.disk import check_ordinary, reason, write_text
 
 ALL = slice(None)
 

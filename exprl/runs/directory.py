@@ -11,8 +11,8 @@ from pathlib import Path
 from exprl.config.reading import parse
 from exprl.config.saving import flat
 from exprl.errors import ConfigError, PathError, RunDirectoryError
-from exprl.runs.files import local_path, read_text, reason, write_text
-from exprl.runs.lock import LOCK, folder_locked, is_at, locked
+from exprl.files.disk import local_path, read_text, reason, write_text
+from exprl.files.lock import LOCK, folder_locked, is_at, locked
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from exprl.errors import ConfigError, ModelError, RunDirectoryError
+from exprl.files.disk import local_path
 from exprl.runs.directory import CHECKPOINT_SUFFIX, RunDirectory, is_run
-from exprl.runs.files import local_path
 
 _ZIP = b"PK\x03\x04"
 """How a file of `torch.save` begins, whatever it is called."""

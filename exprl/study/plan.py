@@ -15,7 +15,7 @@ import yaml
 from exprl import config as configuration
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
-from exprl.runs.files import local_path, write_text
+from exprl.files.disk import local_path, write_text
 from exprl.study.mining import Mining
 from exprl.study.runs import EvaluationRun, MiningRun, Run, TrainingRun
 from exprl.study.schema import Node, Study, TuneConfig, load_study

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exprl.runs.files import write_text
+from exprl.files.disk import write_text
 from exprl.study.results import CURVES, Entry, Findings, curve
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from exprl.errors import DataError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.intervals import Array, Interval, interval_95, paired_interval_95
 from exprl.evaluation.table import LABELS
+from exprl.files.lines import read_lines
 from exprl.runs.directory import RunDirectory
-from exprl.runs.lines import read_lines
 from exprl.study.plan import Chosen, Place, Plan
 from exprl.study.runs import ANEW, Run
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exprl.errors import ExprlError, PathError, RunDirectoryError
-from exprl.runs.files import reason
-from exprl.runs.lock import LOCK, acquire, held, holder, in_use
+from exprl.files.disk import reason
+from exprl.files.lock import LOCK, acquire, held, holder, in_use
 from exprl.study.runs import Run, with_parents
 from exprl.terminal.console import Console
 from exprl.terminal.progress_bar import ProgressBar

@@ -13,8 +13,8 @@ import yaml
 from exprl import config as configuration
 from exprl.errors import RunDirectoryError
 from exprl.experiment import Experiment
+from exprl.files.disk import read_json, write_text
 from exprl.runs.directory import RunDirectory, differences, saved_config
-from exprl.runs.files import read_json, write_text
 from exprl.study.schema import MineConfig
 
 ANEW = "Delete its folder, and the study runs it anew."

@@ -14,11 +14,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from exprl.errors import CheckpointError, ExprlError, PathError
+from exprl.files.disk import append_line
+from exprl.files.lines import cut_after
 from exprl.models.sharding import is_sharded
 from exprl.runs.directory import RunDirectory
-from exprl.runs.files import append_line
 from exprl.runs.leftovers import WRITING, remove, set_aside
-from exprl.runs.lines import cut_after
 from exprl.runs.parts import cause_of
 from exprl.terminal.console import Console
 from exprl.training.aftermath import assemble

@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from exprl.evaluation.evaluate import EvaluationResult
+from exprl.files.disk import append_line
+from exprl.files.lines import read_lines
 from exprl.runs.directory import RunDirectory
-from exprl.runs.files import append_line
-from exprl.runs.lines import read_lines
 
 PREFIX = "evaluation/"
 STEP, EVALUATION = "step", "evaluation"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from exprl.advantages import Advantage
+from exprl.checks.contracts import check_estimates, given_by
+from exprl.checks.finite import check_advantages, check_rollouts
 from exprl.component import title_of
-from exprl.contracts import check_estimates, given_by
 from exprl.engines.base import Engine, Sampling
 from exprl.experiment import OptimizerConfig, UpdateConfig
-from exprl.finite import check_advantages, check_rollouts
 from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
 from exprl.rewards.base import Reward

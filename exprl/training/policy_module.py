@@ -13,11 +13,11 @@ from lightning import LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from exprl.checks.finite import check_finite
 from exprl.engines.base import Engine
 from exprl.engines.canary import allowed_gap
 from exprl.errors import EngineError
 from exprl.experiment import OptimizerConfig, UpdateConfig
-from exprl.finite import check_finite
 from exprl.models.base import LanguageModel
 from exprl.models.sharding import awaken, gathered
 from exprl.terminal.phases import Phases

@@ -15,9 +15,9 @@ import exprl
 from exprl.errors import PathError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import comparison_table, differences, result_table
+from exprl.files.disk import read_json, write_json
+from exprl.files.lines import read_lines
 from exprl.runs.directory import RunDirectory
-from exprl.runs.files import read_json, write_json
-from exprl.runs.lines import read_lines
 from exprl.terminal.console import Console
 from exprl.training.no_update import IN_GENERAL
 from exprl.training.stopwatch import Spent

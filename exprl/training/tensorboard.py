@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard.summary import hparams
 
-from exprl.runs.files import reason
+from exprl.files.disk import reason
 
 log = logging.getLogger(__name__)
 

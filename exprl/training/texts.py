@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from exprl.errors import RunDirectoryError
-from exprl.runs.files import read_json
+from exprl.files.disk import read_json
 
 
 def check_texts(file: Path, texts: Mapping[str, str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+from exprl.checks.contracts import check_verdicts
 from exprl.component import Component, title_of
-from exprl.contracts import check_verdicts
 from exprl.errors import DataError
 from exprl.types import Problem
 

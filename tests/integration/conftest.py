@@ -40,7 +40,7 @@ def small() -> Callable[..., Experiment]:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Train an experiment in `tmp_path / name`; returns its summary."""
-    from exprl.training.run import train
+    from exprl.commands.train import train
 
     def execute(experiment: Experiment, name: str = "run", *, resume: bool = False) -> dict[str, Any]:
         with (tmp_path / f"{name.replace('/', '-')}.log").open("a") as log:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from exprl.commands.train import TrainingRun, train
 from exprl.errors import CheckpointError, ExprlError, RunDirectoryError
 from exprl.experiment import load_experiment
 from exprl.runs.digests import digests, write_digests
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
 from exprl.training.callbacks import Checkpoints
-from exprl.training.run import TrainingRun, train
 from exprl.training.tensorboard import EventFiles
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.processes import lines

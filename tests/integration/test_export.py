@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from exprl.cli import main
+from exprl.commands.export import export, exported, trained_policy, write_model
 from exprl.errors import CheckpointError, ModelError
 from exprl.experiment import LoRAConfig, load_experiment
-from exprl.export import export, exported, trained_policy, write_model
 from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, without_adapter
@@ -40,7 +40,7 @@ SECOND = [item for item in SMALL if not item.startswith("model.")]
 
 
 def trained(folder: Path, *overrides: str) -> Path:
-    from exprl.training.run import train
+    from exprl.commands.train import train
 
     experiment = load_experiment(ROOT / "configs/quickstart.yaml", [*SMALL, "trainer.max_steps=2", *overrides])
     with (folder.parent / f"{folder.name}.log").open("w") as log:
@@ -388,7 +388,9 @@ def test_a_run_takes_the_place_of_a_gguf_file(full: Path, tmp_path: Path, monkey
         logprobs(experiment.model.build(None).load().model), logprobs(policy_of(run).model), atol=1e-4, rtol=0
     )
     both = PretrainedModel(PretrainedModel.Config(path=str(run), gguf_file="a.gguf"))
-    monkeypatch.setattr("exprl.export.exported", lambda _: pytest.fail("exported before the options were looked at"))
+    monkeypatch.setattr(
+        "exprl.commands.export.exported", lambda _: pytest.fail("exported before the options were looked at")
+    )
     with pytest.raises(ModelError, match=r"model\.gguf_file: a\.gguf is given, but model\.path .* is a run"):
         both.load_tokenizer()
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from exprl.commands.train import TrainingRun
 from exprl.config import from_layers, merge
 from exprl.config.fields import FieldSpec, fields_of
 from exprl.errors import ExprlError
@@ -16,7 +17,6 @@ from exprl.experiment import Experiment
 from exprl.registry import ADVANTAGES, ENGINES, JUDGES, METHODS, OBJECTIVES, REWARDS, SLICERS, VERIFIERS, Registry
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
-from exprl.training.run import TrainingRun
 from tests.conftest import character_tokenizer, tiny_llama
 from tests.unit.option_strategies import allowed
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from exprl.commands.train import train
 from exprl.experiment import load_experiment
 from exprl.terminal.console import Console
-from exprl.training.run import train
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.processes import command, environment
 

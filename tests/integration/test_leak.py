@@ -17,10 +17,10 @@ import torch
 from exprl.advantages import SegmentDelta
 from exprl.build import Build
 from exprl.config import from_layers
+from exprl.data.leakage import leaked_ngram, longest_shared_ngram, words
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import TransformersEngine
 from exprl.experiment import Experiment, OptimizerConfig, UpdateConfig
-from exprl.leakage import leaked_ngram, longest_shared_ngram, words
 from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
 from exprl.resources import Resources
@@ -219,7 +219,7 @@ def test_preparing_rl_loads_nothing_that_reads_references() -> None:
 import sys
 from exprl.terminal.console import Console
 from exprl.runs.directory import RunDirectory
-from exprl.training.run import TrainingRun
+from exprl.commands.train import TrainingRun
 from tests.integration.conftest import ROOT, SMALL
 from exprl.experiment import load_experiment
 experiment = load_experiment(ROOT / "configs/quickstart.yaml", SMALL)

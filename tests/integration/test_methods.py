@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from exprl.build import Build
+from exprl.commands.train import TrainingRun
 from exprl.config import from_layers, validate_choice
 from exprl.data.order import step_indices
 from exprl.errors import ConfigError, DataError, ModelError
@@ -22,7 +23,6 @@ from exprl.training.batching import TokenSequence, collate
 from exprl.training.evaluation_log import STEP, kind_of
 from exprl.training.policy import response_logprobs
 from exprl.training.policy_module import PolicyModule
-from exprl.training.run import TrainingRun
 from exprl.training.self_distillation import DistillationModule
 from exprl.training.sft import demonstration
 from exprl.training.world import World

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
+from exprl.commands import mine as mining
+from exprl.commands.mine import histogram, mine, tell_reading
 from exprl.component import Choice
 from exprl.config import from_layers
 from exprl.engines.transformers import TransformersEngine
 from exprl.errors import ConfigError, DataError
-from exprl.evaluation import mine as mining
-from exprl.evaluation.mine import histogram, mine, tell_reading
 from exprl.evaluation.rates import Count, Rates
 from exprl.experiment import Experiment, load_experiment
 from exprl.resources import Resources

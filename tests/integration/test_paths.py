@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from exprl.commands.mine import mine
 from exprl.config import parse_overrides
 from exprl.errors import PathError, RunDirectoryError
-from exprl.evaluation.mine import mine
 from exprl.evaluation.rates import Rates
+from exprl.files.lock import locked
 from exprl.runs.digests import digests, write_digests
-from exprl.runs.lock import locked
 from exprl.runs.parts import INDEX, REST
 from exprl.terminal.console import Console
 from tests.integration.processes import execute
@@ -70,7 +70,7 @@ def test_a_run_with_an_equals_sign_in_its_name_is_a_run(
     home = tmp_path / "home"
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    from exprl.training.run import train
+    from exprl.commands.train import train
 
     train(small("trainer.max_steps=1"), "~/r/lr=1e-5 #1", resume=False, console=Console(quiet=True))
     place = home / "r/lr=1e-5 #1"
@@ -90,7 +90,7 @@ def test_a_run_with_an_equals_sign_in_its_name_is_a_run(
 def test_an_output_that_cannot_be_written_is_found_before_sampling(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Any
 ) -> None:
-    monkeypatch.setattr("exprl.evaluation.command.Build", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("exprl.commands.evaluate.Build", lambda *_: pytest.fail("built"))
     (tmp_path / "file").write_text("")
     for output in ("/dev/null", str(tmp_path), str(tmp_path / "file/x.json"), "s3://b/x.json"):
         assert "--output" in failing(capsys, "evaluate", QUICKSTART, "--output", output)

@@ -24,7 +24,7 @@ OPTIONS = ["trainer.max_steps=2", "trainer.checkpoint_every=1", "evaluation.sour
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
-    from exprl.training.run import train
+    from exprl.commands.train import train
 
     folder = tmp_path_factory.mktemp("places") / "my run"
     train(small(*OPTIONS), folder, resume=False, console=Console(quiet=True))
@@ -49,7 +49,7 @@ def test_what_lies_in_a_run_is_evaluated(
     assert find_checkpoint(finished / given)[1] == meant.resolve()
     monkeypatch.chdir(finished)
     told: list[Path] = []
-    from exprl.evaluation import command
+    from exprl.commands import evaluate as command
 
     load = command.load_policy
     monkeypatch.setattr(

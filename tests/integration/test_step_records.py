@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from exprl.commands.train import TrainingRun
 from exprl.errors import PathError
 from exprl.training import callbacks, evaluation_log, interruption, result
 from exprl.training.callbacks import StepLog
 from exprl.training.interruption import Interrupted
-from exprl.training.run import TrainingRun
 from exprl.training.tensorboard import EventFiles
 from tests.integration.processes import lines, steps
 
@@ -71,8 +71,8 @@ def no_room() -> None:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
+    from exprl.commands.train import train
     from exprl.terminal.console import Console
-    from exprl.training.run import train
 
     folder = tmp_path_factory.mktemp("straight") / "run"
     train(small(*OPTIONS), folder, resume=False, console=Console(quiet=True))
@@ -167,8 +167,8 @@ WRITING = {
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
+    from exprl.commands.train import train
     from exprl.terminal.console import Console
-    from exprl.training.run import train
 
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     train(small(*EVALUATED), folder, resume=False, console=Console(quiet=True))

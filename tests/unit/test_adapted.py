@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from exprl.build import Build
+from exprl.commands.export import write_adapter
 from exprl.errors import ModelError
 from exprl.experiment import LoRAConfig, load_experiment
-from exprl.export import write_adapter
 from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, has_adapter

@@ -15,8 +15,8 @@ from datasets import Dataset
 
 from exprl.config import validate_choice
 from exprl.data.exposure import exposed, exposes_answer
+from exprl.data.leakage import holds_most
 from exprl.errors import DataError
-from exprl.leakage import holds_most
 from exprl.registry import SOURCES
 from exprl.resources import Resources
 from exprl.types import Problem

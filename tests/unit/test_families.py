@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from exprl.commands.train import train
 from exprl.engines.transformers import TransformersEngine
 from exprl.errors import EngineError, ModelError
 from exprl.experiment import load_experiment
@@ -18,7 +19,6 @@ from exprl.models.logits import Affine, head_of
 from exprl.terminal.console import Console
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.policy import response_logprobs
-from exprl.training.run import train
 from exprl.training.start_check import check_agreement
 from tests.conftest import character_tokenizer
 from tests.families import Outcome, examine, families, miniature, plain_logprobs, table

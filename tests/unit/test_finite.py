@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from exprl.checks.finite import check_advantages, check_finite, check_rollouts
 from exprl.errors import NonFiniteError
-from exprl.finite import check_advantages, check_finite, check_rollouts
 from exprl.training.parallel import weights_norm
 from exprl.training.update import total
 from exprl.types import Advantages, RolloutReward, Segment, SegmentRewards

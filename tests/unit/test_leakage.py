@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from exprl.leakage import leaked_ngram, longest_shared_ngram, words
+from exprl.data.leakage import leaked_ngram, longest_shared_ngram, words
 
 REFERENCE = "Let n be even. Then n = 2k, so n^2 = 4k^2 is divisible by 4."
 QUESTION = "Is the square of an even number n divisible by 4?"

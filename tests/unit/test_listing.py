@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exprl import listing
+from exprl.commands import listing
 from exprl.config.fields import fields_of
 from exprl.errors import ConfigError
 from exprl.experiment import Experiment

@@ -3,8 +3,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from exprl.config import validate
+from exprl.data.leakage import leaked_ngram
 from exprl.errors import ConfigError, DataError, ModelError
-from exprl.leakage import leaked_ngram
 from exprl.text.prompts import PromptBuilder, PromptConfig
 from exprl.types import Hidden, Problem, Question, Scaffold
 

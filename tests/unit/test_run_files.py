@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from exprl.errors import PathError, RunDirectoryError
+from exprl.files.disk import append_line, check_can_write, local_path, read_json, write_text
+from exprl.files.lines import Cut, cut_after, drop_half_line, read_lines
+from exprl.files.lock import LOCK, holder, locked
 from exprl.runs.directory import RunDirectory
-from exprl.runs.files import append_line, check_can_write, local_path, read_json, write_text
-from exprl.runs.lines import Cut, cut_after, drop_half_line, read_lines
-from exprl.runs.lock import LOCK, holder, locked
 from exprl.training.evaluation_log import kind_of
 
 
@@ -171,7 +171,7 @@ class TestLines:
 HOLD = """
 import sys, time
 from pathlib import Path
-from exprl.runs.lock import locked
+from exprl.files.lock import locked
 with locked(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from exprl.chain.model import ChainModel
+from exprl.commands.train import TrainingRun
 from exprl.errors import ConfigError
 from exprl.experiment import load_experiment
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
-from exprl.training.run import TrainingRun
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART, CHAMP = (str(ROOT / "configs" / name) for name in ("quickstart.yaml", "smollm2_champ.yaml"))

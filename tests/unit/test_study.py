@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from exprl.commands.study import check_kept, check_runs
 from exprl.errors import ConfigError, DataError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.intervals import Interval
+from exprl.files.disk import write_json
 from exprl.resources import Resources
-from exprl.runs.files import write_json
-from exprl.study.command import check_kept, check_runs
 from exprl.study.plan import Plan
 from exprl.study.results import _cell, collect, curve, markdown, rows
 from exprl.study.runner import Devices, locked

@@ -8,12 +8,12 @@ import pytest
 
 from exprl.errors import PathError, RunDirectoryError
 from exprl.evaluation.detectors import JudgedDetector, LexicalDetector
+from exprl.files.disk import write_json
 from exprl.judges import NoReferenceJudge, SameModelJudge, WrongReferenceJudge, prompting
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.reference_steps import ReferenceStepsJudge
 from exprl.models.base import LanguageModel
 from exprl.rewards import OutcomeReward
-from exprl.runs.files import write_json
 from exprl.training.texts import check_texts
 from exprl.types import Hidden, Problem, Question, Scaffold
 

@@ -18,9 +18,9 @@ import torch
 
 import exprl
 from exprl.cli import main
+from exprl.commands.export import export
 from exprl.errors import ConfigError, ModelError
 from exprl.experiment import load_run
-from exprl.export import export
 from exprl.models import PretrainedModel
 from exprl.models.base import LanguageModel
 from exprl.registry import import_plugins

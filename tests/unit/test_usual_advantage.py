@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from exprl import listing
 from exprl.advantages import GroupAdvantage
+from exprl.commands import listing
 from exprl.component import Choice
 from exprl.config import from_layers, load, to_node
 from exprl.errors import ConfigError

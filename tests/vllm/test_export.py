@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from exprl.commands.export import write_model
 from exprl.experiment import LoRAConfig
-from exprl.export import write_model
 from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, without_adapter
 from tests.vllm.helpers import chat_prompt, small_policy

@@ -344,7 +344,7 @@ class Training:
     port: int
 
     def __call__(self, *, resume: bool = False) -> dict[str, Any]:
-        from exprl.training.run import train
+        from exprl.commands.train import train
 
         with (self.folder / "log.txt").open("a") as log:
             return train(self.experiment(), self.folder / "run", resume=resume, console=Console(file=log, width=120))

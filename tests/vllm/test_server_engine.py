@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from exprl.commands.evaluate import evaluate_model
 from exprl.config import from_layers
 from exprl.engines import Engine, Sampling, ServerEngine
 from exprl.engines.ends import ends_of
 from exprl.errors import EngineError, ModelError
-from exprl.evaluation.command import evaluate_model
 from exprl.experiment import Experiment
 from exprl.judges import SameModelJudge
 from exprl.judges.backends.server import ServerBackend

@@ -24,9 +24,9 @@ from exprl.data.order import check_share
 from exprl.errors import ConfigError, RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
+from exprl.files.disk import write_json
 from exprl.runs.checkpoints import newest_whole, warn_of, warn_unless_digested
 from exprl.runs.directory import RunDirectory, step_of
-from exprl.runs.files import write_json
 from exprl.runs.leftovers import tidy
 from exprl.runs.places import check_run_dir
 from exprl.runs.preflight import check_training

@@ -17,10 +17,10 @@ from transformers import GenerationConfig
 from exprl.engines.ends import end_tokens
 from exprl.errors import ModelError
 from exprl.experiment import load_run
+from exprl.files.disk import local_path
 from exprl.models.cache import draft_of
 from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights
 from exprl.runs.checkpoints import load_policy, whole_checkpoint
-from exprl.runs.files import local_path
 from exprl.runs.places import find_checkpoint
 from exprl.terminal.console import Console
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from exprl.errors import DataError
-from exprl.runs.files import write_json, write_text
+from exprl.files.disk import write_json, write_text
 from exprl.study.plan import Chosen, Place, Plan
 from exprl.study.plots import write_plots
 from exprl.study.results import collect, markdown, measures_of, rich_table, table_numbers, trial_means

@@ -9,8 +9,8 @@ from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
+from exprl.files.disk import check_can_write, write_json
 from exprl.runs.checkpoints import load_policy
-from exprl.runs.files import check_can_write, write_json
 from exprl.runs.preflight import check_evaluation
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases

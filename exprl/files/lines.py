@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exprl.errors import PathError
-from exprl.runs.files import check_ordinary, parse_object, reason
+from exprl.files.disk import check_ordinary, parse_object, reason
 
 Kind = Callable[[Mapping[str, Any]], str]
 

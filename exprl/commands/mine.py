@@ -21,10 +21,10 @@ from exprl.data.rows import MINED_COLUMNS
 from exprl.errors import ConfigError, DataError
 from exprl.evaluation.rates import Count, Rates
 from exprl.experiment import Experiment
+from exprl.files.disk import append_line, append_text, check_can_write, write_json, write_text
+from exprl.files.lines import drop_half_line, read_lines
+from exprl.files.lock import LOCK, locked
 from exprl.runs.directory import differences, saved_config
-from exprl.runs.files import append_line, append_text, check_can_write, write_json, write_text
-from exprl.runs.lines import drop_half_line, read_lines
-from exprl.runs.lock import LOCK, locked
 from exprl.seeding import derive_seed
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exprl.errors import PathError, RunDirectoryError
-from exprl.runs.files import check_ordinary, reason
+from exprl.files.disk import check_ordinary, reason
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What the commands do, once `exprl.cli` has read their arguments."""

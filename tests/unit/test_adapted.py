@@ -46,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapted(base: Path) -> LanguageModel:
     """The base in float32 with an adapter that changes it little, as trained ones do."""
     policy = load(base, dtype="float32")
-    attach(policy.model, LoRAConfig(rank=4))
+    attach(policy.model, **vars(LoRAConfig(rank=4)))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.model.named_parameters():
         if ".lora_B." in name:
@@ -85,7 +85,7 @@ def test_the_frozen_initial_policy_has_the_adapter_too(adapter: Path, adapted: L
 
 def test_an_adapter_on_an_adapted_model_names_it(adapter: Path, tmp_path: Path) -> None:
     policy = load(adapter)
-    attach(policy.model, LoRAConfig(rank=4))
+    attach(policy.model, **vars(LoRAConfig(rank=4)))
     for name, parameter in policy.model.named_parameters():
         if ".lora_B." in name:
             nn.init.constant_(parameter, 1e-3)

@@ -20,7 +20,7 @@ PYTEST  := $(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WO
 NOT_IN_CI := test -z "$(CI)" # what may be missing on a laptop may not where it would go unseen
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-latest test-oldest test-end lint format lock clean
+.PHONY: help install quickstart test test-latest test-oldest test-end lint format docs lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 26
@@ -57,8 +57,11 @@ format: install ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install ## the documentation as a site in site/; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean: ## remove .venv and every cache; runs/ stays
-	rm -rf .venv .venv-latest .venv-oldest .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .coverage .coverage.* build *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .coverage .coverage.* build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- the lock

@@ -73,7 +73,7 @@ def option_lines(config: type[Any], indent: str = "", *, without: Collection[str
             yield from option_lines(spec.dataclass, f"{indent}    ")
         else:
             allowed = describe(spec.annotation, rules=True)
-            yield f"{indent}{field.name} = {_default(field, spec)}  {spec.help} ({allowed})"
+            yield f"{indent}{field.name} = {default_of(field, spec)}  {spec.help} ({allowed})"
 
 
 def _family(registry: Registry[Any]) -> Callable[[Console], None]:
@@ -116,7 +116,7 @@ def _family_of_key(key: str) -> str | None:
     return spec.registry.family if spec is not None and spec.registry is not None else None
 
 
-def _default(field: dataclasses.Field[Any], spec: FieldSpec) -> str:
+def default_of(field: dataclasses.Field[Any], spec: FieldSpec) -> str:
     """As it would stand in the YAML."""
     if spec.required:
         return "required"

@@ -71,7 +71,6 @@ class DistillationUpdate(PolicyUpdate):
         options: micro-batch budget, packing, epochs.
         teacher: the frozen initial policy.
         prompt: the ids the teacher reads before a problem's rollouts.
-        template: what they are made of.
         place: temperature, world and device, see `PolicyUpdate`.
     """
 

@@ -269,4 +269,14 @@ def load_run(config: Path, overrides: Sequence[str] = ()) -> Experiment:
             f"{config}: plugins: {unnamed} would be imported, and so run, because a run's folder says so. If you "
             f"know them, say so yourself: --plugins {' --plugins '.join(unnamed)} or plugins=[{','.join(unnamed)}]."
         )
-    return configuration.from_layers(Experiment, [layer, own])
+    try:
+        return configuration.from_layers(Experiment, [layer, own])
+    except ConfigError as error:
+        try:
+            configuration.from_layers(Experiment, [layer])
+        except ConfigError:
+            raise ConfigError(
+                f"{config}: {error} Configs of runs are right when they are written, so this one is of another version "
+                "of exprl, or was edited: use that version, or mend the option (CHANGELOG says what became of each)."
+            ) from error
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from exprl.files.lock import LOCK, folder_locked, is_at, locked
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SUFFIX = ".ckpt"
+_NOTHING = "(nothing)"
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -120,8 +121,10 @@ class RunDirectory:
             )
         found = differences(saved_config(self.config), config_yaml, free)
         if found:
+            older = "It was written by a version of exprl that had other options; resume it with that one. "
             raise RunDirectoryError(
                 f"run_dir {self.path} was started with another config ({'; '.join(found)}). "
+                f"{older if _other_options(found) else ''}"
                 f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(free)} may change."
             )
         for path in (self.texts, self.metrics, self.samples, self.summary):
@@ -193,10 +196,16 @@ def differences(old: str, new: str, free: Collection[str] = ()) -> list[str]:
     """
     before, after = (flat(parse(text)) for text in (old, new))
     return [
-        f"{key}: {before.get(key, '(nothing)')} -> {after.get(key, '(nothing)')}"
+        f"{key}: {before.get(key, _NOTHING)} -> {after.get(key, _NOTHING)}"
         for key in {**before, **after}
         if before.get(key) != after.get(key) and key not in free
     ]
+
+
+def _other_options(found: Sequence[str]) -> bool:
+    """Whether `differences` are of options that only one side has, though all components are the same."""
+    keys = [difference.split(":", 1)[0] for difference in found]
+    return any(_NOTHING in difference for difference in found) and not any(key.endswith(".name") for key in keys)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from exprl.errors import PathError, RunDirectoryError
+from exprl.errors import ConfigError, PathError, RunDirectoryError
+from exprl.experiment import load_run
 from exprl.files.disk import append_line, check_can_write, local_path, read_json, write_text
 from exprl.files.lines import Cut, cut_after, drop_half_line, read_lines
 from exprl.files.lock import LOCK, holder, locked
@@ -305,3 +306,30 @@ class TestStart:
             (run.checkpoints / name).write_text("")
         assert [path.name for path in run.all_checkpoints()] == ["step-999999.ckpt", "step-1000000.ckpt"]
         assert "step-abc.ckpt is not named as a checkpoint" in caplog.text
+
+
+class TestOtherVersions:
+    OLD = "update: {offload_reference: false}\nmodel: {path: gpt2}\n"
+
+    def test_its_config_is_said_to_be_of_another_version(self, tmp_path: Path) -> None:
+        config = tmp_path / "config.yaml"
+        config.write_text(self.OLD)
+        with pytest.raises(ConfigError, match=r"offload_reference: unknown option.*another version of exprl"):
+            load_run(config)
+
+    def test_an_override_that_is_wrong_is_not_the_versions_fault(self, tmp_path: Path) -> None:
+        config = tmp_path / "config.yaml"
+        config.write_text("model: {path: gpt2}\n")
+        with pytest.raises(ConfigError, match=r"trainer\.max_step: unknown option") as raised:
+            load_run(config, ["trainer.max_step=3"])
+        assert "version" not in str(raised.value)
+
+    def test_it_is_not_resumed(self, tmp_path: Path) -> None:
+        run = RunDirectory(tmp_path / "run")
+        run.create(self.OLD)
+        new = self.OLD.replace("offload_reference", "offload_initial_policy")
+        with pytest.raises(RunDirectoryError, match=r"offload_reference: False -> .nothing.*had other options"):
+            run.check(new, resume=True)
+        with pytest.raises(RunDirectoryError) as raised:
+            run.check(self.OLD.replace("gpt2", "gpt3"), resume=True)
+        assert "version" not in str(raised.value)

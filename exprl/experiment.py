@@ -109,7 +109,7 @@ class UpdateConfig:
     )
     kernels: Backend = option(
         "auto",
-        "who computes log-probs and the loss: triton (GPUs), eager (any device), compile; auto: the best there is",
+        "who computes log-probs of hidden states: triton (GPUs), eager (any device), compile; auto: the best there is",
     )
     gap_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
         None,

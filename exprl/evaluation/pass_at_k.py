@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
 from typing import Any, overload
@@ -62,30 +61,6 @@ def _exact(n: int, c: int, k: int) -> float:
         raise ValueError(f"the number of right samples must lie in 0..{n}, but got {c}")
     subsets = comb(n, k)
     return (subsets - comb(n - c, k)) / subsets
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassRow:
-    """One problem: c of n samples right, and pass@k for each k asked for."""
-
-    problem_id: str
-    samples: int
-    correct: int
-    values: dict[int, float]
-
-
-def pass_table(problem_ids: Sequence[str], n: int | Counts, c: Counts, ks: Sequence[int]) -> list[PassRow]:
-    """pass@k problem by problem, in the order given; raises `ValueError` like `pass_at_k`."""
-    totals = np.broadcast_to(np.asarray(n), (len(problem_ids),))
-    return [
-        PassRow(
-            problem_id=problem_id,
-            samples=int(total),
-            correct=int(right),
-            values={k: _exact(int(total), int(right), k) for k in ks},
-        )
-        for problem_id, total, right in zip(problem_ids, totals, c, strict=True)
-    ]
 
 
 class PassAtK(Metric):

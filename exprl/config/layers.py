@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from exprl.config.merging import Node, merge
 from exprl.config.reading import DEEPEST, parse, read_file
+from exprl.config.shipped import located
 from exprl.config.validate import coerce, validate
 from exprl.errors import ConfigError
 from exprl.files.disk import local_path
@@ -27,7 +28,7 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
 
     Args:
         schema: the dataclass of the whole file.
-        path: the YAML file.
+        path: the YAML file, or the name of one that comes with exprl.
         overrides: `key.path=value` items; values are parsed as YAML and win over every file.
 
     Raises:
@@ -37,8 +38,11 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
 
 
 def load_layers(path: str | Path) -> list[Node]:
-    """A YAML file after those it `extends`, as plain dictionaries; raises `ConfigError` naming the file."""
-    return _load_file(local_path(path, "config"), seen=())
+    """A YAML file after those it `extends`, as plain dictionaries; raises `ConfigError` naming the file.
+
+    Each is a path, from the folder of the file that extends it, or the name of a config that comes with exprl.
+    """
+    return _load_file(located(local_path(path, "config")), seen=())
 
 
 def load_resolved(path: str | Path) -> Node:
@@ -134,5 +138,5 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> list[Node]:
     mapping = read_file(path, seen[-1] if seen else None)
     parents = coerce(str | list[str] | None, mapping.pop("extends", None), f"{path}: extends") or []
     parents = [parents] if isinstance(parents, str) else parents
-    layers = [layer for parent in parents for layer in _load_file(path.parent / parent, (*seen, path))]
+    layers = [layer for parent in parents for layer in _load_file(located(parent, path.parent), (*seen, path))]
     return [*layers, mapping]

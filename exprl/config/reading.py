@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from exprl.config.shipped import suggestion
 from exprl.errors import ConfigError, did_you_mean
 
 DEEPEST = 64
@@ -54,9 +55,7 @@ def read_file(path: Path, wanted_by: Path | None = None) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid YAML: no UTF-8 text ({error.reason} at byte {error.start}).") from error
     if text is None:
-        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings) if siblings else f"The folder {path.parent} has no YAML files."
-        raise ConfigError(f"No config file {path}{f' (extended by {wanted_by})' if wanted_by else ''}. {hint}")
+        raise ConfigError(f"No config file {path}{f' (extended by {wanted_by})' if wanted_by else ''}. {_hint(path)}")
     try:
         node = parse(text)
     except ConfigError as error:
@@ -66,6 +65,14 @@ def read_file(path: Path, wanted_by: Path | None = None) -> dict[str, Any]:
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: expected keys and values, but the file holds a {type(node).__name__}.")
     return node
+
+
+def _hint(missing: Path) -> str:
+    """What may be meant: a file beside it where the path is one of a YAML file, else a config that comes with exprl."""
+    beside = [file.name for file in missing.parent.glob("*.y*ml")] if missing.parent.is_dir() else []
+    if beside and missing.suffix:
+        return did_you_mean(missing.name, beside)
+    return f"{'' if beside else f'The folder {missing.parent} has no YAML files. '}{suggestion(missing)}"
 
 
 def parse(text: str) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from exprl.config.shipped import located
 from exprl.errors import ConfigError, ModelError, RunDirectoryError
 from exprl.files.disk import local_path
 from exprl.runs.directory import CHECKPOINT_SUFFIX, RunDirectory, is_run
@@ -176,7 +177,7 @@ def _check_evaluated(place: Place) -> None:
             f"{place.path} is a checkpoint, but lies in no run's checkpoints/ folder, so nothing says which model it "
             f"is of. Type: exprl evaluate CONFIG --checkpoint {here}, CONFIG being what it was trained with."
         )
-    if place.kind == "other" and place.path.is_dir():
+    if place.kind == "other" and located(place.path).is_dir():
         raise ConfigError(
             f"{place.path} is a folder, but neither a run, which has config.yaml and checkpoints/, nor a model. Give a "
             "YAML, a run or a checkpoint."

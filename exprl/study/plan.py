@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from exprl import config as configuration
+from exprl.config.shipped import located
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
 from exprl.files.disk import local_path, write_text
@@ -70,8 +71,9 @@ class Plan:
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Plan:
         """Read and check; raises `ConfigError` naming the key."""
-        layers = [*configuration.load_layers(path), configuration.parse_overrides(list(overrides))]
-        plan = cls(load_study(layers), Path(path), layers)
+        file = located(local_path(path, "STUDY"))
+        layers = [*configuration.load_layers(file), configuration.parse_overrides(list(overrides))]
+        plan = cls(load_study(layers), file, layers)
         plan.check()
         return plan
 
@@ -86,7 +88,7 @@ class Plan:
     @cached_property
     def base(self) -> list[Node]:
         """The experiment's YAML, unmerged, so that swapping a component's name works as everywhere."""
-        return configuration.load_layers(self.file.parent / self.study.experiment)
+        return configuration.load_layers(located(self.study.experiment, self.file.parent))
 
     @cached_property
     def arms(self) -> dict[str, tuple[Place, ...]]:

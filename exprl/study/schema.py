@@ -58,7 +58,9 @@ class MineConfig:
 class Study:
     """Arms of stages, each run with every seed: what `exprl study` reads."""
 
-    experiment: NonEmpty = option(help="the experiment every stage starts from; relative to the study's file")
+    experiment: NonEmpty = option(
+        help="the experiment every stage starts from: a path from the study's file, or a name of `exprl configs`"
+    )
     study_dir: NonEmpty | None = option(None, "folder of the study; null: runs/<file name>")
     seeds: list[Seed] = option([0, 1, 2, 3, 4], "every arm is run with each of these")
     baseline: str | None = option(None, "the arm that the others' differences are taken to; null: no differences")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from exprl.config.layers import load_layers
+from exprl.config.shipped import shipped
 from exprl.experiment import Experiment, load_experiment
 from exprl.study.plan import Plan
 from tests.integration.conftest import ROOT
@@ -21,7 +22,8 @@ from tests.integration.conftest import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# (\S+\.py)\n")
-COMMAND = re.compile(r"exprl (?:train|evaluate|mine) \S+\.yaml[^`\n]*")
+CONFIG = "|".join([r"\S+\.yaml", *map(re.escape, shipped())])
+COMMAND = re.compile(rf"exprl (?:train|evaluate|mine) (?:{CONFIG})\b[^`\n]*")
 
 
 @dataclass(frozen=True)

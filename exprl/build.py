@@ -75,7 +75,7 @@ class Build:
             raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
         problems = self._loaded(source, "data.train")
         hold = self.experiment.reads_references or not self.training
-        return problems if hold else [without_reference(problem) for problem in problems]
+        return problems if hold else [problem.without_reference() for problem in problems]
 
     @cached_property
     def evaluation_problems(self) -> list[Problem]:
@@ -192,8 +192,3 @@ class Build:
         if not problems:
             raise DataError(f"{key} ({source.name}): no problems. Check the path, the filters and `limit`.")
         return problems
-
-
-def without_reference(problem: Problem) -> Problem:
-    """The same with its question and final answer alone."""
-    return replace(problem, scaffold=replace(problem.scaffold, reference=None, steps=None))

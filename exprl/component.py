@@ -6,11 +6,11 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import Any, Self
 
-from exprl.config.fields import Choice, choose, choose_by, option, required_choice
+from exprl.config.fields import Choice, choose, choose_by, option, required_choice, wrapped
 from exprl.config.validate import checked
 from exprl.errors import ConfigError
 
-__all__ = ["Choice", "Component", "checked", "choose", "choose_by", "option", "required_choice", "title_of"]
+__all__ = ["Choice", "Component", "checked", "choose", "choose_by", "option", "required_choice", "title_of", "wrapped"]
 
 
 class Component(ABC):  # noqa: B024 - so that abstract methods of the families hold

@@ -7,7 +7,7 @@ a reference. The reference lives in `Scaffold`, wrapped in `Hidden`, and only ju
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
@@ -101,6 +101,10 @@ class Problem:
     def id(self) -> str:
         """The question's `problem_id`."""
         return self.question.problem_id
+
+    def without_reference(self) -> Problem:
+        """The same with its question and final answer alone."""
+        return replace(self, scaffold=replace(self.scaffold, reference=None, steps=None))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,15 @@ def required_choice(registry: Registry[Any], help: str = "") -> Any:  # noqa: A0
     return field(default=None, metadata={"help": help, "registry": registry, "required": True})
 
 
+def wrapped(registry: Registry[Any], help: str = "") -> Any:  # noqa: A002
+    """A Config field that makes its component a wrapper of its family: it stands around another one of `registry`.
+
+    Where a layer names the wrapper alone, it stands around the component that was there, whichever that is, with its
+    options; so naming it is an ablation of one word. In code it may be left out where that is handed over built.
+    """
+    return field(default=None, metadata={"help": help, "registry": registry, "required": True, "wraps": True})
+
+
 # ------------------------------------------------------------------ reading what is declared
 
 
@@ -108,6 +117,7 @@ class FieldSpec:
     default_node: Mapping[str, Any] | None
     name_for: Callable[[Mapping[str, Any]], str] | None = None
     of: str | None = None
+    wraps: bool = False
 
     def default_for(self, chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The component node that stands where none is given, beside the options `chosen` before it; None without."""
@@ -139,7 +149,16 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
         default_node=field.metadata.get("default_node"),
         name_for=field.metadata.get("name_for"),
         of=field.metadata.get("of"),
+        wraps=field.metadata.get("wraps", False),
     )
+
+
+def wrapped_option(registry: Registry[Any], name: Any) -> str | None:
+    """The option in which the component `name` holds the one of its family that it stands around; None: no wrapper."""
+    if name not in registry.names():
+        return None  # `validate_choice` refuses it
+    fields = fields_of(registry.get(name).Config)
+    return next((key for key, spec in fields.items() if spec.wraps and spec.registry is registry), None)
 
 
 def rules_of(annotation: Any) -> list[Rule]:

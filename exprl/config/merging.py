@@ -4,15 +4,18 @@ Swapping a component's name keeps the inherited options the new component also h
 ablation is one name; an option written beside the new name is always checked. An option that says something of what
 another names (`option(of=...)`) is dropped as well when that names something else: the file of a folder, the commit of
 a data set.
+
+A wrapper (`wrapped(...)`) takes nobody's place: naming it puts it around the component that stood there, which keeps
+all its options, and naming what stands within takes it off again.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from exprl.config.fields import FieldSpec, fields_of
+from exprl.config.fields import FieldSpec, fields_of, wrapped_option
 from exprl.registry import Registry
 
 Node = dict[str, Any]
@@ -31,8 +34,7 @@ def merge(
     merged = {key: value for key, value in base.items() if not _left_behind(fields.get(key), base, overlay)}
     for key, value in overlay.items():
         spec = fields.get(key)
-        below = base.get(key)
-        below = below if isinstance(below, Mapping) else EMPTY
+        below = _mapping(base.get(key))
         if spec is None or not isinstance(value, Mapping):
             merged[key] = value
         elif spec.registry is not None:
@@ -57,7 +59,40 @@ def _merge_choice(
     name = overlay.get("name", base_name)
     if name not in registry.names():
         return {**base, **overlay}  # `validate_choice` refuses it and knows the key path
-    component = registry.get(name)
-    kept = dict(base) if name == base_name else {k: v for k, v in base.items() if k in fields_of(component.Config)}
-    inner = default if name == default.get("name") else EMPTY
-    return {**merge(component.Config, {**kept, "name": name}, overlay, inner), "name": name}
+    component, inner, outer = registry.get(name), wrapped_option(registry, name), wrapped_option(registry, base_name)
+    if name == base_name:
+        kept = dict(base)
+    elif outer is not None and (inner is None or name in _names_within(registry, base)):
+        return _merge_choice(registry, _mapping(base.get(outer)), overlay, default)
+    elif inner is not None:
+        kept = {inner: dict(base) if base_name is None else {**base, "name": base_name}}
+    else:
+        kept = {key: value for key, value in base.items() if key in fields_of(component.Config)}
+    inherited = default if name == default.get("name") else EMPTY
+    return {**merge(component.Config, {**kept, "name": name}, overlay, inherited), "name": name}
+
+
+def with_default(registry: Registry[Any], node: Mapping[str, Any], default: Mapping[str, Any]) -> Node:
+    """A component node with the options of `default` where it is of that name, or the innermost within wrappers is.
+
+    Raises:
+        ConfigError: no component has the node's name.
+    """
+    name = node.get("name", default["name"])
+    if name == default["name"]:
+        return {**merge(registry.get(name).Config, default, node), "name": name}
+    inner = wrapped_option(registry, name)
+    if inner is None or not isinstance(node.get(inner, EMPTY), Mapping):
+        return dict(node)
+    return {**node, inner: with_default(registry, node.get(inner, EMPTY), default)}
+
+
+def _names_within(registry: Registry[Any], node: Mapping[str, Any]) -> Iterator[Any]:
+    """The names of the components that a wrapper's node stands around, the outermost first."""
+    while (inner := wrapped_option(registry, node.get("name"))) is not None:
+        node = _mapping(node.get(inner))
+        yield node.get("name")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else EMPTY

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from exprl.config.fields import Choice, FieldSpec, allows_none, describe, fields_of, registry_of, rules_of
-from exprl.config.merging import merge
+from exprl.config.merging import with_default
 from exprl.errors import ConfigError, did_you_mean
 from exprl.registry import Registry
 
@@ -36,7 +36,8 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "") -> S:
     fields = fields_of(schema)
     for key in node:
         if key not in fields:
-            raise ConfigError(f"{_join(path, str(key))}: unknown option. {did_you_mean(str(key), fields)}")
+            hint = _within(node, str(key), path, fields) or did_you_mean(str(key), fields)
+            raise ConfigError(f"{_join(path, str(key))}: unknown option. {hint}")
     values: dict[str, Any] = {}
     for key, spec in fields.items():
         where = _join(path, key)
@@ -102,8 +103,8 @@ def validate_choice(registry: Registry[Any], node: Any, path: str, default: Mapp
         component = registry.get(name)
     except ConfigError as error:
         raise ConfigError(f"{path}.name: {error}") from error
-    if default and name == default["name"]:
-        node = merge(component.Config, default, node)
+    if default:
+        node = with_default(registry, node, default)
     options = {key: value for key, value in node.items() if key != "name"}
     return Choice(name=name, config=validate(component.Config, options, path), cls=component)
 
@@ -250,6 +251,17 @@ def _missing(spec: FieldSpec, path: str) -> ConfigError:
 
 def _wrong_type(path: str, expected: str, value: Any) -> ConfigError:
     return ConfigError(f"{path}: expected {expected}, but got {shown(value)} ({type(value).__name__}).")
+
+
+def _within(node: Mapping[str, Any], key: str, path: str, fields: Mapping[str, FieldSpec]) -> str | None:
+    """Where else an option is, that stands beside a wrapper's name and is one of the component within."""
+    for inner, spec in fields.items():
+        choice = node.get(inner)
+        name = choice.get("name") if isinstance(choice, Mapping) else None
+        known = spec.registry if spec.wraps else None
+        if known is not None and name in known.names() and key in fields_of(known.get(str(name)).Config):
+            return f"{name!r}, which it stands around, has one: {_join(path, inner)}.{key}."
+    return None
 
 
 def _join(path: str, key: str) -> str:

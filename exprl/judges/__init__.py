@@ -7,6 +7,7 @@ from exprl.judges.reference_steps import ReferenceStepsJudge
 from exprl.judges.same_model import SameModelJudge
 from exprl.judges.smaller_model import SmallerModelJudge
 from exprl.judges.verdict import parse_score
+from exprl.judges.wrapping import WrappingJudge
 from exprl.judges.wrong_reference import WrongReferenceJudge
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ReferenceStepsJudge",
     "SameModelJudge",
     "SmallerModelJudge",
+    "WrappingJudge",
     "WrongReferenceJudge",
     "parse_score",
 ]

@@ -6,8 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from exprl.component import Component
-from exprl.errors import JudgeError
+from exprl.component import Component, title_of
+from exprl.errors import ConfigError, JudgeError
+from exprl.resources import Resources
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem
 
@@ -16,6 +17,23 @@ class Judge(Component):
     """Grades traces on the Likert scale 1-5. The only side of a run, with verifiers, that reveals a scaffold."""
 
     needs_reference: ClassVar[bool] = True
+
+    @classmethod
+    def reads_references(cls, config: Any) -> bool:
+        """Whether it reads reference solutions with these options; a run in which nothing does holds none."""
+        del config
+        return cls.needs_reference
+
+    def without_reference(self, resources: Resources) -> Judge:
+        """Who grades in its place where no reference may be seen: from problem and attempt alone, or the verifier.
+
+        Judges that have such a form define it, and `no_reference` can stand around them.
+
+        Raises:
+            ConfigError: it has none, or lacks something of the run.
+        """
+        del resources
+        raise ConfigError(f"judge {title_of(self)} cannot grade without a reference: it defines no without_reference.")
 
     @abstractmethod
     def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
@@ -29,7 +47,7 @@ class Judge(Component):
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise `JudgeError`, naming the first problem that lacks what this judge needs, before a run starts."""
-        if not self.needs_reference:
+        if not self.reads_references(self.config):
             return
         for problem in problems:
             if problem.scaffold.reference is None:

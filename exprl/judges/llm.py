@@ -155,6 +155,22 @@ class ReferenceJudge(LLMJudge):
             raise JudgeError(f"problem {problem.id!r} has no reference solution for judge {self.registered_name!r}.")
         return {"problem": problem.question.text, "reference": reference.reveal()}
 
+    def without_reference(self, resources: Resources) -> Judge:
+        """The same model, asked the same way by the prompt that shows none."""
+        del resources
+        return UnaidedJudge(self.config, self.backend)
+
+
+class UnaidedJudge(LLMJudge):
+    """A language model that sees the problem and the attempt: the same rubric, and no reference solution."""
+
+    needs_reference: ClassVar[bool] = False
+    template: ClassVar[str] = "no_reference"
+
+    def contents(self, problem: Problem) -> Mapping[str, str]:
+        """The question, and nothing of the scaffold."""
+        return {"problem": problem.question.text}
+
 
 def open_backend(config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
     """The backend of a judge's config on the model it judges with.

@@ -1,44 +1,43 @@
-"""The ablation: a judge that never sees a reference."""
+"""The ablation: whoever grades, without a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from exprl.component import Choice, choose, option
-from exprl.judges.llm import LLMJudge
-from exprl.judges.same_model import Weights, policy_backend
-from exprl.judges.smaller_model import own_backend
-from exprl.registry import JUDGES, MODELS
+from exprl.judges.base import Judge
+from exprl.judges.wrapping import WrappingJudge, refused
+from exprl.registry import JUDGES
 from exprl.resources import Resources
 from exprl.types import Problem
 
 
 @JUDGES.register("no_reference")
-class NoReferenceJudge(LLMJudge):
-    """Grades from problem and attempt alone, by the same rubric and model as the judge it replaces.
+class NoReferenceJudge(WrappingJudge):
+    """What the judge it stands around says without a reference: a language model from problem and attempt alone.
 
-    Swapping the name of a `same_model` or `smaller_model` judge for this one keeps all their options.
+    `reference_steps` knows nothing else: in its place the run's verifier says whether the final answer is right.
     """
 
     needs_reference: ClassVar[bool] = False
-    template: ClassVar[str] = "no_reference"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(LLMJudge.Config):
-        """Whose weights, and how the judge is asked."""
+    class Config(WrappingJudge.Config):
+        """The judge it stands around."""
 
-        weights: Weights = option("frozen", "frozen: the initial policy judges throughout; live: as it trains")
-        model: Annotated[Choice, MODELS] | None = choose(MODELS, None, "a model of its own; null: the policy's")
+        def __post_init__(self) -> None:
+            if self.judge is not None and not _can_do_without(self.judge.cls):
+                raise refused(self.judge, "does not say how it grades without a reference", _can_do_without)
 
     @classmethod
     def from_config(cls, config: Any, resources: Resources) -> NoReferenceJudge:
-        """On its own model if one is given, else on the run's policy."""
-        if config.model is not None:
-            return cls(config, own_backend(config, resources, cls.registered_name))
-        return cls(config, policy_backend(config, resources, cls.registered_name))
+        """Around what the judge of its config becomes without a reference."""
+        return cls(config, config.judge.build(resources).without_reference(resources))
 
-    def contents(self, problem: Problem) -> Mapping[str, str]:
-        """The question, and nothing of the scaffold."""
-        return {"problem": problem.question.text}
+    def shown(self, problem: Problem) -> Problem:
+        """Without reference and steps."""
+        return problem.without_reference()
+
+
+def _can_do_without(judge: type[Judge]) -> bool:
+    return judge.without_reference is not Judge.without_reference

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exprl.component import option
-from exprl.errors import JudgeError
+from exprl.errors import ConfigError, JudgeError
 from exprl.judges.base import Judge
+from exprl.judges.final_answer import FinalAnswerJudge
 from exprl.registry import JUDGES
+from exprl.resources import Resources
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem
 
@@ -47,6 +49,15 @@ class ReferenceStepsJudge(Judge):
         for problem in problems:
             if not reference_steps(problem):
                 raise JudgeError(f"problem {problem.id!r}: its reference has no step to reach; drop the row.")
+
+    def without_reference(self, resources: Resources) -> Judge:
+        """Without its steps there is nothing to compare with: what is left is whether the final answer is right."""
+        if resources.verifier is None:
+            raise ConfigError(
+                "judge 'no_reference' around 'reference_steps' asks the verifier: set verifier.name, or pass "
+                "Resources(verifier=...)."
+            )
+        return FinalAnswerJudge(resources.verifier)
 
     def _grade(self, request: JudgeRequest) -> Judgement:
         steps = reference_steps(request.problem)

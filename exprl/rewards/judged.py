@@ -48,7 +48,7 @@ class JudgedReward(Reward):
     @classmethod
     def reads_references(cls, config: Any) -> bool:
         """If the judge does."""
-        return bool(config.judge.cls.needs_reference)
+        return bool(config.judge.cls.reads_references(config.judge.config))
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Let the judge see that every problem has what it needs."""

@@ -16,13 +16,14 @@ import torch
 
 from exprl.advantages import SegmentDelta
 from exprl.build import Build
-from exprl.config import from_layers
+from exprl.config import from_layers, validate_choice
 from exprl.data.leakage import leaked_ngram, longest_shared_ngram, words
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import TransformersEngine
 from exprl.experiment import Experiment, OptimizerConfig, UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
+from exprl.registry import REWARDS as REWARD_CLASSES, SOURCES
 from exprl.resources import Resources
 from exprl.text.prompts import PromptBuilder
 from exprl.training.batching import TokenSequence
@@ -30,7 +31,7 @@ from exprl.training.module import ExpRLModule, Parts
 from exprl.training.samples import sample_records
 from exprl.training.self_distillation import DistillationModule
 from exprl.training.world import World
-from exprl.types import Problem, Prompt, Rollout
+from exprl.types import Hidden, Problem, Prompt, Rollout, RolloutGroup
 from exprl.verifiers import ExactVerifier
 
 ROOT = Path(__file__).parents[2]
@@ -99,9 +100,12 @@ JUDGES: dict[str, dict[str, Any]] = {
     "same_model": {"name": "same_model", "weights": "frozen"},
     "live": {"name": "same_model", "weights": "live"},
     "rationale": {"name": "same_model", "weights": "frozen", "scoring": "rationale", "max_new_tokens": 4},
-    "no_reference": {"name": "no_reference"},
-    "wrong_reference": {"name": "wrong_reference"},
     "reference_steps": {"name": "reference_steps", "strict": False},
+}
+JUDGES |= {
+    f"{name} {wrapper}": {"name": wrapper, "judge": JUDGES[name]}
+    for name in ("same_model", "rationale", "reference_steps")
+    for wrapper in ("no_reference", "wrong_reference")
 }
 REWARDS: dict[str, dict[str, Any]] = {
     "sparse": {"name": "sparse"},
@@ -158,6 +162,32 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
         assert problem.question.text in text
         assert problem.scaffold.reference is not None
         assert leaked_ngram(text, problem.scaffold.reference.reveal(), problem.question.text) is None
+
+
+@pytest.mark.parametrize("judge", [name for name in JUDGES if name.endswith("no_reference")])
+@pytest.mark.parametrize("reward", ["outcome", "process"])
+def test_without_a_reference_the_verifier_alone_reads_what_is_hidden(
+    reward: str, judge: str, tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge is handed whole problems, as a careless caller would; whoever reveals anything is noted."""
+    problems: list[Problem] = validate_choice(SOURCES, source("jsonl", tmp_path), "data").build(Resources()).load()
+    resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=problems, verifier=ExactVerifier())
+    asked = validate_choice(REWARD_CLASSES, REWARDS[f"{reward} {judge}"], "reward").build(resources)
+    rollouts = TransformersEngine(TransformersEngine.Config(), tiny).generate(
+        [PromptBuilder(tiny.tokenizer).build(problem.question) for problem in problems], Sampling(n=1, max_new_tokens=9)
+    )
+    groups = [RolloutGroup(problem=problems[index], rollouts=(rollout,)) for index, rollout in rollouts]
+    readers, reveal = set[str](), Hidden.reveal
+
+    def noted(self: Hidden[Any]) -> Any:
+        readers.add(str(sys._getframe(1).f_globals["__name__"]))
+        return reveal(self)
+
+    monkeypatch.setattr(Hidden, "reveal", noted)
+    asked.check(problems)
+    asked.score(groups)
+    assert all(reader.startswith("exprl.verifiers.") for reader in readers), readers
+    assert bool(readers) is judge.startswith("reference_steps")
 
 
 def test_the_search_would_find_a_leak(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_a_folder_that_cannot_be_written_is_named(small: Any, run: Any, tmp_path
         "reward.name=sparse",
         "reward.slicer.name=token_window",
         "reward.show=segment",
-        "reward.judge={name: wrong_reference, grader: reference_steps}",
+        "reward.judge.name=wrong_reference",
         "advantage.name=segment_end",
         "advantage.name=segment_batch",
         "objective.name=reinforce",

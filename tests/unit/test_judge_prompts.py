@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from exprl.errors import JudgeError, ModelError
-from exprl.judges import NoReferenceJudge, SameModelJudge
+from exprl.judges import SameModelJudge
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.backends.tree import build_tree, common_length, pack
+from exprl.judges.llm import UnaidedJudge
 from exprl.judges.prompting import compose, defuse, read_prompt
 from exprl.judges.scoring import reply_instructions
 from exprl.models.base import LanguageModel
@@ -133,9 +134,9 @@ def test_compose_fills_each_slot_once():
 
 
 def test_no_reference_shows_nothing_of_the_scaffold(tiny):
-    judge = NoReferenceJudge(NoReferenceJudge.Config(), backend(tiny))
+    judge = UnaidedJudge(UnaidedJudge.Config(), backend(tiny))
     for scoring in ("rationale", "expected"):
-        judge = NoReferenceJudge(NoReferenceJudge.Config(scoring=scoring), backend(tiny))
+        judge = UnaidedJudge(UnaidedJudge.Config(scoring=scoring), backend(tiny))
         for view in ("rollout", "prefix", "segment"):
             message = judge.prompt(JudgeRequest(problem=PROBLEM, trace="so it is 12", view=view)).message
             assert PROBLEM.question.text in message
@@ -149,7 +150,7 @@ def test_no_reference_never_reveals(tiny, monkeypatch):
         raise AssertionError("revealed")
 
     monkeypatch.setattr(Hidden, "reveal", refuse)
-    judge = NoReferenceJudge(NoReferenceJudge.Config(min_mass=0), backend(tiny))
+    judge = UnaidedJudge(UnaidedJudge.Config(min_mass=0), backend(tiny))
     judge.check([PROBLEM])
     assert judge.judge([JudgeRequest(problem=PROBLEM, trace="x")])[0].status == "ok"
     with pytest.raises(AssertionError, match="revealed"):

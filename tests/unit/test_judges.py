@@ -1,4 +1,4 @@
-"""Judges on real models: what they compute, what they refuse, and how a name is swapped."""
+"""Judges on real models: what they compute and what they refuse."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import sys
 import pytest
 import torch
 
-from exprl.config import from_layers, validate_choice
+from exprl.config import validate_choice
 from exprl.engines.ends import Ends
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges import (
-    NoReferenceJudge,
     ReferenceJudge,
     ReferenceStepsJudge,
     SameModelJudge,
@@ -26,13 +25,13 @@ from exprl.judges.backends.local_model import batches_by_length
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.backends.tree_forward import understands_trees
 from exprl.judges.cache import key_of
+from exprl.judges.llm import UnaidedJudge
 from exprl.judges.reference_steps import steps_reached
 from exprl.judges.scoring import expected_score, judgement_of
 from exprl.judges.verdict import REPLY_START
 from exprl.models.base import LanguageModel
 from exprl.registry import JUDGES
 from exprl.resources import Resources
-from exprl.rewards import OutcomeReward
 from exprl.terminal.progress import no_progress
 from exprl.types import Hidden, JudgeRequest, Problem, Question, Scaffold
 
@@ -65,11 +64,6 @@ def nested_requests() -> list[JudgeRequest]:
         for last in (4, 2, 3)
     ]
     return requests + requests[:1]
-
-
-def swapped(base: dict[str, object], name: str):
-    """The config after a base judge's name alone is overridden, as `reward.judge.name=...` does."""
-    return from_layers(OutcomeReward.Config, [{"judge": base}, {"judge": {"name": name}}]).judge.config
 
 
 def scores(judgements) -> list[float]:
@@ -370,10 +364,8 @@ def test_frozen_shares_the_reference_model_and_live_follows_the_policy(tiny):
 
 
 def test_outside_a_run_the_error_says_what_to_pass():
-    for name in ("same_model", "no_reference"):
-        choice = validate_choice(JUDGES, {"name": name, "weights": "frozen"}, "judge")
-        with pytest.raises(ConfigError, match=f"judge '{name}' needs the frozen initial policy"):
-            choice.build(Resources())
+    with pytest.raises(ConfigError, match="judge 'same_model' needs the frozen initial policy"):
+        validate_choice(JUDGES, {"name": "same_model", "weights": "frozen"}, "judge").build(Resources())
     with pytest.raises(ConfigError, match="needs the policy model"):
         validate_choice(JUDGES, {"name": "same_model", "weights": "live"}, "judge").build(Resources())
 
@@ -397,32 +389,24 @@ def test_smaller_model_loads_its_own(tiny, folder):
         validate_choice(JUDGES, {"name": "smaller_model"}, "judge")
 
 
-# ------------------------------------------------------------------ swapping a name
+# ------------------------------------------------------------------ no reference
 
 
-def test_swapping_the_name_keeps_the_options(folder):
-    base = {"name": "same_model", "weights": "live", "scoring": "rationale", "max_new_tokens": 99}
-    own_model = {"name": "pretrained", "path": folder}
-    backend_node = {"name": "transformers", "batch_size": 7}
-    smaller = {"name": "smaller_model", "model": own_model, "backend": backend_node}
-    for name in ("no_reference", "wrong_reference"):
-        config = swapped(base, name)
-        assert (config.weights, config.scoring, config.max_new_tokens) == ("live", "rationale", 99)
-        assert config.model is None
-        own = swapped(smaller, name)
-        assert (own.model.config.path, own.backend.config.batch_size) == (folder, 7)
-    assert swapped({"name": "reference_steps", "strict": False}, "wrong_reference").strict is False
+def around(name: str, inner: dict[str, object], resources: Resources):
+    """The wrapper `name` around a judge, built."""
+    return validate_choice(JUDGES, {"name": name, "judge": inner}, "judge").build(resources)
 
 
-def test_no_reference_with_a_model_of_its_own(tiny, folder):
-    node = {"name": "no_reference", "model": {"name": "pretrained", "path": folder}, "min_mass": 0.0}
-    judge = validate_choice(JUDGES, node, "judge").build(Resources())
-    policy = NoReferenceJudge.from_config(
-        NoReferenceJudge.Config(min_mass=0.0), Resources(policy=tiny, initial_policy=lambda: tiny)
-    )
+def test_no_reference_asks_whichever_model_stood_there(tiny, folder):
+    own = {"name": "smaller_model", "model": {"name": "pretrained", "path": folder}, "min_mass": 0.0}
+    policy = {"name": "same_model", "weights": "frozen", "min_mass": 0.0}
+    of_its_own = around("no_reference", own, Resources())
+    of_the_run = around("no_reference", policy, Resources(policy=tiny, initial_policy=lambda: tiny))
     requests = [JudgeRequest(problem=problem("n", reference=None), trace="x")]
-    judge.check([requests[0].problem])
-    assert [j.score for j in judge.judge(requests)] == scores(policy.judge(requests))
+    of_its_own.check([requests[0].problem])
+    unaided = UnaidedJudge(UnaidedJudge.Config(min_mass=0.0), backend(tiny))
+    assert [j.score for j in of_its_own.judge(requests)] == scores(unaided.judge(requests))
+    assert [j.score for j in of_the_run.judge(requests)] == scores(unaided.judge(requests))
 
 
 # ------------------------------------------------------------------ wrong reference
@@ -432,18 +416,18 @@ NUMBERED = [problem(f"p{k}", f"question {k}", f"step {k}\nAnswer: {k}") for k in
 
 def test_everyone_gets_another_ones_scaffold_always_the_same():
     judge = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=3)
-    donors = {p.id: judge.swapped(p).scaffold.reference.reveal() for p in NUMBERED}
+    donors = {p.id: judge.shown(p).scaffold.reference.reveal() for p in NUMBERED}
     assert sorted(donors.values()) == sorted(p.scaffold.reference.reveal() for p in NUMBERED)
     for p in NUMBERED:
         assert donors[p.id] != p.scaffold.reference.reveal()
-        assert judge.swapped(p).question == p.question
+        assert judge.shown(p).question == p.question
     again = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=3)
     other = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=4)
-    assert {p.id: again.swapped(p).scaffold.reference.reveal() for p in NUMBERED} == donors
-    assert {p.id: other.swapped(p).scaffold.reference.reveal() for p in NUMBERED} != donors
+    assert {p.id: again.shown(p).scaffold.reference.reveal() for p in NUMBERED} == donors
+    assert {p.id: other.shown(p).scaffold.reference.reveal() for p in NUMBERED} != donors
     stranger = problem("stranger", reference=None)
-    assert judge.swapped(stranger) == judge.swapped(stranger)
-    assert judge.swapped(stranger).scaffold.reference is not None
+    assert judge.shown(stranger) == judge.shown(stranger)
+    assert judge.shown(stranger).scaffold.reference is not None
 
 
 def test_two_problems_with_references_are_needed():
@@ -460,7 +444,7 @@ def test_equal_references_are_never_handed_back():
     for seed in range(5):
         judge = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), problems, seed=seed)
         for p in [*problems, problem("stranger", reference=shared[0])]:
-            given = judge.swapped(p).scaffold.reference.reveal()
+            given = judge.shown(p).scaffold.reference.reveal()
             assert "".join(given.split()).lower() != "".join(p.scaffold.reference.reveal().split()).lower()
             assert given.startswith("other") or not p.scaffold.reference.reveal().strip().lower().startswith("step")
 
@@ -474,12 +458,11 @@ def test_references_that_are_all_one_are_refused_at_once():
         )
 
 
-def test_the_checkpoint_judge_under_the_wrong_reference():
-    choice = validate_choice(JUDGES, {"name": "wrong_reference", "grader": "reference_steps"}, "judge")
-    judge = choice.build(Resources(problems=NUMBERED))
+def test_the_steps_of_the_wrong_reference():
+    judge = around("wrong_reference", {"name": "reference_steps"}, Resources(problems=NUMBERED))
     judge.check(NUMBERED)
     right = [JudgeRequest(problem=p, trace=p.scaffold.reference.reveal()) for p in NUMBERED]
-    wrong = [JudgeRequest(problem=p, trace=judge.swapped(p).scaffold.reference.reveal()) for p in NUMBERED]
+    wrong = [JudgeRequest(problem=p, trace=judge.shown(p).scaffold.reference.reveal()) for p in NUMBERED]
     assert [judgement.score for judgement in ReferenceStepsJudge().judge(right)] == [5.0] * 6
     assert [judgement.score for judgement in judge.judge(right)] == [1.0] * 6
     assert [judgement.score for judgement in judge.judge(wrong)] == [5.0] * 6
@@ -488,17 +471,17 @@ def test_the_checkpoint_judge_under_the_wrong_reference():
 
 def test_the_language_model_sees_the_wrong_reference_only(tiny, folder):
     resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=NUMBERED)
-    judge = validate_choice(JUDGES, {"name": "wrong_reference", "min_mass": 0.0}, "judge").build(resources)
-    message = judge.inner.prompt(JudgeRequest(problem=judge.swapped(NUMBERED[0]), trace="t")).message
+    judge = around("wrong_reference", {"name": "same_model", "weights": "frozen", "min_mass": 0.0}, resources)
+    message = judge.inner.prompt(JudgeRequest(problem=judge.shown(NUMBERED[0]), trace="t")).message
     assert "question 0" in message
     assert "step 0" not in message
     assert re_step(message) in {f"step {k}" for k in range(1, 6)}
-    direct = ReferenceJudge(judge.config, backend(tiny))
+    direct = ReferenceJudge(judge.inner.config, backend(tiny))
     requests = [JudgeRequest(problem=p, trace="step") for p in NUMBERED]
-    manual = [JudgeRequest(problem=judge.swapped(p), trace="step") for p in NUMBERED]
+    manual = [JudgeRequest(problem=judge.shown(p), trace="step") for p in NUMBERED]
     assert [j.score for j in judge.judge(requests)] == scores(direct.judge(manual))
-    own = {"name": "wrong_reference", "min_mass": 0.0, "model": {"name": "pretrained", "path": folder}}
-    other = validate_choice(JUDGES, own, "judge").build(resources)
+    own = {"name": "smaller_model", "min_mass": 0.0, "model": {"name": "pretrained", "path": folder}}
+    other = around("wrong_reference", own, resources)
     assert [j.score for j in other.judge(requests)] == scores(direct.judge(manual))
 
 

@@ -9,8 +9,9 @@ import pytest
 from exprl.errors import PathError, RunDirectoryError
 from exprl.evaluation.detectors import JudgedDetector, LexicalDetector
 from exprl.files.disk import write_json
-from exprl.judges import NoReferenceJudge, SameModelJudge, WrongReferenceJudge, prompting
+from exprl.judges import SameModelJudge, WrongReferenceJudge, prompting
 from exprl.judges.backends.transformers import TransformersBackend
+from exprl.judges.llm import UnaidedJudge
 from exprl.judges.reference_steps import ReferenceStepsJudge
 from exprl.models.base import LanguageModel
 from exprl.rewards import OutcomeReward
@@ -68,7 +69,7 @@ def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageMode
     own = prompting.read_prompt
     monkeypatch.setattr("exprl.judges.llm.read_prompt", lambda name: own(name).replace("Other correct ways", "Others"))
     assert judge.texts() != texts
-    assert NoReferenceJudge(NoReferenceJudge.Config(), backend).texts() != texts
+    assert UnaidedJudge(UnaidedJudge.Config(), backend).texts() != texts
 
 
 def test_other_judges_and_detectors(tiny: LanguageModel) -> None:

@@ -28,6 +28,7 @@ from .judges import (
     ReferenceStepsJudge as ReferenceStepsJudge,
     SameModelJudge as SameModelJudge,
     SmallerModelJudge as SmallerModelJudge,
+    WrappingJudge as WrappingJudge,
     WrongReferenceJudge as WrongReferenceJudge,
 )
 from .kernels import (

@@ -37,7 +37,7 @@ from exprl.verifiers import ExactVerifier
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "exprl"
 
-MAY_REVEAL = {"judges", "verifiers", "evaluation/evaluate.py", "evaluation/mine.py", "types.py"}
+MAY_REVEAL = {"judges", "verifiers", "evaluation/evaluate.py", "commands/mine.py", "types.py"}
 """Where `reveal()` may be called: the judge's side, the evaluation's measure of progress, and the data set mined."""
 
 BASELINES_MAY_REVEAL = {"training/sft.py", "training/teacher.py"}

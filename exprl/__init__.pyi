@@ -20,7 +20,12 @@ from .engines import (
 )
 from .errors import ExprlError as ExprlError
 from .evaluation.pass_at_k import PassAtK as PassAtK, pass_at_k as pass_at_k
-from .experiment import Experiment as Experiment, load_experiment as load_experiment
+from .experiment import (
+    Experiment as Experiment,
+    OptimizerConfig as OptimizerConfig,
+    UpdateConfig as UpdateConfig,
+    load_experiment as load_experiment,
+)
 from .judges import (
     Judge as Judge,
     LLMJudge as LLMJudge,

@@ -67,6 +67,11 @@ class StepLog(Callback):
         self.owed = owed and StepRecords.from_state(owed)
         self.without_update = state_dict.get(WITHOUT_UPDATE, 0)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The loggers get a step from its records, so that a resumed run has each once."""
+        assert isinstance(pl_module, PolicyModule)
+        pl_module.logs_metrics = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the files back to the checkpoint, which has been read by now: what a killed run wrote past it goes.
 
@@ -212,11 +217,6 @@ class Checkpoints(Callback):
         self.last = last
         self.keep = keep
         self.damaged = damaged
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Where the run is to be longer now, Lightning must not stop after what was the last step then."""
-        if checkpoint["exprl"]["steps_done"] < self.last:
-            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The checkpoint has been read by now, so the damaged ones after it will be written anew."""

@@ -110,10 +110,9 @@ class ExpRLModule(PolicyModule):
         correct = self.verify(scored)
         with self.changing_policy():
             update = self.learn(scored)
-        self.last_scored = scored
         self.unlocked |= {s.group.problem.id for s, verdicts in zip(scored, correct, strict=False) if any(verdicts)}
         tokens = sum(len(rollout) for s in scored for rollout in s.group.rollouts)
-        self.last_metrics = {**self.describe(scored, correct), **update, **self.timing(tokens)}
+        self.report({**self.describe(scored, correct), **update, **self.timing(tokens)}, scored)
 
     def sample(self, problems: Sequence[Problem]) -> list[RolloutGroup]:
         """Rollouts for each problem; the engine is given prompts made from questions, nothing else."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,7 +25,6 @@ from exprl.terminal.phases import Phases
 from exprl.training.no_update import NoUpdate
 from exprl.training.optimizer import build_optimizer
 from exprl.training.parallel import (
-    check_strategy,
     clip_gradients,
     on_device,
     place,
@@ -33,7 +33,9 @@ from exprl.training.parallel import (
     weights_norm,
 )
 from exprl.training.randomness import random_state, restore_random_state
+from exprl.training.records import existing
 from exprl.training.start_check import Agreement, check_agreement
+from exprl.training.trainer_checks import check_trainer
 from exprl.training.update import PolicyUpdate, Update
 from exprl.training.world import World
 from exprl.types import Problem, ScoredGroup
@@ -86,6 +88,8 @@ class PolicyModule(LightningModule):
         self.updating = False
         self.recording = False
         self.whole_steps = True
+        self.logs_metrics = True
+        """Whether Lightning gives the loggers what is reported; not where a run writes to them itself."""
         self.last_scored: list[ScoredGroup] = []
         self.last_metrics: dict[str, float] = {}
         self.last_no_update: NoUpdate | None = None
@@ -95,10 +99,10 @@ class PolicyModule(LightningModule):
 
     @abstractmethod
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
-        """One step on this rank's problems; sets `last_metrics`, and `last_scored` if it has rollouts.
+        """One step on this rank's problems; ends with `report`.
 
         It does so on every rank, since any of them may have to save what rank 0 writes. A step that makes no update
-        says why in `last_no_update`. A metric without a value at a step is NaN, or missing.
+        says why in `last_no_update`.
         """
 
     @abstractmethod
@@ -300,6 +304,30 @@ class PolicyModule(LightningModule):
 
     # ------------------------------------------------------------------ what is logged
 
+    def report(self, metrics: Mapping[str, float], scored: Sequence[ScoredGroup] = ()) -> None:
+        """Say what a step came to, on every rank: its metrics, and its rollouts of all ranks if it has any.
+
+        Callbacks, progress bars and loggers of the Trainer get the metrics by `log_dict` under the run's own step
+        number, which is not the number of optimizer updates.
+
+        Args:
+            metrics: by name, the same names on all ranks; one without a value at this step is NaN, or missing.
+            scored: the rollouts with their rewards.
+        """
+        self.last_metrics, self.last_scored = dict(metrics), list(scored)
+        current = existing({**self.last_metrics, "step": float(self.steps_done)})
+        if self._trainer is not None and self._trainer._results is not None:
+            forget_all_but(current, self._trainer._results)
+        shown = {name for name, _, _ in self.shown}
+        for name, value in current.items():
+            self.log(
+                name,
+                torch.tensor(value, dtype=torch.float64),  # as it is, whatever precision the step computes in
+                prog_bar=name in shown,
+                logger=self.logs_metrics,
+                rank_zero_only=name.startswith("time/"),  # each rank has its own
+            )
+
     def timing(self, tokens: int) -> dict[str, float]:
         """Seconds of each phase on this rank, and how many of the step's `tokens` the whole step did a second."""
         seconds = self.phases.take()
@@ -309,11 +337,17 @@ class PolicyModule(LightningModule):
 
     # ------------------------------------------------------------------ Lightning
 
+    def configure_callbacks(self) -> list[Callback]:
+        """None; but the first hook of all, where a Trainer that cannot train a policy is refused (`ConfigError`)."""
+        check_trainer(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
-        """Take the ranks of a Trainer of one's own; raises `ConfigError` if its strategy sums gradients itself."""
-        check_strategy(self.trainer.strategy)
+        """Take ranks and precision of a Trainer of one's own."""
         if self.given_world is None:
             self.world = World()
+        if str(self.trainer.precision) == "bf16-mixed":
+            self.language_model = replace(self.language_model, compute_dtype=torch.bfloat16)
 
     def configure_model(self) -> None:
         """Shard policy and initial policy where the strategy shards."""
@@ -349,11 +383,26 @@ class PolicyModule(LightningModule):
         """The inverse of `on_save_checkpoint`; a rank that was not there starts with fresh random states."""
         state = checkpoint["exprl"]
         self.steps_done = state["steps_done"]
+        if self.steps_done < getattr(getattr(self.trainer, "datamodule", None), "max_steps", 0):
+            reopen(checkpoint["loops"]["fit_loop"])
         self.load_shared_state(state)
         own = dict(enumerate(state["ranks"])).get(self.world.rank)
         if own is not None:
             restore_random_state(own["rng"])
             self.load_rank_state(own)
+
+
+def forget_all_but(names: Iterable[str], logged: dict[str, Any]) -> None:
+    """Drop the other values from Lightning's results of a step, which it would log again at each step from then on."""
+    for key in [key for key, result in logged.items() if result.meta.name not in names]:
+        del logged[key]
+
+
+def reopen(fit_loop: Mapping[str, Any]) -> None:
+    """Take back that the one epoch of a run has ended, in Lightning's saved state: the run is to be longer now."""
+    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+    for progress in fit_loop["epoch_progress"].values():
+        progress.update(processed=0, completed=0)
 
 
 def average(totals: Mapping[str, float], statistics: Sequence[str]) -> dict[str, float]:

@@ -66,7 +66,7 @@ class SFTModule(PolicyModule):
             updates = [computing.share(part) for part in computing.parts(demonstrations)]
             metrics = self.update_policy(computing, updates)
         tokens = sum(len(sequence.response_ids) for sequence in demonstrations)
-        self.last_metrics = {"sft/length_mean": tokens / len(demonstrations), **metrics, **self.timing(tokens)}
+        self.report({"sft/length_mean": tokens / len(demonstrations), **metrics, **self.timing(tokens)})
 
     def policy_update(self) -> PolicyUpdate:
         """The likelihood at temperature 1: nothing was sampled."""

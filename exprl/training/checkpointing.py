@@ -1,4 +1,4 @@
-"""What is written with a checkpoint and looked at before one is used; ranks share the work."""
+"""What is written with a checkpoint, looked at before one is used, and changed in one; ranks share the work."""
 
 from __future__ import annotations
 
@@ -93,3 +93,10 @@ def damage_together(world: World, checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None: each file is looked at by one rank, and all give the same answer."""
     found = world.gather(fault(checkpoint, slice(world.rank, None, world.size)), f"the check of {checkpoint.name}")
     return next((problem for problem in found if problem is not None), None)
+
+
+def reopen(fit_loop: dict[str, Any]) -> None:
+    """Take back that the one epoch of a run has ended, in Lightning's saved state: the run is to be longer now."""
+    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+    for progress in fit_loop["epoch_progress"].values():
+        progress.update(processed=0, completed=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.models.sharding import awaken, gathered
 from exprl.terminal.phases import Phases
+from exprl.training.checkpointing import reopen
 from exprl.training.no_update import NoUpdate
 from exprl.training.optimizer import build_optimizer
 from exprl.training.parallel import (
@@ -34,6 +35,7 @@ from exprl.training.parallel import (
 )
 from exprl.training.randomness import random_state, restore_random_state
 from exprl.training.records import existing
+from exprl.training.reporting import log_step
 from exprl.training.start_check import Agreement, check_agreement
 from exprl.training.trainer_checks import check_trainer
 from exprl.training.update import PolicyUpdate, Update
@@ -315,18 +317,12 @@ class PolicyModule(LightningModule):
             scored: the rollouts with their rewards.
         """
         self.last_metrics, self.last_scored = dict(metrics), list(scored)
-        current = existing({**self.last_metrics, "step": float(self.steps_done)})
-        if self._trainer is not None and self._trainer._results is not None:
-            forget_all_but(current, self._trainer._results)
-        shown = {name for name, _, _ in self.shown}
-        for name, value in current.items():
-            self.log(
-                name,
-                torch.tensor(value, dtype=torch.float64),  # as it is, whatever precision the step computes in
-                prog_bar=name in shown,
-                logger=self.logs_metrics,
-                rank_zero_only=name.startswith("time/"),  # each rank has its own
-            )
+        log_step(
+            self,
+            existing({**self.last_metrics, "step": float(self.steps_done)}),
+            shown=[name for name, _, _ in self.shown],
+            loggers=self.logs_metrics,
+        )
 
     def timing(self, tokens: int) -> dict[str, float]:
         """Seconds of each phase on this rank, and how many of the step's `tokens` the whole step did a second."""
@@ -390,19 +386,6 @@ class PolicyModule(LightningModule):
         if own is not None:
             restore_random_state(own["rng"])
             self.load_rank_state(own)
-
-
-def forget_all_but(names: Iterable[str], logged: dict[str, Any]) -> None:
-    """Drop the other values from Lightning's results of a step, which it would log again at each step from then on."""
-    for key in [key for key, result in logged.items() if result.meta.name not in names]:
-        del logged[key]
-
-
-def reopen(fit_loop: Mapping[str, Any]) -> None:
-    """Take back that the one epoch of a run has ended, in Lightning's saved state: the run is to be longer now."""
-    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
-    for progress in fit_loop["epoch_progress"].values():
-        progress.update(processed=0, completed=0)
 
 
 def average(totals: Mapping[str, float], statistics: Sequence[str]) -> dict[str, float]:

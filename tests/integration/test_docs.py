@@ -20,8 +20,9 @@ from exprl.study.plan import Plan
 from tests.integration.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-FILE = re.compile(r"# (\S+\.py)\n")
+FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 CONFIG = "|".join([r"\S+\.yaml", *map(re.escape, shipped())])
 COMMAND = re.compile(rf"exprl (?:train|evaluate|mine) (?:{CONFIG})\b[^`\n]*")
 
@@ -48,6 +49,20 @@ def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text()
     for match in BLOCK.finditer(text):
         yield Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
+
+
+def program(tutorial: Path) -> str:
+    """A tutorial as one Python program: what it names is written, what it runs is run, in order."""
+    return "\n".join(["import pathlib, subprocess", *map(statement, blocks_of(tutorial))])
+
+
+def statement(block: Block) -> str:
+    if named := FILE.match(block.text):
+        return f"pathlib.Path({named[1]!r}).write_text({block.text!r})"
+    if block.kind == "sh":
+        exprl = f'exprl() {{ {shlex.quote(sys.executable)} -m exprl "$@"; }}'
+        return f"subprocess.run({['bash', '-euc', f'{exprl}; {block.text}']!r}, check=True)"
+    return block.text if block.kind == "python" else ""
 
 
 def commands() -> list[tuple[str, str]]:
@@ -81,15 +96,28 @@ def named(block: Block) -> str:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=named)
 def test_python_runs_as_it_is_printed(block: Block, place: Path) -> None:
+    run_python(block.text, place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs_from_beginning_to_end(tutorial: Path, place: Path) -> None:
+    whole = program(tutorial)
+    run_python(whole.replace("trainer: {max_steps: 30}", "trainer: {max_steps: 2}"), place)  # to save time, no more
+
+
+def run_python(code: str, folder: Path) -> str:
+    """What `code` prints; it must end well."""
     done = subprocess.run(
-        [sys.executable, "-c", block.text],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        cwd=place,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=named)

@@ -6,14 +6,19 @@ nothing is learned from it; its own exceptions are its author's to read and pass
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Real
+from typing import ParamSpec, TypeVar
 
 from exprl.errors import ContractError
 from exprl.types import Advantages, AnyReward, Rollout, Segment
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -23,6 +28,23 @@ def given_by(who: str) -> Iterator[None]:
         yield
     except ContractError as error:
         raise error if error.giver else ContractError(str(error), giver=who) from error
+
+
+def not_the_end(function: Callable[P, T]) -> Callable[P, T]:
+    """The same function, whose `StopIteration` is an error: loops that call it would take one for their data's end.
+
+    Raises:
+        RuntimeError: the function, or anybody's component that it calls, raised `StopIteration`.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*arguments, **options)
+        except StopIteration as error:
+            raise RuntimeError("a StopIteration was not caught where it was raised, for example of a next()") from error
+
+    return wrapped
 
 
 def check_segments(rollout: Rollout, segments: object, who: str) -> tuple[Segment, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
+from exprl.checks.contracts import not_the_end
 from exprl.errors import CheckpointError, ExprlError, PathError
 from exprl.files.disk import append_line
 from exprl.files.lines import cut_after
@@ -356,7 +357,7 @@ class Evaluations(Callback):
 
     def __init__(self, every: int, evaluate: Callable[[str], object]) -> None:
         self.every = every
-        self.evaluate = evaluate
+        self.evaluate = not_the_end(evaluate)
         self.caught_up = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from exprl.checks.contracts import not_the_end
 from exprl.checks.finite import check_finite
 from exprl.engines.base import Engine
 from exprl.engines.canary import allowed_gap
@@ -62,6 +63,11 @@ class PolicyModule(LightningModule):
 
     shown: ClassVar[Shown] = (("update/loss", "loss", ".3f"), ("update/entropy", "entropy", ".3f"))
     """What the console shows of a step."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "training_step" in vars(cls):
+            cls.training_step = not_the_end(vars(cls)["training_step"])  # type: ignore[method-assign]
 
     def __init__(
         self,

@@ -170,3 +170,16 @@ def test_a_judge_that_gives_too_few_is_named_as_before(small: Any, run: Any, min
     mine("reward.judge.name", component(ReferenceStepsJudge, "judge", lambda given: given[:-1], [0]))
     with pytest.raises(JudgeError, match=r"^judge 'mine' returned \d+ for \d+ requests"):
         run(small(*OPTIONS, "reward.judge.name=mine"))
+
+
+@pytest.mark.parametrize(
+    ("key", "base", "method"),
+    [("reward.judge.name", ReferenceStepsJudge, "judge"), ("verifier.name", ExactVerifier, "verify_batch")],
+)
+def test_the_end_of_an_iterator_of_theirs_is_not_the_end_of_the_data(
+    small: Any, run: Any, mine: Any, tmp_path: Path, key: str, base: type[Any], method: str
+) -> None:
+    mine(key, component(base, method, lambda _: next(iter([])), [1]))
+    with pytest.raises(RuntimeError, match="a StopIteration was not caught where it was raised"):
+        run(small(*OPTIONS, f"{key}=mine"))
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("*.ckpt")] == ["step-000001.ckpt"]

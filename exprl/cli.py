@@ -16,7 +16,7 @@ from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError, PeerError
 from exprl.evaluation.rates import Rates
 from exprl.experiment import load_experiment, load_run
-from exprl.files.disk import local_path
+from exprl.files.disk import check_new_folder, local_path
 from exprl.registry import import_plugins
 from exprl.runs.directory import RunDirectory
 from exprl.runs.places import (
@@ -101,7 +101,17 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"exprl {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_train, add_evaluate, add_export, add_study, add_mine, add_list, add_config, add_configs):
+    for add in (
+        add_train,
+        add_evaluate,
+        add_export,
+        add_study,
+        add_mine,
+        add_list,
+        add_config,
+        add_configs,
+        add_doctor,
+    ):
         add(commands)
     return top
 
@@ -212,6 +222,18 @@ def add_configs(commands: Commands) -> None:
     configs.set_defaults(run=run_configs)
 
 
+def add_doctor(commands: Commands) -> None:
+    """`exprl doctor`."""
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine can run, and how to repair what it cannot",
+        description="Looks at Python, packages, devices, kernels, memory and disks; downloads and writes nothing. "
+        "Exit code 1 where there is a problem.",
+    )
+    doctor.add_argument("--json", action="store_true", help="the findings as a JSON list")
+    doctor.set_defaults(run=run_doctor)
+
+
 def run_train(options: argparse.Namespace) -> None:
     """`exprl train`."""
     check_config(options.config, "train")
@@ -259,7 +281,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         experiment = load_experiment(None if place is None else place.path, overrides)
     else:
         experiment = load_run(RunDirectory(place.run).config, overrides)
-    check_evaluation(experiment)
+    check_evaluation(experiment, output)
     from exprl.commands.evaluate import evaluate_model  # imports torch
     from exprl.runs.checkpoints import whole_checkpoint
 
@@ -279,9 +301,11 @@ def run_export(options: argparse.Namespace) -> None:
     import_plugins(options.plugins)
     source = Path(options.source)
     find_checkpoint(source)
+    folder = local_path(options.folder, "DIR")
+    check_new_folder(folder, "DIR")
     from exprl.commands.export import export  # imports torch and transformers
 
-    export(source, Path(options.folder), adapter=options.adapter, dtype=options.dtype, console=Console())
+    export(source, folder, adapter=options.adapter, dtype=options.dtype, console=Console())
 
 
 def run_study(options: argparse.Namespace) -> None:
@@ -316,8 +340,8 @@ def run_mine(options: argparse.Namespace) -> None:
     """`exprl mine`."""
     check_config(options.config, "mine")
     experiment = load_experiment(options.config, options.overrides)
-    check_mining(experiment)
     output, rates = local_path(options.output, "--output"), Rates(options.min_rate, options.max_rate)
+    check_mining(experiment, output)
     from exprl.commands.mine import mine  # imports torch
 
     try:
@@ -352,3 +376,13 @@ def run_configs(options: argparse.Namespace) -> None:
     else:
         configs.copy(options.name, options.copy, Console())
     check_written()
+
+
+def run_doctor(options: argparse.Namespace) -> None:
+    """`exprl doctor`."""
+    from exprl.commands import doctor, probing
+
+    healthy = doctor.show(probing.findings(), Console(), as_json=options.json)
+    check_written()
+    if not healthy:
+        raise SystemExit(1)

@@ -53,6 +53,14 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
         del config
 
     @classmethod
+    def check_fit(cls, config: Any, experiment: Any) -> None:
+        """Raise a `ConfigError` where `config` asks what does not go with the other parts of the run.
+
+        It is asked after `preflight`, loads nothing either, and is given the whole `exprl.experiment.Experiment`.
+        """
+        del config, experiment
+
+    @classmethod
     def from_config(cls, config: Any, resources: Any) -> Self:
         """Build from validated options; override when the component needs something from the run.
 

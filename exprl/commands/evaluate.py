@@ -9,7 +9,7 @@ from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
-from exprl.files.disk import check_can_write, write_json
+from exprl.files.disk import write_json
 from exprl.runs.checkpoints import load_policy
 from exprl.runs.preflight import check_evaluation
 from exprl.terminal.console import Console
@@ -24,9 +24,7 @@ def evaluate_model(
     Raises:
         ExprlError: any of its children, before anything is sampled.
     """
-    check_evaluation(experiment)
-    if output is not None:
-        check_can_write(output, "--output")
+    check_evaluation(experiment, output)
     build = Build(experiment)
     if checkpoint is not None and not build.engine.trains:
         raise ConfigError(

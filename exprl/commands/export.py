@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from exprl.engines.ends import end_tokens
 from exprl.errors import ModelError
 from exprl.experiment import load_run
-from exprl.files.disk import local_path
+from exprl.files.disk import check_new_folder, local_path
 from exprl.models.cache import draft_of
 from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights
 from exprl.runs.checkpoints import load_policy, whole_checkpoint
@@ -55,8 +55,7 @@ def export(
             adapter is asked for and there is none.
     """
     folder = local_path(folder, "DIR")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"{folder} already holds something. Give a new folder; nothing is overwritten.")
+    check_new_folder(folder, "DIR")
     run, checkpoint = whole_checkpoint(local_path(source, "RUN | CHECKPOINT"))
     policy = trained_policy(run, checkpoint)
     if adapter and not has_adapter(policy.model):

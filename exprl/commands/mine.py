@@ -18,13 +18,14 @@ from exprl.build import Build
 from exprl.data.datamodule import fingerprint, first_difference
 from exprl.data.jsonl import JsonLinesSource
 from exprl.data.rows import MINED_COLUMNS
-from exprl.errors import ConfigError, DataError
+from exprl.errors import DataError
 from exprl.evaluation.rates import Count, Rates
 from exprl.experiment import Experiment
-from exprl.files.disk import append_line, append_text, check_can_write, write_json, write_text
+from exprl.files.disk import append_line, append_text, write_json, write_text
 from exprl.files.lines import drop_half_line, read_lines
 from exprl.files.lock import LOCK, locked
 from exprl.runs.directory import differences, saved_config
+from exprl.runs.preflight import check_mining
 from exprl.seeding import derive_seed
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases
@@ -42,10 +43,6 @@ class Files:
     """What mining leaves: the data set, and beside it the counts of all problems, the options and a summary."""
 
     dataset: Path
-
-    def __post_init__(self) -> None:
-        if self.dataset.suffix != ".jsonl":
-            raise ConfigError(f"--output: {self.dataset} must end in .jsonl, the format it is written in.")
 
     @property
     def counts(self) -> Path:
@@ -117,8 +114,8 @@ def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console
     Raises:
         ExprlError: any of its children, before anything is sampled; also where another process writes the same file.
     """
+    check_mining(experiment, output)
     files = Files(output)
-    check_can_write(output, "--output")
     with locked(files.lock, f"--output: {output}"):
         return _mine(experiment, files, rates, console)
 

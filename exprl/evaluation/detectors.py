@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from exprl.component import Choice, Component, choose, option, required_choice
 from exprl.config.ranges import Share
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.setting import Setting
 from exprl.judges.pairing import one_each
 from exprl.judges.prompting import compose, read_prompt
 from exprl.registry import BACKENDS, BEHAVIOURS, MODELS
@@ -180,10 +181,14 @@ class JudgedDetector(BehaviourDetector):
         self.backend = backend
 
     @classmethod
+    def check_fit(cls, config: Any, experiment: Any) -> None:
+        """Its backend must be able to run its model in this run."""
+        config.backend.cls.check_model(config.backend.config, cls._model(config), Setting.planned(experiment))
+
+    @classmethod
     def from_config(cls, config: Any, resources: Resources) -> JudgedDetector:
         """On a model of its own, beside the policy where there is one."""
-        model = JudgeModel(weights="own", own=config.model, judge="judged (behaviour)")
-        backend: JudgeBackend = config.backend.cls.open(config.backend.config, model, resources)
+        backend: JudgeBackend = config.backend.cls.open(config.backend.config, cls._model(config), resources)
         backend.check(query("", BEHAVIOUR_NAMES[0]))
         return cls(config, backend)
 
@@ -205,6 +210,10 @@ class JudgedDetector(BehaviourDetector):
             "the questions about behaviours": questions,
             "the chat template of their judge": self.backend.chat_template,
         }
+
+    @classmethod
+    def _model(cls, config: Any) -> JudgeModel:
+        return JudgeModel(weights="own", own=config.model, judge=f"{cls.registered_name} (behaviour)")
 
     def _verdict(self, reply: Reply) -> bool | None:
         # `not >=`: NaN is no verdict either

@@ -57,6 +57,20 @@ def check_can_write(path: Path, option: str) -> None:
     """Raise `PathError` where a file cannot be written at `path`: to be found before the work that it is for."""
     if path.exists() and not path.is_file():
         raise PathError(f"{option}: {path} is no ordinary file, so nothing is written there. Give a file's name.")
+    _check_room(path, option)
+
+
+def check_new_folder(path: Path, option: str) -> None:
+    """Raise `PathError` where no folder can be made at `path`, or there is something already."""
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise PathError(f"{option}: {path} already holds something. Give a new folder; nothing is overwritten.")
+    except OSError as error:
+        raise PathError(f"{option}: {path} cannot be read ({reason(error)}). Give another folder.") from error
+    _check_room(path, option)
+
+
+def _check_room(path: Path, option: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

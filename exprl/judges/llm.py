@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from exprl.component import Choice, choose, option
 from exprl.config.ranges import NonNegativeInt, Share, Tokens
-from exprl.errors import ConfigError, JudgeError
+from exprl.errors import ConfigError, ContractError, JudgeError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.setting import Setting
 from exprl.judges.base import Judge
 from exprl.judges.cache import JudgementCache
 from exprl.judges.prompting import JudgePrompt, compose, read_prompt
@@ -61,6 +62,24 @@ class LLMJudge(Judge):
         super().__init__(config)
         self.backend = backend
         self.cache = JudgementCache(config.cache_size)
+
+    @classmethod
+    def check_fit(cls, config: Any, experiment: Any) -> None:
+        """Its backend must be able to run its model in this run."""
+        model = model_of(config, cls.registered_name)
+        if model is not None:
+            check_backend(config, model, Setting.planned(experiment))
+
+    @classmethod
+    def from_config(cls, config: Any, resources: Resources) -> Self:
+        """On the model that options `model` and `weights` name; else a judge needs a `from_config` of its own."""
+        model = model_of(config, cls.registered_name)
+        if model is None:
+            raise ContractError(
+                "its Config has neither `model` nor `weights`: define from_config.",
+                giver=f"judge {cls.registered_name!r}",
+            )
+        return cls(config, open_backend(config, model, resources))
 
     @abstractmethod
     def contents(self, problem: Problem) -> Mapping[str, str]:
@@ -172,16 +191,34 @@ class UnaidedJudge(LLMJudge):
         return {"problem": problem.question.text}
 
 
-def open_backend(config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
-    """The backend of a judge's config on the model it judges with.
+# ------------------------------------------------------------------ whose weights, and who runs them
+
+
+def model_of(config: Any, who: str) -> JudgeModel | None:
+    """What a judge's options name: a model of its own by `model`, else the policy by `weights`; None without either."""
+    own, weights = getattr(config, "model", None), getattr(config, "weights", None)
+    if own is not None:
+        return JudgeModel(weights="own", own=own, judge=who)
+    return JudgeModel(weights=weights, judge=who) if weights is not None else None
+
+
+def check_backend(config: Any, model: JudgeModel, setting: Setting) -> None:
+    """What can be known of a judge's backend without loading anything.
 
     Raises:
-        ConfigError: `constrained` is set, and the backend cannot constrain what a model writes.
+        ConfigError: it cannot run the model in such a run; or `constrained` is set, and it cannot constrain what a
+            model writes.
     """
-    backend: JudgeBackend = config.backend.cls.open(config.backend.config, model, resources)
-    if config.constrained and not backend.constrains:
+    config.backend.cls.check_model(config.backend.config, model, setting)
+    if config.constrained and not config.backend.cls.constrains(config.backend.config, setting):
         raise ConfigError(
             f"judge {model.judge!r}: constrained=true needs a backend that can constrain what the model writes: "
             "backend.name=vllm, or backend.name=server with backend.structured_outputs=true."
         )
+
+
+def open_backend(config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
+    """The backend of a judge's config on the model it judges with; raises as `check_backend` does."""
+    check_backend(config, model, Setting.built(resources))
+    backend: JudgeBackend = config.backend.cls.open(config.backend.config, model, resources)
     return backend

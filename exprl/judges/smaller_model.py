@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from exprl.component import Choice, required_choice
-from exprl.judges.backends.base import JudgeBackend, JudgeModel
-from exprl.judges.llm import ReferenceJudge, open_backend
+from exprl.judges.llm import ReferenceJudge
 from exprl.registry import JUDGES, MODELS
-from exprl.resources import Resources
 
 
 @JUDGES.register("smaller_model")
@@ -24,13 +22,3 @@ class SmallerModelJudge(ReferenceJudge):
         """Which model, and how it is asked."""
 
         model: Annotated[Choice, MODELS] = required_choice(MODELS, "the judge's own model")
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> SmallerModelJudge:
-        """Load the model; it judges on the policy's device where there is a policy."""
-        return cls(config, own_backend(config, resources, cls.registered_name))
-
-
-def own_backend(config: Any, resources: Resources, who: str) -> JudgeBackend:
-    """The backend on the model `config.model` provides."""
-    return open_backend(config, JudgeModel(weights="own", own=config.model, judge=who), resources)

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exprl.checks.packages import lacking
 from exprl.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file of peft's that makes a folder an adapter."""
 
 
 def adapted_base(location: str) -> str | None:
@@ -36,6 +41,13 @@ def adapted_base(location: str) -> str | None:
     return base
 
 
+def check_mergeable(location: str) -> None:
+    """Raise `ModelError` where the package that merges adapters, as at `location`, is missing or too old."""
+    lack = lacking("peft", "lora")
+    if lack is not None:
+        raise ModelError(f"{location} is an adapter, but {lack}; or give a model that it is merged into.")
+
+
 def with_adapter(model: PreTrainedModel, location: str) -> PreTrainedModel:
     """`model` with the adapter at `location` merged into its weights: one policy, with no other behind it.
 
@@ -43,15 +55,11 @@ def with_adapter(model: PreTrainedModel, location: str) -> PreTrainedModel:
     frozen initial policy would be the model without it.
 
     Raises:
-        ModelError: peft is missing, or cannot merge this adapter.
+        ModelError: peft is missing or too old, or cannot merge this adapter.
     """
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelError(
-            f"{location} is an adapter, which needs peft: pip install 'exprl[lora]', or give a model that it is merged "
-            "into."
-        ) from error
+    check_mergeable(location)
+    from peft import PeftModel
+
     try:
         merged: PreTrainedModel = PeftModel.from_pretrained(model, location).merge_and_unload()
     except (OSError, ValueError, LookupError, RuntimeError, AttributeError, TypeError) as error:

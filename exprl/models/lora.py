@@ -6,7 +6,6 @@ dropout: the log-probs before and after an update must be those of one policy.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from transformers.utils.peft_utils import check_peft_version
 
 from exprl.errors import ConfigError
 from exprl.models.sharding import whole
+from exprl.runs.preflight import check_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,15 +30,13 @@ _BASE = "base_layer"
 
 def check_installed() -> None:
     """Raise `ConfigError` where peft is missing, or is none that the installed transformers works with."""
-    cure = "pip install 'exprl[lora]' installs two that fit; or set lora.rank=0."
-    if importlib.util.find_spec("peft") is None:
-        raise ConfigError(f"lora.rank: an adapter needs peft. {cure}")
+    check_adapters()
     try:
         check_peft_version(MIN_PEFT_VERSION)
     except ValueError as error:
         raise ConfigError(
             f"lora.rank: transformers {version('transformers')} needs peft {MIN_PEFT_VERSION} or newer, but "
-            f"{version('peft')} is installed. {cure}"
+            f"{version('peft')} is installed. pip install 'exprl[lora]' installs two that fit; or set lora.rank=0."
         ) from error
 
 

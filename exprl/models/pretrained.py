@@ -14,7 +14,7 @@ from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.errors import ModelError
 from exprl.files.disk import local_path
-from exprl.models.adapted import adapted_base, with_adapter
+from exprl.models.adapted import ADAPTER_CONFIG, adapted_base, check_mergeable, with_adapter
 from exprl.models.attention import complete_attention
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.gguf import unpacked
@@ -61,8 +61,11 @@ class PretrainedModel(ModelProvider):
         """A folder, a run's checkpoint, a package and files within must be there; of the hub nothing is asked."""
         if in_run(config.path):
             find_checkpoint(local_path(config.path, "model.path"))
-        elif (folder := Path(locate(config.path))).is_dir() and config.gguf_file is not None:
-            _find_gguf(str(folder), config.gguf_file)
+        elif (folder := Path(locate(config.path))).is_dir():
+            if config.gguf_file is not None:
+                _find_gguf(str(folder), config.gguf_file)
+            elif (folder / ADAPTER_CONFIG).is_file():
+                check_mergeable(str(folder))
         if config.chat_template is not None:
             _read_template(config.chat_template)
 
@@ -100,6 +103,7 @@ class PretrainedModel(ModelProvider):
         base = None if self.config.gguf_file else adapted_base(location)
         if base is None:
             return self._load_plain(location, dtype)
+        check_mergeable(location)
         # bfloat16 weights would round most of an adapter away
         return with_adapter(self._load_model(base, "float32" if dtype == "auto" else dtype), location)
 

@@ -8,15 +8,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from exprl import config as configuration
+from exprl.checks.packages import lacking
 from exprl.component import Choice
 from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError
 from exprl.experiment import Experiment
+from exprl.files.disk import check_can_write
 from exprl.runs.directory import RunDirectory
 from exprl.runs.places import check_run_dir
+
+
+def check_adapters() -> None:
+    """Raise `ConfigError` where the package that makes adapters is missing, or older than exprl needs it."""
+    lack = lacking("peft", "lora")
+    if lack is not None:
+        raise ConfigError(f"lora.rank: an adapter needs peft, but {lack}; or set lora.rank=0.")
 
 
 def check_training(experiment: Experiment) -> None:
@@ -30,23 +40,31 @@ def check_training(experiment: Experiment) -> None:
         )
     devices = experiment.trainer.devices
     check_share(experiment.data.prompts_per_step, devices if isinstance(devices, int) else 1)
+    _check_policy(experiment)
     check_parts(experiment, "data.train", *_SAMPLING, *(["reward"] if experiment.method.cls.scores else []))
     if experiment.evaluation.source is not None:
         check_parts(experiment, *_EVALUATION)
 
 
-def check_evaluation(experiment: Experiment) -> None:
-    """The same for `exprl evaluate`."""
+def check_evaluation(experiment: Experiment, output: Path | None = None) -> None:
+    """The same for `exprl evaluate`, and where it is to write its figures."""
     if experiment.evaluation.source is None:
         raise ConfigError("evaluation.source: required here, but missing. For example evaluation.source.name=champ.")
+    _check_policy(experiment)
     check_parts(experiment, *_SAMPLING, *_EVALUATION)
+    if output is not None:
+        check_can_write(output, "--output")
 
 
-def check_mining(experiment: Experiment) -> None:
-    """The same for `exprl mine`."""
+def check_mining(experiment: Experiment, output: Path) -> None:
+    """The same for `exprl mine`, and the data set it is to write."""
     if experiment.data.train is None:
         raise ConfigError("data.train: required for mining, but missing. For example {name: jsonl, path: ...}.")
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"--output: {output} must end in .jsonl, the format it is written in.")
+    _check_policy(experiment)
     check_parts(experiment, "data.train", *_SAMPLING)
+    check_can_write(output, "--output")
 
 
 def check_place(directory: RunDirectory, experiment: Experiment, *, resume: bool) -> None:
@@ -60,12 +78,18 @@ _SAMPLING = ("model", "rollout", "verifier")
 _EVALUATION = ("evaluation.source", "evaluation.behaviours")
 
 
+def _check_policy(experiment: Experiment) -> None:
+    if experiment.lora.rank:
+        check_adapters()
+
+
 def check_parts(experiment: Experiment, *keys: str) -> None:
-    """Ask the components at `keys`, and those within them, for what this machine lacks (`Component.preflight`)."""
+    """Ask the components at `keys`, and those within them, what this machine lacks and what does not go together."""
     for key in keys:
         for path, choice in _choices(attrgetter(key)(experiment), key):
             try:
                 choice.cls.preflight(choice.config)
+                choice.cls.check_fit(choice.config, experiment)
             except ExprlError as error:
                 raise type(error)(f"{path}: {error}") from error
 

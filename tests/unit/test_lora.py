@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from exprl.build import Build
+from exprl.checks import packages
 from exprl.errors import ConfigError
 from exprl.experiment import LoRAConfig, load_experiment
 from exprl.judges.backends.base import JudgeModel, Query
@@ -121,8 +121,7 @@ def test_a_target_that_is_no_layer(target):
 
 
 def test_without_peft(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "peft" else find(name, *a))
+    monkeypatch.setattr(packages, "found_version", lambda package: None)
     with pytest.raises(ConfigError, match=r"lora.rank: .*pip install 'exprl\[lora\]'"):
         adapted()
 

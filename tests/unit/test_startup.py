@@ -25,10 +25,13 @@ HEAVY = ("torch", "transformers", "lightning", "peft", "vllm", "datasets", "pand
 ANSWERS = {
     "help": ["--help"],
     "help of a command": ["train", "--help"],
+    "help of the doctor": ["doctor", "--help"],
     "version": ["--version"],
     "list": ["list"],
     "list of a family": ["list", "backend"],
     "config": ["config", QUICKSTART],
+    "config by name": ["config", "qwen3_4b/process_delta"],
+    "configs": ["configs"],
     "config with another of every family": [
         "config",
         CHAMP,
@@ -68,6 +71,13 @@ ERRORS = {
         "reward={name: process, judge: {name: smaller_model, model: {name: pretrained, path: ./no_such}}}",
         "advantage.name=segment_delta",
     ],
+    "a judge that its backend cannot constrain": [
+        "reward={name: process, judge: {name: same_model, weights: live, scoring: rationale, constrained: true}}"
+    ],
+    "a judge without an engine": [
+        "reward={name: process, judge: {name: same_model, weights: frozen}}",
+        "rollout.name=vllm",
+    ],
     "an engine that does not train": ["rollout={name: server, url: 'http://localhost:1', model: x}"],
     "devices that cannot share a step": ["data.prompts_per_step=2", "trainer.devices=3"],
     "a folder that cannot be made": ["run_dir=a_file/run"],
@@ -79,6 +89,11 @@ COMMANDS = {
     "evaluate a checkpoint that is not there": ["evaluate", QUICKSTART, "--checkpoint", "no_such.ckpt"],
     "mine without problems": ["mine", QUICKSTART, "data.train=null", "--output", "x.jsonl"],
     "mine no rates": ["mine", QUICKSTART, "--output", "x.jsonl", "--max-rate", "3"],
+    "mine into a file that cannot be": ["mine", QUICKSTART, "--output", "a_file/x.jsonl"],
+    "mine into a file of another kind": ["mine", QUICKSTART, "--output", "x.csv"],
+    "evaluate into a file that cannot be": ["evaluate", QUICKSTART, "--output", "a_file/x.json"],
+    "no such config by name": ["train", "quikstart"],
+    "no such config to copy": ["configs", "quikstart", "--copy", "."],
     "export what is not there": ["export", "no_such", "out"],
     "a study that is none": ["study", QUICKSTART],
 }

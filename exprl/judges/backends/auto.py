@@ -10,6 +10,7 @@ from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel
+from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.backends.vllm import VLLMBackend
 from exprl.registry import BACKENDS
@@ -29,17 +30,28 @@ class AutoBackend(Component):
         )
 
     @classmethod
+    def constrains(cls, config: Any, setting: Setting) -> bool:
+        """Where the rollouts come from vLLM."""
+        del config
+        return setting.samples_with_vllm
+
+    @classmethod
+    def check_model(cls, config: Any, model: JudgeModel, setting: Setting) -> None:
+        """Weights that the vLLM of the rollouts does not hold need an engine of their own, which must be asked for."""
+        held = model.weights == "live" or (model.weights == "frozen" and setting.adapter)
+        if setting.samples_with_vllm and not held and not config.second_engine:
+            raise ConfigError(
+                f"judge {model.judge!r}: with rollout.name=vllm its weights, which do not train, need an engine of "
+                "their own. Say which: backend.second_engine=true (a second vLLM engine in this process), "
+                "backend.name=server (one elsewhere), or backend.name=transformers."
+            )
+
+    @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
         """The backend that fits the run's engine."""
+        cls.check_model(config, model, Setting.built(resources))
         engine = resources.engine() if resources.engine is not None else None
         if isinstance(engine, VLLMEngine):
-            held = model.weights == "live" or (model.weights == "frozen" and engine.host.adapted)
-            if not held and not config.second_engine:
-                raise ConfigError(
-                    f"judge {model.judge!r}: with rollout.name=vllm its weights, which do not train, need an engine of "
-                    "their own. Say which: backend.second_engine=true (a second vLLM engine in this process), "
-                    "backend.name=server (one elsewhere), or backend.name=transformers."
-                )
             return VLLMBackend.open(_like(engine.config), model, resources)
         own = TransformersBackend.Config(batch_tokens=config.batch_tokens, batch_size=config.batch_size)
         return TransformersBackend.open(own, model, resources)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from exprl.component import Choice, Component
+from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
 from exprl.terminal.progress import OnProgress
@@ -69,14 +70,22 @@ class JudgeBackend(Component):
     identity: str = ""
     """Names model and weights: the same identity and the same query give the same reply."""
 
-    constrains: bool = False
-    """Whether it can make a reply match `Query.pattern`."""
-
     updates: int = 0
     """Policy updates that live weights have seen."""
 
     _tokens: JudgeTokenizer | None = None
     """Makes token ids of prompts, where this side does."""
+
+    @classmethod
+    def constrains(cls, config: Any, setting: Setting) -> bool:
+        """Whether it can make a reply match `Query.pattern`."""
+        del config, setting
+        return False
+
+    @classmethod
+    def check_model(cls, config: Any, model: JudgeModel, setting: Setting) -> None:
+        """Raise `ConfigError` where this backend cannot run the model in such a run: before loading, and by `open`."""
+        del config, model, setting
 
     @classmethod
     @abstractmethod

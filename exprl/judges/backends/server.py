@@ -13,6 +13,7 @@ from exprl.engines.completions import Completion
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerDeadError, ServerOptions
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
 from exprl.registry import BACKENDS
@@ -55,19 +56,30 @@ class ServerBackend(JudgeBackend):
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(config)
         self.identity = f"{config.model} at {config.url}"
-        self.constrains = config.structured_outputs
         self._tokens: JudgeTokenizer = JudgeTokenizer(tokenizer, config.model)
         self._server = CompletionServer(config)
         self._started: dict[Query, tuple[Future[Completion], tuple[int, ...]]] = {}
 
     @classmethod
-    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
-        """With the tokenizer of the policy, or of the model the judge names (of which only that is loaded)."""
+    def constrains(cls, config: Any, setting: Setting) -> bool:
+        """Where the server can."""
+        del setting
+        return bool(config.structured_outputs)
+
+    @classmethod
+    def check_model(cls, config: Any, model: JudgeModel, setting: Setting) -> None:
+        """Live weights are not the server's."""
+        del config, setting
         if model.weights == "live":
             raise ConfigError(
                 f"judge {model.judge!r}: a server's weights cannot follow the policy. Set weights: frozen, or another "
                 "backend."
             )
+
+    @classmethod
+    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
+        """With the tokenizer of the policy, or of the model the judge names (of which only that is loaded)."""
+        cls.check_model(config, model, Setting.built(resources))
         if model.weights == "own" and model.own is not None:
             return cls(config, model.own.build(resources).load_tokenizer())
         return cls(config, resources.need_policy(f"judge {model.judge!r}").tokenizer)

@@ -15,6 +15,7 @@ from exprl.engines.vllm_options import HostOptions, check_installed
 from exprl.engines.vllm_requests import Ticket
 from exprl.errors import ConfigError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.backends.transformers import load_own
 from exprl.judges.prompting import JudgePrompt
@@ -42,8 +43,6 @@ class VLLMBackend(JudgeBackend):
         shared: whether the engine is the rollouts'; shared but not live asks the base of a model with an adapter.
     """
 
-    constrains = True
-
     @dataclass(frozen=True, kw_only=True)
     class Config(HostOptions, JudgeBackend.Config):
         """How a second engine is set up; with live weights the rollouts' options count."""
@@ -67,15 +66,30 @@ class VLLMBackend(JudgeBackend):
         check_installed()
 
     @classmethod
+    def constrains(cls, config: Any, setting: Setting) -> bool:
+        """Always."""
+        del config, setting
+        return True
+
+    @classmethod
+    def check_model(cls, config: Any, model: JudgeModel, setting: Setting) -> None:
+        """Live weights are in the engine of the rollouts alone."""
+        del config
+        if model.weights == "live" and setting.engine is not None and not setting.samples_with_vllm:
+            raise ConfigError(
+                f"judge {model.judge!r}: live weights in vLLM need rollout.name=vllm, whose engine holds them."
+            )
+
+    @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
         """On the sampling engine, or on one of its own with the run's frozen copy or the judge's own model."""
         from exprl.engines.vllm_host import VLLMHost
 
+        cls.check_model(config, model, Setting.built(resources))
         judge = f"judge {model.judge!r}"
         if model.weights == "live":
             engine = resources.need_engine(judge)
-            if not isinstance(engine, VLLMEngine):
-                raise ConfigError(f"{judge}: live weights in vLLM need rollout.name=vllm, whose engine holds them.")
+            assert isinstance(engine, VLLMEngine)
             return cls(config, engine.host, live=True)
         if model.weights == "frozen" and (host := host_with_base(resources)) is not None:
             return cls(config, host, shared=True)

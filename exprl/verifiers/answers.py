@@ -16,7 +16,7 @@ STATEMENT = rf"(?im)^.*(?<![a-z]){_KEYWORD}{_ASSIGNS}[\s*_:]*(.*)$"
 _STATEMENT = re.compile(STATEMENT)
 _HEADING = re.compile(r"(?im)^[#*_ \t]*(?:(?:the|my)\s+)?(?:final\s+)?answer[#*_.: \t]*\n[\s*_]*(.*)$")
 _GSM8K = re.compile(r"(?m)^####[ \t]*((?:\\?\$)?[-+]?\d.*)$")  # a number: `####` is a Markdown heading too
-_TAG = re.compile(r"(?is)<answer>(.*?)</answer>")
+_TAG = re.compile(r"(?i)<(/?)answer>")
 _DISPLAY = re.compile(r"(\$\$|\\\[|\\begin\{(?:equation|align|aligned|gather|displaymath|math)\*?\})")
 _CLOSING = re.compile(r"(?:[\s*`$]|[)\]]\\)+")  # of the reversed text: a search for the end is quadratic
 _OPENING = re.compile(r"(?:[\s*`$]|\\[(\[]|####)+")
@@ -102,12 +102,22 @@ def last_statement(text: str) -> tuple[int, str] | None:
     """
     found = [last_match(pattern, text) for pattern in (_STATEMENT, _HEADING, _GSM8K)]
     statements = [(match.start(1), match[1].strip()) for match in found if match]
-    if tag := last_match(_TAG, text):
-        statements.append((tag.start(1), tag[1].strip()))
+    statements += _found(_last_tagged(text))
     if not statements:
         return None
     start, line = max(statements)
     return start, _display_at(text, start) or line
+
+
+def _last_tagged(text: str) -> tuple[int, str] | None:
+    """What the last `</answer>` closes; tag by tag, for a search for each end is quadratic in tags without one."""
+    start, found = None, None
+    for tag in _TAG.finditer(text):
+        if tag[1] and start is not None:
+            found, start = (start, text[start : tag.start()].strip()), None
+        elif not tag[1] and start is None:
+            start = tag.end()
+    return found
 
 
 def last_block(text: str) -> str:

@@ -1,6 +1,7 @@
 """Final answers in many forms: rows that say what is right, and what must hold for any text."""
 
 import json
+import time
 from functools import cache
 from pathlib import Path
 
@@ -177,3 +178,32 @@ def test_normal_forms_are_normal(text):
 def test_places_lie_in_the_text(text):
     for place in (last_box(text), last_statement(text)):
         assert place is None or (0 <= place[0] <= len(text) and place[1] in text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>",
+        "</answer>",
+        "<answer>1</answer>",
+        "answer is ",
+        " ",
+        "\n",
+        ", ",
+        "\\boxed{",
+        "$",
+        "\\[",
+        "wait ",
+        "or ",
+        "(",
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("around", ["{}", "The answer is {}\nx", "\\boxed{{5}} {}", "The answer is 5{}!"])
+def test_hostile_text_takes_no_longer_than_any_other(text, around):
+    response = around.format(text * (80_000 // len(text)))
+    start = time.process_time()
+    for place in stated_answers(response):
+        stated_value(place.text)
+    stated_value(response)
+    assert time.process_time() - start < 1.5

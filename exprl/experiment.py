@@ -210,10 +210,11 @@ class Experiment:
         method = self.method.cls
         granularity, accepts = self.reward.cls.granularity, self.advantage.cls.accepts
         if method.scores and granularity not in accepts:
+            fitting = [name for name in ADVANTAGES.names() if granularity in ADVANTAGES.get(name).accepts]
             raise ConfigError(
                 f"advantage.name: {self.advantage.name!r} takes one reward a {' or '.join(sorted(accepts))}, but "
-                f"reward {self.reward.name!r} gives one a {granularity}. Choose an advantage of `exprl list advantage` "
-                "that takes both."
+                f"reward {self.reward.name!r} gives one a {granularity}. Set advantage.name to "
+                f"one of: {', '.join(fitting)}."
             )
         size = self.update.prompts_per_update
         if size is not None and self.data.prompts_per_step % size:
@@ -248,7 +249,10 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
     """An experiment from YAML, or from overrides alone; raises `ConfigError` naming the key."""
     if path is None:
         return configuration.from_layers(Experiment, [configuration.parse_overrides(overrides)])
-    return configuration.load(Experiment, path, overrides)
+    layers = configuration.load_layers(path)
+    if any("arms" in layer for layer in layers):
+        raise ConfigError(f"{path} is a study, not an experiment: exprl study {path}.")
+    return configuration.from_layers(Experiment, [*layers, configuration.parse_overrides(overrides)])
 
 
 def load_run(config: Path, overrides: Sequence[str] = ()) -> Experiment:

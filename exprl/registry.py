@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from exprl.errors import ConfigError, did_you_mean
+from exprl.errors import ConfigError, ExprlError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ class Registry(Generic[T]):
         self._load()
         if name not in self._classes:
             missing = "".join(f" The plugin {plugin} was left out ({why})." for plugin, why in broken_plugins.items())
+            if _named:
+                missing += f" Imported plugins: {', '.join(sorted(_named))}; of a package, what it imports itself."
             raise ConfigError(f"Unknown {self.family} {name!r}. {did_you_mean(name, self._classes)}{missing}")
         return self._classes[name]
 
@@ -186,6 +188,8 @@ def import_plugins(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
+        except ExprlError as error:  # it is there, but what it registers is not right
+            raise ConfigError(f"plugins: {module}: {error}") from error
         except (Exception, SystemExit) as error:  # a plugin is anybody's code
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ConfigError(

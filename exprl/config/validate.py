@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from exprl.config.fields import Choice, FieldSpec, allows_none, describe, fields_of, registry_of, rules_of
@@ -19,6 +19,7 @@ from exprl.errors import ConfigError, did_you_mean
 from exprl.registry import Registry
 
 S = TypeVar("S")
+Hint = Callable[[str], str | None]
 
 LARGEST_INT = 2**63 - 1
 """What NumPy, PyTorch and files of every kind can hold."""
@@ -31,12 +32,15 @@ class _OutOfRangeError(ConfigError):
 # ------------------------------------------------------------------ whole dataclasses
 
 
-def validate(schema: type[S], node: Mapping[str, Any], path: str = "") -> S:
-    """Build `schema` from plain values; raises `ConfigError` with the key path, the value and what is allowed."""
+def validate(schema: type[S], node: Mapping[str, Any], path: str = "", *, elsewhere: Hint = lambda _: None) -> S:
+    """Build `schema` from plain values; raises `ConfigError` with the key path, the value and what is allowed.
+
+    `elsewhere` says of an unknown option whose it is, if anybody's.
+    """
     fields = fields_of(schema)
     for key in node:
         if key not in fields:
-            hint = _within(node, str(key), path, fields) or did_you_mean(str(key), fields)
+            hint = _within(node, str(key), path, fields) or elsewhere(str(key)) or did_you_mean(str(key), fields)
             raise ConfigError(f"{_join(path, str(key))}: unknown option. {hint}")
     values: dict[str, Any] = {}
     for key, spec in fields.items():
@@ -93,7 +97,10 @@ def validate_choice(registry: Registry[Any], node: Any, path: str, default: Mapp
     if isinstance(node, Choice):
         return _of_family(registry, node, path)
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{path}: expected a {registry.family} as {{name: ..., options}}, but got {shown(node)}.")
+        hint = f" Write {path}.name={node}." if isinstance(node, str) and node in registry.names() else ""
+        raise ConfigError(
+            f"{path}: expected {_a(registry.family)} as {{name: ..., options}}, but got {shown(node)}.{hint}"
+        )
     name = node.get("name", default["name"] if default else None)
     if name is None:
         raise ConfigError(f"{path}.name: required, but missing. {did_you_mean('', registry.names())}")
@@ -106,7 +113,17 @@ def validate_choice(registry: Registry[Any], node: Any, path: str, default: Mapp
     if default:
         node = with_default(registry, node, default)
     options = {key: value for key, value in node.items() if key != "name"}
-    return Choice(name=name, config=validate(component.Config, options, path), cls=component)
+    elsewhere = functools.partial(_of_another, registry, name, path)
+    return Choice(name=name, config=validate(component.Config, options, path, elsewhere=elsewhere), cls=component)
+
+
+def _of_another(registry: Registry[Any], name: str, path: str, option: str) -> str | None:
+    """Which components have an option that the one called `name` has not."""
+    known = [other for other in registry.names() if option in fields_of(registry.get(other).Config)]
+    if not known:
+        return None
+    others = f"{', '.join(known)} {'have' if known[1:] else 'has'} one"
+    return f"The {registry.family} {name!r} has none, {others}: set {path}.name={known[0]}."
 
 
 def _of_family(registry: Registry[Any], choice: Choice, path: str) -> Choice:
@@ -246,7 +263,12 @@ def str_of(value: Any) -> str:
 
 
 def _missing(spec: FieldSpec, path: str) -> ConfigError:
-    return ConfigError(f"{path}: required, but missing. {spec.help}".rstrip())
+    names = "" if spec.registry is None else f" Set {path}.name. {did_you_mean('', spec.registry.names())}"
+    return ConfigError(f"{path}: required, but missing{f' ({spec.help})' if spec.help else ''}.{names}")
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _wrong_type(path: str, expected: str, value: Any) -> ConfigError:

@@ -84,7 +84,7 @@ def exposed(question: str, reference: str | None, answer: str | None) -> Sign | 
         return None
     if holds_most(question, reference):
         return Sign.REFERENCE
-    if exposes_answer(question, reference, answer):
+    if exposes_answer(question, answer):
         return Sign.ANSWER
     if _swapped(question, reference, answer):
         return Sign.SWAPPED
@@ -124,17 +124,15 @@ _ENDS_IN_QUESTION = re.compile(rf"[{_MARKS}][\s\"'$)\]}}*]*$")
 _CONCLUDES = re.compile(r"=|\b(?:thus|so|hence|therefore|then|is|are|answer)\b", re.IGNORECASE)
 
 
-def exposes_answer(question: str, reference: str | None, answer: str | None) -> bool:
-    """Whether the question ends in the answer as solutions do and the reference, which should have it, does not.
+def exposes_answer(question: str, answer: str | None) -> bool:
+    """Whether the question ends in the answer as solutions do.
 
     A problem often has its answer in it, as one of its numbers or choices; that is no sign of anything.
 
-    >>> exposes_answer("3 + 4 is 7. #### 7", "What is 3 + 4?", "7")
-    True
-    >>> exposes_answer("What is 3 + 4? A) 6 B) 7", "It is one more than 3 + 3, so 7", "7")
-    False
+    >>> exposes_answer("What is 3 + 4? #### 7", "7"), exposes_answer("What is 3 + 4? A) 6 B) 7", "7")
+    (True, False)
     """
-    if reference is None or not answer or answer in reference or answer not in question:
+    if not answer or answer not in question:
         return False
     return _STATED.search(question.replace(answer, _MARK)) is not None
 

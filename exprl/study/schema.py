@@ -108,6 +108,8 @@ def load_study(layers: Sequence[Node]) -> Study:
     node: Node = {}
     for layer in layers:
         node = deep_merge(node, layer)
+    if "arms" not in node and {"data", "model", "reward"} & set(node):
+        raise ConfigError("this is an experiment, not a study (it has no arms): exprl train FILE.")
     return configuration.validate(Study, node)
 
 

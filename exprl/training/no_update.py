@@ -45,12 +45,19 @@ def no_update(scored: Sequence[ScoredGroup], dropped: int) -> NoUpdate:
     where = f"{dropped} of {len(scored)} groups without signal"
     if not any(map(len, rollouts)):
         return NoUpdate(f"all {len(rollouts)} rollouts are empty", _REPLIES)
-    if all(_earned_nothing(reward, rollout) for reward, rollout in zip(rewards, rollouts, strict=True)):
-        return NoUpdate(f"{where}, all {len(rollouts)} rollouts were cut off at the length limit", _LONGER)
+    cut = sum(_earned_nothing(reward, rollout) for reward, rollout in zip(rewards, rollouts, strict=True))
+    if cut == len(rollouts):
+        return NoUpdate(f"{where}, all {cut} rollouts were cut off at the length limit", _LONGER)
     if dropped < len(scored):
         return NoUpdate(f"{where}, and in the others no rollout that counts has a token", _REPLIES)
-    values = {value for reward in rewards for value in _values(reward)}
+    counted = [r for r, rollout in zip(rewards, rollouts, strict=True) if not _earned_nothing(r, rollout)]
+    values = {value for reward in counted for value in _values(reward)}
     alike = "the rewards within each are alike" if len(values) != 1 else f"every reward is {min(values):.3g}"
+    if cut:
+        of_the_rest = alike.replace("every reward", "the reward of the others")
+        return NoUpdate(
+            f"{where}, {cut} of {len(rollouts)} rollouts were cut off at the length limit, {of_the_rest}", _LONGER
+        )
     return NoUpdate(f"{where}, {alike}", _HARDER if values == {1.0} else _EASIER)
 
 

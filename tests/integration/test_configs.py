@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from exprl.config import from_layers, to_node, to_yaml
+from exprl.errors import ConfigError
 from exprl.experiment import Experiment, load_experiment
 from exprl.study.plan import Plan
 
@@ -77,3 +78,15 @@ def test_an_ablation_is_one_name(config: str, override: str) -> None:
     for part in key.split("."):
         node = node[part]
     assert node == name
+
+
+def test_a_study_is_no_experiment_and_an_experiment_no_study() -> None:
+    with pytest.raises(ConfigError, match=r"miniature\.yaml is a study, not an experiment: exprl study"):
+        load_experiment(ROOT / "configs/studies/miniature.yaml")
+    with pytest.raises(ConfigError, match=r"this is an experiment, not a study .*: exprl train FILE"):
+        Plan.load(ROOT / "configs/quickstart.yaml", [])
+
+
+def test_the_advantages_that_fit_a_reward_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"Set advantage\.name to one of: segment_batch, segment_delta, "):
+        load_experiment(ROOT / "configs/quickstart.yaml", ["advantage.name=group"])

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 
 from exprl.config import validate_choice
-from exprl.data.exposure import exposed, exposes_answer
+from exprl.data.exposure import Sign, exposed, exposes_answer
 from exprl.data.leakage import holds_most
 from exprl.errors import DataError
 from exprl.registry import SOURCES
@@ -280,8 +280,8 @@ class TestWhatIsHidden:
         ],
     )
     def test_an_answer_is_stated_where_a_solution_ends(self, question: str, found: bool) -> None:
-        assert exposes_answer(question, "What is it?", "7") is found
-        assert not exposes_answer(question, "It is 7.", "7")
+        assert exposes_answer(question, "7") is found
+        assert (exposed(question, "It is, as one sees, 7.", "7") is Sign.ANSWER) is found
 
     def test_a_short_reference_is_in_many_questions(self) -> None:
         assert not holds_most("Is it yes or no?", "yes")

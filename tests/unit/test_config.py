@@ -1,5 +1,6 @@
 """The config machinery on a small schema of its own, so that no shipped component is needed."""
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -291,22 +292,30 @@ class TestUnknownAndMissing:
             validate(Component.Config, {"a": 1}, "x")
 
     def test_missing_required_value_says_what_it_is_for(self):
-        with pytest.raises(ConfigError, match=r"^path: required, but missing\. where the data lies$"):
+        with pytest.raises(ConfigError, match=r"^path: required, but missing \(where the data lies\)\.$"):
             from_layers(Schema, [{}])
 
     def test_omegaconf_missing_mark(self):
-        with pytest.raises(ConfigError, match=r"^path: required, but missing\."):
+        with pytest.raises(ConfigError, match=r"^path: required, but missing \("):
             from_layers(Schema, [{"path": "???"}])
 
     def test_missing_required_component(self):
         message = error_of({"scorer": {"name": "strict"}})
-        assert message == "scorer.inner: required, but missing. how to cut"
+        assert (
+            message
+            == "scorer.inner: required, but missing (how to cut). Set scorer.inner.name. Choose one of: lines, window."
+        )
         message = error_of({"scorer": {"name": "strict", "inner": {"size": 3}}})
         assert message == "scorer.inner.name: required, but missing. Choose one of: lines, window."
 
+    def test_an_option_of_another_component_of_the_family(self):
+        message = error_of({"scorer": {"name": "strict", "scale": 2.0}})
+        others = r"The scorer 'strict' has none, .*parts.* one: set scorer\.name="
+        assert re.search(rf"^scorer\.scale: unknown option\. {others}", message)
+
     def test_component_written_as_a_word(self):
         message = error_of({"scorer": "parts"})
-        assert message == "scorer: expected a scorer as {name: ..., options}, but got 'parts'."
+        assert message == "scorer: expected a scorer as {name: ..., options}, but got 'parts'. Write scorer.name=parts."
 
     def test_component_name_that_is_no_text(self):
         assert error_of({"scorer": {"name": 3}}) == "scorer.name: expected str, but got 3 (int)."

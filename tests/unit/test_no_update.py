@@ -37,6 +37,12 @@ def group(*values: float | None, tokens: int = 2, cut_off: bool = False) -> Scor
             "2 of 2 groups without signal, all 4 rollouts were cut off at the length limit",
             "rollout.max_new_tokens",
         ),
+        (
+            [group(0.0, 0.0, cut_off=True), group(0.5)],
+            2,
+            "2 of 2 groups without signal, 2 of 3 rollouts were cut off at the length limit, the reward of the others",
+            "rollout.max_new_tokens",
+        ),
         ([group(0.0, tokens=0)] * 2, 2, "all 2 rollouts are empty", "samples.jsonl"),
         ([group(0.0, 1.0)], 0, "0 of 1 groups without signal, and in the others no rollout that counts", "samples"),
     ],

@@ -75,6 +75,14 @@ def test_plugin_that_is_not_there():
         import_plugins(["my_lab.no_such_module"])
 
 
+def test_what_a_plugin_registers_wrongly_is_no_matter_of_its_place(tmp_path, monkeypatch):
+    imports = "from exprl import Judge\nfrom exprl.registry import JUDGES\n"
+    (tmp_path / "half_lab.py").write_text(f"{imports}@JUDGES.register('half')\nclass Half(Judge): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"^plugins: half_lab: judge 'half' .* must define judge\.$"):
+        import_plugins(["half_lab"])
+
+
 class TestEntryPoints:
     @pytest.fixture
     def announce(self, monkeypatch):

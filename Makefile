@@ -20,7 +20,7 @@ PYTEST  := $(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WO
 NOT_IN_CI := test -z "$(CI)" # what may be missing on a laptop may not where it would go unseen
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-latest test-oldest test-end lint format docs lock clean
+.PHONY: help install quickstart test test-latest test-oldest test-end lint format docs release-check lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 26
@@ -60,8 +60,21 @@ format: install ## rewrite the code as ruff wants it
 docs: install ## the documentation as a site in site/; a link that leads nowhere fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# Built from the checkout as it is, the wheel from the source distribution. Whatever the wheel needs must come with it:
+# it is installed into an environment of its own, and used in a folder that is not the checkout.
+RELEASE := .venv-release
+release-check: install ## build sdist and wheel; install the wheel in a clean environment, and train with it
+	rm -rf dist $(RELEASE)
+	$(BIN)/uv build --no-build-isolation --python $(BIN)/python
+	$(MAKE) VENV=$(RELEASE) $(RELEASE)/.torch
+	$(RELEASE)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(LOCK) dist/*.whl
+	cd "$$(mktemp -d)" && export $(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 && PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" && \
+		exprl --version && exprl list > list.txt && \
+		exprl train quickstart model.max_steps=2 model.target_accuracy=0.3 data.train.steps=2 evaluation.source.steps=2 \
+			evaluation.samples_per_prompt=16 trainer.max_steps=2
+
 clean: ## remove .venv and every cache; runs/ stays
-	rm -rf .venv .venv-latest .venv-oldest .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .coverage .coverage.* build site *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest $(RELEASE) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .coverage .coverage.* build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- the lock

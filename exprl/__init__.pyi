@@ -3,13 +3,29 @@
 from .advantages import (
     Advantage as Advantage,
     GroupAdvantage as GroupAdvantage,
+    GroupwiseAdvantage as GroupwiseAdvantage,
+    Scores as Scores,
     SegmentBatch as SegmentBatch,
     SegmentDelta as SegmentDelta,
     SegmentEnd as SegmentEnd,
     SegmentGroup as SegmentGroup,
     SegmentReturn as SegmentReturn,
 )
-from .component import Choice as Choice, Component as Component, choose as choose, option as option
+from .component import (
+    Choice as Choice,
+    Component as Component,
+    choose as choose,
+    option as option,
+    required_choice as required_choice,
+    wrapped as wrapped,
+)
+from .config.ranges import (
+    NonEmpty as NonEmpty,
+    NonNegativeInt as NonNegativeInt,
+    PositiveInt as PositiveInt,
+    Range as Range,
+    Share as Share,
+)
 from .data.base import ProblemSource as ProblemSource
 from .data.datamodule import ExpRLDataModule as ExpRLDataModule
 from .engines import (
@@ -37,6 +53,7 @@ from .judges import (
     WrongReferenceJudge as WrongReferenceJudge,
 )
 from .kernels import (
+    TokenLoss as TokenLoss,
     kl_estimate as kl_estimate,
     linear_logprob as linear_logprob,
     logprob_entropy as logprob_entropy,
@@ -44,6 +61,20 @@ from .kernels import (
 )
 from .models import LanguageModel as LanguageModel, ModelProvider as ModelProvider, PretrainedModel as PretrainedModel
 from .objectives import Clipped as Clipped, Objective as Objective, Reinforce as Reinforce
+from .registry import (
+    ADVANTAGES as ADVANTAGES,
+    BACKENDS as BACKENDS,
+    BEHAVIOURS as BEHAVIOURS,
+    ENGINES as ENGINES,
+    JUDGES as JUDGES,
+    METHODS as METHODS,
+    MODELS as MODELS,
+    OBJECTIVES as OBJECTIVES,
+    REWARDS as REWARDS,
+    SLICERS as SLICERS,
+    SOURCES as SOURCES,
+    VERIFIERS as VERIFIERS,
+)
 from .resources import Resources as Resources
 from .rewards import (
     OutcomeReward as OutcomeReward,
@@ -52,6 +83,7 @@ from .rewards import (
     SparseReward as SparseReward,
 )
 from .slicers import DelimiterSlicer as DelimiterSlicer, Slicer as Slicer, TokenWindowSlicer as TokenWindowSlicer
+from .terminal.progress import no_progress as no_progress
 from .text.prompts import PromptBuilder as PromptBuilder
 from .text.tokenization import decode_with_ends as decode_with_ends
 from .training.module import ExpRLModule as ExpRLModule, Parts as Parts

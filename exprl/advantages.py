@@ -231,8 +231,8 @@ class Advantage(Component):
             )
 
 
-class _OfGroup(Advantage):
-    """An estimator that looks at one group at a time."""
+class GroupwiseAdvantage(Advantage):
+    """An estimator that looks at one group at a time, the rollouts of one problem: most do."""
 
     def of_batch(self, groups: Sequence[Sequence[Scores]], all_reduce: AllReduce) -> list[list[Values]]:
         """A_1..A_K of every scored rollout of every group."""
@@ -245,7 +245,7 @@ class _OfGroup(Advantage):
 
 
 @ADVANTAGES.register("group")
-class GroupAdvantage(_OfGroup):
+class GroupAdvantage(GroupwiseAdvantage):
     """GRPO's group-relative advantage of whole rollouts; without `std` Dr.GRPO's, with `leave_one_out` RLOO's."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"rollout"})
@@ -267,7 +267,7 @@ class GroupAdvantage(_OfGroup):
 
 
 @ADVANTAGES.register("segment_delta")
-class SegmentDelta(_OfGroup):
+class SegmentDelta(GroupwiseAdvantage):
     """What each segment adds to the score: r_k - r_{k-1} (DeltaNorm)."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ class SegmentDelta(_OfGroup):
 
 
 @ADVANTAGES.register("segment_return")
-class SegmentReturn(_OfGroup):
+class SegmentReturn(GroupwiseAdvantage):
     """What the rollout gains from each segment on, centred: r_K - r_{k-1} minus its group mean."""
 
     def of_group(self, group: Sequence[Scores]) -> list[Values]:
@@ -295,7 +295,7 @@ class SegmentReturn(_OfGroup):
 
 
 @ADVANTAGES.register("segment_end")
-class SegmentEnd(_OfGroup):
+class SegmentEnd(GroupwiseAdvantage):
     """How each segment's score compares with the last one's: r_k - r_K (EndNorm); meant for lone-segment scores."""
 
     def of_group(self, group: Sequence[Scores]) -> list[Values]:
@@ -304,7 +304,7 @@ class SegmentEnd(_OfGroup):
 
 
 @ADVANTAGES.register("segment_group")
-class SegmentGroup(_OfGroup):
+class SegmentGroup(GroupwiseAdvantage):
     """How each segment's score compares with the group's mean token (GroupNorm)."""
 
     def of_group(self, group: Sequence[Scores]) -> list[Values]:

@@ -90,17 +90,29 @@ class Registry(Generic[T]):
 
 
 SOURCES: Registry[Any] = Registry("source", "exprl.data", "exprl.chain.source")
+"""Where problems come from: `ProblemSource`."""
 MODELS: Registry[Any] = Registry("model", "exprl.models", "exprl.chain.model")
+"""What loads a policy or a judge's own model: `ModelProvider`."""
 ENGINES: Registry[Any] = Registry("engine", "exprl.engines")
+"""Who samples rollouts: `Engine`."""
 VERIFIERS: Registry[Any] = Registry("verifier", "exprl.verifiers")
+"""Whether a final answer is right: `Verifier`."""
 SLICERS: Registry[Any] = Registry("slicer", "exprl.slicers")
+"""How a rollout is cut into segments: `Slicer`."""
 JUDGES: Registry[Any] = Registry("judge", "exprl.judges")
+"""Who grades: `Judge`."""
 BACKENDS: Registry[Any] = Registry("backend", "exprl.judges.backends")
+"""Who runs a judge's model: `exprl.judges.backends.base.JudgeBackend`."""
 REWARDS: Registry[Any] = Registry("reward", "exprl.rewards")
+"""What a rollout or a segment is worth: `Reward`."""
 ADVANTAGES: Registry[Any] = Registry("advantage", "exprl.advantages")
+"""How rewards become advantages: `Advantage`."""
 OBJECTIVES: Registry[Any] = Registry("objective", "exprl.objectives")
+"""The policy loss: `Objective`."""
 BEHAVIOURS: Registry[Any] = Registry("behaviour", "exprl.evaluation.detectors")
+"""Which behaviours a trace shows: `exprl.evaluation.detectors.BehaviourDetector`."""
 METHODS: Registry[Any] = Registry("method", "exprl.training.methods")
+"""What a training step does: `exprl.training.methods`."""
 
 FAMILIES: tuple[Registry[Any], ...] = (
     SOURCES,

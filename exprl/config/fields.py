@@ -85,12 +85,13 @@ def choose_by(
     return field(default=None, metadata={"help": help, "registry": registry, "name_for": name_for})
 
 
-def required_choice(registry: Registry[Any], help: str = "") -> Any:  # noqa: A002
-    """A Config field that holds a component of `registry` and that YAML must name.
+def required_choice(registry: Registry[Any], help: str = "", *, built: bool = False) -> Any:  # noqa: A002
+    """A Config field that holds a component of `registry` and that must be named, in YAML and in code.
 
-    In code it may be left out where the component is handed over built (`ProcessReward(slicer=..., judge=...)`).
+    One that its owner is handed `built` (`ProcessReward(slicer=..., judge=...)`) may be left out in code.
     """
-    return field(default=None, metadata={"help": help, "registry": registry, "required": True})
+    metadata = {"help": help, "registry": registry, "required": True, "built": built}
+    return field(default=None, metadata=metadata) if built else field(metadata=metadata)
 
 
 def wrapped(registry: Registry[Any], help: str = "") -> Any:  # noqa: A002
@@ -99,7 +100,8 @@ def wrapped(registry: Registry[Any], help: str = "") -> Any:  # noqa: A002
     Where a layer names the wrapper alone, it stands around the component that was there, whichever that is, with its
     options; so naming it is an ablation of one word. In code it may be left out where that is handed over built.
     """
-    return field(default=None, metadata={"help": help, "registry": registry, "required": True, "wraps": True})
+    metadata = {"help": help, "registry": registry, "required": True, "built": True, "wraps": True}
+    return field(default=None, metadata=metadata)
 
 
 # ------------------------------------------------------------------ reading what is declared
@@ -118,6 +120,8 @@ class FieldSpec:
     name_for: Callable[[Mapping[str, Any]], str] | None = None
     of: str | None = None
     wraps: bool = False
+    built: bool = False
+    """Whether its owner may be handed the component itself, so that code may leave the option out."""
 
     def default_for(self, chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The component node that stands where none is given, beside the options `chosen` before it; None without."""
@@ -150,6 +154,7 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
         name_for=field.metadata.get("name_for"),
         of=field.metadata.get("of"),
         wraps=field.metadata.get("wraps", False),
+        built=field.metadata.get("built", False),
     )
 
 

@@ -84,8 +84,11 @@ class Form(Rule):
 SMALLEST = 1e-18
 """Least of the numbers that scale tensors: float32 still holds its square, which AdamW takes of gradients."""
 PositiveInt = Annotated[int, Range(ge=1, le=10**9)]
+"""A whole number from 1 on; the limit only catches what is no count."""
 NonNegativeInt = Annotated[int, Range(ge=0, le=10**9)]
+"""A whole number from 0 on."""
 Share = Annotated[float, Range(ge=0, le=1)]
+"""A part of all, a probability."""
 Seconds = Annotated[float, Range(gt=0, le=10_000_000)]
 """A wait; the limit, some 115 days, is below what timers overflow at."""
 Samples = Annotated[int, Range(ge=1, le=2**16)]
@@ -105,3 +108,4 @@ TopP = Annotated[float, Range(gt=0, le=1)]
 Seed = Annotated[int, Range(ge=0, le=2**32 - 1)]
 """What NumPy and Lightning take as a seed."""
 NonEmpty = Annotated[str, Form(".+", "text that is not empty")]
+"""A text with something in it."""

@@ -74,8 +74,8 @@ def checked(schema: type[S]) -> type[S]:
     @functools.wraps(make)
     def init(self: Any, **values: Any) -> None:
         for key, spec in fields_of(schema).items():
-            if spec.registry is not None and spec.required and values.get(key) is None:
-                continue  # its owner is handed it built
+            if spec.built and values.get(key) is None:
+                continue
             default = spec.default_for(values)
             if key in values:
                 values[key] = _convert(spec, values[key], key, default)

@@ -30,7 +30,7 @@ class JudgedReward(Reward):
     class Config:
         """The judge and what becomes of its scores."""
 
-        judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, "who grades")
+        judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, "who grades", built=True)
         normalization: Normalization = option("smooth", "from Likert score to reward")
         clip_length: bool = option(
             True, "a rollout cut off at the length limit earns nothing: 0 (outcome), zero advantages (process)"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -197,7 +198,7 @@ class Answers(JudgeBackend):
 
 
 class TestJudged:
-    config = JudgedDetector.Config(model=None)
+    config = JudgedDetector.Config(model={"name": "chain"})  # its backend is given here, so nothing loads it
 
     def test_reads_the_two_answers(self):
         found = JudgedDetector(self.config, Answers()).detect(["a", "b"])
@@ -209,7 +210,7 @@ class TestJudged:
 
     def test_on_a_real_model_it_gives_the_models_own_probabilities(self, tiny):
         detector = JudgedDetector(self.config, TransformersBackend(TransformersBackend.Config(), tiny))
-        loose = JudgedDetector(JudgedDetector.Config(model=None, min_mass=0.0), detector.backend)
+        loose = JudgedDetector(replace(self.config, min_mass=0.0), detector.backend)
         found = loose.detect(["I made a mistake.", "4"])
         assert all(isinstance(shown[name], bool) for shown in found for name in BEHAVIOUR_NAMES)
         reply = detector.backend.run([query("4", "backtracking")], lambda count: None)[0]

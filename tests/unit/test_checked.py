@@ -39,7 +39,7 @@ class Schema:
     inner: Inner = option(Inner(), "nested")
     slicer: Annotated[Choice, SLICERS] = choose(SLICERS, "delimiter", "a component")
     maybe: Annotated[Choice, SLICERS] | None = choose(SLICERS, None, "a component or none")
-    judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, "named in YAML")
+    judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, "named in YAML", built=True)
 
 
 REFUSED: list[tuple[str, Any, str]] = [

@@ -389,6 +389,12 @@ def test_smaller_model_loads_its_own(tiny, folder):
         validate_choice(JUDGES, {"name": "smaller_model"}, "judge")
 
 
+@pytest.mark.parametrize("given", [{}, {"model": None}])
+def test_smaller_model_needs_its_own_in_code_too(given):
+    with pytest.raises(ConfigError, match=r"^model: "):
+        SmallerModelJudge.Config(**given)
+
+
 # ------------------------------------------------------------------ no reference
 
 

@@ -6,10 +6,13 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, get_origin
 
 import pytest
 
 import exprl
+from exprl.config.fields import describe
+from exprl.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 PROMISED = Path(__file__).with_name("public_names.txt")
@@ -18,6 +21,10 @@ PROMISED = Path(__file__).with_name("public_names.txt")
 def described(name: str) -> str:
     """The name as it is called, with parameters and defaults; of a component with its options, too."""
     value = getattr(exprl, name)
+    if isinstance(value, Registry):
+        return f"{name}: the components of the family {value.family}"
+    if get_origin(value) is Annotated:
+        return f"{name}: {describe(value, rules=True)}"
     if inspect.isclass(value) and issubclass(value, Exception):
         return name
     line = f"{name}{inspect.Signature([plain(p) for p in inspect.signature(value).parameters.values()])}"
@@ -56,6 +63,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     [
         ("__version__", {"torch", "numpy", "omegaconf", "transformers", "lightning", "vllm"}),
         ("DelimiterSlicer, TokenWindowSlicer, Problem", {"torch", "transformers", "lightning", "vllm"}),
+        (
+            "JUDGES, Judge, Judgement, option, no_progress, PositiveInt, ADVANTAGES, GroupwiseAdvantage, Scores, "
+            "OBJECTIVES, Objective, REWARDS, Reward, RolloutReward, SLICERS, Slicer, VERIFIERS, Verifier",
+            {"torch", "transformers", "lightning", "vllm"},
+        ),
         ("ProcessReward, ReferenceStepsJudge, SegmentDelta, Clipped, logprob_entropy", {"lightning", "vllm"}),
         ("SameModelJudge, SmallerModelJudge, MathVerifier", {"lightning", "vllm"}),
     ],

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from exprl import config as configuration
 from exprl.component import Choice, checked, choose, choose_by, option
 from exprl.config.fields import fields_of
 from exprl.config.ranges import (
     SMALLEST,
+    Form,
     NonEmpty,
     NonNegativeInt,
     PositiveInt,
@@ -146,6 +147,17 @@ class EvaluationConfig:
 
 @checked
 @dataclass(frozen=True, kw_only=True)
+class ClassPath:
+    """An object by its class, in the form of LightningCLI."""
+
+    class_path: Annotated[
+        str, Form(r"[^\W\d]\w*(\.[^\W\d]\w*)*", "module.Class, or the name of one of Lightning's")
+    ] = option(help="its class: module.Class, imported and so run, or the name alone of one of Lightning's")
+    init_args: dict[str, Any] = option({}, "the arguments that it is made with")
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """What Lightning's Trainer is told, and what the run keeps."""
 
@@ -166,6 +178,15 @@ class TrainerConfig:
         10, "steps between checkpoints; 0: only at the end and when interrupted", free=True
     )
     keep_checkpoints: PositiveInt = option(2, "the latest checkpoints that are kept", free=True)
+    loggers: Literal["none"] | tuple[Literal["tensorboard", "csv", "wandb", "mlflow"] | ClassPath, ...] = option(
+        ("tensorboard",),
+        "Lightning loggers that get the metrics beside metrics.jsonl: tensorboard, csv, wandb, mlflow, or "
+        "{class_path: ..., init_args: {...}}; none or []: none",
+        free=True,
+    )
+    callbacks: tuple[ClassPath, ...] = option(
+        (), "Lightning callbacks of your own, each as {class_path: ..., init_args: {...}}"
+    )
     print_samples: NonNegativeInt = option(1, "rollouts a step printed as a table of segments", free=True)
 
     def __post_init__(self) -> None:

@@ -198,15 +198,21 @@ def import_plugins(modules: Sequence[str]) -> None:
     for module in modules:
         _working_directory.add(module)
     for module in modules:
-        try:
-            importlib.import_module(module)
-        except ExprlError as error:  # it is there, but what it registers is not right
-            raise ConfigError(f"plugins: {module}: {error}") from error
-        except (Exception, SystemExit) as error:  # a plugin is anybody's code
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ConfigError(
-                f"plugins: cannot import {module!r} ({reason}). Give an importable module path; PYTHONPATH and the "
-                "folder that exprl is started from are searched, the folder for named plugins alone: what they share "
-                "belongs in a package with them."
-            ) from error
+        import_named(module, "plugins")
         _named.add(module)
+
+
+def import_named(module: str, key: str) -> ModuleType:
+    """Import a module that the user names under `key`, also from the working directory; raises `ConfigError`."""
+    _working_directory.add(module)
+    try:
+        return importlib.import_module(module)
+    except ExprlError as error:  # it is there, but what it registers is not right
+        raise ConfigError(f"{key}: {module}: {error}") from error
+    except (Exception, SystemExit) as error:  # a plugin is anybody's code
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            f"{key}: cannot import {module!r} ({reason}). Give an importable module path; PYTHONPATH and the "
+            "folder that exprl is started from are searched, the folder for named plugins alone: what they share "
+            "belongs in a package with them."
+        ) from error

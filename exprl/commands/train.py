@@ -15,7 +15,9 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from lightning import Trainer
+from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 
 from exprl import config as configuration
 from exprl.build import Build
@@ -33,18 +35,21 @@ from exprl.runs.preflight import check_training
 from exprl.terminal.console import Console
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
-from exprl.training.callbacks import Checkpoints, Evaluations, Interrupts, StepLog
+from exprl.training.callbacks import Checkpoints, Interrupts, StepLog
 from exprl.training.checkpointing import PlainCheckpointIO, damage_together
+from exprl.training.class_paths import make
 from exprl.training.evaluation_log import PREFIX, EvaluationLog
+from exprl.training.evaluations import Evaluations
 from exprl.training.launch import devices_here, launched
+from exprl.training.loggers import make_loggers, start_loggers
 from exprl.training.machine import check_kernels, device_of, wants_gpu
 from exprl.training.parallel import ShardedStrategy, environment_for, strategy_for
 from exprl.training.policy_module import PolicyModule
 from exprl.training.result import RunResult
 from exprl.training.room import warn_without_room
 from exprl.training.stopwatch import Stopwatch
-from exprl.training.tensorboard import EventFiles
 from exprl.training.texts import check_texts
+from exprl.training.trainer_checks import check_callbacks
 from exprl.training.world import join
 
 log = logging.getLogger(__name__)
@@ -125,6 +130,7 @@ class TrainingRun:
                 before,
                 after,
                 steps=module.steps_done,
+                stopped_early=self.checkpoints.stopped,
                 seed=self.experiment.seed,
                 evaluation_seed=self.experiment.evaluation.seed,
                 spent=stopwatch.spent,
@@ -138,6 +144,7 @@ class TrainingRun:
         """Load and check everything that can fail before any rollout."""
         build, experiment = self.build, self.experiment
         check_training(experiment)
+        self.make_added()
         check_share(experiment.data.prompts_per_step, self.world.size)
         device = device_of(experiment.trainer)
         check_kernels(experiment.update, device)
@@ -149,6 +156,16 @@ class TrainingRun:
         module: PolicyModule = experiment.method.build(build.resources).prepare(build, self.world)
         build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)
         return module
+
+    def make_added(self) -> None:
+        """The loggers and callbacks of the config; raises `ConfigError` for those that cannot be."""
+        options = self.experiment.trainer
+        self.loggers = make_loggers(options, self.directory)
+        self.added: list[Callback] = [
+            make(node, Callback, lightning.pytorch.callbacks, f"trainer.callbacks[{number}]")
+            for number, node in enumerate(options.callbacks)
+        ]
+        check_callbacks(self.added)
 
     def texts(self, module: PolicyModule) -> dict[str, str]:
         """The texts that shape the run beside its config: a changed one does not resume it."""
@@ -215,7 +232,7 @@ class TrainingRun:
         )
         strategy = strategy_for(options, self.world)
         writer = () if isinstance(strategy, ShardedStrategy) else (PlainCheckpointIO(),)
-        logger = EventFiles(self.directory.path, name=self.directory.tensorboard.name, purge_step=step + 1)
+        callbacks = self.callbacks(module, damaged)
         trainer = Trainer(
             default_root_dir=self.directory.path,  # where Lightning would look for checkpoints of its own, under SLURM
             accelerator=options.accelerator,
@@ -225,23 +242,31 @@ class TrainingRun:
             plugins=[environment_for(self.world), *writer],
             precision=options.precision,
             max_epochs=1,
-            logger=logger,
-            callbacks=[stopwatch, *self.callbacks(module, damaged)],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            logger=self.loggers,
+            log_every_n_steps=1,  # of what the config's callbacks log; metrics are logged from a step's records
+            callbacks=[stopwatch, *callbacks],
+            enable_checkpointing=self.adds(Checkpoint),
+            enable_progress_bar=self.adds(ProgressBar),
+            enable_model_summary=self.adds(ModelSummary),
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         )
         if self.world.first:  # the Trainer has told Lightning by now which rank this is
-            logger.log_options(self.options(), self.headline(module))
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if module.steps_done < options.max_steps:
+            start_loggers(self.loggers, self.options(), self.headline(module), after=step)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except MisconfigurationException as error:
+            raise ConfigError(f"trainer.loggers / trainer.callbacks: {error}") from error
+        if module.steps_done < options.max_steps and not self.checkpoints.stopped:
             raise RunDirectoryError(
                 f"run_dir {self.directory.path} ended after {module.steps_done} steps, and its checkpoint says that no "
                 f"more follow: trainer.max_steps={options.max_steps} comes late. To train on, start a new run from it: "
                 f"model.path={self.directory.path} run_dir=..."
             )
+
+    def adds(self, kind: type[Callback]) -> bool:
+        """Whether the config has a callback of this kind; Lightning would make one of its own otherwise."""
+        return any(isinstance(callback, kind) for callback in self.added)
 
     def options(self) -> dict[str, Any]:
         """The resolved config by dotted keys, but for where the run lies."""
@@ -266,16 +291,18 @@ class TrainingRun:
     def callbacks(self, module: PolicyModule, damaged: Sequence[Path]) -> list[Any]:
         """What is written and printed after each step."""
         options = self.experiment.trainer
+        self.checkpoints = Checkpoints(
+            self.directory,
+            self.console,
+            every=options.checkpoint_every,
+            last=options.max_steps,
+            keep=options.keep_checkpoints,
+            damaged=damaged,
+        )
         return [
             StepLog(self.directory, self.console, max_steps=options.max_steps, print_samples=options.print_samples),
-            Checkpoints(
-                self.directory,
-                self.console,
-                every=options.checkpoint_every,
-                last=options.max_steps,
-                keep=options.keep_checkpoints,
-                damaged=damaged,
-            ),
+            *self.added,  # before the checkpoint, which keeps their state after the step
+            self.checkpoints,
             Interrupts(module),  # a signal that waited is heard before an evaluation, which may be long
             Evaluations(self.experiment.evaluation.every, lambda name: self.evaluated(name, module)),
         ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from exprl.checks.packages import lacking
 from exprl.component import Choice
 from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError
-from exprl.experiment import Experiment
+from exprl.experiment import Experiment, TrainerConfig
 from exprl.files.disk import check_can_write
 from exprl.runs.directory import RunDirectory
 from exprl.runs.places import check_run_dir
@@ -38,12 +39,26 @@ def check_training(experiment: Experiment) -> None:
             f"rollout.name: the engine {experiment.rollout.name!r} only evaluates, its weights cannot follow the "
             "policy. Choose vllm or transformers."
         )
+    check_logger_packages(experiment.trainer)
     devices = experiment.trainer.devices
     check_share(experiment.data.prompts_per_step, devices if isinstance(devices, int) else 1)
     _check_policy(experiment)
     check_parts(experiment, "data.train", *_SAMPLING, *(["reward"] if experiment.method.cls.scores else []))
     if experiment.evaluation.source is not None:
         check_parts(experiment, *_EVALUATION)
+
+
+def check_logger_packages(options: TrainerConfig) -> None:
+    """Raise `ConfigError` for a logger whose package is not installed, with the line that installs it."""
+    for number, logger in enumerate(options.loggers):
+        package = _PACKAGES.get(logger) if isinstance(logger, str) else None
+        if package is not None and find_spec(package) is None:
+            raise ConfigError(
+                f"trainer.loggers[{number}]: {logger} is not installed: pip install {package}, or leave it out."
+            )
+
+
+_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_evaluation(experiment: Experiment, output: Path | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from exprl.checks.contracts import not_the_end
 from exprl.errors import CheckpointError, ExprlError, PathError
 from exprl.files.disk import append_line
 from exprl.files.lines import cut_after
@@ -26,6 +25,7 @@ from exprl.training.aftermath import assemble
 from exprl.training.checkpointing import write_digests_together
 from exprl.training.evaluation_log import STEP, kind_of
 from exprl.training.interruption import Interruption
+from exprl.training.loggers import log_to, replay
 from exprl.training.no_update import IN_A_ROW, NoUpdate
 from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.records import StepRecords, existing
@@ -82,6 +82,7 @@ class StepLog(Callback):
         if pl_module.world.first:
             whole = pl_module.steps_done - (self.owed is not None)
             self.lines = {path.name: self.cut(path, whole) for path in self.files}
+            replay(trainer.loggers, self.directory.metrics)
             self.pay(trainer, pl_module)
         self.owed = None
         # Every rank counts: the one that writes may be lost, and another writes the checkpoint then.
@@ -164,8 +165,7 @@ class StepLog(Callback):
         append_line(self.directory.metrics, {"step": records.step, **records.metrics})
         for record in records.samples:
             append_line(self.directory.samples, record)
-        for logger in trainer.loggers:
-            logger.log_metrics(dict(records.metrics), step=records.step)
+        log_to(trainer.loggers, records.metrics, records.step)
         for record in records.samples[: self.print_samples]:
             print_sample(self.console, record)
         self.console.say(self.line(records.step, records.metrics, module.shown, records.no_update))
@@ -218,6 +218,21 @@ class Checkpoints(Callback):
         self.last = last
         self.keep = keep
         self.damaged = damaged
+        self.stopped = False
+        """Whether a callback has ended the run before its last step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A run that was ended early stays ended."""
+        return {"stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.stopped = state_dict["stopped"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lightning keeps not that a callback has ended the run, and would go on."""
+        if checkpoint["callbacks"].get(self.state_key, {}).get("stopped"):
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The checkpoint has been read by now, so the damaged ones after it will be written anew."""
@@ -229,14 +244,15 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After every `every` steps and the last one.
+        """After every `every` steps, the last one, and one after which a callback ends the run.
 
         The last one here as well, and not when training has ended: from then on Lightning counts the one epoch of a run
         as done, and a run that goes on from it with more steps would train nothing.
         """
         assert isinstance(pl_module, PolicyModule)
         done = pl_module.steps_done
-        if done == self.last or (self.every and done % self.every == 0):
+        self.stopped = trainer.should_stop and done < self.last
+        if self.stopped or done == self.last or (self.every and done % self.every == 0):
             self.save(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -345,45 +361,3 @@ class Interrupts(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The handlers of before."""
         self.listening.close()
-
-
-class Evaluations(Callback):
-    """Evaluates on the held-out problems before, after, and every so many steps of training.
-
-    Args:
-        every: steps between two; 0: none in between.
-        evaluate: makes the evaluation of this name, unless it was made before.
-    """
-
-    def __init__(self, every: int, evaluate: Callable[[str], object]) -> None:
-        self.every = every
-        self.evaluate = not_the_end(evaluate)
-        self.caught_up = False
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the first step; the one epoch is the whole run, and the engine has its weights by now."""
-        self.evaluate("before")
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Before the first step of a resumed run: the evaluation of the step that it was stopped after."""
-        if not self.caught_up:
-            self.evaluate_step(pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """After every `every` steps."""
-        self.evaluate_step(pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the last; a run that was stopped after its last step still owes that step's own."""
-        if not self.caught_up:
-            self.evaluate_step(pl_module)
-        self.evaluate("after")
-
-    def evaluate_step(self, module: LightningModule) -> None:
-        """The evaluation of the step just done, if it is one of those that have one."""
-        assert isinstance(module, PolicyModule)
-        self.caught_up = True
-        if self.every and module.steps_done and module.steps_done % self.every == 0:
-            self.evaluate(f"step-{module.steps_done:06d}")

@@ -13,6 +13,7 @@ from exprl.evaluation.evaluate import EvaluationResult
 from exprl.files.disk import append_line
 from exprl.files.lines import read_lines
 from exprl.runs.directory import RunDirectory
+from exprl.training.loggers import log_to
 
 PREFIX = "evaluation/"
 STEP, EVALUATION = "step", "evaluation"
@@ -54,9 +55,7 @@ class EvaluationLog:
             return
         self.directory.require_lock()
         metrics = evaluation_metrics(result)
-        for logger in loggers:
-            logger.log_metrics(metrics, step=step)
-            logger.save()
+        log_to(loggers, metrics, step)
         append_line(self.directory.metrics, {"step": step, **metrics})  # last: with it, all of it counts as logged
 
     def logged(self) -> set[int]:

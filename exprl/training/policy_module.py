@@ -361,7 +361,7 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up."""
         optimizer, schedule = build_optimizer(self.policy, self.optimizer_config)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """Give the engine the weights, those of the checkpoint if the run goes on from one, and compare the two."""

@@ -59,8 +59,9 @@ class RunResult:
 
     def check_finished(self, wanted: int) -> None:
         """A finished run has its evaluation and stays as it is; raises `RunDirectoryError` if more steps are wanted."""
-        done = int(self.summary()["steps"])
-        if wanted > done:
+        summary = self.summary()
+        done = int(summary["steps"])
+        if wanted > done and not summary.get("stopped_early"):
             raise RunDirectoryError(
                 f"run_dir {self.directory.path} is finished after {done} steps: trainer.max_steps={wanted} comes late. "
                 f"To train on, start a new run from it: model.path={self.directory.path} run_dir=..."
@@ -92,6 +93,7 @@ class RunResult:
         after: EvaluationResult | None,
         *,
         steps: int,
+        stopped_early: bool,
         seed: int,
         evaluation_seed: int,
         spent: Spent,
@@ -101,6 +103,7 @@ class RunResult:
             "before": before.summary() if before else None,
             "after": after.summary() if after else None,
             "steps": steps,
+            "stopped_early": stopped_early,
             "steps_without_update": self.steps_without_update(),
             "seed": seed,
             "evaluation_seed": evaluation_seed,
@@ -136,7 +139,8 @@ class RunResult:
             self.console.say(f"{idle} of {summary['steps']} steps made no update. {IN_GENERAL}")
         path = self.directory.path
         self.console.say(f"{summary['steps']} steps in {Spent.of_summary(summary).in_words} · files: {path}")
-        self.console.say(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
+        if self.directory.tensorboard.is_dir():
+            self.console.say(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
         return summary
 
 

@@ -23,9 +23,13 @@ class EventFiles(TensorBoardLogger):
 
     failed = False
 
-    def __init__(self, folder: Path, *, name: str, purge_step: int) -> None:
-        super().__init__(folder, name="", version=name, default_hp_metric=False, purge_step=purge_step)
+    def __init__(self, folder: Path, *, name: str) -> None:
+        super().__init__(folder, name="", version=name, default_hp_metric=False)
         _quiet_writers()
+
+    def go_on_after(self, step: int) -> None:
+        """What a killed run wrote of later steps is not shown; to be said before anything is written."""
+        self._kwargs["purge_step"] = step + 1
 
     @property
     def experiment(self) -> Any:

@@ -178,7 +178,7 @@ def test_a_run_that_cannot_train_on_says_so(tmp_path: Path, monkeypatch: pytest.
 
 def test_tensorboard_without_room_is_left_out(tmp_path: Path, caplog: Any, capfd: pytest.CaptureFixture[str]) -> None:
     with no_room():
-        logger = EventFiles(tmp_path, name="tensorboard", purge_step=1)
+        logger = EventFiles(tmp_path, name="tensorboard")
         for step in range(20):
             logger.log_metrics({"reward/mean": 1.0}, step)
             time.sleep(0.02)  # its writer is a thread
@@ -191,7 +191,7 @@ def test_tensorboard_without_room_is_left_out(tmp_path: Path, caplog: Any, capfd
 def test_tensorboard_without_room_for_its_folder_is_left_out(tmp_path: Path, caplog: Any) -> None:
     """Lightning asks for the writer before the first step, outside of all that would name the run."""
     (tmp_path / "tensorboard").write_text("in the way")
-    logger = EventFiles(tmp_path, name="tensorboard", purge_step=1)
+    logger = EventFiles(tmp_path, name="tensorboard")
     logger.experiment.add_scalar("reward/mean", 1.0, 1)
     logger.log_metrics({"reward/mean": 1.0}, 1)
     logger.finalize("success")

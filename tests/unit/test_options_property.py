@@ -98,7 +98,7 @@ def test_the_strategies_draw_from_all_of_it() -> None:
 def _required(schema: type[Any]) -> dict[str, Any]:
     """A value for each option that has no default."""
     simple = {"path": "p", "url": "http://x/v1", "model": "m", "experiment": "e", "key": "seed", "values": [1, 2]}
-    simple |= {"arms": {"a": []}, "weights": "frozen"}
+    simple |= {"arms": {"a": []}, "weights": "frozen", "class_path": "Timer"}
     chosen = {"model": {"name": "chain"}, "judge": {"name": "reference_steps"}}
     return {
         key: (chosen if spec.registry is not None else simple)[key]

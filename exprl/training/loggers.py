@@ -1,0 +1,80 @@
+"""The loggers of a run: Lightning's, by name or class, which have a copy of what is in `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import loggers as home
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
+
+from exprl.experiment import ClassPath, TrainerConfig
+from exprl.files.lines import read_lines
+from exprl.runs.directory import RunDirectory
+from exprl.training.class_paths import make
+from exprl.training.tensorboard import EventFiles
+
+log = logging.getLogger(__name__)
+
+PROJECT = "exprl"
+"""What runs are under where a service has several projects."""
+
+NAMED: dict[str, Callable[[RunDirectory], Logger]] = {
+    "tensorboard": lambda run: EventFiles(run.path, name=run.tensorboard.name),
+    "csv": lambda run: CSVLogger(run.path, name="", version="csv"),
+    "wandb": lambda run: WandbLogger(name=run.path.resolve().name, project=PROJECT, save_dir=run.path),
+    "mlflow": lambda run: MLFlowLogger(PROJECT, run_name=run.path.resolve().name),
+}
+"""Those that `trainer.loggers` names, with where a run's go."""
+
+
+def make_loggers(options: TrainerConfig, run: RunDirectory) -> list[Logger]:
+    """Those of `trainer.loggers`, in its order; raises `ConfigError` naming the one that cannot be made."""
+    named = () if options.loggers == "none" else options.loggers
+    return [
+        make(logger, Logger, home, f"trainer.loggers[{number}]")  # type: ignore[type-abstract]
+        if isinstance(logger, ClassPath)
+        else NAMED[logger](run)
+        for number, logger in enumerate(named)
+    ]
+
+
+def start_loggers(loggers: Sequence[Logger], options: Mapping[str, Any], metrics: Sequence[str], *, after: int) -> None:
+    """Tell loggers the run's options, by which runs are compared, and after which step it goes on."""
+    for logger in loggers:
+        if isinstance(logger, EventFiles):
+            logger.go_on_after(after)
+            logger.log_options(options, metrics)
+        else:
+            _attempt(logger, partial(logger.log_hyperparams, dict(options)), "the options are")
+
+
+def log_to(loggers: Sequence[Logger], metrics: Mapping[str, float], step: int) -> None:
+    """Give loggers the metrics of a step, written through; what one of them raises is warned of and ends no run."""
+    for logger in loggers:
+        _attempt(logger, partial(_log, logger, metrics, step), f"step {step} is")
+
+
+def _log(logger: Logger, metrics: Mapping[str, float], step: int) -> None:
+    logger.log_metrics(dict(metrics), step=step)
+    logger.save()
+
+
+def _attempt(logger: Logger, write: Callable[[], None], what: str) -> None:
+    try:
+        write()
+    except Exception as error:  # noqa: BLE001 - a network, a disk, anybody's code
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning("%s not in %s (%s); the run's own files have it", what, type(logger).__name__, reason)
+
+
+def replay(loggers: Sequence[Logger], metrics: Path) -> None:
+    """Give each `CSVLogger`, whose file of before Lightning deletes, what `metrics.jsonl` has up to here."""
+    files = [logger for logger in loggers if isinstance(logger, CSVLogger)]
+    if files and metrics.exists():
+        for line in read_lines(metrics, "Move it away, then go on with --resume."):
+            step = line.pop("step")
+            log_to(files, line, step)

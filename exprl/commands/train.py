@@ -23,7 +23,7 @@ from exprl import config as configuration
 from exprl.build import Build
 from exprl.data.datamodule import ExpRLDataModule, check_step
 from exprl.data.order import check_share
-from exprl.errors import ConfigError, RunDirectoryError
+from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
 from exprl.files.disk import write_json
@@ -130,7 +130,7 @@ class TrainingRun:
                 before,
                 after,
                 steps=module.steps_done,
-                stopped_early=self.checkpoints.stopped,
+                stopped_early=module.steps_done < self.experiment.trainer.max_steps,
                 seed=self.experiment.seed,
                 evaluation_seed=self.experiment.evaluation.seed,
                 spent=stopwatch.spent,
@@ -232,7 +232,6 @@ class TrainingRun:
         )
         strategy = strategy_for(options, self.world)
         writer = () if isinstance(strategy, ShardedStrategy) else (PlainCheckpointIO(),)
-        callbacks = self.callbacks(module, damaged)
         trainer = Trainer(
             default_root_dir=self.directory.path,  # where Lightning would look for checkpoints of its own, under SLURM
             accelerator=options.accelerator,
@@ -244,7 +243,7 @@ class TrainingRun:
             max_epochs=1,
             logger=self.loggers,
             log_every_n_steps=1,  # of what the config's callbacks log; metrics are logged from a step's records
-            callbacks=[stopwatch, *callbacks],
+            callbacks=[stopwatch, *self.callbacks(module, damaged)],
             enable_checkpointing=self.adds(Checkpoint),
             enable_progress_bar=self.adds(ProgressBar),
             enable_model_summary=self.adds(ModelSummary),
@@ -257,12 +256,6 @@ class TrainingRun:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
             raise ConfigError(f"trainer.loggers / trainer.callbacks: {error}") from error
-        if module.steps_done < options.max_steps and not self.checkpoints.stopped:
-            raise RunDirectoryError(
-                f"run_dir {self.directory.path} ended after {module.steps_done} steps, and its checkpoint says that no "
-                f"more follow: trainer.max_steps={options.max_steps} comes late. To train on, start a new run from it: "
-                f"model.path={self.directory.path} run_dir=..."
-            )
 
     def adds(self, kind: type[Callback]) -> bool:
         """Whether the config has a callback of this kind; Lightning would make one of its own otherwise."""
@@ -291,18 +284,17 @@ class TrainingRun:
     def callbacks(self, module: PolicyModule, damaged: Sequence[Path]) -> list[Any]:
         """What is written and printed after each step."""
         options = self.experiment.trainer
-        self.checkpoints = Checkpoints(
-            self.directory,
-            self.console,
-            every=options.checkpoint_every,
-            last=options.max_steps,
-            keep=options.keep_checkpoints,
-            damaged=damaged,
-        )
         return [
             StepLog(self.directory, self.console, max_steps=options.max_steps, print_samples=options.print_samples),
             *self.added,  # before the checkpoint, which keeps their state after the step
-            self.checkpoints,
+            Checkpoints(
+                self.directory,
+                self.console,
+                every=options.checkpoint_every,
+                last=options.max_steps,
+                keep=options.keep_checkpoints,
+                damaged=damaged,
+            ),
             Interrupts(module),  # a signal that waited is heard before an evaluation, which may be long
             Evaluations(self.experiment.evaluation.every, lambda name: self.evaluated(name, module)),
         ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import loggers as home
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from exprl.experiment import ClassPath, TrainerConfig
 from exprl.files.lines import read_lines
@@ -22,24 +23,42 @@ log = logging.getLogger(__name__)
 PROJECT = "exprl"
 """What runs are under where a service has several projects."""
 
-NAMED: dict[str, Callable[[RunDirectory], Logger]] = {
-    "tensorboard": lambda run: EventFiles(run.path, name=run.tensorboard.name),
-    "csv": lambda run: CSVLogger(run.path, name="", version="csv"),
-    "wandb": lambda run: WandbLogger(name=run.path.resolve().name, project=PROJECT, save_dir=run.path),
-    "mlflow": lambda run: MLFlowLogger(PROJECT, run_name=run.path.resolve().name),
+MLFLOW = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+"""Where MLflow itself keeps runs; Lightning's default is a folder, which MLflow 3 refuses."""
+
+NAMED: dict[str, Callable[[RunDirectory], tuple[str, dict[str, Any]]]] = {
+    "tensorboard": lambda run: (
+        f"{EventFiles.__module__}.EventFiles",
+        {"folder": run.path, "name": run.tensorboard.name},
+    ),
+    "csv": lambda run: ("CSVLogger", {"save_dir": run.path, "name": "", "version": "csv"}),
+    "wandb": lambda run: ("WandbLogger", {"project": PROJECT, "name": _name(run), "save_dir": run.path}),
+    "mlflow": lambda run: (
+        "MLFlowLogger",
+        {"experiment_name": PROJECT, "run_name": _name(run), "tracking_uri": MLFLOW},
+    ),
 }
-"""Those that `trainer.loggers` names, with where a run's go."""
+"""The classes and arguments that the names of `trainer.loggers` stand for."""
 
 
 def make_loggers(options: TrainerConfig, run: RunDirectory) -> list[Logger]:
     """Those of `trainer.loggers`, in its order; raises `ConfigError` naming the one that cannot be made."""
     named = () if options.loggers == "none" else options.loggers
     return [
-        make(logger, Logger, home, f"trainer.loggers[{number}]")  # type: ignore[type-abstract]
-        if isinstance(logger, ClassPath)
-        else NAMED[logger](run)
+        make(_class_path(logger, run), Logger, home, f"trainer.loggers[{number}]")  # type: ignore[type-abstract]
         for number, logger in enumerate(named)
     ]
+
+
+def _class_path(logger: str | ClassPath, run: RunDirectory) -> ClassPath:
+    if isinstance(logger, ClassPath):
+        return logger
+    class_path, arguments = NAMED[logger](run)
+    return ClassPath(class_path=class_path, init_args=arguments)
+
+
+def _name(run: RunDirectory) -> str:
+    return run.path.resolve().name
 
 
 def start_loggers(loggers: Sequence[Logger], options: Mapping[str, Any], metrics: Sequence[str], *, after: int) -> None:

@@ -134,6 +134,8 @@ class RunResult:
             before, after = map(self.evaluation, ("before", "after"))
             if before and after:
                 self.console.print(comparison_table(before, after))
+        if summary.get("stopped_early"):
+            self.console.say("A callback ended the run before trainer.max_steps.")
         idle = summary.get("steps_without_update")
         if idle:
             self.console.say(f"{idle} of {summary['steps']} steps made no update. {IN_GENERAL}")

@@ -105,6 +105,7 @@ def test_a_run_that_a_callback_ends_is_finished_and_stays_so(small: Any, run: An
     summary = run(experiment)
     assert summary["steps"] == 1
     assert summary["stopped_early"]
+    assert "A callback ended the run" in (tmp_path / "run.log").read_text()
     assert run(experiment, resume=True) == summary
     for name in ("summary.json", "evaluation/after.json"):  # as if it had been killed before they were written
         (tmp_path / "run" / name).unlink()

@@ -315,20 +315,12 @@ class PolicyModule(LightningModule):
     def report(self, metrics: Mapping[str, float], scored: Sequence[ScoredGroup] = ()) -> None:
         """Say what a step came to, on every rank: its metrics, and its rollouts of all ranks if it has any.
 
-        Callbacks, progress bars and loggers of the Trainer get the metrics by `log_dict` under the run's own step
-        number, which is not the number of optimizer updates.
-
-        Args:
-            metrics: by name, the same names on all ranks; one without a value at this step is NaN, or missing.
-            scored: the rollouts with their rewards.
+        Callbacks, progress bars and loggers of the Trainer get the metrics, under the run's own step number. One
+        without a value at this step is NaN, or missing.
         """
         self.last_metrics, self.last_scored = dict(metrics), list(scored)
-        log_step(
-            self,
-            existing({**self.last_metrics, "step": float(self.steps_done)}),
-            shown=[name for name, _, _ in self.shown],
-            loggers=self.logs_metrics,
-        )
+        current = existing({**self.last_metrics, "step": float(self.steps_done)})
+        log_step(self, current, shown=[name for name, _, _ in self.shown], loggers=self.logs_metrics)
 
     def timing(self, tokens: int) -> dict[str, float]:
         """Seconds of each phase on this rank, and how many of the step's `tokens` the whole step did a second."""

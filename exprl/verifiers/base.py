@@ -33,7 +33,7 @@ class Verifier(Component):
         """Before a run starts.
 
         Raises:
-            DataError: a problem has no final answer, or most have a text in which none can be read.
+            DataError: a problem has no final answer, or most have a text in which none can be read, or a placeholder.
         """
         for problem in problems:
             if problem.scaffold.answer is None:
@@ -51,14 +51,14 @@ class Verifier(Component):
         return answer.reveal() if answer is not None else None
 
     def unreadable(self, problems: Sequence[Problem]) -> list[str]:
-        """Ids of the problems whose answer is a text in which none can be read: no response to them is ever right."""
+        """Ids of the problems whose answer is a placeholder or cannot be read: no response to them is ever right."""
         return [p.id for p in problems if p.scaffold.answer is not None and self.gold(p) is None]
 
     def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
         """What to do about them, in words; nothing of the answers is shown."""
         return (
             f"verifier {self.registered_name!r}: in {len(unreadable)} of {len(problems)} problems (first: "
-            f"{unreadable[0]!r}) the answer is a text in which no final answer can be read: no response to them is "
-            "ever right. Set columns.answer to the column with the bare answer, end these texts in `#### answer` or "
+            f"{unreadable[0]!r}) the answer is a placeholder or a text in which no final answer can be read: no "
+            "response to them is ever right. Set columns.answer to the column with the bare answer, end these texts in `#### answer` or "
             r"\boxed{answer}, or choose another verifier.name."
         )

@@ -12,7 +12,7 @@ from exprl.text.thinking import without_thinking
 from exprl.types import Problem
 from exprl.verifiers.answers import STATEMENT, last_line, last_match, stated_answers, without_marks
 from exprl.verifiers.base import Verifier
-from exprl.verifiers.gold import gold_answer, is_prose
+from exprl.verifiers.gold import gold_answer, is_placeholder, is_prose
 from exprl.verifiers.notation import folded
 
 
@@ -54,12 +54,15 @@ class ExactVerifier(Verifier):
         return bool(stated) and stated == self._normal(gold)
 
     def gold(self, problem: Problem) -> str | None:
-        """The answer as the data set has it; with a pattern of exprl's own, what a solution given as answer ends in."""
+        """The answer as the data set has it; with a pattern of exprl's own, what a solution given as answer ends in.
+
+        There a placeholder (`None`, `N/A`, `?`) is none, either; where it may be true, use a pattern of your own.
+        """
         answer = super().gold(problem)
         if answer is None or self.config.pattern not in (STATEMENT, None):
             return answer
         if self.config.pattern is None and not is_prose(answer):  # a last line may be a box
-            return answer
+            return None if is_placeholder(answer) else answer
         place = gold_answer(answer)
         return place.text if place is not None else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from exprl.text.thinking import without_thinking
-from exprl.verifiers.answers import Stated, last_block, last_box, last_line, last_statement
+from exprl.verifiers.answers import Stated, last_block, last_box, last_line, last_statement, without_marks
 from exprl.verifiers.statements import begins_like_a_value
 
 _MARK = "####"
@@ -18,8 +18,14 @@ _UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 """Letters of scripts that put no spaces between words."""
 _SENTENCES = re.compile(r"[a-z\d)$][.!?]\s+[\\$(]*[A-Z\d]")
 
+_PLACEHOLDER = re.compile(
+    r"(?i)[<(\[#\s]*(?:n\s?[/.]\s?a|null|none|nan|unknown|not[\s_-]?(?:found|available|given)|proof|tbd|todo|[-‐–—?._…*/\s]+)"
+    r"[>)\].\s]*"
+)
+
 _LOOKED_AT = 4000
 """Characters of a text by which it is known as prose: searches for the end of mathematics are quadratic."""
+_LONGEST_PLACEHOLDER = 30
 _WORDS_OF_A_LINE = 4
 _WORDS_OF_SENTENCES = 8
 _WORDS_AFTER_A_VALUE = 2
@@ -30,13 +36,32 @@ def gold_answer(gold: str) -> Stated | None:
     r"""The final answer that `gold` is or ends in; None: a text that states none.
 
     Data sets give answers as they are (`58`), after GSM8K's last mark (`... #### 58`), in the box of a solution (MATH),
-    or in a solution that says "the answer is 58" or ends in the value. What is not prose is its own answer.
+    or in a solution that says "the answer is 58" or ends in the value. What is not prose is its own answer, but for
+    placeholders: writing one is no answer.
 
     >>> gold_answer("She sold 24 clips in May.\nThat is 72 in all.\n#### 72").text
     '72'
     >>> gold_answer("She sold 24 clips in May.\nShe sold many clips in all.") is None
     True
+    >>> gold_answer("N/A") is None
+    True
     """
+    place = _place(gold)
+    return None if place is None or is_placeholder(place.text) else place
+
+
+def is_placeholder(answer: str) -> bool:
+    r"""Whether `answer` stands for one that is missing: null, N/A, TBD, a dash, "proof" where there is only a proof.
+
+    >>> is_placeholder("None"), is_placeholder("not found"), is_placeholder("?")
+    (True, True, True)
+    >>> is_placeholder(r"\text{none}"), is_placeholder("-5"), is_placeholder("no solution")
+    (False, False, False)
+    """
+    return len(answer) <= _LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(without_marks(answer) or "-") is not None
+
+
+def _place(gold: str) -> Stated | None:
     _, mark, marked = last_line(gold).rpartition(_MARK)
     if mark and marked.strip():
         return Stated(gold.rindex(mark), marked.strip(), "box")

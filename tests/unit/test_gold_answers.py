@@ -108,6 +108,57 @@ def test_nothing_to_compare_cannot_be_read() -> None:
     assert MathVerifier().unreadable([problem("$$", "a"), problem("1" * 1001, "b"), problem("1", "c")]) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "proof",
+            "notfound",
+            "not found",
+            "N/A",
+            "n/a.",
+            "null",
+            "unknown",
+            "nan",
+            "NaN",
+            "None",
+            "TBD",
+            "?",
+            "-",
+            "—",
+        ),
+        *(
+            "...",
+            "<unknown>",
+            "[None]",
+            "#### null",
+            "We prove it by induction over n.\n#### N/A",
+            r"\boxed{None}",
+            "**None**",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verifier", [MathVerifier(), ExactVerifier(), ChoiceVerifier()])
+def test_a_placeholder_is_no_answer_to_be_rewarded(verifier: Verifier, answer: str) -> None:
+    assert verifier.unreadable([problem(answer)]) == ["p"]
+    assert not verifier.verify(problem(answer), rf"\boxed{{{answer}}}")
+    with pytest.raises(DataError):
+        verifier.check([problem(answer)])
+
+
+@pytest.mark.parametrize(
+    "answer", [r"\text{none}", "-5", "no solution", "none of these", "Nana", "proof by contradiction", "e"]
+)
+def test_what_only_resembles_a_placeholder_is_an_answer(math: MathVerifier, answer: str) -> None:
+    assert math.verify(problem(answer), rf"\boxed{{{answer}}}")
+
+
+def test_a_pattern_of_your_own_compares_placeholders_as_they_stand() -> None:
+    own = ExactVerifier(ExactVerifier.Config(pattern=r"prints: (.*)"))
+    assert own.verify(problem("None"), "prints: None")
+    assert ExactVerifier(ExactVerifier.Config(pattern=None)).unreadable([problem("None")]) == ["p"]
+
+
 @pytest.mark.parametrize("text", ["\\[", "\\begin{a}", "$", "#", "a b c. ", "answer is ", "\\text{", "{", "####"])
 def test_no_answer_takes_long_to_read(text: str) -> None:
     start = time.perf_counter()

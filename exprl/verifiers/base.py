@@ -59,6 +59,6 @@ class Verifier(Component):
         return (
             f"verifier {self.registered_name!r}: in {len(unreadable)} of {len(problems)} problems (first: "
             f"{unreadable[0]!r}) the answer is a placeholder or a text in which no final answer can be read: no "
-            "response to them is ever right. Set columns.answer to the column with the bare answer, end these texts in `#### answer` or "
-            r"\boxed{answer}, or choose another verifier.name."
+            "response to them is ever right. Set columns.answer to the column with the bare answer, end these texts in "
+            r"`#### answer` or \boxed{answer}, or choose another verifier.name."
         )

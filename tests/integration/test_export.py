@@ -208,7 +208,7 @@ def test_what_cannot_be_exported(full: Path, tmp_path: Path, capsys: pytest.Capt
     assert "is a model already" in failing(capsys, "export", str(used), new)
     assert "is no run folder, nor a checkpoint in one" in failing(capsys, "export", str(tmp_path), new)
     (tmp_path / "file").write_text("")
-    assert "give another folder" in failing(capsys, "export", str(full), str(tmp_path / "file" / "below"))
+    assert "below cannot be written" in failing(capsys, "export", str(full), str(tmp_path / "file" / "below"))
     empty = tmp_path / "empty"
     (empty / "checkpoints").mkdir(parents=True)
     shutil.copy(full / "config.yaml", empty)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,23 @@ from exprl.component import option
 from exprl.config.ranges import Form, NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import existing_file
+from exprl.data.packed import opened
 from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.data.tables import check_names
 from exprl.errors import DataError
 from exprl.registry import SOURCES
 from exprl.types import Problem
 
 DELIMITERS = ",;\t|"
+BLANK = f" \r\n{DELIMITERS}"
+"""What a line that says nothing is made of, such as spreadsheets put above their header."""
 LONGEST_CELL = 2**31 - 1
 """The module's own limit is 131,072 characters, which a worked solution can have."""
 
 
 @SOURCES.register("csv")
 class CsvSource(ProblemSource):
-    """A CSV or TSV file whose first line names the columns. Every cell is text as it stands, an empty one is none."""
+    """A CSV or TSV file whose header names the columns. Every cell is text as it stands, an empty one is none."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TableConfig):
@@ -33,7 +37,7 @@ class CsvSource(ProblemSource):
 
         path: NonEmpty = option(help="the .csv or .tsv file")
         delimiter: Annotated[str, Form(r"[^\w\s\"]|\t", "one character, for example ;")] | None = option(
-            None, "what parts the cells; null: whichever of , ; | and tab the first line has most of"
+            None, "what parts the cells; null: whichever of , ; | and tab the header has most of"
         )
 
     config: Config
@@ -59,14 +63,15 @@ def read_csv(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, Ro
     csv.field_size_limit(LONGEST_CELL)
     line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+        with opened(path) as data, io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as file:
+            first = next((head for head in file if head.strip(BLANK)), "")
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter or max(DELIMITERS, key=first.count), strict=True)
-            names = _names(next(reader, []), path)
-            line = reader.line_num + 1
+            names: list[str] = []
             for cells in reader:
-                if cells:
+                if not names:
+                    names = _names(cells, f"{path}:{line}")
+                elif cells:
                     yield line, _row(names, cells, f"{path}:{line}")
                 line = reader.line_num + 1
     except csv.Error as error:
@@ -80,17 +85,19 @@ def read_csv(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, Ro
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def _names(header: Sequence[str], path: Path) -> list[str]:
+def _names(header: Sequence[str], where: str) -> list[str]:
+    """The columns' names; none for a line of nothing but delimiters, which is no header."""
     names = [name.strip() for name in header]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{path}:1: the column {repeated[0]!r} is there twice. Rename one of them.")
+    if not any(name.strip(BLANK) for name in names):
+        return []
+    check_names(names, where)
     return names
 
 
 def _row(names: Sequence[str], cells: Sequence[str], where: str) -> Row:
     if len(cells) != len(names):
         raise DataError(
-            f"{where}: {len(cells)} cells, but the first line names {len(names)} columns. Put cells that hold the "
+            f"{where}: {len(cells)} cells, but the header names {len(names)} columns. Put cells that hold the "
             "delimiter in quotes, or set delimiter."
         )
     return {name: cell or None for name, cell in zip(names, cells, strict=True)}

@@ -9,6 +9,25 @@ from typing import Any
 
 from exprl.errors import DataError, did_you_mean
 
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+KINDS = {
+    ending: kind
+    for kind, endings in {"CSV": "csv tsv", "JSON": "json jsonl ndjson", "Parquet": "parquet", "Arrow": "arrow"}.items()
+    for ending in (f".{name}" for name in endings.split())
+}
+"""What the readers of tables are told of a file by the ending of its name."""
+SOURCE_OF = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
+"""The source that reads a kind of file itself."""
+
+
+def ending_of(path: Path) -> str:
+    """What kind of file it is by its name, in small letters, whether packed or not.
+
+    >>> ending_of(Path("x.CSV.gz")), ending_of(Path("x.csv"))
+    ('.csv', '.csv')
+    """
+    return Path(path.stem if path.suffix.lower() in PACKED else path.name).suffix.lower()
+
 
 def existing(path: str, source: str) -> Path:
     """`path` if it is there; a `DataError` with the closest name in its folder otherwise."""
@@ -26,16 +45,12 @@ def existing(path: str, source: str) -> Path:
     raise DataError(f"source {source!r}: no file {found.absolute()}. {hint}")
 
 
-SOURCE_OF = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
-"""The source that reads a kind of file itself."""
-
-
 def existing_file(path: str, source: str) -> Path:
     """Like `existing`, of a file that this source reads; a `DataError` that names the source for any other."""
     found = existing(path, source)
     if found.is_dir():
         raise DataError(f"source {source!r}: {found} is a folder. Give one file, or set name=hub for a folder of them.")
-    other = SOURCE_OF.get(found.suffix.lower(), source)
+    other = SOURCE_OF.get(ending_of(found), source)
     if other != source:
         raise DataError(f"source {source!r}: {found} is a {found.suffix} file. Set name={other} for it.")
     return found

@@ -1,8 +1,8 @@
-"""Problems from the Hugging Face Hub, or from a local file or folder that the `datasets` library reads."""
+"""Problems from the Hugging Face Hub, or from local files and folders."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,27 @@ from typing import Any
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
-from exprl.data.files import SOURCE_OF, check_installed, existing, require
-from exprl.data.folder import KINDS, check_kinds, explain, tables_in
+from exprl.data.files import KINDS, PACKED, SOURCE_OF, check_installed, ending_of, existing, require
+from exprl.data.folder import files_of, says_which, tables_in
+from exprl.data.local import read_tables
 from exprl.data.rows import Row, TableConfig, read_problems, window
-from exprl.data.tables import mapped, numbered, with_names
+from exprl.data.tables import mapped, narrow, numbered, with_names, written
 from exprl.errors import DataError, did_you_mean
 from exprl.files.disk import local_path
 from exprl.registry import SOURCES
 from exprl.types import Problem
 
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+INDEX = "__index_level_0__"
+"""What `datasets` calls the labels of rows that pandas makes."""
 # what `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder
 SAVED = ("state.json", "dataset_dict.json")
 
 
 @SOURCES.register("hub")
 class HubSource(ProblemSource):
-    """A data set of the `datasets` library: a name on the Hub, a file or folder, or what `save_to_disk` wrote.
+    """A data set by its name on the Hub, a local file or folder, or what `save_to_disk` of `datasets` wrote.
 
-    A .csv, .tsv, .jsonl or .parquet file is read by the source of that kind, which names its lines.
+    Files on this machine are read by exprl itself, unless the folder is `save_to_disk`'s or its card says what is read.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -46,31 +48,41 @@ class HubSource(ProblemSource):
     def preflight(cls, config: Any) -> None:
         """Who reads it must be there; of the Hub nothing is asked."""
         place = local_path(config.path, "path")
-        if not place.is_file():
+        if not _is_read_here(place):
             check_installed("datasets", "hub")
         if not place.exists() and _means_a_file(config.path):
             existing(config.path, "hub")
 
     def load(self) -> list[Problem]:
-        """The split's problems; raises `DataError` naming data set and row."""
+        """The split's problems; raises `DataError` naming data set or file, and row."""
         path, split = self.config.path, self.config.split
         place = local_path(path, "path")
         if place.is_file():
             return self._of_file(place)
-        if place.is_dir():
-            check_kinds(place)
-        elif _means_a_file(path):
+        if _is_read_here(place):
+            check_options(place, self.config)
+            return self._of_files(files_of(place, split), place)
+        if not place.exists() and _means_a_file(path):
             existing(path, "hub")
         return read_problems(self._rows(self._dataset(place)), self.config.columns, f"{path} [{split}]")
 
     def _of_file(self, file: Path) -> list[Problem]:
         check_file(file, self.config)
-        if (name := SOURCE_OF.get(file.suffix.lower())) is None:
-            return read_problems(self._rows(self._dataset(file)), self.config.columns, str(file))
+        if (name := SOURCE_OF.get(ending_of(file))) is None:
+            return self._of_files([file], file)
         source = SOURCES.get(name)
         options = {key: getattr(self.config, key) for key in ("columns", "offset", "limit")}
         problems: list[Problem] = source(source.Config(path=str(file), **options)).load()
         return problems
+
+    def _of_files(self, files: Sequence[Path], place: Path) -> list[Problem]:
+        options = self.config
+        rows = enumerate(read_tables(files, options.columns, options.split), start=1)
+        named = (
+            (where, f"{place.name}-{options.split}-{number}", row)
+            for number, (where, row) in window(rows, options.offset, options.limit)
+        )
+        return read_problems(named, options.columns, str(place))
 
     def _dataset(self, place: Path) -> Any:
         datasets = require("datasets", "hub")
@@ -78,8 +90,9 @@ class HubSource(ProblemSource):
         try:
             if any((place / name).is_file() for name in SAVED):
                 return self._split_of(datasets.load_from_disk(str(place)))
-            return datasets.load_dataset(
-                *_location(place, options),
+            loaded = datasets.load_dataset(
+                str(place) if place.is_dir() else options.path,
+                options.subset,
                 split=options.split,
                 revision=options.revision,
                 trust_remote_code=False,
@@ -87,8 +100,10 @@ class HubSource(ProblemSource):
             )
         except (OSError, ValueError, ImportError, datasets.exceptions.DatasetsError) as error:
             # OSError covers a missing data set, no network and a cut-off download; ValueError subset and split
-            explain([place] if place.is_file() else tables_in(place) if place.is_dir() else [])
             raise DataError(f"source 'hub': cannot load {self._name()}: {_reason(error, datasets)}") from error
+
+        check_aligned(loaded, self._name())
+        return loaded
 
     def _split_of(self, saved: Any) -> Any:
         if not isinstance(saved, dict):
@@ -105,21 +120,40 @@ class HubSource(ProblemSource):
         stem = Path(self.config.path).name
         where, names = f"{self.config.path} [{self.config.split}]", dataset.column_names
         wanted = dataset.select_columns(sorted(set(mapped(self.config.columns, names).values())))
+        kinds = narrow(wanted.features.arrow_schema)
         for number, row in window(numbered(wanted, where), self.config.offset, self.config.limit):
-            yield f"{where}, row {number}", f"{stem}-{self.config.split}-{number}", with_names(row, names)
+            yield (
+                f"{where}, row {number}",
+                f"{stem}-{self.config.split}-{number}",
+                with_names(written(row, kinds), names),
+            )
 
 
 def check_file(file: Path, options: HubSource.Config) -> None:
     """Raise `DataError` for a file that is no table by its name, or is asked for what a file does not have."""
-    if file.suffix.lower() not in (*KINDS, *PACKED):
+    if ending_of(file) not in KINDS:
         raise DataError(
-            f"source 'hub': {file} is no table by its ending. Give a file that ends in {', '.join((*KINDS, *PACKED))}."
+            f"source 'hub': {file} is no table by its ending. Give a file that ends in {', '.join(KINDS)}, or in one "
+            f"of these and {', '.join(PACKED)}."
         )
+    check_options(file, options)
+
+
+def check_options(place: Path, options: HubSource.Config) -> None:
+    """Raise `DataError` for what files on this machine do not have."""
     given = {name: value for name in ("subset", "revision") if (value := getattr(options, name)) is not None}
-    if not options.split.isidentifier():
+    if any(sign in options.split for sign in "[]+%:"):
         given["split"] = options.split
     for name, value in given.items():
-        raise DataError(f"source 'hub': {file} is one file, of which there is no {name} {value!r}. Use offset, limit.")
+        what = "one file" if place.is_file() else "a folder of files"
+        raise DataError(f"source 'hub': {place} is {what}, of which there is no {name} {value!r}. Use offset, limit.")
+
+
+def _is_read_here(place: Path) -> bool:
+    """Whether it is files that need nobody else: what `datasets` saved, or a card describes, is for that library."""
+    if place.is_dir():
+        return not says_which(place) and not any((place / name).is_file() for name in SAVED)
+    return place.is_file()
 
 
 def _means_a_file(path: str) -> bool:
@@ -127,26 +161,28 @@ def _means_a_file(path: str) -> bool:
     return path.count("/") > 1 or path.startswith((".", "~", "/")) or Path(path).suffix.lower() in KINDS
 
 
-def _location(place: Path, options: HubSource.Config) -> tuple[str, str | None]:
-    if place.is_file():
-        return str(place.absolute().parent), None
-    return str(place) if place.is_dir() else options.path, options.subset
-
-
 def _reading(place: Path, options: HubSource.Config) -> dict[str, Any]:
-    """What `datasets` is told of local files.
-
-    A file is whichever split is asked for. Mapped cells of CSV stay text, as 007 is no 7 and None may be a word.
-    """
-    if place.is_file():
-        return {"data_files": {options.split: place.name}}
+    """What `datasets` is told of local files: mapped cells of CSV stay text, as 007 is no 7 and None may be a word."""
     tables = tables_in(place) if place.is_dir() else []
-    if not tables or any(KINDS[file.suffix.lower()] != "CSV" for file in tables):
+    if not tables or any(KINDS[ending_of(file)] != "CSV" for file in tables):
         return {}
     columns = options.columns
     texts = (columns.question, columns.reference, columns.answer, columns.id, columns.domain)
     converters = {name: str for name in texts if name is not None}
     return {"converters": converters, "keep_default_na": False, "na_values": [""]}
+
+
+def check_aligned(dataset: Any, name: str) -> None:
+    """Raise `DataError` for CSV whose rows have a cell more than the header.
+
+    pandas takes their first cell for a label of the row, and every other for that of the column before it: references
+    would stand where questions are.
+    """
+    if getattr(dataset, "builder_name", None) == "csv" and INDEX in dataset.column_names:
+        raise DataError(
+            f"source 'hub': {name}: rows have more cells than the header names columns, so that cells would count for "
+            "the wrong column. Put cells that hold a comma in quotes, and end no row with one."
+        )
 
 
 def _reason(error: BaseException, datasets: Any) -> str:

@@ -12,6 +12,7 @@ from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import existing_file
+from exprl.data.packed import opened
 from exprl.data.rows import Row, TableConfig, read_problems, window
 from exprl.errors import DataError
 from exprl.registry import SOURCES
@@ -44,19 +45,16 @@ class JsonLinesSource(ProblemSource):
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
     def _rows(self, path: Path) -> Iterator[tuple[str, str, Row]]:
-        with path.open("rb") as file:
-            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-            for number, line in window(lines, self.config.offset, self.config.limit):
-                where = f"{path}:{number}"
-                yield where, f"{path.stem}-{number}", _parse(line, where)
+        for number, row in read_lines(path, self.config.offset, self.config.limit):
+            yield f"{path}:{number}", f"{path.stem}-{number}", row
 
 
-def check_lines(path: Path) -> None:
-    """Raise `DataError` for the first line of a file that is no JSON object."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                _parse(line, f"{path}:{number}")
+def read_lines(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[int, Row]]:
+    """Each row with its line, blank ones skipped; raises `DataError` for the first line that is no JSON object."""
+    with opened(path) as file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        for number, line in window(lines, offset, limit):
+            yield number, _object(line, f"{path}:{number}")
 
 
 GZIP = b"\x1f\x8b"
@@ -64,29 +62,33 @@ MAX_DIGITS = 4000
 """Digits of a whole number that Python turns into one; longer ones stay text, as in a column nobody asks for."""
 
 
-def _parse(line: bytes, where: str) -> Row:
-    if line.startswith(GZIP):
-        raise DataError(f"{where}: the file is compressed. Unpack it with gunzip.")
-    try:
-        # Windows tools put a byte-order mark in front
-        row = json.loads(line.decode("utf-8-sig"), parse_int=_whole_number, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    except json.JSONDecodeError as error:
-        if line.strip() == b"[":
-            raise DataError(
-                f"{where}: one array over many lines, not an object on each. Set name=hub for it."
-            ) from error
-        raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
-    except _RepeatedKeyError as error:
-        raise DataError(f"{where}: the key {error.key!r} is given twice. Keep one of them.") from error
-    except RecursionError as error:
-        raise DataError(f"{where}: lists or objects nest too deeply.") from error
+def _object(line: bytes, where: str) -> Row:
+    if line.strip() == b"[":
+        raise DataError(f"{where}: one array over many lines, not an object on each. Set name=hub for it.")
+    row = parse(line, where)
     if isinstance(row, list) and row and isinstance(row[0], dict):
         raise DataError(f"{where}: one array of objects, not an object on each line. Set name=hub for it.")
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object {{...}} on each line, but got a {type(row).__name__}.")
     return row
+
+
+def parse(text: bytes, where: str, *, lines: bool = False) -> Any:
+    """The value that JSON text is, every key given once; raises `DataError` naming `where` (and `lines`)."""
+    if text.startswith(GZIP):
+        raise DataError(f"{where}: the file is compressed. Unpack it with gunzip, or let its name end in .gz.")
+    try:
+        # Windows tools put a byte-order mark in front
+        return json.loads(text.decode("utf-8-sig"), parse_int=_whole_number, object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if lines else ""
+        raise DataError(f"{where}{line}: not valid JSON: {error.msg} at column {error.colno}.") from error
+    except _RepeatedKeyError as error:
+        raise DataError(f"{where}: the key {error.key!r} is given twice. Keep one of them.") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: lists or objects nest too deeply.") from error
 
 
 class _RepeatedKeyError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,15 @@ _FORMS = (("role", "content"), ("from", "value"))
 _USERS = frozenset({"user", "human"})
 _REPLIES = frozenset({"assistant", "gpt"})
 _SHOWN = _USERS | _REPLIES | {"system", "developer", "tool"}
+
+_WRITTEN = tuple(
+    (
+        re.compile(rf"""["']{role}["']\s*:\s*["']({"|".join(sorted(_SHOWN))})["']"""),
+        re.compile(rf"""["']{text}["']\s*:"""),
+    )
+    for role, text in _FORMS
+)
+"""What a chat that is written out has, by its form: a role that is a usual one, and a text."""
 
 
 def roles_of(cell: Any) -> list[str] | None:
@@ -38,6 +48,21 @@ def path_of(cell: Any, column: str, role: str) -> str | None:
 def shown_roles(roles: list[str]) -> str:
     """Roles for a message; what is no usual role may be text of any kind."""
     return ", ".join(role if role in _SHOWN else "another" for role in roles)
+
+
+def is_chat_text(text: str) -> bool:
+    """Whether a text is a chat written out, as JSON or as Python prints one: its messages are not what it says.
+
+    >>> is_chat_text('[{"role": "user", "content": "1+1?"}]')
+    True
+    >>> is_chat_text("{'messages': [{'from': 'gpt', 'value': '2'}]}")
+    True
+    >>> is_chat_text('What is {"role": "user", "content": 1} in JSON?')
+    False
+    """
+    text = text.strip()
+    bracketed = text[:1] in ("[", "{") and text[-1:] in ("]", "}")
+    return bracketed and any(role.search(text) and content.search(text) for role, content in _WRITTEN)
 
 
 def _form(cell: Any) -> tuple[str, str] | None:

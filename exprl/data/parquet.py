@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from exprl.component import option
 from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import check_installed, existing, existing_file, require
+from exprl.data.folder import split_of
+from exprl.data.packed import UNPACK, opened
 from exprl.data.rows import Columns, Row, TableConfig, read_problems, window
-from exprl.data.tables import mapped, numbered, rows_of, with_names
+from exprl.data.tables import check_names, mapped, numbered, rows_of, with_names
 from exprl.errors import DataError
 from exprl.registry import SOURCES
 from exprl.types import Problem
@@ -42,18 +44,39 @@ class ParquetSource(ProblemSource):
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [existing_file(self.config.path, "parquet")]
         if not files:
             raise DataError(f"source 'parquet': the folder {path} has no .parquet files.")
+        if len(splits := {split_of(Path(file.name)) for file in files}) > 1:
+            raise DataError(
+                f"source 'parquet': the files of the folder {path} are of several splits by their names "
+                f"({', '.join(sorted(splits)).strip(', ')}). Set name=hub and split, or path to one file."
+            )
         rows = (row for file in files for row in _rows(file, self.config.columns))
         return read_problems(window(rows, self.config.offset, self.config.limit), self.config.columns, str(path))
 
 
 def _rows(path: Path, columns: Columns) -> Iterator[tuple[str, str, Row]]:
+    for number, (where, row) in enumerate(read_parquet(path, columns), start=1):
+        yield where, f"{path.stem}-{number}", row
+
+
+def read_parquet(path: Path, columns: Columns) -> Iterator[tuple[str, Row]]:
+    """Each row with where it stands; raises `DataError` naming the file or its row."""
     parquet, arrow = require("pyarrow.parquet", "parquet"), require("pyarrow", "parquet")
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(opened(path) if path.suffix.lower() in UNPACK else path) as file:
             names = file.schema_arrow.names
-            batches = file.iter_batches(batch_size=1024, columns=list(mapped(columns, names)))
+            check_names(names, str(path))
+            batches = file.iter_batches(batch_size=1024, columns=_paths(file, mapped(columns, names)))
             rows = (row for batch in batches for row in rows_of(batch))
             for number, row in numbered(rows, str(path)):
-                yield f"{path}, row {number}", f"{path.stem}-{number}", with_names(row, names)
+                yield f"{path}, row {number}", with_names(row, names)
     except (arrow.ArrowException, OSError, UnicodeError) as error:  # UnicodeError: a file name that is not UTF-8
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _paths(file: Any, wanted: Mapping[str, str]) -> list[str]:
+    """What is read of each mapped column: its part alone, or the whole one where it reaches into a list."""
+    leaves = [file.schema.column(place).path for place in range(len(file.schema))]
+    return [
+        column if any(f"{leaf}.".startswith(f"{column}.") for leaf in leaves) else root
+        for column, root in wanted.items()
+    ]

@@ -13,7 +13,7 @@ from exprl.component import checked, option
 from exprl.config.ranges import NonEmpty, NonNegativeInt, PositiveInt
 from exprl.data.conventions import listing, proposal
 from exprl.data.exposure import Exposure, Sign, exposed
-from exprl.data.messages import only_request, path_of, roles_of, shown_roles
+from exprl.data.messages import is_chat_text, only_request, path_of, roles_of, shown_roles
 from exprl.errors import ColumnError, DataError
 from exprl.types import Hidden, Problem, Question, Scaffold
 
@@ -118,7 +118,7 @@ def _optional_text(row: Row, columns: Columns, role: str, where: str) -> str | N
 def _column(row: Row, columns: Columns, role: str) -> str | None:
     """The column that the row must have something in for this role, if any."""
     column: str | None = getattr(columns, role)
-    if column is None or role == "id" or not columns.partial:
+    if column is None or role in ("question", "id") or not columns.partial:
         return column
     value = _find(row, column)
     return None if value is None or value is MISSING else column
@@ -151,6 +151,11 @@ def _text(row: Row, column: str, role: str, where: str) -> str:
     _check_encodable(value, column, where)
     if not value.strip():
         raise ColumnError(f"{where}: column {column!r} is empty.", *_way_out(role))
+    if role in ("question", "reference") and is_chat_text(value):
+        raise DataError(
+            f"{where}: column {column!r} is a chat written out as text, whose other messages may say what is to be "
+            "hidden. Give it as a list (JSON Lines or Parquet; in Python json.loads), or the text of one message."
+        )
     return value
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 from exprl.data.rows import Columns, Row
 from exprl.errors import DataError
@@ -24,6 +27,12 @@ def mapped(columns: Columns, names: Sequence[str]) -> dict[str, str]:
     wanted = [column for column in roles if column is not None]
     roots = {column: column if column in names else column.partition(".")[0] for column in wanted}
     return {column: root for column, root in roots.items() if root in names}
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Raise `DataError` where two columns have one name, as readers differ in which of them they take."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{where}: the column {repeated[0]!r} is there twice. Rename one of them.")
 
 
 def with_names(row: Row, names: Sequence[str]) -> Row:
@@ -52,9 +61,42 @@ def unreadable(where: str, error: BaseException) -> DataError:
 
 
 def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
-    """The rows of an Arrow batch; where one cannot be converted each is alone, so that it is known by its number."""
+    """The rows of an Arrow batch; where one cannot be converted each is alone, so that it is known by its number.
+
+    Numbers are as they are written in the width they are stored in: the float32 1.1 is 1.1, not 1.100000023841858.
+    """
     try:
         rows = batch.to_pylist()
     except READER_ERRORS:
         rows = (batch.slice(start, 1).to_pylist()[0] for start in range(batch.num_rows))
-    yield from rows
+    kinds = narrow(batch.schema)
+    yield from (written(row, kinds) for row in rows)
+
+
+def narrow(schema: Any) -> dict[str, Any]:
+    """The Arrow types of the columns that are or hold floats of less than 64 bits."""
+    return {field.name: field.type for field in schema if _is_narrow(field.type)}
+
+
+def written(row: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the columns of `kinds` as they are written in the width they are stored in."""
+    return {**row, **{name: _shortest(row[name], kind) for name, kind in kinds.items()}} if kinds else row
+
+
+NARROW = {"float": "float32", "halffloat": "float16"}
+"""Arrow's names of types, with NumPy's."""
+
+
+def _is_narrow(kind: Any) -> bool:
+    return str(kind) in NARROW or any(_is_narrow(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def _shortest(value: Any, kind: Any) -> Any:
+    """A value of an Arrow type with its narrow floats as the float64 that is written alike."""
+    if isinstance(value, float) and str(kind) in NARROW:
+        return float(str(np.dtype(NARROW[str(kind)]).type(value)))
+    if isinstance(value, list) and kind.num_fields == 1:
+        return [_shortest(item, kind.field(0).type) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _shortest(item, kind.field(name).type) for name, item in value.items()}
+    return value

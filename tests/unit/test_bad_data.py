@@ -83,7 +83,7 @@ class TestJsonl:
         assert [p.question.text for p in load(name="jsonl", path=str(path))] == [row["question"] for row in rows]
 
     def test_files_that_are_none(self, tmp_path: Path) -> None:
-        packed = tmp_path / "x.jsonl.gz"
+        packed = tmp_path / "x.jsonl"
         packed.write_bytes(gzip.compress(json.dumps(ROW).encode()))
         assert "compressed" in error_of(name="jsonl", path=str(packed))
         (tmp_path / "empty.jsonl").write_bytes(b"")

@@ -91,8 +91,8 @@ def test_a_long_solution_is_no_fault(write: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEADER + "q,r,1\nq,r,1,2\n", ":3: 4 cells, but the first line names 3 columns."),
-        (HEADER + "q,r\n", ":2: 2 cells, but the first line names 3 columns."),
+        (HEADER + "q,r,1\nq,r,1,2\n", ":3: 4 cells, but the header names 3 columns."),
+        (HEADER + "q,r\n", ":2: 2 cells, but the header names 3 columns."),
         (HEADER + 'q,r,1\n"q,r,1\nq,r,1\n', ":3: the row that begins here is no CSV"),
         (HEADER + '"q" r,r,1\n', ":2: the row that begins here is no CSV"),
         ("question,answer,answer\n", ":1: the column 'answer' is there twice."),
@@ -212,7 +212,7 @@ def test_a_card_may_say_which_files_are_read(write: Any, tmp_path: Path) -> None
             ("b.csv", "question,answer\nq,1\n"),
             "b.csv has the columns answer, question, but",
         ),
-        (("a.parquet", ""), ("b.parquet", "no"), "b.parquet cannot be read as Parquet (ArrowInvalid)."),
+        (("a.parquet", ""), ("b.parquet", "no"), "b.parquet: cannot be read as Parquet"),
         (("a.csv", HEADER + "q,r,1\n"), ("b.csv", HEADER + 'q,"r,1\n'), "b.csv:2: the row that begins here is no CSV"),
         (("a.jsonl", json.dumps(ROW)), ("b.jsonl", "{"), "b.jsonl:1: not valid JSON"),
     ],

@@ -41,7 +41,9 @@ class Build:
         """The initial policy."""
         if self.experiment.lora.rank:
             lora.check_installed()
-        policy: LanguageModel = self.experiment.model.build(Resources()).load()
+        policy: LanguageModel = self.experiment.model.build(
+            Resources(teacher=self.experiment.method.cls.teacher)
+        ).load()
         check_vocabulary(policy)
         precision = self.experiment.trainer.precision
         if self.experiment.lora.rank:

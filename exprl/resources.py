@@ -25,6 +25,7 @@ class Resources:
         problems: the training problems, for `wrong_reference`.
         verifier: the run's one verifier of final answers.
         seed: the run's.
+        teacher: whether the initial policy will also read references, as a teacher; a model made for a run learns to.
     """
 
     policy: LanguageModel | None = None
@@ -33,6 +34,7 @@ class Resources:
     problems: Sequence[Problem] = ()
     verifier: Any = None
     seed: int = 0
+    teacher: bool = False
 
     def need_policy(self, who: str) -> LanguageModel:
         """The policy, or a `ConfigError` that says who needs it."""

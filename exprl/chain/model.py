@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exprl.chain.options import WarmUpOptions
+from exprl.chain.problems import TEACHER_TEMPLATE
 from exprl.models.base import LanguageModel, ModelProvider
 from exprl.models.cache import cache_folder, draft_of
 from exprl.registry import MODELS
@@ -42,6 +43,13 @@ class ChainModel(ModelProvider):
 
     config: Config
 
+    @classmethod
+    def from_config(cls, config: Any, resources: Any) -> ChainModel:
+        """One that has learnt to read references where the run's method makes it a teacher and nothing else is said."""
+        if config.reads_references is None:
+            config = replace(config, reads_references=resources.teacher)
+        return cls(config)
+
     def load(self) -> LanguageModel:
         """The warmed-up policy, from the cache if it was made before; each call a fresh copy.
 
@@ -66,15 +74,19 @@ class ChainModel(ModelProvider):
 
     def fingerprint(self) -> str:
         """Names the warmed-up weights: the options and the sources of what made them."""
-        text = json.dumps(
-            [asdict(self.config), *(source.read_text() for name in _MADE_BY for source in _sources(name))]
-        )
+        options = {**asdict(self.config), "reads_references": bool(self.config.reads_references)}
+        text = json.dumps([options, *(source.read_text() for name in _MADE_BY for source in _sources(name))])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _with_tokenizer(self, model: PreTrainedModel) -> LanguageModel:
         from exprl.chain import tokenizer as chain_tokenizer  # imports transformers
 
-        return LanguageModel(model=model, tokenizer=chain_tokenizer.build_tokenizer(), name="chain policy")
+        return LanguageModel(
+            model=model,
+            tokenizer=chain_tokenizer.build_tokenizer(),
+            name="chain policy",
+            teacher_template=TEACHER_TEMPLATE,
+        )
 
 
 def _sources(name: str) -> list[Path]:

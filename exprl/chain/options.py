@@ -18,10 +18,10 @@ class WarmUpOptions:
     seed: Seed = option(0, "seed of the initial weights and of the warm-up's problems")
     max_steps: ChainLength = option(8, "the warm-up's problems have 1 to this many steps")
     target_accuracy: Share = option(0.5, "the warm-up ends when a step is sampled right with this probability")
-    reads_references: bool = option(
-        False,
+    reads_references: bool | None = option(
+        None,
         "also learn to use a reference that stands on the lines before the question, as the teacher of "
-        "self_distillation must: at first every problem has one, then three of four",
+        "self_distillation must: at first every problem has one, then three of four; null: if the method has a teacher",
     )
     reference_every: PositiveInt = option(2, "those references state each so-many-th turn")
     lr: Annotated[float, Range(ge=SMALLEST, le=1000)] = option(2e-3, "peak learning rate of the warm-up")

@@ -36,6 +36,8 @@ ChainLength = Annotated[int, Range(ge=1, le=MAX_STEPS)]
 DELIMITER = "\n"
 START_PREFIX = "from "
 ANSWER_PREFIX = "Answer: "
+TEACHER_TEMPLATE = "{reference}\n{task}"
+"""The user message with a worked solution, for who has learnt to read one; a reader of a question alone sees {task}."""
 HELDOUT_ONE_IN = 5
 
 

@@ -83,12 +83,12 @@ def solved(
 ) -> TokenSequence:
     """The problem's prompt and its worked solution as token ids, ended.
 
-    With `reference_every` a reference of that terseness stands on the lines before the question, which is what the
-    teacher of self-distillation reads by a template of {reference}, a line break and {task}.
+    With `reference_every` a reference of that terseness stands on the lines before the question, as the teacher of
+    self-distillation reads it.
     """
     shown = problem.question
     if reference_every is not None:
-        shown = f"{problem.reference(reference_every)}\n{problem.question}"
+        shown = chain.TEACHER_TEMPLATE.format(reference=problem.reference(reference_every), task=problem.question)
     prompt = prompts.build(Question(problem_id="warm-up", text=shown))
     ids = policy.tokenizer(problem.reference(), add_special_tokens=False)["input_ids"]
     return TokenSequence(prompt_ids=prompt.token_ids, response_ids=(*ids, policy.tokenizer.eos_token_id))

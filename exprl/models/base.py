@@ -27,6 +27,8 @@ class LanguageModel:
         adapter: whether the model's adapter, if there is one, takes part; without it this is the model's frozen base.
         dtype_by_name: whether the user chose the precision of its weights, rather than taking them as they are stored.
         compute_dtype: what it is run in under mixed precision; None: the dtype of the weights.
+        teacher_template: the user message, of {reference} and {task}, in which it was trained to read a solution; None:
+            it is told in words what the solution is for.
     """
 
     model: PreTrainedModel
@@ -35,6 +37,7 @@ class LanguageModel:
     adapter: bool = True
     dtype_by_name: bool = False
     compute_dtype: torch.dtype | None = None
+    teacher_template: str | None = None
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -89,6 +92,6 @@ class ModelProvider(Component):
 
     @classmethod
     def from_config(cls, config: Any, resources: Any) -> ModelProvider:
-        """Providers need nothing from a run: they come first."""
+        """Providers come first: most need nothing from a run, whose other parts are not there yet."""
         del resources
         return cls(config)

@@ -38,6 +38,9 @@ class Method(Component):
     reads_references: ClassVar[bool] = False
     """Whether it reads reference solutions itself, apart from a reward's judge."""
 
+    teacher: ClassVar[bool] = False
+    """Whether the frozen initial policy is asked with a reference before it, so that it should be able to read one."""
+
     @abstractmethod
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """Check what can be checked before any work, raising an `ExprlError`, and make the module that trains."""
@@ -127,6 +130,7 @@ class SelfDistillation(Method):
 
     scores: ClassVar[bool] = False
     reads_references: ClassVar[bool] = True
+    teacher: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -139,8 +143,8 @@ class SelfDistillation(Method):
         )
         template: str | None = option(
             None,
-            "the teacher's user message: {task} is the policy's own, {reference} the solution; null: the one of "
-            "exprl/judges/prompts/teacher.txt",
+            "the teacher's user message: {task} is the policy's own, {reference} the solution; null: the one that the "
+            "model was trained to read, else the one of exprl/judges/prompts/teacher.txt",
         )
 
         def __post_init__(self) -> None:
@@ -162,7 +166,8 @@ class SelfDistillation(Method):
         if world.first:
             build.tell_unreadable(problems, "data.train")
         build.check_lengths(problems, limit)
-        prompts = TeacherPrompts(build.policy.tokenizer, experiment.prompt, self.config.template)
+        template = self.config.template or build.policy.teacher_template
+        prompts = TeacherPrompts(build.policy.tokenizer, experiment.prompt, template)
         for problem in problems:
             distillation.check_room(problem, len(prompts.build(problem)), limit, build.policy)
         parts = Parts(

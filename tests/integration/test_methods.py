@@ -30,8 +30,7 @@ from tests.conftest import skip_without_adapters
 from tests.integration.processes import assert_same_run, execute, lines, steps
 
 SFT = ("method.name=sft",)
-# The chain policy knows no English, so its teacher reads the bare reference before the question.
-TEACHER = ("method.name=self_distillation", 'method.template="{reference}\\n{task}"')
+TEACHER = ("method.name=self_distillation",)
 SAMPLED, EXACT = (*TEACHER, "method.estimator=sampled"), (*TEACHER, "method.estimator=exact")
 METHODS = {"sft": SFT, "sampled": SAMPLED, "exact": EXACT}
 methods = pytest.mark.parametrize("method", METHODS)
@@ -165,7 +164,7 @@ def test_one_update_of_the_exact_kl_lowers_it_on_the_same_rollouts(small: Any) -
 
 def test_a_teachers_prompt_that_does_not_fit_is_named(small: Any, run: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"teacher's prompt of \d+ tokens.*rollout\.max_new_tokens.*method\.template"):
-        run(small("method.name=self_distillation"))
+        run(small("method.name=self_distillation", f'method.template="{"1" * 300} {{reference}} {{task}}"'))
     assert not (tmp_path / "run").exists()
 
 

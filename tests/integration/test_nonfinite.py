@@ -16,8 +16,8 @@ from exprl.errors import NonFiniteError
 METHODS = {
     "rl": (),
     "sft": ("method.name=sft",),
-    "sampled": ("method.name=self_distillation", 'method.template="{reference}\\n{task}"', "method.estimator=sampled"),
-    "exact": ("method.name=self_distillation", 'method.template="{reference}\\n{task}"', "method.estimator=exact"),
+    "sampled": ("method.name=self_distillation", "method.estimator=sampled"),
+    "exact": ("method.name=self_distillation", "method.estimator=exact"),
 }
 
 

@@ -10,8 +10,12 @@ from exprl.chain import problems as chain
 from exprl.chain.model import ChainModel
 from exprl.chain.source import to_problem
 from exprl.chain.warmup import READING_ACCURACY, solved, step_accuracy
+from exprl.config import from_layers
 from exprl.errors import ModelError
+from exprl.experiment import Experiment
 from exprl.models.cache import cache_folder
+from exprl.registry import METHODS
+from exprl.resources import Resources
 from exprl.text.prompts import PromptBuilder
 from exprl.training.teacher import TeacherPrompts
 
@@ -26,11 +30,25 @@ def test_a_policy_that_reads_references_uses_them() -> None:
     with_reference = step_accuracy(policy, reading)
     without = step_accuracy(policy, [solved(problem, policy, prompts) for problem in problems])
     assert with_reference > max(0.6, 10 * without)
-    teacher = TeacherPrompts(policy.tokenizer, template="{reference}\n{task}")
+    teacher = TeacherPrompts(policy.tokenizer, template=policy.teacher_template)
     assert reading[0].prompt_ids == teacher.build(to_problem(problems[0], "p"))
     record = json.loads((cache_folder() / "chain" / provider.fingerprint() / "warmup.json").read_text())
     assert record["reading"]["step_accuracy"] >= READING_ACCURACY
     assert record["solving"]["updates"] == 2
+
+
+@pytest.mark.parametrize("said", [None, True, False])
+@pytest.mark.parametrize("method", METHODS.names())
+def test_who_will_be_a_teacher_learns_to_read_references(method: str, said: bool | None) -> None:
+    """By the method's name alone; what is said of it holds, and without a teacher the weights are the same ones."""
+    options = {} if said is None else {"reads_references": said}
+    experiment = from_layers(Experiment, [{"method": {"name": method}, "model": {"name": "chain", **options}}])
+    teacher = experiment.method.cls.teacher
+    assert teacher is (method == "self_distillation")
+    provider = experiment.model.build(Resources(teacher=teacher))
+    reads = teacher if said is None else said
+    assert provider.config.reads_references is reads
+    assert provider.fingerprint() == ChainModel(ChainModel.Config(reads_references=reads or None)).fingerprint()
 
 
 @pytest.mark.parametrize("updates", [1, 2])  # measured every second update, and at the end

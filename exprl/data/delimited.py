@@ -98,6 +98,6 @@ def _row(names: Sequence[str], cells: Sequence[str], where: str) -> Row:
     if len(cells) != len(names):
         raise DataError(
             f"{where}: {len(cells)} cells, but the header names {len(names)} columns. Put cells that hold the "
-            "delimiter in quotes, or set delimiter."
+            "delimiter in quotes, or set name=csv and delimiter."
         )
     return {name: cell or None for name, cell in zip(names, cells, strict=True)}

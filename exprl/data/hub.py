@@ -48,7 +48,9 @@ class HubSource(ProblemSource):
     def preflight(cls, config: Any) -> None:
         """Who reads it must be there; of the Hub nothing is asked."""
         place = local_path(config.path, "path")
-        if not _is_read_here(place):
+        if _is_read_here(place):
+            _files(place, config)
+        else:
             check_installed("datasets", "hub")
         if not place.exists() and _means_a_file(config.path):
             existing(config.path, "hub")
@@ -57,17 +59,14 @@ class HubSource(ProblemSource):
         """The split's problems; raises `DataError` naming data set or file, and row."""
         path, split = self.config.path, self.config.split
         place = local_path(path, "path")
-        if place.is_file():
-            return self._of_file(place)
         if _is_read_here(place):
-            check_options(place, self.config)
-            return self._of_files(files_of(place, split), place)
+            files = _files(place, self.config)
+            return self._of_file(place) if place.is_file() else self._of_files(files, place)
         if not place.exists() and _means_a_file(path):
             existing(path, "hub")
         return read_problems(self._rows(self._dataset(place)), self.config.columns, f"{path} [{split}]")
 
     def _of_file(self, file: Path) -> list[Problem]:
-        check_file(file, self.config)
         if (name := SOURCE_OF.get(ending_of(file))) is None:
             return self._of_files([file], file)
         source = SOURCES.get(name)
@@ -102,7 +101,7 @@ class HubSource(ProblemSource):
             # OSError covers a missing data set, no network and a cut-off download; ValueError subset and split
             raise DataError(f"source 'hub': cannot load {self._name()}: {_reason(error, datasets)}") from error
 
-        check_aligned(loaded, self._name())
+        _check_aligned(loaded, self._name())
         return loaded
 
     def _split_of(self, saved: Any) -> Any:
@@ -129,17 +128,18 @@ class HubSource(ProblemSource):
             )
 
 
-def check_file(file: Path, options: HubSource.Config) -> None:
-    """Raise `DataError` for a file that is no table by its name, or is asked for what a file does not have."""
-    if ending_of(file) not in KINDS:
+def _files(place: Path, options: HubSource.Config) -> list[Path]:
+    """The files that are meant; raises `DataError` where there are none, or files have not what is asked for."""
+    if place.is_file() and ending_of(place) not in KINDS:
         raise DataError(
-            f"source 'hub': {file} is no table by its ending. Give a file that ends in {', '.join(KINDS)}, or in one "
+            f"source 'hub': {place} is no table by its ending. Give a file that ends in {', '.join(KINDS)}, or in one "
             f"of these and {', '.join(PACKED)}."
         )
-    check_options(file, options)
+    _check_options(place, options)
+    return files_of(place, options.split) if place.is_dir() else [place]
 
 
-def check_options(place: Path, options: HubSource.Config) -> None:
+def _check_options(place: Path, options: HubSource.Config) -> None:
     """Raise `DataError` for what files on this machine do not have."""
     given = {name: value for name in ("subset", "revision") if (value := getattr(options, name)) is not None}
     if any(sign in options.split for sign in "[]+%:"):
@@ -172,7 +172,7 @@ def _reading(place: Path, options: HubSource.Config) -> dict[str, Any]:
     return {"converters": converters, "keep_default_na": False, "na_values": [""]}
 
 
-def check_aligned(dataset: Any, name: str) -> None:
+def _check_aligned(dataset: Any, name: str) -> None:
     """Raise `DataError` for CSV whose rows have a cell more than the header.
 
     pandas takes their first cell for a label of the row, and every other for that of the column before it: references

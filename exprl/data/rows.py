@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from itertools import islice
 from typing import Any, TypeVar
@@ -166,6 +167,13 @@ def _wrong_type(value: Any, column: str, role: str, where: str) -> ColumnError:
             "one text.",
             [f"columns.{role}={path_of(value, column, role) or f'{column}.0.content'}"],
             " for the text of one message (they count from 0); what a system message says belongs into prompt.system.",
+        )
+    if isinstance(value, date):
+        return ColumnError(
+            f"{where}: column {column!r} must be text, but holds a {type(value).__name__}, which can be written in "
+            "many ways. Save the column as text, in the way that is right.",
+            [f"columns.{role}=COLUMN"],
+            " for another column.",
         )
     return ColumnError(f"{where}: column {column!r} must be text, but holds {_show(value, role)}.", *_way_out(role))
 

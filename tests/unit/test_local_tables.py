@@ -1,6 +1,7 @@
 """Local files and folders that `hub` reads: each cell in its column and as it stands, no file left out in silence."""
 
 import bz2
+import datetime
 import gzip
 import io
 import json
@@ -296,6 +297,15 @@ def test_dates_are_text(tmp_path: Path, place: str) -> None:
     rows = [json.dumps({**ROW, "answer": date}) for date in dates]
     put(tmp_path / place, "\n".join(rows) if place.endswith("l") else f"[{', '.join(rows)}]")
     assert answers(tmp_path / place.split("/")[0]) == dates
+
+
+@pytest.mark.parametrize("moment", [datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1)])
+def test_dates_that_are_stored_as_such_are_refused_with_what_to_do(tmp_path: Path, moment: datetime.date) -> None:
+    pq.write_table(pa.Table.from_pylist([{**ROW, "answer": moment}]), tmp_path / "x.parquet")
+    error = error_of(tmp_path / "x.parquet")
+    assert f"column 'answer' must be text, but holds a {type(moment).__name__}, which can be" in error
+    assert "Save the column as text" in error
+    assert "2024" not in error
 
 
 # ------------------------------------------------------------------ chats that are written out

@@ -15,13 +15,15 @@ STATEMENT = rf"(?im)^.*(?<![a-z]){_KEYWORD}{_ASSIGNS}[\s*_:]*(.*)$"
 
 _STATEMENT = re.compile(STATEMENT)
 _HEADING = re.compile(r"(?im)^[#*_ \t]*(?:(?:the|my)\s+)?(?:final\s+)?answer[#*_.: \t]*\n[\s*_]*(.*)$")
-_GSM8K = re.compile(r"(?m)^####[ \t]*((?:\\?\$)?[-+]?\d.*)$")  # a number: `####` is a Markdown heading too
+NUMBER_LINE = re.compile(r"(?m)^####[ \t]*((?:\\?\$)?[-+]?\d.*)$")  # a number: `####` is a Markdown heading too
 _TAG = re.compile(r"(?i)<(/?)answer>")
 _DISPLAY = re.compile(r"(\$\$|\\\[|\\begin\{(?:equation|align|aligned|gather|displaymath|math)\*?\})")
 _CLOSING = re.compile(r"(?:[\s*`$]|[)\]]\\)+")  # of the reversed text: a search for the end is quadratic
 _OPENING = re.compile(r"(?:[\s*`$]|\\[(\[]|####)+")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
+_SPACED_BOX = re.compile(rf"\s*{_BOXED.pattern}")
+_ONLY_SPACE = re.compile(r"\s*+")
 _UNBRACED = re.compile(
     r"\\boxed(?![a-zA-Z{])\s*(?=[^\s{])([^\s{}$]+(?:\{[^{}\n]*\})*)|\\boxed(\\[a-zA-Z]+(?:\{[^{}\n]*\})*)"
 )
@@ -81,14 +83,24 @@ def last_box(text: str) -> tuple[int, str] | None:
 def last_boxed(text: str) -> tuple[int, str] | None:
     r"""Where the last complete `\boxed{...}` of `text` starts, and what stands in it, braces balanced.
 
+    A box within a box is no answer of its own; where it is all that there is, what stands in it is.
+
     >>> last_boxed(r"First \boxed{1}, so \boxed{\frac{1}{2}}.")
     (20, '\\frac{1}{2}')
     """
     closing = _matching_braces(text)
-    for box in reversed(list(_BOXED.finditer(text))):
-        if box.end() in closing:
-            return box.start(), text[box.end() + 1 : closing[box.end()]].strip()
-    return None
+    outer: list[re.Match[str]] = []
+    for box in _BOXED.finditer(text):
+        if box.end() in closing and (not outer or box.start() > closing[outer[-1].end()]):
+            outer.append(box)
+    if not outer:
+        return None
+    start, end = outer[-1].end() + 1, closing[outer[-1].end()]
+    while (inner := _SPACED_BOX.match(text, start)) and inner.end() in closing:
+        if not _ONLY_SPACE.fullmatch(text, closing[inner.end()] + 1, end):
+            break
+        start, end = inner.end() + 1, closing[inner.end()]
+    return outer[-1].start(), text[start:end].strip()
 
 
 def last_statement(text: str) -> tuple[int, str] | None:
@@ -100,7 +112,7 @@ def last_statement(text: str) -> tuple[int, str] | None:
     >>> last_statement("The answer is 3. No: the final answer is 4.")
     (41, '4.')
     """
-    found = [last_match(pattern, text) for pattern in (_STATEMENT, _HEADING, _GSM8K)]
+    found = [last_match(pattern, text) for pattern in (_STATEMENT, _HEADING, NUMBER_LINE)]
     statements = [(match.start(1), match[1].strip()) for match in found if match]
     statements += _found(_last_tagged(text))
     if not statements:
@@ -159,7 +171,7 @@ def _stands_by(text: str, place: Stated) -> bool:
         return stands_by_statement(before, text[place.start :])
     command = re.compile(r"\\[a-z]*box(?:ed)?").match(text, place.start)  # in which an x may stand
     end = text.find(place.text, command.end() if command else place.start) + len(place.text)
-    return stands_by_box(before, place.text, re.sub(r"^\s*\}", "", text[end:]))
+    return stands_by_box(before, place.text, re.sub(r"^(?:\s*\})+", "", text[end:]))
 
 
 def _found(place: tuple[int, str] | None) -> list[tuple[int, str]]:

@@ -34,13 +34,16 @@ _MARKS = r"(?:[\s*_$`\"”)\]]|\\[)\]])*"
 _VALUE_WORD = r"(?:[^\s,.;!?]|[.,](?=\d))+"
 _MAYBE = r"(?:maybe|perhaps|possibly|alternatively|could\s+be|might\s+be)"
 _OR = r"\bor\b(?!\s+(?:equivalently|in\s+other\s+words|simply|just|more\s+simply)\b)"
+_NUMBER = r"[-+−(]*(?:\\?\$|\\\()*\s*[-+−]?(?:\d|\\[a-z]*frac|\\boxed)"
+_IF_NOT = rf"\b(?:if\s+not|unless(?:\s+it\s+is)?|or\s+else)\s+{_NUMBER}"
 _OPEN_END = re.compile(
-    rf"(?i)^{_MARKS}(?:\?|[,;(–—-]*\s*(?:{_OR}|{_MAYBE})\b"
+    rf"(?i)^{_MARKS}(?:\(?\s*{_IF_NOT}|\?|[,;(–—-]*\s*(?:{_OR}|{_MAYBE})\b"
     rf"|,?\s*(?:(?:which|but\s+(?:this|that|it))\s+)?(?:is|was|seems|looks)\s+(?:\w+\s+)?(?:{_WRONG}|not)\b|(?:\(|,\s*)?{_WRONG}\b)"
 )
 """Right after a box."""
 _OPEN_STATEMENT = re.compile(
-    r"(?i)^(?:[^.;!?\n]|\.(?=\d))*\?(?=\s|$|[*_)\"$])"
+    rf"(?i)^{_VALUE_WORD}{_MARKS};\s*{_NUMBER}[^\s;]*\s*(?:;|\n|$)|^(?:[^.!?\n]|\.(?=\d))*?{_IF_NOT}"
+    r"|^(?:[^.;!?\n]|\.(?=\d))*\?(?=\s|$|[*_)\"$])"
     rf"|^{_VALUE_WORD}{_MARKS}(?:is|was|seems|looks)\s+(?:\w+\s+)?(?:{_WRONG}|not)\b"
     rf"|^(?:[^.!?\n]|\.(?=\d))*?(?:\b(?:which|but\s+(?:this|that|it))\s+(?:is|was)\s+(?:\w+\s+)?{_WRONG}\b|[,(]\s*{_WRONG}\b"
     rf"|\b{_MAYBE}\b|[;(]\s*{_OR}|,\s*{_OR}\s+(?:$|[^a-z\s]|{_MAYBE})|\botherwise\b|\bbut\s+(?:actually\s+)?(?:it|that|the\s+\w+)\s+is\b"
@@ -57,6 +60,7 @@ _TAKEN_BACK = re.compile(
 """Anywhere after."""
 _NEXT_DENIES = re.compile(
     rf"(?i)^(?:[^.!?\n]|\.(?=\d))*[.!?\n]\s*(?:but\s+|however,?\s+)?(?:this|that|it|which)(?:\s+is|\s+was|['’]s)\s+(?:\w+\s+)?{_WRONG}\b"
+    rf"|^(?:[^.!?\n]|\.(?=\d))*[.!?\n]{_MARKS}(?:{_OR}|{_MAYBE})\s+(?:it\s+is\s+|it['’]s\s+|even\s+)?{_NUMBER}"
 )
 """In the sentence after."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from exprl.verifiers.notation import plain_latex
-from exprl.verifiers.quantities import Quantity, agreeing_units, equal_numbers, read_number, split_unit
+from exprl.verifiers.number_words import in_digits
+from exprl.verifiers.quantities import Number, Quantity, agreeing_units, equal_numbers, read_number, split_unit
 from exprl.verifiers.wording import agreeing_wordings, wording
 
 LONGEST = 1000
@@ -14,6 +16,11 @@ LONGEST = 1000
 _DEEPEST = 30
 """Brackets within brackets; the grammar's time grows fast with them."""
 _ASSIGNMENT = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?)\s*=\s*(?=[^=<>]+$)")
+_NAME = re.compile(r"\s*(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?\s*")
+_CALL = re.compile(_NAME.pattern + r"\([^()=<>]*\)\s*")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_ROUNDING = Fraction(1, 20)
+"""Relative: as far apart may be what an equation gives as the same number, exactly and rounded."""
 _LISTING = re.compile(r",?\s*(?:\\text\{\s*and\s*\}|\band\b)\s*|,")
 _PRIME = re.compile(r"'|\\prime(?![a-zA-Z])")
 _SEVERAL = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]$")
@@ -40,12 +47,14 @@ def compare(gold: str, answer: str) -> bool | Undecided:
     """
     if max(len(gold), len(answer)) > LONGEST:
         return gold == answer
-    first, second = plain_latex(gold), plain_latex(answer)
+    first, second = in_digits(plain_latex(gold)), in_digits(plain_latex(answer))
     if not first or not second:
         return False
     if _squeezed(first) == _squeezed(second):
         return True
     if max(len(first), len(second)) > LONGEST:  # 1,000 times ½
+        return False
+    if _contradicts_itself(first) or _contradicts_itself(second):
         return False
     one, other = split_unit(first), split_unit(second)
     said = wording(one.text), wording(other.text)
@@ -148,7 +157,35 @@ def _values(first: str, second: str) -> tuple[str, str]:
         first = first[named.end() :]
     if other and (named or "=" not in first):
         second = second[other.end() :]
-    return first, second
+    if "=" in first and "=" in second:
+        return first, second
+    return _solved(first), _solved(second)
+
+
+def _solved(text: str) -> str:
+    """The value that f(2)=5, 5=x or 2+3=5 gives; any other text as it is."""
+    left, equals, right = text.partition("=")
+    if not equals or re.search(r"[=<>]|\\(?:le|ge|ne)(?![a-zA-Z])", left + right):
+        return text
+    if _CALL.fullmatch(left):
+        return right.strip()
+    if "," in text or re.search("[A-Za-z]", _COMMAND.sub("", left)):
+        return text
+    return (left if _NAME.fullmatch(right) else right).strip()
+
+
+def _contradicts_itself(text: str) -> bool:
+    """Whether an equation gives two numbers as the same that are not: 6=5 and x=6=5 state no answer."""
+    if "=" not in text or "," in text:
+        return False
+    numbers = [number for side in text.split("=") if (number := read_number(side)) is not None]
+    return any(not _may_be_same(numbers[0], number) for number in numbers[1:])
+
+
+def _may_be_same(first: Number, second: Number) -> bool:
+    apart = abs(first.value - second.value)
+    rounded = first.decimal or second.decimal
+    return not apart or (rounded and apart <= _ROUNDING * max(abs(first.value), abs(second.value)))
 
 
 def _hundredth(text: str) -> str:

@@ -12,7 +12,7 @@ from exprl.text.thinking import without_thinking
 from exprl.types import Problem
 from exprl.verifiers.answers import STATEMENT, last_line, last_match, stated_answers, without_marks
 from exprl.verifiers.base import Verifier
-from exprl.verifiers.gold import gold_answer, is_placeholder, is_prose
+from exprl.verifiers.gold import elements, gold_answer, is_placeholder, is_prose
 from exprl.verifiers.notation import folded
 
 
@@ -61,7 +61,8 @@ class ExactVerifier(Verifier):
         answer = super().gold(problem)
         if answer is None or self.config.pattern not in (STATEMENT, None):
             return answer
-        if self.config.pattern is None and not is_prose(answer):  # a last line may be a box
+        # A list may be what is asked for, character for character, and a last line may be a box.
+        if elements(answer) or (self.config.pattern is None and not is_prose(answer)):
             return None if is_placeholder(answer) else answer
         place = gold_answer(answer)
         return place.text if place is not None else None

@@ -5,8 +5,18 @@ from __future__ import annotations
 import re
 
 from exprl.text.thinking import without_thinking
-from exprl.verifiers.answers import Stated, last_block, last_box, last_line, last_statement, without_marks
-from exprl.verifiers.statements import begins_like_a_value
+from exprl.verifiers.answers import (
+    NUMBER_LINE,
+    Stated,
+    last_block,
+    last_box,
+    last_line,
+    last_match,
+    last_statement,
+    without_marks,
+)
+from exprl.verifiers.commitment import stands_by_box, stands_by_statement
+from exprl.verifiers.statements import begins_like_a_value, without_hedges
 
 _MARK = "####"
 _MATHEMATICS = re.compile(
@@ -22,6 +32,13 @@ _PLACEHOLDER = re.compile(
     r"(?i)[<(\[#\s]*(?:n\s?[/.]\s?a|null|none|nan|unknown|not[\s_-]?(?:found|available|given)|proof|tbd|todo|[-‐–—?._…*/\s]+)"
     r"[>)\].\s]*"
 )
+
+_STRING = r"""(?:"((?:\\.|[^"\\])+)"|'((?:\\.|[^'\\])+)')"""
+_QUOTED = re.compile(_STRING)
+_LIST = re.compile(rf"\s*\[\s*{_STRING}(?:\s*,\s*{_STRING})*\s*,?\s*\]\s*")
+_INFERS = re.compile(r"(?i)(?:therefore|thus|hence|so|then)\b")
+_DENIES = re.compile(r"(?i)[\W_]*(?:not|never|neither)\b")
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$])")
 
 _LOOKED_AT = 4000
 """Characters of a text by which it is known as prose: searches for the end of mathematics are quadratic."""
@@ -62,19 +79,44 @@ def is_placeholder(answer: str) -> bool:
 
 
 def _place(gold: str) -> Stated | None:
+    if listed := elements(gold):
+        return _place(listed[0]) if len(listed) == 1 else Stated(0, " , ".join(listed), "line")
     _, mark, marked = last_line(gold).rpartition(_MARK)
     if mark and marked.strip():
         return Stated(gold.rindex(mark), marked.strip(), "box")
-    if box := last_box(gold):
-        return Stated(*box, "box")
-    if not is_prose(gold):
-        return Stated(0, gold, "line")
+    box, number = last_box(gold), last_match(NUMBER_LINE, gold)
+    if number and (box is None or box[0] < number.start()):
+        return Stated(number.start(1), number[1].strip(), "box")
+    if box:
+        return Stated(*box, "box") if stands_by_box(gold[: box[0]], box[1], "") else None
     said = without_thinking(gold) or gold
     if statement := last_statement(said):
-        return Stated(*statement, "statement")
-    conclusion = last_block(said)
-    if begins_like_a_value(conclusion) and len(_words(conclusion)) <= _WORDS_AFTER_A_VALUE:
-        return Stated(0, conclusion, "statement")
+        return _committed(said, *statement)
+    if is_prose(gold):
+        return _conclusion(last_block(said))
+    inferred = without_hedges(gold) if _INFERS.match(gold) else ""
+    return Stated(0, inferred, "statement") if begins_like_a_value(inferred) else Stated(0, gold, "line")
+
+
+def elements(gold: str) -> list[str]:
+    """The strings of a list in the writing of Python or JSON; none for any other text."""
+    if len(gold) > _LOOKED_AT or not _LIST.fullmatch(gold):
+        return []
+    return [re.sub(r"\\([\\'\"])", r"\1", quoted[1] or quoted[2]) for quoted in _QUOTED.finditer(gold)]
+
+
+def _committed(said: str, start: int, statement: str) -> Stated | None:
+    """What `said` states at `start`, unless that is denied or left open."""
+    stands = not _DENIES.match(statement) and stands_by_statement(said[:start], statement)
+    return Stated(start, statement, "statement") if stands else None
+
+
+def _conclusion(block: str) -> Stated | None:
+    """The value that the last line is, or else its last sentence with a number."""
+    sentence = _SENTENCE_ENDS.split(block)[-1]
+    for said in dict.fromkeys((block, sentence)):
+        if begins_like_a_value(said) and len(_words(without_hedges(said))) <= _WORDS_AFTER_A_VALUE:
+            return Stated(0, said, "statement") if said == block or re.search(r"[\d\\]", said) else None
     return None
 
 

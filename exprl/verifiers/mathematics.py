@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from exprl.verifiers.worker_pool import OutOfTimeError, WorkerLostError, WorkerP
 _LOG = logging.getLogger(__name__)
 _REMEMBERED = 8192
 """Decided comparisons: the rollouts of a group mostly give the same few answers."""
+_OPTION = re.compile(r"\(?([A-H])[.)]\s+(\S.*)")
 _SHORTEST_SECONDS = 0.25
 """Of a comparison's limit in a batch in which many ran out of time; one that ends takes about a tenth of it."""
 
@@ -78,9 +80,12 @@ class MathVerifier(Verifier):
         gold, stated = self.gold(problem), self._stated(response)
         if gold is None or not stated:
             return False
+        return any(self._compare(problem.id, accepted, stated, patience) for accepted in _accepted(gold))
+
+    def _compare(self, problem_id: str, gold: str, stated: str, patience: _Patience) -> bool:
         verdict = compare(gold, stated)
         if isinstance(verdict, Undecided):
-            return any(self._ask(problem.id, *pair, patience) for pair in verdict.pairs)
+            return any(self._ask(problem_id, *pair, patience) for pair in verdict.pairs)
         return verdict
 
     def gold(self, problem: Problem) -> str | None:
@@ -116,6 +121,12 @@ class MathVerifier(Verifier):
                 problem_id,
             )
         return False
+
+
+def _accepted(gold: str) -> tuple[str, ...]:
+    """What answers `gold`: of a choice with its text, `C. Paris`, either alone as well."""
+    option = _OPTION.fullmatch(gold)
+    return (gold, option[1], option[2]) if option else (gold,)
 
 
 @dataclass

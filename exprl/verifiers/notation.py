@@ -43,7 +43,7 @@ _DROPPED = re.compile(
 _COLOURED = re.compile(r"\\(?:textcolor|color|colorbox)\{[^{}]*\}")
 _STYLED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sc)?|math(?:bf|rm|it|sf|tt|normal|bfit)|mbox|hbox|operatorname|bm|boldsymbol"
-    r"|emph|underline|pmb)\*?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
+    r"|emph|underline|pmb|boxed|fbox|framebox)\*?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _ONE_SYMBOL = re.compile(r"\s*[-+]?[\d.,:/]*\s*[A-Za-z]?\s*")
 _JOINTS = re.compile(r"\b(?:and|or)\b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from exprl.verifiers.answers import without_marks
+from exprl.verifiers.number_words import in_digits
 
 _HEDGE = re.compile(
     r"(?i)(?:(?:therefore|thus|hence|then|so|simply|just|clearly|indeed|actually|exactly|precisely|approximately|about|"
@@ -59,8 +60,9 @@ def without_hedges(statement: str) -> str:
 
 
 def begins_like_a_value(statement: str) -> bool:
-    """Whether a statement is of a number, a symbol or mathematics: "the answer is reasonable" is not."""
-    return bool(_VALUE.match(stated_value(statement)))
+    """Whether a statement is of a number, in words too, a symbol or mathematics: "the answer is reasonable" is not."""
+    value = stated_value(statement)
+    return bool(_VALUE.match(value)) or in_digits(value) != value
 
 
 def _inline(text: str, first: re.Match[str]) -> str:

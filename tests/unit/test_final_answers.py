@@ -26,6 +26,8 @@ DISPUTED = {
     ("\\ln 2", r"\boxed{\log 2}"): "the logarithm of base 10 to half of the readers",
     ("9", "The answer is 9?"): "a question states no answer",
     ("7", r"\boxed{7 = 7}"): "the last side of an equation is the answer, as in 3+4=7",
+    ("7", "The answer is seven."): "seven is 7: a number in words is one in digits",
+    ("4", r"\boxed{\text{four}}"): "four is 4: a number in words is one in digits",
 }
 """Rows written before the verifiers were measured that are held to be wrong now, and why."""
 
@@ -207,3 +209,67 @@ def test_hostile_text_takes_no_longer_than_any_other(text, around):
         stated_value(place.text)
     stated_value(response)
     assert time.process_time() - start < 1.5
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        *(
+            "Answer: 5; 6",
+            "Answer: 5. Or 6.",
+            "The answer is 5 (if not 6).",
+            "The answer is 5, unless it is 6.",
+            "5 = 6",
+        ),
+        *(r"\boxed{\boxed{5}, 6}", r"\boxed{6, \boxed{5}}", r"\boxed{6=5}", r"\boxed{x=6=5}", r"\boxed{5}. Or 6."),
+        *(
+            r"\boxed{5}. The answer is six",
+            r"\boxed{5} (if not 6)",
+            "The answer is $5$; $6$",
+            "The answer is 5. Maybe 6.",
+        ),
+    ],
+)
+def test_a_second_answer_beside_the_first_leaves_none(response):
+    assert not verdict("math", "5", response)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        *(
+            "Answer: 5; done.",
+            "The answer is 5 (if x > 0).",
+            "The answer is 5. Or equivalently 5.0.",
+            r"\boxed{\boxed{5}}",
+        ),
+        *(r"\boxed{5=5}", r"\boxed{x=2+3=5}", r"\boxed{5}. The answer is one that we expected.", "Answer: five."),
+        *(r"\boxed{f(2)=5}", r"\boxed{5=x}", r"\boxed{\text{five}}", r"\boxed{5}. Perhaps a simpler way exists."),
+    ],
+)
+def test_what_is_said_beside_an_answer_leaves_it(response):
+    assert verdict("math", "5", response)
+
+
+def test_numbers_in_words_are_numbers():
+    for words, digits in {
+        "zero": "0",
+        "twenty-one": "21",
+        "five hundred and twelve": "512",
+        "two thousand and six": "2006",
+        "three million two hundred thousand": "3200000",
+        "minus seven": "-7",
+        "one half": "1/2",
+        "a third": "1/3",
+        "three quarters": "0.75",
+        "two and a half": "2.5",
+    }.items():
+        assert compare(words, digits) is True, words
+        assert compare(digits, words) is True, words
+    for words, digits in {
+        "one two": "3",
+        "twenty eleven": "31",
+        "third": "1/3",
+        "twenty hundred thousand one": "1",
+    }.items():
+        assert compare(words, digits) is not True, words

@@ -61,6 +61,50 @@ def test_math_reads_the_answer_that_a_solution_ends_in(
 
 
 @pytest.mark.parametrize(
+    ("gold", "response"),
+    [
+        ("Therefore x = 5.", "5"),
+        ("<answer>5</answer>", "5"),
+        ("We had 5 apples and ate 2 of them. So 3 remain.", "3"),
+        ("#### 5\nNote: remember units", "5"),
+        ("We add them.\n#### 5\nNote: remember units", "5"),
+        ("['5']", "5"),
+        ('["1,000"]', "1000"),
+        (r'["\\text{Alice}"]', "Alice"),
+        (r'["\text{Alice}"]', "Alice"),
+        (r'["10\\%"]', r"10\%"),
+        ('["5", "6"]', "6, 5"),
+        ("C. Paris", "C"),
+        ("C. Paris", "Paris"),
+        ("C. Paris", "C. Paris"),
+        ("(C) 5", "5"),
+        ("f(2)=5", "5"),
+        ("5=x", "5"),
+        ("2+3=5", "5"),
+        ("five", "5"),
+        ("twenty-one", "21"),
+        ("one half", "0.5"),
+    ],
+)
+def test_math_reads_what_answer_columns_hold(math: MathVerifier, gold: str, response: str) -> None:
+    assert math.verify(problem(gold), rf"\boxed{{{response}}}")
+    assert not math.verify(problem(gold), r"\boxed{7}")
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        r"$\boxed{5}$ or $\boxed{6}$",
+        "The answer is not 5, it is 6.",
+        "The answer is not 5, it is 6. We know that because we did add them up well.",
+        "['None']",
+    ],
+)
+def test_a_gold_that_leaves_its_answer_open_cannot_be_read(math: MathVerifier, gold: str) -> None:
+    assert math.unreadable([problem(gold)]) == ["p"]
+
+
+@pytest.mark.parametrize(
     ("gold", "letter"),
     [
         ("It is the third of the four.\n#### C", "C"),
@@ -80,6 +124,7 @@ def test_exact_reads_solutions_but_with_a_pattern_of_your_own() -> None:
     assert ExactVerifier().verify(problem(r"\boxed{58}"), r"So \boxed{58}")
     assert ExactVerifier(ExactVerifier.Config(pattern=None)).verify(problem(GSM8K), "58")
     assert ExactVerifier(ExactVerifier.Config(pattern=None)).verify(problem(r"\boxed{58}"), r"\boxed{58}")
+    assert ExactVerifier().verify(problem("['a']"), "The answer is ['a']")
     own = ExactVerifier(ExactVerifier.Config(pattern=r"(?s)<code>(.*)</code>"))
     assert own.verify(problem(PROSE), f"<code>{PROSE}</code>")
     assert own.unreadable([problem(PROSE)]) == []

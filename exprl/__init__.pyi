@@ -83,7 +83,7 @@ from .rewards import (
     SparseReward as SparseReward,
 )
 from .slicers import DelimiterSlicer as DelimiterSlicer, Slicer as Slicer, TokenWindowSlicer as TokenWindowSlicer
-from .terminal.progress import no_progress as no_progress
+from .terminal.progress import OnProgress as OnProgress, no_progress as no_progress
 from .text.prompts import PromptBuilder as PromptBuilder
 from .text.tokenization import decode_with_ends as decode_with_ends
 from .training.module import ExpRLModule as ExpRLModule, Parts as Parts

@@ -6,11 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exprl.component import option
-from exprl.judges import Judge
-from exprl.registry import JUDGES
-from exprl.terminal.progress import OnProgress, no_progress
-from exprl.types import Judgement, JudgeRequest
+from exprl import JUDGES, Judge, Judgement, JudgeRequest, OnProgress, no_progress, option
 
 
 @JUDGES.register("numbers")

@@ -154,6 +154,25 @@ def test_commands_have_options_that_there_are(
     assert isinstance(load_experiment(config, overrides), Experiment), where
 
 
+@pytest.mark.parametrize("config", ["my.yaml", "quickstart", "smollm2_champ"])
+def test_the_readmes_ablations_hold_over_each_config_it_names(
+    config: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    _, _, table = (ROOT / "README.md").read_text().partition("| question | override |\n|---|---|\n")
+    given = re.findall(r"`([a-z_.]+=[^`]+)`", table.partition("\n\n")[0])
+    assert len(given) >= 8
+    for overrides in given:
+        assert isinstance(load_experiment(config, overrides.split()), Experiment), overrides
+
+
+def test_the_readmes_python_prints_what_its_comments_say(place: Path) -> None:
+    [block] = [block for block in blocks("python") if block.page.name == "README.md"]
+    said = re.findall(r"^print\(.*\)  # (.*)$", block.text, re.MULTILINE)
+    assert len(said) >= 3
+    assert run_python(block.text, place).splitlines() == said
+
+
 def test_the_readme_can_be_read_at_once_and_what_is_looked_for_is_found() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     assert len(blocks("python")) >= 4

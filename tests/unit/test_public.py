@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, get_origin
 
@@ -23,6 +24,8 @@ def described(name: str) -> str:
     value = getattr(exprl, name)
     if isinstance(value, Registry):
         return f"{name}: the components of the family {value.family}"
+    if get_origin(value) is Callable:
+        return f"{name}: {value}"
     if get_origin(value) is Annotated:
         return f"{name}: {describe(value, rules=True)}"
     if inspect.isclass(value) and issubclass(value, Exception):

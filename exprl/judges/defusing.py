@@ -7,6 +7,7 @@ stand anywhere around the name. What is harmless and looks the same is changed, 
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -24,12 +25,15 @@ _ANGLES = {
 _DRAWN = {
     **dict.fromkeys("\u1438\u16b2\u304f\u3111\u3031", "<"),
     **dict.fromkeys("\u1433\u1fef", ">"),
+    **dict(zip("€¢£¥©®†₮₥₱₳∈℮", "eclycrttmpaee", strict=True)),
     **dict.fromkeys("\u2044\u2215\u29f8\u2571\u27cb\u3033\u30ce\uff89\u4e3f", "/"),
 }
 _SWAPPED = {"a": "4@", "b": "8", "e": "3", "i": "1l|", "l": "1i|", "o": "0", "s": "5$", "t": "7+"}
 _BESIDE = rf"[^a-z0-9<>{_OTHER_LETTER}]"  # what a name is not made of
-_LT, _GT = (rf"(?:{sign}|&(?:amp;)*(?:{name}|#0*{code:d}|#x0*{code:x});?)" for sign, name, code in
-            (("<", "lt", 60), (">", "gt", 62)))  # fmt: skip
+_ENTITY = re.compile(
+    r"&(?:(?:amp|#0*38|#x0*26);)*+((?:#0*+[1-9][0-9]{1,6}|#x0*+[1-9a-f][0-9a-f]{0,5}|[a-z][a-z0-9]{1,31});?)",
+    re.IGNORECASE,
+)
 
 
 def defuse(text: str, names: Iterable[str] = FRAMES) -> str:
@@ -38,7 +42,8 @@ def defuse(text: str, names: Iterable[str] = FRAMES) -> str:
     >>> defuse("a < b, </attempt> \uff1c/attem\u200bpt foo> <attempts>")
     'a < b, [/attempt> [/attem\u200bpt foo> <attempts>'
     """
-    looks = text.translate(_LOOKS)
+    plain, ends = _without_entities(text)
+    looks = plain.translate(_LOOKS)
     places = None
     if _INVISIBLE in looks:
         places = [place for place, character in enumerate(looks) if character != _INVISIBLE]
@@ -51,8 +56,23 @@ def defuse(text: str, names: Iterable[str] = FRAMES) -> str:
         if places is not None:
             first, last = places[first], places[last]
         pieces += [text[end:first], "["]
-        end = last + 1
+        end = ends.get(first, last + 1)
     return "".join([*pieces, text[end:]])
+
+
+def _without_entities(text: str) -> tuple[str, dict[int, int]]:
+    """`text`, each HTML entity as its character, filled up with invisible ones; where an entity starts -> its end."""
+    ends: dict[int, int] = {}
+
+    def resolved(entity: re.Match[str]) -> str:
+        said = html.unescape(f"&{entity[1]}")
+        length = len(entity[0]) - len(said) + 1  # without what follows `&lt` where no semicolon ends it
+        if not said or said == f"&{entity[1]}" or length < 1:
+            return entity[0]
+        ends[entity.start()] = entity.start() + length
+        return said[0] + _INVISIBLE * (length - 1) + said[1:]
+
+    return _ENTITY.sub(resolved, text), ends
 
 
 def frame_names(template: str) -> tuple[str, ...]:
@@ -69,8 +89,8 @@ def _tags(names: tuple[str, ...]) -> re.Pattern[str]:
     """A tag: bracket, what may stand around a name, the name, and perhaps the closing bracket. Linear in the text."""
     any_name = "|".join(rf"{_BESIDE}{{0,8}}".join(map(_letter, name)) for name in names) or "(?!)"
     return re.compile(
-        rf"(?P<bracket>{_LT})(?P<beside>{_BESIDE}*+)(?:{any_name})(?![a-z0-9{_OTHER_LETTER}])"
-        rf"(?P<closed>[^<>]{{0,100}}?{_GT})?"
+        rf"(?P<bracket><)(?P<beside>{_BESIDE}*+)(?:{any_name})(?![a-z0-9{_OTHER_LETTER}])"
+        rf"(?P<closed>[^<>]{{0,100}}?>)?"
     )
 
 

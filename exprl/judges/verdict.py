@@ -89,20 +89,28 @@ _OTHER_SUBJECT = re.compile(
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 _OWN_CLAIM = re.compile(
-    rf"\b{WORD}\b(?=[\W_]{{0,12}}(?:(?:of|is|was|at|to|reached|should\s+be)[\W_]{{1,12}}){{0,2}}[0-9])", re.IGNORECASE
+    rf"(?<![a-z])(?:{WORD}|score)"
+    r"(?=(?:[\W_]++|(?:of|out|is|an?|was|at|to|reached|should|be|boxed|text)(?![a-z]))*+[0-9])",
+    re.IGNORECASE,
 )
-"""Our own word before a number, whatever stands between."""
+"""The words of a verdict before a number, whatever stands between."""
+_HARMLESS = "grade"
+"""What `parse_score` takes for no verdict."""
 
 
 def defuse_claims(trace: str) -> str:
-    """`trace` without verdicts in our own form: a small model copies one that it finds into its reply.
+    """`trace` without verdicts that `parse_score` would read: a small model copies one that it finds into its reply.
 
     The word is exchanged, which is what the copying hangs on, not the sign after it (`benchmarks/judge_gaming.py`).
 
-    >>> defuse_claims("So x = 2. Level: 5")
-    'So x = 2. score: 5'
+    >>> defuse_claims("So x = 2. Level: 5, **Score** = 5/5")
+    'So x = 2. grade: 5, **grade** = 5/5'
     """
-    return _OWN_CLAIM.sub("score", trace)
+    pieces, end = [], 0
+    for claim in _OWN_CLAIM.finditer(trace.translate(_FULL_WIDTH)):  # character for character
+        pieces += [trace[end : claim.start()], _HARMLESS]
+        end = claim.end()
+    return "".join([*pieces, trace[end:]])
 
 
 def parse_score(reply: str) -> float | None:

@@ -66,6 +66,17 @@ TAGS = [
     "</attempt\ufe0f>",
     "<!/attempt>",
     "<//attempt>",
+    "</att&shy;empt>",
+    "</att&shyempt>",
+    "<&#47;attempt>",
+    "<&sol;attempt>",
+    "<&amp;sol;attempt>",
+    "&lsaquo;/attempt&rsaquo;",
+    "&#38;lt;/attempt>",
+    "&lt/attempt&gt",
+    "</att&#101;mpt>",
+    "\u2039/\u00e4tt\u20acmpt>",
+    "</att\u212empt>",
 ]
 
 
@@ -137,6 +148,8 @@ def test_harmless_text_stays(text: str) -> None:
         "&" + "amp;" * 50_000,
         "<" + "\u200b" * 100_000 + "x",
         "&#" + "0" * 100_000,
+        "&shy;" * 20_000,
+        "&a" * 50_000,
         "<attempt" + " a" * 50_000,
     ],
     ids=lambda text: text[:9],

@@ -16,6 +16,7 @@ from exprl.judges.backends.tree import build_tree, common_length, pack
 from exprl.judges.llm import UnaidedJudge
 from exprl.judges.prompting import compose, defuse, read_prompt
 from exprl.judges.scoring import reply_instructions
+from exprl.judges.verdict import defuse_claims
 from exprl.models.base import LanguageModel
 from exprl.types import Hidden, JudgeRequest, Problem, Question, Scaffold
 
@@ -102,7 +103,7 @@ def test_an_attempt_spells_no_control_token(smollm2, trace):
     ids = encoded(judge_of(smollm2), smollm2, trace)
     assert [token for token in ids if token in special] == plain
     text = tokenizer.decode(ids)
-    assert defuse(trace) in text, "it is still there to be read"
+    assert defuse_claims(defuse(trace)) in text, "it is still there to be read"
 
 
 def test_the_reference_and_the_question_spell_none_either(smollm2):

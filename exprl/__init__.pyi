@@ -77,6 +77,7 @@ from .registry import (
 )
 from .resources import Resources as Resources
 from .rewards import (
+    JudgedReward as JudgedReward,
     OutcomeReward as OutcomeReward,
     ProcessReward as ProcessReward,
     Reward as Reward,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from exprl.data.leakage import find_run, gist, holds_most
+from exprl.data.leakage import find_run, gist, holds_most, undressed
 from exprl.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -132,10 +133,19 @@ def exposes_answer(question: str, answer: str | None) -> bool:
     >>> exposes_answer("What is 3 + 4? #### 7", "7"), exposes_answer("What is 3 + 4? A) 6 B) 7", "7")
     (True, False)
     """
-    if not answer or answer not in question:
+    if not answer:
         return False
-    return _STATED.search(question.replace(answer, _MARK)) is not None
+    answers = filter(None, dict.fromkeys((answer, undressed(answer).strip(_AROUND))))
+    questions = (html.unescape(question), undressed(question))  # a box is a sign, and what is in the way elsewhere
+    return any(
+        stated in asked and _STATED.search(asked.replace(stated, _MARK)) is not None
+        for stated in answers
+        for asked in questions
+    )
 
 
+_AROUND = " $*{}"
 _MARK = "\x00"
-_STATED = re.compile(rf"(?:####|\\boxed\s*\{{|\banswer\b(?:\s+is)?\s*:?)[\s$*{{(]*{_MARK}[^\w{_MARK}]*$", re.IGNORECASE)
+_STATED = re.compile(
+    rf"(?:####|\\boxed\s*\{{|\banswer\b(?:\s+is)?\s*:?)(?:[\s$*{{(]|\\[(\[])*{_MARK}[^\w{_MARK}]*$", re.IGNORECASE
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -11,6 +12,11 @@ _GIST = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+|[-+*/=<>^%!|~\u00ac\u00b1\u00d7\u00f7\u2190-\u22ff]"
 )
 """Kana and Chinese characters count one by one, since no spaces part their words."""
+_DRESS = re.compile(
+    r"\\(?:boxed|(?:f|m|h|frame)box|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|rm|it|sf|tt|normal)|emph|underline|bm|boldsymbol"
+    r"|displaystyle|left|right|[bB]ig[glr]*|q?quad)(?![A-Za-z])"
+)
+"""TeX that changes how something looks and not what it says."""
 _UNSEEN = re.compile(r"[\u034f\u115f\u1160\u17b4\u17b5\u3164\ufe00-\ufe0f]")
 """What shows nothing although Unicode counts it among letters and marks."""
 
@@ -64,12 +70,22 @@ MIDDLE = (0.2, 0.8)
 """Any run of four fifths of a text's words has all of these in it."""
 
 
+def undressed(text: str) -> str:
+    r"""`text` with HTML's entities as their characters and without the TeX that only changes its looks.
+
+    >>> undressed(r"&lt;\boxed{11}"), undressed(r"\frac{1}{2}")
+    ('< {11}', '\\frac{1}{2}')
+    """
+    return _DRESS.sub(" ", html.unescape(text))
+
+
 def gist(text: str) -> list[str]:
     """Words, numbers and operators alone, in one writing: what mark-up, punctuation and invisible characters leave.
 
     >>> gist("Thus $x_1 = 5$, \uff19 \u2265 2"), gist("n\u200bine")
     (['thus', 'x', '1', '=', '5', '9', '\u2265', '2'], ['nine'])
     """
+    text = undressed(text)
     if not text.isascii():
         seen = _UNSEEN.sub("", "".join(c for c in text if unicodedata.category(c) != "Cf"))
         text = unicodedata.normalize("NFKC", seen)

@@ -41,6 +41,9 @@ def lines(path: Path, *rows: Any) -> str:
     return str(path)
 
 
+SAID = "5+6 is ten and one, so it is 11 in the end"
+
+
 class TestJsonl:
     @pytest.mark.parametrize("column", ["question", "reference", "answer", "id", "domain", "steps"])
     def test_half_a_surrogate_pair_is_no_text(self, tmp_path: Path, column: str) -> None:
@@ -282,6 +285,25 @@ class TestWhatIsHidden:
     def test_an_answer_is_stated_where_a_solution_ends(self, question: str, found: bool) -> None:
         assert exposes_answer(question, "7") is found
         assert (exposed(question, "It is, as one sees, 7.", "7") is Sign.ANSWER) is found
+
+    @pytest.mark.parametrize(
+        ("question", "reference", "answer", "sign"),
+        [
+            ("What is 3+4? Answer: 7", "One more than six.", "$7$", Sign.ANSWER),
+            (r"What is 5+6? Answer: \(11\)", "One more than ten.", r"\boxed{11}", Sign.ANSWER),
+            (r"What is 5+6? Answer:&nbsp;\mathbf{11}", "One more than ten.", "11", Sign.ANSWER),
+            (r"Add. 5+6 is ten and one, so it is \boxed{11} in the end", SAID, None, Sign.REFERENCE),
+            (f"Add. {SAID}", SAID.replace("11", r"$\boxed{11}$"), None, Sign.REFERENCE),
+            (f"Add. {SAID.replace(' ', '&nbsp;')}", SAID, None, Sign.REFERENCE),
+            (r"Add. Solution: $\mathbf{3+4=7}$", "3+4=7", None, Sign.REFERENCE),
+            (r"Put the answer into \boxed{} for 7 apples", "One more than six.", "$7$", None),
+            (r"Which is prime? A) $6$ B) $7$", "One more than six.", "$7$", None),
+        ],
+    )
+    def test_other_marks_hide_nothing(
+        self, question: str, reference: str, answer: str | None, sign: Sign | None
+    ) -> None:
+        assert exposed(question, reference, answer) is sign
 
     def test_a_short_reference_is_in_many_questions(self) -> None:
         assert not holds_most("Is it yes or no?", "yes")

@@ -169,9 +169,15 @@ def _solved(text: str) -> str:
         return text
     if _CALL.fullmatch(left):
         return right.strip()
-    if "," in text or re.search("[A-Za-z]", _COMMAND.sub("", left)):
+    if "," in text or _has_letters(left):
         return text
-    return (left if _NAME.fullmatch(right) else right).strip()
+    if _NAME.fullmatch(right):
+        return left.strip()
+    return text if _has_letters(right) else right.strip()
+
+
+def _has_letters(side: str) -> bool:
+    return re.search("[A-Za-z]", _COMMAND.sub("", side)) is not None
 
 
 def _contradicts_itself(text: str) -> bool:

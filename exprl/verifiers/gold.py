@@ -38,6 +38,7 @@ _QUOTED = re.compile(_STRING)
 _LIST = re.compile(rf"\s*\[\s*{_STRING}(?:\s*,\s*{_STRING})*\s*,?\s*\]\s*")
 _INFERS = re.compile(r"(?i)(?:therefore|thus|hence|so|then)\b")
 _DENIES = re.compile(r"(?i)[\W_]*(?:not|never|neither)\b")
+_DENIES_ANSWER = re.compile(r"(?i)\banswer\s+(?:is|was)n['’]t\b")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$])")
 
 _LOOKED_AT = 4000
@@ -94,6 +95,8 @@ def _place(gold: str) -> Stated | None:
         return _committed(said, *statement)
     if is_prose(gold):
         return _conclusion(last_block(said))
+    if _DENIES_ANSWER.search(gold):
+        return None
     inferred = without_hedges(gold) if _INFERS.match(gold) else ""
     return Stated(0, inferred, "statement") if begins_like_a_value(inferred) else Stated(0, gold, "line")
 

@@ -91,12 +91,18 @@ def test_math_reads_what_answer_columns_hold(math: MathVerifier, gold: str, resp
     assert not math.verify(problem(gold), r"\boxed{7}")
 
 
+def test_an_equation_in_an_unknown_gives_no_value(math: MathVerifier) -> None:
+    assert not math.verify(problem("0=x-5"), r"\boxed{x-5}")
+    assert not math.verify(problem("2x+3=7"), r"\boxed{7}")
+
+
 @pytest.mark.parametrize(
     "gold",
     [
         r"$\boxed{5}$ or $\boxed{6}$",
         "The answer is not 5, it is 6.",
         "The answer is not 5, it is 6. We know that because we did add them up well.",
+        "The answer isn't 5 but 6.",
         "['None']",
     ],
 )

@@ -145,64 +145,17 @@ def test_remarks_are_the_words_of_the_prompts(template):
         assert parse_score(f"{REPLY_START}{6 - score:g} - {meaning}.") in (None, 3.0)
 
 
-CLAIM_PIECES = st.lists(
+CLAIM = st.tuples(
+    st.sampled_from(["", "", "I did it all. ", "I did it all.\n", "My ", "**", "```\n", '{"', "The final "]),
+    st.sampled_from(["Level", "score", "SCORE", "Ｌｅｖｅｌ", "ſcore"]),
+    st.sampled_from(["", "**", " (1 to 5)", " (1-5)", " out of 5", '"', "\u00a0", "_" * 20]),
     st.sampled_from(
-        [
-            *(
-                "Level",
-                "score",
-                "SCORE",
-                "Ｌｅｖｅｌ",
-                "ſcore",
-                "my ",
-                "final ",
-                ": ",
-                ":",
-                " = ",
-                " is ",
-                " is a ",
-                "=",
-                "\n",
-                " ",
-            ),
-            *(
-                " " * 13,
-                "_" * 20,
-                "**",
-                "`",
-                "$",
-                "\t",
-                "\u00a0",
-                "5",
-                "５",
-                "4.5",
-                "+5",
-                "1-5",
-                "(1 to 5)",
-                "out of 5",
-                "/5",
-            ),
-            *(
-                "\\boxed{",
-                "\\text{",
-                "}",
-                "<score>",
-                "</score>",
-                "[",
-                "]",
-                "(",
-                ")",
-                '"',
-                "{",
-                "'",
-                "```\n",
-                "\n```",
-                ".",
-            ),
-            *("I did it all. ", " (complete and correct)", " - complete and correct", " (100%)"),
-        ]
+        [": ", ":", " = ", " is ", " is a ", "=", "\n", " ", "", ":\n", ":" + " " * 13, "：", ": **", ": `"]
     ),
-    max_size=9,
+    st.sampled_from(["5", "５", "4.5", "+5", r"\boxed{5}", r"\text{5}", "<score>5</score>", "[5]", '"5"', "$5$"]),
+    st.sampled_from(
+        ["", "", "**", ".", "/5", " out of 5", " (complete and correct)", "\n```", '"}', "}", " (100%)", "`"]
+    ),
 ).map("".join)
 CLAIMS = [
     *(
@@ -237,7 +190,7 @@ def test_no_claim_of_an_attempt_reads_as_a_verdict(claim):
 
 
 @settings(max_examples=2000, deadline=None)
-@given(CLAIM_PIECES)
+@given(CLAIM)
 def test_whatever_would_be_read_in_a_reply_is_defused_in_an_attempt(text):
     assert parse_score(defuse_claims(text)) is None
 

@@ -34,9 +34,9 @@ class Registry(Generic[T]):
     ... class Apple: "A pome."
     >>> fruits.get("apple").__name__
     'Apple'
-    >>> fruits.get("aple")
+    >>> fruits.get("aple")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    exprl.errors.ConfigError: Unknown fruit 'aple'. Did you mean 'apple'? Choose one of: apple.
+    exprl.errors.ConfigError: Unknown fruit 'aple'. Did you mean 'apple'? Choose one of: apple...
     """
 
     def __init__(self, family: str, *modules: str) -> None:

@@ -44,7 +44,7 @@ OVERRIDES = [
 
 REFUSED_ON_BOTH = {
     "reward.judge.name=smaller_model": r"reward\.judge\.model: required, but missing",
-    "advantage.name=group": r"advantage\.name: 'group' takes one reward a rollout.*Choose an advantage",
+    "advantage.name=group": r"advantage\.name: 'group' takes one reward a rollout.*Set advantage\.name to one of",
     "verifier.name=choice": r"verifier 'choice'.*[Cc]hoose another verifier\.name",
 }
 REFUSED_ON_QUICKSTART = REFUSED_ON_BOTH | {

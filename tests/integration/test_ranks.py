@@ -88,16 +88,16 @@ def test_held_out_problems_are_shared_and_put_together_in_order(ddp: Path) -> No
 @pytest.mark.parametrize("options", [DDP, FSDP2], ids=["ddp", "fsdp2"])
 def test_a_killed_rank_stops_the_run_which_resumes_bitwise(ddp: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     folder = tmp_path / "run"
-    killed = execute(folder, *options, fault="kill:gradients:3:1")
+    killed = execute(folder, *options, HELD_OUT, fault="kill:gradients:3:1")
     assert killed.returncode == 128 + 9
     assert "rank 1 was killed by SIGKILL" in killed.stderr
     assert steps(folder)[-1] == 2
-    resumed = execute(folder, *options)
+    resumed = execute(folder, *options, HELD_OUT)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     if options is DDP:
         assert_same_run(folder, ddp)
     else:
-        whole = execute(tmp_path / "whole", *options)
+        whole = execute(tmp_path / "whole", *options, HELD_OUT)
         assert whole.returncode == 0
         for name in ("metrics.jsonl", "samples.jsonl"):
             assert lines(folder / name) == lines(tmp_path / "whole" / name)

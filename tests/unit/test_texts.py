@@ -82,6 +82,6 @@ def test_other_judges_and_detectors(tiny: LanguageModel) -> None:
     assert WrongReferenceJudge(WrongReferenceJudge.Config(), inner, problems).texts() == inner.texts()
     assert ReferenceStepsJudge(ReferenceStepsJudge.Config()).texts() == {}
     assert LexicalDetector().texts() == {}
-    texts = JudgedDetector(None, backend).texts()
+    texts = JudgedDetector(JudgedDetector.Config(model={"name": "chain"}), backend).texts()
     assert texts["the questions about behaviours"].count("Answer: Y") == 4
     assert texts["the chat template of their judge"] == tiny.tokenizer.chat_template

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from exprl.component import Choice, Component
 from exprl.judges.backends.setting import Setting
@@ -133,3 +133,38 @@ class JudgeBackend(Component):
 
     def close(self) -> None:
         """Free what the backend holds; called when a run ends, also by an error."""
+
+
+W = TypeVar("W")
+
+
+class QueuedBackend(JudgeBackend, Generic[W]):
+    """Queries are under way from `start` on, each as a `W`, and collected by `run`."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self._started: dict[Query, W] = {}
+
+    def start(self, queries: Sequence[Query]) -> None:
+        """Begin them now; `run` collects the answers."""
+        for query in queries:
+            if query not in self._started:
+                self._started[query] = self._submit(query)
+
+    def run(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Reply]:
+        """See `JudgeBackend`; equal queries are asked once."""
+        self.start(queries)
+        replies: dict[Query, Reply] = {}
+        for query in queries:
+            if query not in replies:
+                replies[query] = self._answer(query, self._started.pop(query))
+            on_progress(1)
+        return [replies[query] for query in queries]
+
+    @abstractmethod
+    def _submit(self, query: Query) -> W:
+        """Begin one query."""
+
+    @abstractmethod
+    def _answer(self, query: Query, work: W) -> Reply:
+        """Wait for what was begun."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,11 @@ from exprl.component import option
 from exprl.engines.completions import Completion
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerDeadError, ServerOptions
 from exprl.errors import ConfigError, JudgeError
-from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, QueuedBackend, Reply
 from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
 from exprl.registry import BACKENDS
-from exprl.terminal.progress import OnProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,9 +27,12 @@ _TOP_LOGPROBS = 20
 
 _ID = "token_id:"
 
+_Asked = tuple[Future[Completion], tuple[int, ...]]
+"""A request under way, and the ids of the labels whose probabilities it asks for."""
+
 
 @BACKENDS.register("server")
-class ServerBackend(JudgeBackend):
+class ServerBackend(QueuedBackend[_Asked]):
     """Asks a server such as vLLM's: concurrent requests, retries with back-off, a time limit on every wait.
 
     Prompts go as token ids to `/completions`, made with the judge model's own tokenizer, so that text from outside can
@@ -58,7 +59,6 @@ class ServerBackend(JudgeBackend):
         self.identity = f"{config.model} at {config.url}"
         self._tokens: JudgeTokenizer = JudgeTokenizer(tokenizer, config.model)
         self._server = CompletionServer(config)
-        self._started: dict[Query, tuple[Future[Completion], tuple[int, ...]]] = {}
 
     @classmethod
     def constrains(cls, config: Any, setting: Setting) -> bool:
@@ -84,22 +84,6 @@ class ServerBackend(JudgeBackend):
             return cls(config, model.own.build(resources).load_tokenizer())
         return cls(config, resources.need_policy(f"judge {model.judge!r}").tokenizer)
 
-    def start(self, queries: Sequence[Query]) -> None:
-        """Send them now; `run` collects the answers."""
-        for query in queries:
-            if query not in self._started:
-                self._started[query] = self._submit(query)
-
-    def run(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Reply]:
-        """See `JudgeBackend`."""
-        self.start(queries)
-        replies: dict[Query, Reply] = {}
-        for query in queries:
-            if query not in replies:
-                replies[query] = self._reply(query, *self._started.pop(query))
-            on_progress(1)
-        return [replies[query] for query in queries]
-
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
         """The prompt's length in tokens, and the context length where the config gives it."""
         return len(self._tokens.encode(prompt)), self.config.context_length
@@ -118,7 +102,7 @@ class ServerBackend(JudgeBackend):
         except RequestFailedError as error:
             raise JudgeError(f"judge server {error} (reward.judge.backend)") from None
 
-    def _submit(self, query: Query) -> tuple[Future[Completion], tuple[int, ...]]:
+    def _submit(self, query: Query) -> _Asked:
         """The request under way, and the ids of the labels whose probabilities it asks for."""
         ids, label_ids = self.encoded(query)
         if query.labels:
@@ -131,7 +115,8 @@ class ServerBackend(JudgeBackend):
         constraint = {"structured_outputs": {"regex": query.pattern}} if query.pattern else {}
         return self._server.submit(prompt=ids, temperature=0.0, max_tokens=query.max_new_tokens, **constraint), ()
 
-    def _reply(self, query: Query, request: Future[Completion], label_ids: Sequence[int]) -> Reply:
+    def _answer(self, query: Query, work: _Asked) -> Reply:
+        request, label_ids = work
         try:
             completion = request.result()
         except ServerDeadError as error:  # no single query's failure: each further one would wait in vain

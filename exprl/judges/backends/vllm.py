@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +13,12 @@ from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_options import HostOptions, check_installed
 from exprl.engines.vllm_requests import Ticket
 from exprl.errors import ConfigError
-from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
+from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, QueuedBackend, Reply
 from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.backends.transformers import load_own
 from exprl.judges.prompting import JudgePrompt
 from exprl.registry import BACKENDS
-from exprl.terminal.progress import OnProgress
 
 if TYPE_CHECKING:
     from exprl.engines.vllm_host import VLLMHost
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @BACKENDS.register("vllm")
-class VLLMBackend(JudgeBackend):
+class VLLMBackend(QueuedBackend[Ticket | Reply]):
     """Runs a judge in vLLM, while rollouts are still being sampled.
 
     Live weights are those of the sampling engine, so the judge shares it; so are frozen ones where only an adapter
@@ -57,7 +55,6 @@ class VLLMBackend(JudgeBackend):
         self._live = live
         self._shared = shared or live
         self._tokens: JudgeTokenizer = JudgeTokenizer(host.language_model.tokenizer, host.language_model.name)
-        self._started: dict[Query, Ticket | Reply] = {}
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -118,23 +115,6 @@ class VLLMBackend(JudgeBackend):
         if not self._shared:
             self._host.close()
 
-    def start(self, queries: Sequence[Query]) -> None:
-        """Queue them; they are answered while the rollouts go on."""
-        for query in queries:
-            if query not in self._started:
-                self._started[query] = self._submit(query)
-
-    def run(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Reply]:
-        """See `JudgeBackend`."""
-        self.start(queries)
-        replies: dict[Query, Reply] = {}
-        for query in queries:
-            if query not in replies:
-                work = self._started.pop(query)
-                replies[query] = work if isinstance(work, Reply) else self._finish(work, query)
-            on_progress(1)
-        return [replies[query] for query in queries]
-
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
         """The prompt's length in tokens, and vLLM's longest sequence."""
         return len(self._tokens.encode(prompt)), self._host.max_model_len
@@ -161,9 +141,12 @@ class VLLMBackend(JudgeBackend):
             **constraint,
         )
 
-    def _finish(self, ticket: Ticket, query: Query) -> Reply:
+    def _answer(self, query: Query, work: Ticket | Reply) -> Reply:
         from exprl.engines.vllm_host import step_all
 
+        if isinstance(work, Reply):
+            return work
+        ticket = work
         while ticket.output is None:
             step_all()
         if query.labels:

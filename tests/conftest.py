@@ -32,6 +32,11 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes by their size: what packs them writes the time into them, and xdist refuses workers whose names differ."""
+    return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 def skip_without_adapters() -> None:
     """Skip where no adapter can be made, with the reason that a user is told."""
     try:

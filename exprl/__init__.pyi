@@ -15,6 +15,7 @@ from .component import (
     Choice as Choice,
     Component as Component,
     choose as choose,
+    given as given,
     option as option,
     required_choice as required_choice,
     wrapped as wrapped,
@@ -51,6 +52,11 @@ from .judges import (
     SmallerModelJudge as SmallerModelJudge,
     WrappingJudge as WrappingJudge,
     WrongReferenceJudge as WrongReferenceJudge,
+)
+from .judges.backends import (
+    ServerBackend as ServerBackend,
+    TransformersBackend as TransformersBackend,
+    VLLMBackend as VLLMBackend,
 )
 from .kernels import (
     TokenLoss as TokenLoss,

@@ -188,13 +188,9 @@ class Advantage(Component):
 
     accepts: ClassVar[frozenset[str]] = frozenset({"rollout", "segment"})
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Component.Config):
-        """What every estimator can do."""
-
-        scale: Literal["none", "rms"] = option(
-            "none", "rms: divide by the batch's root mean square over tokens whose advantage is not 0"
-        )
+    scale: Literal["none", "rms"] = option(
+        default="none", help="rms: divide by the batch's root mean square over tokens whose advantage is not 0"
+    )
 
     def estimate(
         self, groups: Sequence[Sequence[AnyReward]], *, all_reduce: AllReduce = _alone
@@ -216,7 +212,7 @@ class Advantage(Component):
         values = self.of_batch(counted, all_reduce)
         check_values([[s.values for s in group] for group in counted], values, f"advantage {title_of(self)}")
         batch = [_attach(*parts) for parts in zip(groups, scored, values, strict=True)]
-        return scale_by_rms(batch, all_reduce=all_reduce) if self.config.scale == "rms" else batch
+        return scale_by_rms(batch, all_reduce=all_reduce) if self.scale == "rms" else batch
 
     @abstractmethod
     def of_batch(self, groups: Sequence[Sequence[Scores]], all_reduce: AllReduce) -> list[list[Values]]:
@@ -250,19 +246,18 @@ class GroupAdvantage(GroupwiseAdvantage):
 
     accepts: ClassVar[frozenset[str]] = frozenset({"rollout"})
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Advantage.Config):
-        """What to subtract and to divide by."""
-
-        std: bool = option(True, "divide by the group's standard deviation (GRPO); false: Dr.GRPO")
-        baseline: Literal["mean", "leave_one_out"] = option("mean", "mean of the group, or of the others (RLOO)")
-        eps: Annotated[float, Range(ge=1e-12, le=1)] = option(1e-6, "added to the standard deviation (verl: 1e-6)")
+    std: bool = option(default=True, help="divide by the group's standard deviation (GRPO); false: Dr.GRPO")
+    baseline: Literal["mean", "leave_one_out"] = option(
+        default="mean", help="mean of the group, or of the others (RLOO)"
+    )
+    eps: Annotated[float, Range(ge=1e-12, le=1)] = option(
+        default=1e-6, help="added to the standard deviation (verl: 1e-6)"
+    )
 
     def of_group(self, group: Sequence[Scores]) -> list[Values]:
         """See `group_relative`."""
-        options = self.config
         values = [s.final for s in group]
-        relative = group_relative(values, std=options.std, baseline=options.baseline, eps=options.eps)
+        relative = group_relative(values, std=self.std, baseline=self.baseline, eps=self.eps)
         return [(value,) for value in relative]
 
 
@@ -270,19 +265,15 @@ class GroupAdvantage(GroupwiseAdvantage):
 class SegmentDelta(GroupwiseAdvantage):
     """What each segment adds to the score: r_k - r_{k-1} (DeltaNorm)."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Advantage.Config):
-        """What the first segment is compared with."""
-
-        first: Literal["group", "last", "zero"] = option(
-            "group",
-            "baseline of the first segment: the group's mean of r_1; the rollout's own r_K (authors' script; pushes "
-            "down good openings when scores are of prefixes); 0",
-        )
+    first: Literal["group", "last", "zero"] = option(
+        default="group",
+        help="baseline of the first segment: the group's mean of r_1; the rollout's own r_K (authors' script; pushes "
+        "down good openings when scores are of prefixes); 0",
+    )
 
     def of_group(self, group: Sequence[Scores]) -> list[Values]:
         """See `segment_delta`."""
-        return segment_delta(group, first=self.config.first)
+        return segment_delta(group, first=self.first)
 
 
 @ADVANTAGES.register("segment_return")

@@ -1,47 +1,75 @@
-"""What every registered component shares: a nested typed `Config`, and being built from it."""
+"""What every registered component shares: typed options, the parts it is built of, and what it is given by a run."""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, ClassVar, Self
 
-from exprl.config.fields import Choice, choose, choose_by, option, required_choice, wrapped
+from exprl.config.fields import Choice, choose, choose_by, given, option, required_choice, wrapped
+from exprl.config.options import Options, given_to, parts_of
 from exprl.config.validate import checked
-from exprl.errors import ConfigError
+from exprl.errors import ContractError
+from exprl.resources import Resources
 
-__all__ = ["Choice", "Component", "checked", "choose", "choose_by", "option", "required_choice", "title_of", "wrapped"]
+__all__ = [
+    "Choice",
+    "Component",
+    "Options",
+    "Stateful",
+    "checked",
+    "choose",
+    "choose_by",
+    "given",
+    "option",
+    "required_choice",
+    "title_of",
+    "wrapped",
+]
 
 
-class Component(ABC):  # noqa: B024 - so that abstract methods of the families hold
+class Component(Options, ABC):
     """Base of rewards, judges, slicers, engines, sources, verifiers, advantages and objectives.
 
-    A subclass declares its options as a keyword-only dataclass `Config` and takes it as the first argument of
-    `__init__`; what it needs from the run (a tokenizer, a model) arrives in `from_config` through `Resources`. Values
-    of a `Config` are checked when it is made, in code too, and no component takes another's (`ConfigError`).
+    A subclass declares its options as fields, `name: type = option(...)`; other components it is built of by `choose`,
+    `required_choice` or `wrapped`; and by `given` what it takes from the run, such as the policy. Each is a keyword of
+    the constructor and an attribute of the object. What is derived from them is made in `setup`. The same class is
+    built from YAML by `from_config`, and values are checked alike (`ConfigError`).
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """No options."""
+    registered_name: ClassVar[str] = ""
+    registered_family: ClassVar[str] = ""
 
-    registered_name: str = ""
+    def __init__(self, *positional: object, **options: Any) -> None:
+        cls = type(self)
+        if positional:
+            raise TypeError(f"{cls.__name__} takes keywords alone: {cls.__name__}{inspect.signature(cls)}")
+        others = given_to(cls)
+        handed = {name: value for name, value in options.items() if isinstance(value, Component) or name in others}
+        chosen = {name: _choice(cls, name, value) for name, value in options.items() if name not in others}
+        self._build(self._checked(chosen), handed, Resources())
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        checked(cls.Config)
+    @classmethod
+    def from_config(cls, config: Any, resources: Resources) -> Self:
+        """Build from validated options, with the parts they name and with what the run gives."""
+        if cls.__init__ is not Component.__init__:
+            raise ContractError("its constructor is its own: define `setup` in its place.", giver=_title(cls))
+        return cls._made(config, {}, resources)
 
-    def __init__(self, config: Any = None) -> None:
-        if config is not None and not isinstance(config, self.Config):
-            given = type(config).__qualname__
-            raise ConfigError(
-                f"{type(self).__name__}: expected a {self.Config.__qualname__}, but got a {given}. "
-                f"Make one: {self.Config.__qualname__}(...)."
-            )
-        self.config: Any = config if config is not None else self.Config()
+    @classmethod
+    def made(cls, config: Any, **handed: Any) -> Self:
+        """With options that were validated as a whole, and these parts."""
+        return cls._made(config, handed, Resources())
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.config!r})"
+    def setup(self) -> None:
+        """Called once, when options and parts are in place: what is derived from them is made here."""
+
+    def part(self, name: str, handed: Any, resources: Resources) -> Any:
+        """The component of option `name`: the one handed over, or else the one that its option chooses, built."""
+        choice = getattr(self.config, name)
+        return handed if handed is not None or choice is None else choice.build(resources)
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -61,15 +89,82 @@ class Component(ABC):  # noqa: B024 - so that abstract methods of the families h
         del config, experiment
 
     @classmethod
-    def from_config(cls, config: Any, resources: Any) -> Self:
-        """Build from validated options; override when the component needs something from the run.
+    def _made(cls, config: Any, handed: Mapping[str, Any], resources: Resources) -> Self:
+        component = cls.__new__(cls)
+        component._build(config, handed, resources)
+        return component
 
-        `resources` are `exprl.resources.Resources`, which stands above all components and is not imported here.
-        """
-        del resources
-        return cls(config)
+    def _build(self, config: Any, handed: Mapping[str, Any], resources: Resources) -> None:
+        self._assemble(config)
+        self._parts: dict[str, Any] = {}
+        for name in parts_of(type(self)):
+            self._parts[name] = self.part(name, handed.get(name), resources)
+        for name, field in given_to(type(self)).items():
+            self._parts[name] = handed[name] if name in handed else _taken(type(self), name, field, resources)
+        self.setup()
+
+
+class Stateful(Component):
+    """A component with a life in a run: what it does not do itself of this, the components it is built of do."""
+
+    def prepare(self) -> None:
+        """Called on every rank when a run starts, with all weights in place."""
+        for part in self._lasting().values():
+            part.prepare()
+
+    def sync(self) -> None:
+        """Called after every policy update: who has live weights, or keeps what they said, reacts here."""
+        for part in self._lasting().values():
+            part.sync()
+
+    def close(self) -> None:
+        """Free what is held; called when a run ends, also by an error."""
+        for part in self._lasting().values():
+            part.close()
+
+    def texts(self) -> dict[str, str]:
+        """The texts that shape its values beside its config, by what they are: a run goes on with the same."""
+        return {name: text for part in self._lasting().values() for name, text in part.texts().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it; it must pickle."""
+        states = {name: part.state_dict() for name, part in self._lasting().items()}
+        return {name: state for name, state in states.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        for name, part in self._lasting().items():
+            if name in state:
+                part.load_state_dict(state[name])
+
+    def _lasting(self) -> dict[str, Stateful]:
+        return {name: part for name, part in self._parts.items() if isinstance(part, Stateful)}
 
 
 def title_of(component: Component) -> str:
     """What messages call it: its registered name, or its class's, in quotation marks."""
     return repr(component.registered_name or type(component).__name__)
+
+
+def _title(cls: type[Component]) -> str:
+    return f"{cls.registered_family} {cls.registered_name!r}" if cls.registered_name else cls.__name__
+
+
+def _taken(cls: type[Component], name: str, field: Field[Any], resources: Resources) -> Any:
+    take = field.metadata["given"]
+    if take is None and field.default is MISSING:
+        raise TypeError(f"{cls.__name__}: missing {name!r} ({field.metadata['help']})")
+    return field.default if take is None else take(resources, _title(cls))
+
+
+def _choice(owner: type[Component], name: str, value: Any) -> Any:
+    """What the option of a part holds: of a component handed over, the choice that would build its like."""
+    registry = next((field.metadata.get("registry") for field in fields(owner.Config) if field.name == name), None)
+    if registry is None:
+        return value
+    if isinstance(value, Component):
+        return Choice(name=value.registered_name or type(value).__name__, config=value.config, cls=type(value))
+    if isinstance(value, str) and registry.shorthand is not None:
+        component, option_name = registry.shorthand
+        return Choice.of(registry, component, **{option_name: value})
+    return value

@@ -53,8 +53,8 @@ Decay = Annotated[float, Range(ge=0, lt=1)]
 class DataConfig:
     """What the policy trains on."""
 
-    train: Annotated[Choice, SOURCES] | None = choose(SOURCES, None, "source of the training problems")
-    prompts_per_step: Annotated[int, Range(ge=1, le=2**20)] = option(8, "prompts sampled from in one step")
+    train: Annotated[Choice, SOURCES] | None = choose(SOURCES, default=None, help="source of the training problems")
+    prompts_per_step: Annotated[int, Range(ge=1, le=2**20)] = option(default=8, help="prompts sampled from in one step")
 
 
 @checked
@@ -62,10 +62,13 @@ class DataConfig:
 class LoRAConfig:
     """Train a low-rank adapter instead of the whole policy; the frozen initial policy is then the policy without it."""
 
-    rank: Annotated[int, Range(ge=0, le=2**16)] = option(0, "rank of the adapter; 0: train all weights")
-    alpha: Annotated[int, Range(ge=1, le=2**20)] = option(32, "the adapter's part is scaled by alpha / rank")
+    rank: Annotated[int, Range(ge=0, le=2**16)] = option(default=0, help="rank of the adapter; 0: train all weights")
+    alpha: Annotated[int, Range(ge=1, le=2**20)] = option(
+        default=32, help="the adapter's part is scaled by alpha / rank"
+    )
     target_modules: Literal["all-linear"] | tuple[NonEmpty, ...] = option(
-        "all-linear", "linear layers that get one, as ends of their names, for example [q_proj, v_proj]; never the head"
+        default="all-linear",
+        help="linear layers that get one, as ends of their names, for example [q_proj, v_proj]; never the head",
     )
 
     def __post_init__(self) -> None:
@@ -78,13 +81,15 @@ class LoRAConfig:
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    lr: Annotated[float, Range(ge=SMALLEST, le=1000)] = option(1e-6, "peak learning rate (the paper: 1e-6)")
-    betas: tuple[Decay, Decay] = option((0.9, 0.999), "AdamW's moment decays")
-    eps: Annotated[float, Range(ge=1e-20, le=1)] = option(1e-8, "AdamW's epsilon")
-    weight_decay: Annotated[float, Range(ge=0, le=1000)] = option(0.0, "decoupled weight decay")
-    warmup_updates: NonNegativeInt = option(0, "updates of linear warm-up from 0")
+    lr: Annotated[float, Range(ge=SMALLEST, le=1000)] = option(
+        default=1e-6, help="peak learning rate (the paper: 1e-6)"
+    )
+    betas: tuple[Decay, Decay] = option(default=(0.9, 0.999), help="AdamW's moment decays")
+    eps: Annotated[float, Range(ge=1e-20, le=1)] = option(default=1e-8, help="AdamW's epsilon")
+    weight_decay: Annotated[float, Range(ge=0, le=1000)] = option(default=0.0, help="decoupled weight decay")
+    warmup_updates: NonNegativeInt = option(default=0, help="updates of linear warm-up from 0")
     max_grad_norm: Annotated[float, Range(ge=SMALLEST, le=10**9)] = option(
-        1.0, "gradients are clipped to this global norm"
+        default=1.0, help="gradients are clipped to this global norm"
     )
 
 
@@ -94,30 +99,39 @@ class UpdateConfig:
     """How the rollouts of a step become optimizer updates."""
 
     prompts_per_update: PositiveInt | None = option(
-        None, "prompts in one optimizer update; null: all of the step, one update"
+        default=None, help="prompts in one optimizer update; null: all of the step, one update"
     )
-    epochs: Annotated[int, Range(ge=1, le=1000)] = option(1, "passes over the rollouts of a step")
+    epochs: Annotated[int, Range(ge=1, le=1000)] = option(default=1, help="passes over the rollouts of a step")
     micro_batch_tokens: PositiveInt = option(
-        16384, "tokens in one forward and backward, padding included; changes memory and speed, never the loss"
+        default=16384,
+        help="tokens in one forward and backward, padding included; changes memory and speed, never the loss",
     )
     packing: Literal["auto"] | bool = option(
-        "auto", "lay rollouts end to end instead of padding them; auto: where attention skips what is between them"
+        default="auto",
+        help="lay rollouts end to end instead of padding them; auto: where attention skips what is between them",
     )
-    activation_checkpointing: bool = option(False, "compute activations again in backward: less memory, a third slower")
-    offload_initial_policy: bool = option(False, "keep the frozen initial policy in CPU memory while it is not used")
+    activation_checkpointing: bool = option(
+        default=False, help="compute activations again in backward: less memory, a third slower"
+    )
+    offload_initial_policy: bool = option(
+        default=False, help="keep the frozen initial policy in CPU memory while it is not used"
+    )
     signal_tolerance: Share = option(
-        1e-6, "a group whose advantages all lie within this of 0 is dropped from the update and counted"
+        default=1e-6, help="a group whose advantages all lie within this of 0 is dropped from the update and counted"
     )
     kernels: Backend = option(
-        "auto",
-        "who computes log-probs of hidden states: triton (GPUs), eager (any device), compile; auto: the best there is",
+        default="auto",
+        help="who computes log-probs of hidden states: triton (GPUs), eager (any device), compile; auto: the best of "
+        "them here",
     )
     gap_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
-        None,
-        "mean difference of engine's and trainer's log-probs at which a run stops, at its start or an update; null: by "
-        "precision (float32 0.001, float16 0.05, bfloat16 0.15, divided by a temperature below 1)",
+        default=None,
+        help="mean difference of engine's and trainer's log-probs at which a run stops, at its start or an update; "
+        "null: by precision (float32 0.001, float16 0.05, bfloat16 0.15, divided by a temperature below 1)",
     )
-    log_kl: bool = option(True, "keep the frozen initial policy to log the KL to it even if the loss has no KL term")
+    log_kl: bool = option(
+        default=True, help="keep the frozen initial policy to log the KL to it even if the loss has no KL term"
+    )
 
 
 @checked
@@ -125,18 +139,24 @@ class UpdateConfig:
 class EvaluationConfig:
     """pass@k on held-out problems, before and after training and by `exprl evaluate`."""
 
-    source: Annotated[Choice, SOURCES] | None = choose(SOURCES, None, "held-out problems; null: no evaluation")
-    samples_per_prompt: Samples = option(16, "n, rollouts a problem; pass@k is unbiased for every k up to n")
-    k: tuple[PositiveInt, ...] = option((1, 16), "the k of pass@k to report")
-    temperature: Temperature = option(1.0, "sampling temperature")
-    top_p: TopP = option(1.0, "nucleus sampling; 1 is off")
-    top_k: NonNegativeInt = option(0, "keep the k likeliest tokens; 0 is off")
-    max_new_tokens: Tokens | None = option(None, "length limit; null: that of `rollout`")
-    behaviours: Annotated[Choice, BEHAVIOURS] = choose(
-        BEHAVIOURS, "lexical", "who says which samples verify, correct themselves, go back or try another way"
+    source: Annotated[Choice, SOURCES] | None = choose(
+        SOURCES, default=None, help="held-out problems; null: no evaluation"
     )
-    every: NonNegativeInt = option(0, "also evaluate every so many steps; 0: only before and after")
-    seed: Seed = option(20260617, "seed of the evaluation's samples, apart from the training's")
+    samples_per_prompt: Samples = option(
+        default=16, help="n, rollouts a problem; pass@k is unbiased for every k up to n"
+    )
+    k: tuple[PositiveInt, ...] = option(default=(1, 16), help="the k of pass@k to report")
+    temperature: Temperature = option(default=1.0, help="sampling temperature")
+    top_p: TopP = option(default=1.0, help="nucleus sampling; 1 is off")
+    top_k: NonNegativeInt = option(default=0, help="keep the k likeliest tokens; 0 is off")
+    max_new_tokens: Tokens | None = option(default=None, help="length limit; null: that of `rollout`")
+    behaviours: Annotated[Choice, BEHAVIOURS] = choose(
+        BEHAVIOURS,
+        default="lexical",
+        help="who says which samples verify, correct themselves, go back or try another way",
+    )
+    every: NonNegativeInt = option(default=0, help="also evaluate every so many steps; 0: only before and after")
+    seed: Seed = option(default=20260617, help="seed of the evaluation's samples, apart from the training's")
 
     def __post_init__(self) -> None:
         if not self.k or max(self.k) > self.samples_per_prompt:
@@ -153,7 +173,7 @@ class ClassPath:
     class_path: Annotated[
         str, Form(r"[^\W\d]\w*(\.[^\W\d]\w*)*", "module.Class, or the name of one of Lightning's")
     ] = option(help="its class: module.Class, imported and so run, or the name alone of one of Lightning's")
-    init_args: dict[str, Any] = option({}, "the arguments that it is made with")
+    init_args: dict[str, Any] = option(default={}, help="the arguments that it is made with")
 
 
 @checked
@@ -161,33 +181,37 @@ class ClassPath:
 class TrainerConfig:
     """What Lightning's Trainer is told, and what the run keeps."""
 
-    max_steps: PositiveInt = option(100, "steps: sample, score, update", free=True)
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "Lightning accelerator", free=True)
+    max_steps: PositiveInt = option(default=100, help="steps: sample, score, update", free=True)
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option(
+        default="auto", help="Lightning accelerator", free=True
+    )
     devices: Annotated[int, Range(ge=1, le=2**16)] | Literal["auto"] = option(
-        "auto", "devices of one node; auto: the launcher's, else all GPUs, else 1", free=True
+        default="auto", help="devices of one node; auto: the launcher's, else all GPUs, else 1", free=True
     )
     strategy: Literal["auto", "ddp", "fsdp2"] = option(
-        "auto", "on several devices: ddp, all weights on each (auto), or fsdp2, a part of them on each"
+        default="auto", help="on several devices: ddp, all weights on each (auto), or fsdp2, a part of them on each"
     )
-    cpu_offload: bool = option(False, "fsdp2: keep weights, gradients and optimizer state in CPU memory")
+    cpu_offload: bool = option(default=False, help="fsdp2: keep weights, gradients and optimizer state in CPU memory")
     precision: Literal["32-true", "bf16-mixed"] = option(
-        "32-true", "Lightning precision; bf16-mixed: bf16 arithmetic on float32 weights"
+        default="32-true", help="Lightning precision; bf16-mixed: bf16 arithmetic on float32 weights"
     )
-    timeout: Seconds = option(1800.0, "seconds a rank may keep the others waiting before the run stops", free=True)
+    timeout: Seconds = option(
+        default=1800.0, help="seconds a rank may keep the others waiting before the run stops", free=True
+    )
     checkpoint_every: NonNegativeInt = option(
-        10, "steps between checkpoints; 0: only at the end and when interrupted", free=True
+        default=10, help="steps between checkpoints; 0: only at the end and when interrupted", free=True
     )
-    keep_checkpoints: PositiveInt = option(2, "the latest checkpoints that are kept", free=True)
+    keep_checkpoints: PositiveInt = option(default=2, help="the latest checkpoints that are kept", free=True)
     loggers: Literal["none"] | tuple[Literal["tensorboard", "csv", "wandb", "mlflow"] | ClassPath, ...] = option(
-        ("tensorboard",),
-        "Lightning loggers that get the metrics beside metrics.jsonl: tensorboard, csv, wandb, mlflow, or "
+        default=("tensorboard",),
+        help="Lightning loggers that get the metrics beside metrics.jsonl: tensorboard, csv, wandb, mlflow, or "
         "{class_path: ..., init_args: {...}}; none or []: none",
         free=True,
     )
     callbacks: tuple[ClassPath, ...] = option(
-        (), "Lightning callbacks of your own, each as {class_path: ..., init_args: {...}}"
+        default=(), help="Lightning callbacks of your own, each as {class_path: ..., init_args: {...}}"
     )
-    print_samples: NonNegativeInt = option(1, "rollouts a step printed as a table of segments", free=True)
+    print_samples: NonNegativeInt = option(default=1, help="rollouts a step printed as a table of segments", free=True)
 
     def __post_init__(self) -> None:
         if self.cpu_offload and self.strategy != "fsdp2":
@@ -199,27 +223,29 @@ class TrainerConfig:
 class Experiment:
     """One run, whole: what `exprl train` and `exprl evaluate` read."""
 
-    seed: Seed = option(0, "seed of data order, sampling and everything random")
-    run_dir: NonEmpty | None = option(None, "folder of the run; null: runs/<config name>", free=True)
-    plugins: list[str] = option([], "modules to import first, so that their components register")
-    method: Annotated[Choice, METHODS] = choose(METHODS, "rl", "what a training step does")
-    model: Annotated[Choice, MODELS] = choose(MODELS, "pretrained", "the initial policy")
-    lora: LoRAConfig = option(LoRAConfig(), "a low-rank adapter instead of all weights")
-    prompt: PromptConfig = option(PromptConfig(), "how a question becomes a prompt")
-    data: DataConfig = option(DataConfig(), "training problems")
-    rollout: Annotated[Choice, ENGINES] = choose(ENGINES, "transformers", "the engine that samples")
-    verifier: Annotated[Choice, VERIFIERS] = choose(VERIFIERS, "math", "decides whether a final answer is right")
-    reward: Annotated[Choice, REWARDS] = choose(REWARDS, "sparse", "what a rollout or a segment is worth")
+    seed: Seed = option(default=0, help="seed of data order, sampling and everything random")
+    run_dir: NonEmpty | None = option(default=None, help="folder of the run; null: runs/<config name>", free=True)
+    plugins: list[str] = option(default=[], help="modules to import first, so that their components register")
+    method: Annotated[Choice, METHODS] = choose(METHODS, default="rl", help="what a training step does")
+    model: Annotated[Choice, MODELS] = choose(MODELS, default="pretrained", help="the initial policy")
+    lora: LoRAConfig = option(default=LoRAConfig(), help="a low-rank adapter instead of all weights")
+    prompt: PromptConfig = option(default=PromptConfig(), help="how a question becomes a prompt")
+    data: DataConfig = option(default=DataConfig(), help="training problems")
+    rollout: Annotated[Choice, ENGINES] = choose(ENGINES, default="transformers", help="the engine that samples")
+    verifier: Annotated[Choice, VERIFIERS] = choose(
+        VERIFIERS, default="math", help="decides whether a final answer is right"
+    )
+    reward: Annotated[Choice, REWARDS] = choose(REWARDS, default="sparse", help="what a rollout or a segment is worth")
     advantage: Annotated[Choice, ADVANTAGES] = choose_by(
         lambda chosen: usual_advantage(chosen["reward"]),
         ADVANTAGES,
-        "rewards to per-token advantages; group with one reward a rollout, segment_delta with one a segment",
+        help="rewards to per-token advantages; group with one reward a rollout, segment_delta with one a segment",
     )
-    objective: Annotated[Choice, OBJECTIVES] = choose(OBJECTIVES, "clipped", "the policy loss")
-    optimizer: OptimizerConfig = option(OptimizerConfig(), "AdamW and its schedule")
-    update: UpdateConfig = option(UpdateConfig(), "from rollouts to optimizer updates")
-    evaluation: EvaluationConfig = option(EvaluationConfig(), "pass@k on held-out problems")
-    trainer: TrainerConfig = option(TrainerConfig(), "length, devices, checkpoints")
+    objective: Annotated[Choice, OBJECTIVES] = choose(OBJECTIVES, default="clipped", help="the policy loss")
+    optimizer: OptimizerConfig = option(default=OptimizerConfig(), help="AdamW and its schedule")
+    update: UpdateConfig = option(default=UpdateConfig(), help="from rollouts to optimizer updates")
+    evaluation: EvaluationConfig = option(default=EvaluationConfig(), help="pass@k on held-out problems")
+    trainer: TrainerConfig = option(default=TrainerConfig(), help="length, devices, checkpoints")
 
     @property
     def reads_references(self) -> bool:

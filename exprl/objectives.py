@@ -7,8 +7,7 @@ flows through the current policy's log-probs only.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from exprl import kernels
 from exprl.component import Component, option
@@ -26,22 +25,19 @@ if TYPE_CHECKING:
 class Objective(Component):
     """A per-token policy loss with an optional KL term and the correction for another engine's sampling."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Component.Config):
-        """What every objective can add."""
-
-        kl_coef: Annotated[float, Range(ge=0, le=1000)] = option(
-            0.0, "weight of the KL to the frozen initial policy; 0: none (the paper: 0.001)"
-        )
-        kl: KL = option("k3", "estimator in the loss: k1 (no gradient in expectation), k2, k3 (the paper)")
-        is_cap: Annotated[float, Range(ge=SMALLEST, le=10**6)] | None = option(
-            2.0, "cap of the weights π_old / π_sampler that correct for the engine's own log-probs; null: no weights"
-        )
+    kl_coef: Annotated[float, Range(ge=0, le=1000)] = option(
+        default=0.0, help="weight of the KL to the frozen initial policy; 0: none (the paper: 0.001)"
+    )
+    kl: KL = option(default="k3", help="estimator in the loss: k1 (no gradient in expectation), k2, k3 (the paper)")
+    is_cap: Annotated[float, Range(ge=SMALLEST, le=10**6)] | None = option(
+        default=2.0,
+        help="cap of the weights π_old / π_sampler that correct for the engine's own log-probs; null: no weights",
+    )
 
     @property
     def needs_initial_policy(self) -> bool:
         """Whether `token_loss` needs `initial_logp`."""
-        return bool(self.config.kl_coef > 0)
+        return bool(self.kl_coef > 0)
 
     def token_loss(
         self,
@@ -71,8 +67,8 @@ class Objective(Component):
             logp=logp, old_logp=old_logp, advantages=advantages, sampler_logp=sampler_logp, initial_logp=initial_logp
         )
         if self.needs_initial_policy and initial_logp is None:
-            raise ValueError(f"initial_logp: required with kl_coef {self.config.kl_coef}, but got None")
-        weight = kernels.importance_weight(old_logp, sampler_logp, self.config.is_cap)
+            raise ValueError(f"initial_logp: required with kl_coef {self.kl_coef}, but got None")
+        weight = kernels.importance_weight(old_logp, sampler_logp, self.is_cap)
         return self.weighted_loss(logp, old_logp, advantages.detach(), weight, initial_logp)
 
     @abstractmethod
@@ -86,40 +82,38 @@ class Objective(Component):
 class Clipped(Objective):
     """PPO's clipped surrogate with separate clips below and above 1 (the paper's loss)."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
-        """Where the ratio is clipped."""
+    clip_low: Share = option(default=0.2, help="the ratio's gradient stops below 1 - clip_low (the paper: 0.2)")
+    clip_high: Annotated[float, Range(ge=0, le=10**6)] = option(
+        default=0.28,
+        help="and above 1 + clip_high: more room for rare tokens (DAPO; the paper: 0.28 outcome, 0.26 process)",
+    )
+    dual_clip: Annotated[float, Range(gt=1, le=10**6)] | None = option(
+        default=None, help="c > 1 bounds the loss at -cA where A < 0 (usual: 3); null: off"
+    )
 
-        clip_low: Share = option(0.2, "the ratio's gradient stops below 1 - clip_low (the paper: 0.2)")
-        clip_high: Annotated[float, Range(ge=0, le=10**6)] = option(
-            0.28, "and above 1 + clip_high: more room for rare tokens (DAPO; the paper: 0.28 outcome, 0.26 process)"
-        )
-        dual_clip: Annotated[float, Range(gt=1, le=10**6)] | None = option(
-            None, "c > 1 bounds the loss at -cA where A < 0 (usual: 3); null: off"
-        )
-
-        def __post_init__(self) -> None:
-            if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
-                raise ConfigError(
-                    f"dual_clip: must exceed 1 + clip_high ({1 + self.clip_high}), but got {self.dual_clip}."
-                )
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """The bound must lie above the clip."""
+        if config.dual_clip is not None and config.dual_clip <= 1 + config.clip_high:
+            raise ConfigError(
+                f"dual_clip: must exceed 1 + clip_high ({1 + config.clip_high}), but got {config.dual_clip}."
+            )
 
     def weighted_loss(
         self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, initial_logp: Tensor | None
     ) -> TokenLoss:
         """See `policy_token_loss`."""
-        options = self.config
         return kernels.policy_token_loss(
             logp,
             old_logp,
             advantages,
-            clip_low=options.clip_low,
-            clip_high=options.clip_high,
-            dual_clip=options.dual_clip,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
             is_weight=is_weight,
             initial_logp=initial_logp,
-            kl_coef=options.kl_coef,
-            kl=options.kl,
+            kl_coef=self.kl_coef,
+            kl=self.kl,
         )
 
 
@@ -140,7 +134,7 @@ class Reinforce(Objective):
         if initial_logp is not None:
             stats["kl"] = kernels.kl_estimate(logp.detach(), initial_logp, "k3")
             if self.needs_initial_policy:
-                loss = loss + self.config.kl_coef * kernels.kl_estimate(logp, initial_logp, self.config.kl)
+                loss = loss + self.kl_coef * kernels.kl_estimate(logp, initial_logp, self.kl)
         return kernels.TokenLoss(loss, stats)
 
 

@@ -39,8 +39,9 @@ class Registry(Generic[T]):
     exprl.errors.ConfigError: Unknown fruit 'aple'. Did you mean 'apple'? Choose one of: apple...
     """
 
-    def __init__(self, family: str, *modules: str) -> None:
+    def __init__(self, family: str, *modules: str, shorthand: tuple[str, str] | None = None) -> None:
         self.family = family
+        self.shorthand = shorthand
         self._modules = modules
         self._classes: dict[str, type[T]] = {}
 
@@ -60,7 +61,7 @@ class Registry(Generic[T]):
                     f"register {cls.__module__}.{cls.__qualname__} under another name."
                 )
             self._classes[name] = cls
-            cls.registered_name = name  # type: ignore[attr-defined]
+            cls.registered_name, cls.registered_family = name, self.family  # type: ignore[attr-defined]
             return cls
 
         return decorate
@@ -91,7 +92,7 @@ class Registry(Generic[T]):
 
 SOURCES: Registry[Any] = Registry("source", "exprl.data", "exprl.chain.source")
 """Where problems come from: `ProblemSource`."""
-MODELS: Registry[Any] = Registry("model", "exprl.models", "exprl.chain.model")
+MODELS: Registry[Any] = Registry("model", "exprl.models", "exprl.chain.model", shorthand=("pretrained", "path"))
 """What loads a policy or a judge's own model: `ModelProvider`."""
 ENGINES: Registry[Any] = Registry("engine", "exprl.engines")
 """Who samples rollouts: `Engine`."""

@@ -1,4 +1,4 @@
-"""What a component may ask of the run it is built for."""
+"""What a component may be given by the run it is built for."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from exprl.errors import ConfigError
 from exprl.types import Problem
 
 if TYPE_CHECKING:
-    from exprl.engines.base import Engine
     from exprl.models.base import LanguageModel
 
 
 @dataclass(kw_only=True)
 class Resources:
-    """Shared parts of a run, handed to `Component.from_config`. Everything is optional outside a run.
+    """Shared parts of a run, which components are built with. Outside of a run there are none.
 
     Attributes:
         policy: the model being trained, with its tokenizer.
         initial_policy: gives the frozen initial policy; called when first needed, so that no copy is made for nothing.
-        engine: gives the run's one engine of rollouts, for a judge that shares it.
+        engine: gives the run's one `Engine` of rollouts, for a judge that shares it.
         problems: the training problems, for `wrong_reference`.
-        verifier: the run's one verifier of final answers.
+        verifier: the run's one `Verifier` of final answers.
         seed: the run's.
         teacher: whether the initial policy will also read references, as a teacher; a model made for a run learns to.
     """
 
     policy: LanguageModel | None = None
     initial_policy: Callable[[], LanguageModel] | None = None
-    engine: Callable[[], Engine] | None = None
+    engine: Callable[[], Any] | None = None
     problems: Sequence[Problem] = ()
     verifier: Any = None
     seed: int = 0
@@ -40,21 +39,27 @@ class Resources:
         """The policy, or a `ConfigError` that says who needs it."""
         if self.policy is None:
             raise ConfigError(
-                f"{who} needs the policy model, but it was built outside a run: pass Resources(policy=...)."
+                f"{who} needs the policy model, but was built outside a run: pass policy=... to an engine, to a judge "
+                "backend=... on a model."
             )
         return self.policy
 
-    def need_engine(self, who: str) -> Engine:
+    def need_engine(self, who: str) -> Any:
         """The engine of the rollouts, or a `ConfigError` that says who needs it."""
         if self.engine is None:
-            raise ConfigError(f"{who} needs the engine of the rollouts: pass Resources(engine=...).")
+            raise ConfigError(f"{who} needs the engine of the rollouts: pass Resources(engine=...) to from_config.")
         return self.engine()
 
     def need_initial_policy(self, who: str) -> LanguageModel:
         """The frozen initial policy, or a `ConfigError` that says who needs it."""
         if self.initial_policy is None:
             raise ConfigError(
-                f"{who} needs the frozen initial policy, but it was built outside a run: "
-                "pass Resources(initial_policy=...)."
+                f"{who} needs the frozen initial policy, but was built outside a run: pass backend=... on a model."
             )
         return self.initial_policy()
+
+    def need_verifier(self, who: str) -> Any:
+        """The verifier, or a `ConfigError` that says who needs it."""
+        if self.verifier is None:
+            raise ConfigError(f"{who} needs a verifier: set verifier.name in a config, in code pass verifier=...")
+        return self.verifier

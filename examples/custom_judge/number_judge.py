@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from exprl import JUDGES, Judge, Judgement, JudgeRequest, OnProgress, no_progress, option
 
@@ -13,13 +12,7 @@ from exprl import JUDGES, Judge, Judgement, JudgeRequest, OnProgress, no_progres
 class NumberJudge(Judge):
     """Scores 1 + 4 times the share of the reference's distinct numbers that the trace mentions."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Which numbers count."""
-
-        min_digits: int = option(1, "numbers with fewer digits are ignored")
-
-    config: Config
+    min_digits: int = option(default=1, help="numbers with fewer digits are ignored")
 
     def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """One judgement a request; a reference without numbers cannot be judged."""
@@ -38,4 +31,4 @@ class NumberJudge(Judge):
 
     def numbers(self, text: str) -> set[str]:
         """The distinct numbers in `text`."""
-        return {number for number in re.findall(r"\d+", text) if len(number) >= self.config.min_digits}
+        return {number for number in re.findall(r"\d+", text) if len(number) >= self.min_digits}

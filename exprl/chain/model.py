@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from exprl.chain.options import WarmUpOptions
 from exprl.chain.problems import TEACHER_TEMPLATE
-from exprl.models.base import LanguageModel, ModelProvider
+from exprl.models.base import LanguageModel
 from exprl.models.cache import cache_folder, draft_of
+from exprl.models.provider import ModelProvider
 from exprl.registry import MODELS
+from exprl.resources import Resources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,24 +33,19 @@ _MADE_BY = (
 
 
 @MODELS.register("chain")
-class ChainModel(ModelProvider):
+class ChainModel(WarmUpOptions, ModelProvider):
     """A policy of 0.65 M parameters for the world `chain`, warmed up by supervised training and cached.
 
     The warm-up shows every length, so that the format holds, and ends at a measured step accuracy: single steps are
     mostly right, whole solutions of many steps almost never.
     """
 
-    class Config(WarmUpOptions):
-        """How far to warm up."""
-
-    config: Config
-
     @classmethod
-    def from_config(cls, config: Any, resources: Any) -> ChainModel:
+    def from_config(cls, config: Any, resources: Resources) -> ChainModel:
         """One that has learnt to read references where the run's method makes it a teacher and nothing else is said."""
         if config.reads_references is None:
             config = replace(config, reads_references=resources.teacher)
-        return cls(config)
+        return super().from_config(config, resources)
 
     def load(self) -> LanguageModel:
         """The warmed-up policy, from the cache if it was made before; each call a fresh copy.
@@ -61,9 +58,9 @@ class ChainModel(ModelProvider):
             from exprl.chain import tokenizer as chain_tokenizer
             from exprl.chain.warmup import warm_up  # imports Lightning: only when there is something to train
 
-            initial = chain_tokenizer.build_model(chain_tokenizer.ChainModelConfig(seed=self.config.seed))
+            initial = chain_tokenizer.build_model(chain_tokenizer.ChainModelConfig(seed=self.seed))
             policy = self._with_tokenizer(initial)
-            record = warm_up(policy, self.config)
+            record = warm_up(policy, self)
             with draft_of(folder) as draft:
                 policy.model.save_pretrained(draft)
                 (draft / "warmup.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -74,7 +71,7 @@ class ChainModel(ModelProvider):
 
     def fingerprint(self) -> str:
         """Names the warmed-up weights: the options and the sources of what made them."""
-        options = {**asdict(self.config), "reads_references": bool(self.config.reads_references)}
+        options = {**asdict(self.config), "reads_references": bool(self.reads_references)}
         text = json.dumps([options, *(source.read_text() for name in _MADE_BY for source in _sources(name))])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from exprl.chain.problems import HELDOUT_ONE_IN, ChainLength, ChainProblem, Split, generate
 from exprl.component import option
@@ -20,40 +19,36 @@ SPLITS: dict[str, Split] = {"train": "train", "test": "heldout"}
 class ChainSource(ProblemSource):
     """Generated problems, all different; no question is in both splits, whatever the seeds."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """How many problems, how long, and which."""
+    steps: ChainLength | tuple[ChainLength, ChainLength] = option(default=4, help="turns a problem, or [fewest, most]")
+    count: Annotated[int, Range(ge=1, le=10_000_000)] = option(default=256, help="number of problems")
+    seed: Seed = option(default=0, help="seed of the generator")
+    split: Literal["train", "test"] = option(default="train", help="which of two disjoint sets of questions")
+    reference_every: PositiveInt = option(
+        default=1, help="the reference states each so-many-th turn; 1: every turn, as the policy does"
+    )
 
-        steps: ChainLength | tuple[ChainLength, ChainLength] = option(4, "turns a problem, or [fewest, most]")
-        count: Annotated[int, Range(ge=1, le=10_000_000)] = option(256, "number of problems")
-        seed: Seed = option(0, "seed of the generator")
-        split: Literal["train", "test"] = option("train", "which of two disjoint sets of questions")
-        reference_every: PositiveInt = option(
-            1, "the reference states each so-many-th turn; 1: every turn, as the policy does"
-        )
-
-        def __post_init__(self) -> None:
-            if not self.lengths:
-                raise ConfigError(f"steps: write [fewest, most], but got {self.steps}.")
-            # half of the smaller split, so that the generator never searches long for a question it has not had
-            most = sum(1000 * 9**length for length in self.lengths) // HELDOUT_ONE_IN // 2
-            if self.count > most:
-                raise ConfigError(f"count: must be at most {most} with steps {self.steps}, but got {self.count}.")
-
-        @property
-        def lengths(self) -> tuple[int, ...]:
-            """Every allowed number of turns."""
-            fewest, most = (self.steps, self.steps) if isinstance(self.steps, int) else self.steps
-            return tuple(range(fewest, most + 1))
-
-    config: Config
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """There must be as many different problems."""
+        lengths = lengths_of(config.steps)
+        if not lengths:
+            raise ConfigError(f"steps: write [fewest, most], but got {config.steps}.")
+        # half of the smaller split, so that the generator never searches long for a question it has not had
+        most = sum(1000 * 9**length for length in lengths) // HELDOUT_ONE_IN // 2
+        if config.count > most:
+            raise ConfigError(f"count: must be at most {most} with steps {config.steps}, but got {config.count}.")
 
     def load(self) -> list[Problem]:
         """`count` problems, the same for the same options."""
-        options = self.config
-        made = generate(options.seed, options.count, options.lengths, SPLITS[options.split])
-        name = f"chain-{options.split}-{options.seed}"
-        return [to_problem(problem, f"{name}-{index}", options.reference_every) for index, problem in enumerate(made)]
+        made = generate(self.seed, self.count, lengths_of(self.steps), SPLITS[self.split])
+        name = f"chain-{self.split}-{self.seed}"
+        return [to_problem(problem, f"{name}-{index}", self.reference_every) for index, problem in enumerate(made)]
+
+
+def lengths_of(steps: int | tuple[int, int]) -> tuple[int, ...]:
+    """Every allowed number of turns."""
+    fewest, most = (steps, steps) if isinstance(steps, int) else steps
+    return tuple(range(fewest, most + 1))
 
 
 def to_problem(problem: ChainProblem, problem_id: str, reference_every: int = 1) -> Problem:

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from exprl.errors import ConfigError
+
 
 def found_version(package: str) -> str | None:
     """The version of an installed package; None where it is not there."""
@@ -55,3 +57,10 @@ def lacking(package: str, extra: str) -> str | None:
         if canonicalize_name(requirement.name) == package and too_old(requirement, found):
             return f"{package} {found} is installed, which is older than {requirement.specifier}: {cure}"
     return None
+
+
+def check_adapters() -> None:
+    """Raise `ConfigError` where the package that makes adapters is missing, or older than exprl needs it."""
+    lack = lacking("peft", "lora")
+    if lack is not None:
+        raise ConfigError(f"lora.rank: an adapter needs peft, but {lack}; or set lora.rank=0.")

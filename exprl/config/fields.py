@@ -17,13 +17,13 @@ from exprl.registry import Registry
 
 
 def option(
+    *,
     default: Any = MISSING,
     help: str = "",  # noqa: A002 - argparse's word
-    *,
     free: bool = False,
     of: str | None = None,
 ) -> Any:
-    """A Config field: its one default, and the line that `exprl list` shows for it.
+    """An option: its one default, and the line that `exprl list` shows for it.
 
     Without a default the option is required. What a value must be is said by the annotation: its type, a `Literal` of
     the choices, or `Annotated` with a rule of `exprl.config.ranges`. A `free` one changes nothing of what a step
@@ -58,17 +58,23 @@ class Choice:
         return self.cls.from_config(self.config, resources)
 
 
-def choose(registry: Registry[Any], name: str | None, help: str = "", **options: Any) -> Any:  # noqa: A002
-    """A Config field that holds a component of `registry`: by default `name` with `options`, or None.
+def choose(
+    registry: Registry[Any],
+    *,
+    default: str | None,
+    help: str = "",  # noqa: A002
+    **options: Any,
+) -> Any:
+    """An option that holds a component of `registry`: by default the one called `default` with `options`, or None.
 
-    Annotate it `Annotated[Choice, registry]` (`Annotated[Choice, registry] | None` where `name` is None). The default
-    is resolved when a config is made, so that declaring the field imports no component.
+    Annotate it with the component's type (in a dataclass that is no component `Annotated[Choice, registry]`), or None
+    where that is the default. The default is resolved when a config is made, so that declaring imports no component.
     """
-    if name is None:
+    if default is None:
         return field(default=None, metadata={"help": help, "registry": registry})
-    node = {"name": name, **options}
+    node = {"name": default, **options}
     return field(
-        default_factory=lambda: Choice.of(registry, name, **options),
+        default_factory=lambda: Choice.of(registry, default, **options),
         metadata={"help": help, "registry": registry, "default_node": node},
     )
 
@@ -76,32 +82,42 @@ def choose(registry: Registry[Any], name: str | None, help: str = "", **options:
 def choose_by(
     name_for: Callable[[Mapping[str, Any]], str],
     registry: Registry[Any],
+    *,
     help: str = "",  # noqa: A002
 ) -> Any:
-    """A Config field that holds a component of `registry`: by default the one that goes with the options before it.
+    """An option that holds a component of `registry`: by default the one that goes with the options before it.
 
     `name_for` is given those, by name and with their defaults, and returns the component's name.
     """
     return field(default=None, metadata={"help": help, "registry": registry, "name_for": name_for})
 
 
-def required_choice(registry: Registry[Any], help: str = "", *, built: bool = False) -> Any:  # noqa: A002
-    """A Config field that holds a component of `registry` and that must be named, in YAML and in code.
-
-    One that its owner is handed `built` (`ProcessReward(slicer=..., judge=...)`) may be left out in code.
-    """
-    metadata = {"help": help, "registry": registry, "required": True, "built": built}
-    return field(default=None, metadata=metadata) if built else field(metadata=metadata)
+def required_choice(registry: Registry[Any], *, help: str = "") -> Any:  # noqa: A002
+    """An option that holds a component of `registry` and that must be named."""
+    return field(metadata={"help": help, "registry": registry})
 
 
-def wrapped(registry: Registry[Any], help: str = "") -> Any:  # noqa: A002
-    """A Config field that makes its component a wrapper of its family: it stands around another one of `registry`.
+def wrapped(registry: Registry[Any], *, help: str = "") -> Any:  # noqa: A002
+    """An option that makes its component a wrapper of its family: it stands around another one of `registry`.
 
     Where a layer names the wrapper alone, it stands around the component that was there, whichever that is, with its
-    options; so naming it is an ablation of one word. In code it may be left out where that is handed over built.
+    options; so naming it is an ablation of one word.
     """
-    metadata = {"help": help, "registry": registry, "required": True, "built": True, "wraps": True}
-    return field(default=None, metadata=metadata)
+    return field(metadata={"help": help, "registry": registry, "wraps": True})
+
+
+def given(
+    take: Callable[[Any, str], Any] | None = None,
+    *,
+    default: Any = MISSING,
+    help: str = "",  # noqa: A002
+) -> Any:
+    """What a component is given beside its options: in code as a keyword, in a run by `take(resources, who)`.
+
+    `resources` are the run's `exprl.resources.Resources`, those of no run where code leaves the keyword out; `who`
+    names the component in messages. Without `take` a run has none, and the `default` holds.
+    """
+    return field(default=default, metadata={"help": help, "given": take})
 
 
 # ------------------------------------------------------------------ reading what is declared
@@ -120,8 +136,6 @@ class FieldSpec:
     name_for: Callable[[Mapping[str, Any]], str] | None = None
     of: str | None = None
     wraps: bool = False
-    built: bool = False
-    """Whether its owner may be handed the component itself, so that code may leave the option out."""
 
     def default_for(self, chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The component node that stands where none is given, beside the options `chosen` before it; None without."""
@@ -146,7 +160,7 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
     without_default = field.default is MISSING and field.default_factory is MISSING
     return FieldSpec(
         annotation=annotation,
-        required=without_default or field.metadata.get("required", False),
+        required=without_default,
         help=field.metadata.get("help", ""),
         registry=field.metadata.get("registry"),
         dataclass=plain if nested else None,
@@ -154,7 +168,6 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
         name_for=field.metadata.get("name_for"),
         of=field.metadata.get("of"),
         wraps=field.metadata.get("wraps", False),
-        built=field.metadata.get("built", False),
     )
 
 

@@ -74,8 +74,6 @@ def checked(schema: type[S]) -> type[S]:
     @functools.wraps(make)
     def init(self: Any, **values: Any) -> None:
         for key, spec in fields_of(schema).items():
-            if spec.built and values.get(key) is None:
-                continue
             default = spec.default_for(values)
             if key in values:
                 values[key] = _convert(spec, values[key], key, default)
@@ -127,8 +125,9 @@ def _of_another(registry: Registry[Any], name: str, path: str, option: str) -> s
 
 
 def _of_family(registry: Registry[Any], choice: Choice, path: str) -> Choice:
-    if choice.name not in registry.names() or registry.get(choice.name) is not choice.cls:
-        raise ConfigError(f"{path}: expected a {registry.family}, but got {choice.cls.__name__} ({choice.name!r}).")
+    family = getattr(choice.cls, "registered_family", "")
+    if family not in ("", registry.family):  # a class that is not registered was handed over in code
+        raise ConfigError(f"{path}: expected {_a(registry.family)}, but got {choice.cls.__name__} ({choice.name!r}).")
     return choice
 
 

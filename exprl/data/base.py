@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 from exprl.component import Component
 from exprl.types import Problem
@@ -15,9 +14,3 @@ class ProblemSource(Component):
     @abstractmethod
     def load(self) -> list[Problem]:
         """All problems, ids unique; raises `DataError` naming file, row and column."""
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Any) -> ProblemSource:
-        """Sources need nothing from a run."""
-        del resources
-        return cls(config)

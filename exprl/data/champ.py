@@ -49,16 +49,10 @@ class ChampRecord:
 class ChampSource(ProblemSource):
     """CHAMP's problems in the package's order, from the installed package `champ-dataset`."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Which of the 270 problems."""
-
-        categories: list[str] = option([], "categories to keep, for example [Sequence]; empty: all five")
-        split: Literal["all", "train", "test"] = option("all", "train and test are disjoint, four to one")
-        offset: NonNegativeInt = option(0, "problems to skip at the start, of those kept")
-        limit: PositiveInt | None = option(None, "problems to read after that; null: all")
-
-    config: Config
+    categories: list[str] = option(default=[], help="categories to keep, for example [Sequence]; empty: all five")
+    split: Literal["all", "train", "test"] = option(default="all", help="train and test are disjoint, four to one")
+    offset: NonNegativeInt = option(default=0, help="problems to skip at the start, of those kept")
+    limit: PositiveInt | None = option(default=None, help="problems to read after that; null: all")
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -70,17 +64,17 @@ class ChampSource(ProblemSource):
         """The chosen problems; raises `DataError` for an unknown category or when none is left."""
         records = read_champ(_package_file())
         known = sorted({record.category for record in records})
-        for category in self.config.categories:
+        for category in self.categories:
             if category not in known:
                 raise DataError(f"source 'champ': unknown category {category!r}. {did_you_mean(category, known)}")
         kept = [record for record in records if self._keeps(record)]
-        problems = [record.to_problem() for record in window(kept, self.config.offset, self.config.limit)]
+        problems = [record.to_problem() for record in window(kept, self.offset, self.limit)]
         if not problems:
-            raise DataError(f"source 'champ': offset {self.config.offset} skips all {len(kept)} problems chosen.")
+            raise DataError(f"source 'champ': offset {self.offset} skips all {len(kept)} problems chosen.")
         return problems
 
     def _keeps(self, record: ChampRecord) -> bool:
-        categories, split = self.config.categories, self.config.split
+        categories, split = self.categories, self.split
         return (not categories or record.category in categories) and split in ("all", record.split)
 
 

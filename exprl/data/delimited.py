@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from exprl.config.ranges import Form, NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import existing_file
 from exprl.data.packed import opened
-from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.data.rows import Row, TableOptions, read_problems, window
 from exprl.data.tables import check_names
 from exprl.errors import DataError
 from exprl.registry import SOURCES
@@ -28,19 +27,13 @@ LONGEST_CELL = 2**31 - 1
 
 
 @SOURCES.register("csv")
-class CsvSource(ProblemSource):
+class CsvSource(TableOptions, ProblemSource):
     """A CSV or TSV file whose header names the columns. Every cell is text as it stands, an empty one is none."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(TableConfig):
-        """The file, what parts its cells, and its columns."""
-
-        path: NonEmpty = option(help="the .csv or .tsv file")
-        delimiter: Annotated[str, Form(r"[^\w\s\"]|\t", "one character, for example ;")] | None = option(
-            None, "what parts the cells; null: whichever of , ; | and tab the header has most of"
-        )
-
-    config: Config
+    path: NonEmpty = option(help="the .csv or .tsv file")
+    delimiter: Annotated[str, Form(r"[^\w\s\"]|\t", "one character, for example ;")] | None = option(
+        default=None, help="what parts the cells; null: whichever of , ; | and tab the header has most of"
+    )
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -49,12 +42,12 @@ class CsvSource(ProblemSource):
 
     def load(self) -> list[Problem]:
         """The file's problems; raises `DataError` naming file and line."""
-        path = existing_file(self.config.path, "csv")
-        return read_problems(self._rows(path), self.config.columns, str(path))
+        path = existing_file(self.path, "csv")
+        return read_problems(self._rows(path), self.columns, str(path))
 
     def _rows(self, path: Path) -> Iterator[tuple[str, str, Row]]:
-        rows = enumerate(read_csv(path, self.config.delimiter), start=1)
-        for number, (line, row) in window(rows, self.config.offset, self.config.limit):
+        rows = enumerate(read_csv(path, self.delimiter), start=1)
+        for number, (line, row) in window(rows, self.offset, self.limit):
             yield f"{path}:{line}", f"{path.stem}-{number}", row
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from exprl.data.base import ProblemSource
 from exprl.data.files import KINDS, PACKED, SOURCE_OF, check_installed, ending_of, existing, require
 from exprl.data.folder import files_of, says_which, tables_in
 from exprl.data.local import read_tables
-from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.data.rows import Row, TableOptions, read_problems, window
 from exprl.data.tables import mapped, narrow, numbered, with_names, written
 from exprl.errors import DataError, did_you_mean
 from exprl.files.disk import local_path
@@ -27,22 +26,20 @@ SAVED = ("state.json", "dataset_dict.json")
 
 
 @SOURCES.register("hub")
-class HubSource(ProblemSource):
+class HubSource(TableOptions, ProblemSource):
     """A data set by its name on the Hub, a local file or folder, or what `save_to_disk` of `datasets` wrote.
 
     Files on this machine are read by exprl itself, unless the folder is `save_to_disk`'s or its card says what is read.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(TableConfig):
-        """The data set and its columns."""
-
-        path: NonEmpty = option(help="name on the Hub (owner/name), or local file or folder")
-        subset: NonEmpty | None = option(None, "configuration of the data set, where it has several", of="path")
-        split: NonEmpty = option("train", "which split")
-        revision: NonEmpty | None = option(None, "branch, tag or commit on the Hub; null: the newest", of="path")
-
-    config: Config
+    path: NonEmpty = option(help="name on the Hub (owner/name), or local file or folder")
+    subset: NonEmpty | None = option(
+        default=None, help="configuration of the data set, where it has several", of="path"
+    )
+    split: NonEmpty = option(default="train", help="which split")
+    revision: NonEmpty | None = option(
+        default=None, help="branch, tag or commit on the Hub; null: the newest", of="path"
+    )
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -57,21 +54,21 @@ class HubSource(ProblemSource):
 
     def load(self) -> list[Problem]:
         """The split's problems; raises `DataError` naming data set or file, and row."""
-        path, split = self.config.path, self.config.split
+        path, split = self.path, self.split
         place = local_path(path, "path")
         if _is_read_here(place):
             files = _files(place, self.config)
             return self._of_file(place) if place.is_file() else self._of_files(files, place)
         if not place.exists() and _means_a_file(path):
             existing(path, "hub")
-        return read_problems(self._rows(self._dataset(place)), self.config.columns, f"{path} [{split}]")
+        return read_problems(self._rows(self._dataset(place)), self.columns, f"{path} [{split}]")
 
     def _of_file(self, file: Path) -> list[Problem]:
         if (name := SOURCE_OF.get(ending_of(file))) is None:
             return self._of_files([file], file)
         source = SOURCES.get(name)
-        options = {key: getattr(self.config, key) for key in ("columns", "offset", "limit")}
-        problems: list[Problem] = source(source.Config(path=str(file), **options)).load()
+        options = {key: getattr(self, key) for key in ("columns", "offset", "limit")}
+        problems: list[Problem] = source(path=str(file), **options).load()
         return problems
 
     def _of_files(self, files: Sequence[Path], place: Path) -> list[Problem]:
@@ -107,28 +104,28 @@ class HubSource(ProblemSource):
     def _split_of(self, saved: Any) -> Any:
         if not isinstance(saved, dict):
             return saved
-        if self.config.split not in saved:
-            raise DataError(f"source 'hub': {self._name()}: no such split. {did_you_mean(self.config.split, saved)}")
-        return saved[self.config.split]
+        if self.split not in saved:
+            raise DataError(f"source 'hub': {self._name()}: no such split. {did_you_mean(self.split, saved)}")
+        return saved[self.split]
 
     def _name(self) -> str:
-        subset = f", subset {self.config.subset!r}" if self.config.subset else ""
-        return f"{self.config.path!r}{subset}, split {self.config.split!r}"
+        subset = f", subset {self.subset!r}" if self.subset else ""
+        return f"{self.path!r}{subset}, split {self.split!r}"
 
     def _rows(self, dataset: Any) -> Iterator[tuple[str, str, Row]]:
-        stem = Path(self.config.path).name
-        where, names = f"{self.config.path} [{self.config.split}]", dataset.column_names
-        wanted = dataset.select_columns(sorted(set(mapped(self.config.columns, names).values())))
+        stem = Path(self.path).name
+        where, names = f"{self.path} [{self.split}]", dataset.column_names
+        wanted = dataset.select_columns(sorted(set(mapped(self.columns, names).values())))
         kinds = narrow(wanted.features.arrow_schema)
-        for number, row in window(numbered(wanted, where), self.config.offset, self.config.limit):
+        for number, row in window(numbered(wanted, where), self.offset, self.limit):
             yield (
                 f"{where}, row {number}",
-                f"{stem}-{self.config.split}-{number}",
+                f"{stem}-{self.split}-{number}",
                 with_names(written(row, kinds), names),
             )
 
 
-def _files(place: Path, options: HubSource.Config) -> list[Path]:
+def _files(place: Path, options: Any) -> list[Path]:
     """The files that are meant; raises `DataError` where there are none, or files have not what is asked for."""
     if place.is_file() and ending_of(place) not in KINDS:
         raise DataError(
@@ -139,7 +136,7 @@ def _files(place: Path, options: HubSource.Config) -> list[Path]:
     return files_of(place, options.split) if place.is_dir() else [place]
 
 
-def _check_options(place: Path, options: HubSource.Config) -> None:
+def _check_options(place: Path, options: Any) -> None:
     """Raise `DataError` for what files on this machine do not have."""
     given = {name: value for name in ("subset", "revision") if (value := getattr(options, name)) is not None}
     if any(sign in options.split for sign in "[]+%:"):
@@ -161,7 +158,7 @@ def _means_a_file(path: str) -> bool:
     return path.count("/") > 1 or path.startswith((".", "~", "/")) or Path(path).suffix.lower() in KINDS
 
 
-def _reading(place: Path, options: HubSource.Config) -> dict[str, Any]:
+def _reading(place: Path, options: Any) -> dict[str, Any]:
     """What `datasets` is told of local files: mapped cells of CSV stay text, as 007 is no 7 and None may be a word."""
     tables = tables_in(place) if place.is_dir() else []
     if not tables or any(KINDS[ending_of(file)] != "CSV" for file in tables):

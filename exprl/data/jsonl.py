@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,17 @@ from exprl.config.ranges import NonEmpty
 from exprl.data.base import ProblemSource
 from exprl.data.files import existing_file
 from exprl.data.packed import opened
-from exprl.data.rows import Row, TableConfig, read_problems, window
+from exprl.data.rows import Row, TableOptions, read_problems, window
 from exprl.errors import DataError
 from exprl.registry import SOURCES
 from exprl.types import Problem
 
 
 @SOURCES.register("jsonl")
-class JsonLinesSource(ProblemSource):
+class JsonLinesSource(TableOptions, ProblemSource):
     """A file with one JSON object a line; blank lines are skipped."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(TableConfig):
-        """The file and its columns."""
-
-        path: NonEmpty = option(help="the .jsonl file")
-
-    config: Config
+    path: NonEmpty = option(help="the .jsonl file")
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -38,14 +31,14 @@ class JsonLinesSource(ProblemSource):
 
     def load(self) -> list[Problem]:
         """The file's problems; raises `DataError` naming file and line."""
-        path = existing_file(self.config.path, "jsonl")
+        path = existing_file(self.path, "jsonl")
         try:
-            return read_problems(self._rows(path), self.config.columns, str(path))
+            return read_problems(self._rows(path), self.columns, str(path))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
     def _rows(self, path: Path) -> Iterator[tuple[str, str, Row]]:
-        for number, row in read_lines(path, self.config.offset, self.config.limit):
+        for number, row in read_lines(path, self.offset, self.limit):
             yield f"{path}:{number}", f"{path.stem}-{number}", row
 
 

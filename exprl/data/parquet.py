@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from exprl.data.base import ProblemSource
 from exprl.data.files import check_installed, existing, existing_file, require
 from exprl.data.folder import split_of
 from exprl.data.packed import UNPACK, opened
-from exprl.data.rows import Columns, Row, TableConfig, read_problems, window
+from exprl.data.rows import Columns, Row, TableOptions, read_problems, window
 from exprl.data.tables import check_names, mapped, numbered, rows_of, with_names
 from exprl.errors import DataError
 from exprl.registry import SOURCES
@@ -21,16 +20,10 @@ from exprl.types import Problem
 
 
 @SOURCES.register("parquet")
-class ParquetSource(ProblemSource):
+class ParquetSource(TableOptions, ProblemSource):
     """A Parquet file, or a folder of them read in the order of their names."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(TableConfig):
-        """The file or folder and its columns."""
-
-        path: NonEmpty = option(help="the .parquet file, or a folder of them")
-
-    config: Config
+    path: NonEmpty = option(help="the .parquet file, or a folder of them")
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -40,8 +33,8 @@ class ParquetSource(ProblemSource):
 
     def load(self) -> list[Problem]:
         """The problems of all files; raises `DataError` naming file and row."""
-        path = existing(self.config.path, "parquet")
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [existing_file(self.config.path, "parquet")]
+        path = existing(self.path, "parquet")
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [existing_file(self.path, "parquet")]
         if not files:
             raise DataError(f"source 'parquet': the folder {path} has no .parquet files.")
         if len(splits := {split_of(Path(file.name)) for file in files}) > 1:
@@ -49,8 +42,8 @@ class ParquetSource(ProblemSource):
                 f"source 'parquet': the files of the folder {path} are of several splits by their names "
                 f"({', '.join(sorted(splits)).strip(', ')}). Set name=hub and split, or path to one file."
             )
-        rows = (row for file in files for row in _rows(file, self.config.columns))
-        return read_problems(window(rows, self.config.offset, self.config.limit), self.config.columns, str(path))
+        rows = (row for file in files for row in _rows(file, self.columns))
+        return read_problems(window(rows, self.offset, self.limit), self.columns, str(path))
 
 
 def _rows(path: Path, columns: Columns) -> Iterator[tuple[str, str, Row]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -31,20 +30,16 @@ class ReasoningGymSource(ProblemSource):
     mathematics with a worked solution; most other tasks have no solution, so no judge can compare with one.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Which task, and how many of its problems."""
-
-        task: NonEmpty = option("gsm_symbolic", "name of the task in reasoning-gym")
-        options: dict[str, Any] = option({}, "the task's own options, for example {min_terms: 4}", of="task")
-        reference: NonEmpty | None = option(
-            "answer_cot", "entry of the metadata that is the solution; null: there is none", of="task"
-        )
-        count: Annotated[int, Range(ge=1, le=10_000_000)] = option(256, "number of problems")
-        seed: Seed = option(0, "seed of the generator")
-        split: Literal["train", "test"] = option("train", "which of two disjoint sets of questions, four to one")
-
-    config: Config
+    task: NonEmpty = option(default="gsm_symbolic", help="name of the task in reasoning-gym")
+    options: dict[str, Any] = option(default={}, help="the task's own options, for example {min_terms: 4}", of="task")
+    reference: NonEmpty | None = option(
+        default="answer_cot", help="entry of the metadata that is the solution; null: there is none", of="task"
+    )
+    count: Annotated[int, Range(ge=1, le=10_000_000)] = option(default=256, help="number of problems")
+    seed: Seed = option(default=0, help="seed of the generator")
+    split: Literal["train", "test"] = option(
+        default="train", help="which of two disjoint sets of questions, four to one"
+    )
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -59,31 +54,31 @@ class ReasoningGymSource(ProblemSource):
             DataError: the package is missing, the task or an option of it is unknown, a problem has no such solution,
                 or the task has too few different problems.
         """
-        wanted = self.config.count
+        wanted = self.count
         problems = list(islice(self._problems(), wanted))
         if len(problems) < wanted:
             raise DataError(
-                f"source 'reasoning_gym': task {self.config.task!r} has {len(problems)} different problems in split "
-                f"{self.config.split!r}, not {wanted}. Lower count, or widen the task's options."
+                f"source 'reasoning_gym': task {self.task!r} has {len(problems)} different problems in split "
+                f"{self.split!r}, not {wanted}. Lower count, or widen the task's options."
             )
         return problems
 
     def _problems(self) -> Iterator[Problem]:
         seen: set[str] = set()
-        for number, entry in numbered(self._entries(), f"source 'reasoning_gym': task {self.config.task!r}"):
+        for number, entry in numbered(self._entries(), f"source 'reasoning_gym': task {self.task!r}"):
             question = str(entry["question"]).strip()
-            if question in seen or split_of(question) != self.config.split:
+            if question in seen or split_of(question) != self.split:
                 continue
             seen.add(question)
-            yield self._problem(entry, question, f"{self.config.task}-{self.config.seed}-{number - 1}")
+            yield self._problem(entry, question, f"{self.task}-{self.seed}-{number - 1}")
 
     def _problem(self, entry: Mapping[str, Any], question: str, problem_id: str) -> Problem:
-        key = self.config.reference
+        key = self.reference
         reference = entry["metadata"].get(key) if key is not None else None
         if key is not None and not reference:
             known = [name for name, value in entry["metadata"].items() if isinstance(value, str)]
             raise DataError(
-                f"source 'reasoning_gym': the metadata of task {self.config.task!r} has no {key!r}. "
+                f"source 'reasoning_gym': the metadata of task {self.task!r} has no {key!r}. "
                 f"{did_you_mean(key, known)} Set reference: null for a task without solutions."
             )
         return Problem(

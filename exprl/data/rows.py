@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from exprl.component import checked, option
+from exprl.config.options import Options
 from exprl.config.ranges import NonEmpty, NonNegativeInt, PositiveInt
 from exprl.data.conventions import listing, proposal
 from exprl.data.exposure import Exposure, Sign, exposed
@@ -37,27 +38,29 @@ class Columns:
     A question that is a chat of one user message is that message's text.
     """
 
-    question: NonEmpty = option("question", "the problem's text")
-    reference: NonEmpty | None = option("reference", "the worked solution; null: the rows have none")
-    answer: NonEmpty | None = option("answer", "the final answer; null: the rows have none")
-    id: NonEmpty | None = option(None, "a unique name; null: file name and row number")
-    domain: NonEmpty | None = option(None, "routes to a reward or verifier; null: every row is math")
-    steps: NonEmpty | None = option(None, "list of the reference's intermediate results; null: the rows have none")
-    partial: bool = option(False, "a row may lack reference, answer, domain or steps, or have null; else an error")
+    question: NonEmpty = option(default="question", help="the problem's text")
+    reference: NonEmpty | None = option(default="reference", help="the worked solution; null: the rows have none")
+    answer: NonEmpty | None = option(default="answer", help="the final answer; null: the rows have none")
+    id: NonEmpty | None = option(default=None, help="a unique name; null: file name and row number")
+    domain: NonEmpty | None = option(default=None, help="routes to a reward or verifier; null: every row is math")
+    steps: NonEmpty | None = option(
+        default=None, help="list of the reference's intermediate results; null: the rows have none"
+    )
+    partial: bool = option(
+        default=False, help="a row may lack reference, answer, domain or steps, or have null; else an error"
+    )
 
 
 MINED_COLUMNS = Columns(id="id", domain="domain", steps="steps", partial=True)
 """Those of a data set that `exprl mine` wrote."""
 
 
-@checked
-@dataclass(frozen=True, kw_only=True)
-class TableConfig:
+class TableOptions(Options):
     """What every source of rows has."""
 
-    columns: Columns = option(Columns(), "which column holds what")
-    offset: NonNegativeInt = option(0, "rows to skip at the start")
-    limit: PositiveInt | None = option(None, "rows to read after that; null: all")
+    columns: Columns = option(default=Columns(), help="which column holds what")
+    offset: NonNegativeInt = option(default=0, help="rows to skip at the start")
+    limit: PositiveInt | None = option(default=None, help="rows to read after that; null: all")
 
 
 def window(items: Iterable[T], offset: int, limit: int | None) -> Iterator[T]:

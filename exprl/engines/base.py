@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import ClassVar
 
 from exprl.component import Component, option
 from exprl.config.ranges import NonEmpty, NonNegativeInt, Samples, Temperature, Tokens, TopP
+from exprl.errors import ModelError
 from exprl.types import Prompt, Rollout
 
 
@@ -43,16 +45,14 @@ class Engine(Component):
     trains: ClassVar[bool] = True
     """Whether its weights follow the policy, so that a run can train on its rollouts."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """What every engine has."""
-
-        samples_per_prompt: Samples = option(8, "rollouts sampled for each prompt (G, the group size)")
-        temperature: Temperature = option(1.0, "sampling temperature; log-probs are of the tempered distribution")
-        top_p: TopP = option(1.0, "nucleus sampling; 1 is off")
-        top_k: NonNegativeInt = option(0, "keep the k likeliest tokens; 0 is off")
-        max_new_tokens: Tokens = option(1024, "length limit of a rollout in tokens")
-        stop: list[NonEmpty] = option([], "strings that end a rollout, besides the end-of-sequence token")
+    samples_per_prompt: Samples = option(default=8, help="rollouts sampled for each prompt (G, the group size)")
+    temperature: Temperature = option(
+        default=1.0, help="sampling temperature; log-probs are of the tempered distribution"
+    )
+    top_p: TopP = option(default=1.0, help="nucleus sampling; 1 is off")
+    top_k: NonNegativeInt = option(default=0, help="keep the k likeliest tokens; 0 is off")
+    max_new_tokens: Tokens = option(default=1024, help="length limit of a rollout in tokens")
+    stop: list[NonEmpty] = option(default=[], help="strings that end a rollout, besides the end-of-sequence token")
 
     @property
     def precision(self) -> str | None:
@@ -71,3 +71,38 @@ class Engine(Component):
 
     def sync(self, policy_version: int) -> None:
         """Take over the policy's current weights, those after `policy_version` steps; later rollouts carry it."""
+
+
+def check_request(
+    prompts: Sequence[Prompt], sampling: Sampling, *, context: int | None, whose: str, hottest: float = math.inf
+) -> None:
+    """What every engine checks before it samples anything.
+
+    Args:
+        prompts: what it is asked to continue.
+        sampling: how.
+        context: the longest sequence in tokens that can be sampled; None: not known here.
+        whose: that is, for the message.
+        hottest: the highest temperature.
+
+    Raises:
+        TypeError: something other than a `Prompt` is given.
+        ValueError: a temperature that is not above 0, or above `hottest`.
+        ModelError: a prompt is empty, or with `max_new_tokens` exceeds `context`.
+    """
+    if not 0 < sampling.temperature <= hottest:
+        most = f" and at most {hottest}" if hottest < math.inf else ""
+        raise ValueError(f"temperature must be above 0{most}, but got {sampling.temperature}; top_k=1 samples greedily")
+    new = sampling.max_new_tokens
+    for prompt in prompts:
+        if not isinstance(prompt, Prompt):
+            raise TypeError(f"an engine takes Prompt objects only, but got {type(prompt).__name__}")
+        length = len(prompt.token_ids)
+        if length == 0:
+            raise ModelError(f"problem {prompt.problem_id!r}: the prompt has no tokens; check the prompt template.")
+        if context is not None and length + new > context:
+            raise ModelError(
+                f"problem {prompt.problem_id!r}: {length} prompt tokens + {new} max_new_tokens = {length + new}, but "
+                f"{whose} has a context of {context} tokens. Set max_new_tokens to at most {max(context - length, 0)}, "
+                "or drop prompts this long."
+            )

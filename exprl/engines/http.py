@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import finalize
 
-from exprl.component import checked, option
+from exprl.component import option
+from exprl.config.options import Options
 from exprl.config.ranges import NonEmpty, Range, Seconds
 from exprl.engines.breaker import SILENT_TRIES, CircuitBreaker
 from exprl.engines.completions import Completion, MalformedAnswerError, error_message, read_completion
@@ -46,35 +46,37 @@ _BUSY = (408, 409, 425, 429)
 _NO_ENTRY = (401, 403)
 
 
-@checked
-@dataclass(frozen=True, kw_only=True)
-class ServerOptions:
+class ServerOptions(Options):
     """Where a server is and how it is asked."""
 
     url: str = option(help="base URL up to and with /v1, for example http://gpu-host:8000/v1", free=True)
     model: NonEmpty = option(help="the model's name on that server")
     api_key_env: NonEmpty = option(
-        "OPENAI_API_KEY", "environment variable that holds the key; unset: none is sent", free=True
+        default="OPENAI_API_KEY", help="environment variable that holds the key; unset: none is sent", free=True
     )
-    concurrency: Annotated[int, Range(ge=1, le=2**16)] = option(64, "requests under way at a time", free=True)
-    timeout: Seconds = option(120.0, "seconds one try may take", free=True)
+    concurrency: Annotated[int, Range(ge=1, le=2**16)] = option(
+        default=64, help="requests under way at a time", free=True
+    )
+    timeout: Seconds = option(default=120.0, help="seconds one try may take", free=True)
     retries: Annotated[int, Range(ge=0, le=1000)] = option(
-        4, "further tries after connection errors, timeouts and overload, with doubling pauses", free=True
+        default=4, help="further tries after connection errors, timeouts and overload, with doubling pauses", free=True
     )
     context_length: Annotated[int, Range(ge=2, le=2**24)] | None = option(
-        None, "of the served model, in tokens; null: the server itself refuses", of="model"
+        default=None, help="of the served model, in tokens; null: the server itself refuses", of="model"
     )
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """Part the URL from user and password."""
         # `url` is shown, compared and saved; user and password stay out of the fields, so that nothing shows them.
-        public, credentials = split_credentials(self.url)
-        object.__setattr__(self, "url", public)
-        self.__dict__["_credentials"] = credentials
+        public, credentials = split_credentials(config.url)
+        object.__setattr__(config, "url", public)
+        config.__dict__["_credentials"] = credentials
 
     @property
     def credentials(self) -> Credentials | None:
         """User and password, where the URL was given with them."""
-        found: Credentials | None = self.__dict__["_credentials"]
+        found: Credentials | None = self.config.__dict__["_credentials"]
         return found
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from exprl.component import option
+from exprl.component import given, option
 from exprl.config.ranges import PositiveInt
-from exprl.engines.base import Engine, Sampling
+from exprl.engines.base import Engine, Sampling, check_request
 from exprl.engines.ends import Ends, ends_of, pad_id
-from exprl.errors import ModelError
 from exprl.registry import ENGINES
+from exprl.resources import Resources
 from exprl.text.tokenization import decode_with_ends
 from exprl.types import Prompt, Rollout
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from exprl.engines.decoding import Decoded, Decoding
     from exprl.models.base import LanguageModel
-    from exprl.resources import Resources
 
 
 @ENGINES.register("transformers")
@@ -32,23 +30,13 @@ class TransformersEngine(Engine):
     is in its batch (up to floating-point noise). A rollout that meets a stop string keeps the token that completed it.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Engine.Config):
-        """What every engine has, and how many rollouts are decoded at a time."""
+    batch_size: PositiveInt = option(default=64, help="rollouts decoded at a time; memory and speed grow with it")
 
-        batch_size: PositiveInt = option(64, "rollouts decoded at a time; memory and speed grow with it")
+    policy: LanguageModel = given(Resources.need_policy, help="whose weights sample")
 
-    config: Config
-
-    def __init__(self, config: Config, model: LanguageModel) -> None:
-        super().__init__(config)
-        self._language_model = model
+    def setup(self) -> None:
+        """No step has been made."""
         self._policy_version = 0
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> TransformersEngine:
-        """An engine on the run's policy."""
-        return cls(config, resources.need_policy("engine 'transformers'"))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
         """Yield `(index of the prompt, rollout)` as each finishes; the model is in eval mode until the last one.
@@ -58,33 +46,15 @@ class TransformersEngine(Engine):
             ModelError: a prompt and `max_new_tokens` together exceed the model's context.
             ValueError: temperature 0 or below.
         """
-        for prompt in prompts:
-            if not isinstance(prompt, Prompt):
-                raise TypeError(f"an engine takes Prompt objects only, but got {type(prompt).__name__}")
-        if sampling.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, but got {sampling.temperature}; top_k=1 samples greedily")
-        self._check_lengths(prompts, sampling.max_new_tokens)
+        check_request(prompts, sampling, context=self.policy.context_length, whose=self.policy.name)
         return self._stream(tuple(prompts), sampling)
 
     def sync(self, policy_version: int) -> None:
         """Note the version: the weights themselves are the policy's own and already current."""
         self._policy_version = policy_version
 
-    def _check_lengths(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
-        context = self._language_model.context_length
-        for prompt in prompts:
-            length = len(prompt.token_ids)
-            if length == 0:
-                raise ModelError(f"problem {prompt.problem_id!r}: the prompt has no tokens; check the prompt template.")
-            if context is not None and length + max_new_tokens > context:
-                raise ModelError(
-                    f"problem {prompt.problem_id!r}: {length} prompt tokens + {max_new_tokens} max_new_tokens = "
-                    f"{length + max_new_tokens}, but {self._language_model.name} has a context of {context} tokens. "
-                    f"Set max_new_tokens to at most {max(context - length, 0)}, or drop prompts this long."
-                )
-
     def _stream(self, prompts: tuple[Prompt, ...], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
-        model, tokenizer = self._language_model.model, self._language_model.tokenizer
+        model, tokenizer = self.policy.model, self.policy.tokenizer
         ends = ends_of(model, tokenizer, sampling.stop)
         # neighbours of like length need little padding
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
@@ -99,21 +69,21 @@ class TransformersEngine(Engine):
         """Of prompts of one length alone where the model cannot pad."""
         from exprl.models.incremental import reading_of
 
-        with self._language_model.inference():
-            together = reading_of(self._language_model.model).pads
+        with self.policy.inference():
+            together = reading_of(self.policy.model).pads
         for _, alike in groupby(slots, key=lambda slot: None if together else len(prompts[slot[0]].token_ids)):
             rest = list(alike)
-            for start in range(0, len(rest), self.config.batch_size):
-                yield rest[start : start + self.config.batch_size]
+            for start in range(0, len(rest), self.batch_size):
+                yield rest[start : start + self.batch_size]
 
     def _decoded(
         self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends
     ) -> Iterator[Decoded]:
         """Rows as they finish; between two of them the model is as its user has it."""
-        with self._language_model.inference():
+        with self.policy.inference():
             rows = self._decoding(prompts, batch, sampling, ends).run()
         while True:
-            with self._language_model.inference():
+            with self.policy.inference():
                 decoded = next(rows, None)
             if decoded is None:
                 return
@@ -133,8 +103,8 @@ class TransformersEngine(Engine):
             uniforms_for(sampling.seed, sampling.number(index), sample, sampling.max_new_tokens)
             for index, sample in batch
         ]
-        model = self._language_model.model
-        distinct = prefill(model, [prompts[index].token_ids for index in rows], pad_id(self._language_model.tokenizer))
+        model = self.policy.model
+        distinct = prefill(model, [prompts[index].token_ids for index in rows], pad_id(self.policy.tokenizer))
         prefilled = distinct.repeated([rows[index] for index, _ in batch])  # a prompt is read once for all its slots
         return Decoding(model, prefilled, torch.stack(uniforms), sampling, ends)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from exprl.component import option
+from exprl.component import given, option
 from exprl.config.ranges import temperature
-from exprl.engines.base import Engine, Sampling
+from exprl.engines.base import Engine, Sampling, check_request
 from exprl.engines.ends import ends_of
 from exprl.engines.vllm_options import HostOptions, check_installed
-from exprl.errors import ModelError
 from exprl.registry import ENGINES
+from exprl.resources import Resources
 from exprl.seeding import derive_seed
 from exprl.text.tokenization import decode_with_ends
 from exprl.types import FinishReason, Prompt, Rollout
@@ -20,13 +19,12 @@ from exprl.types import FinishReason, Prompt, Rollout
 if TYPE_CHECKING:
     from exprl.engines.vllm_requests import Output, Ticket
     from exprl.models.base import LanguageModel
-    from exprl.resources import Resources
 
 _HOTTEST = 2
 
 
 @ENGINES.register("vllm")
-class VLLMEngine(Engine):
+class VLLMEngine(HostOptions, Engine):
     """Samples with vLLM: continuous batching and a prefix cache, in the trainer's own process.
 
     After every update the policy's weights are streamed in tensor by tensor and the prefix cache is emptied; of a
@@ -35,22 +33,17 @@ class VLLMEngine(Engine):
     alone.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(HostOptions, Engine.Config):
-        """What every engine has, and how vLLM is set up."""
+    temperature: Annotated[float, temperature(_HOTTEST)] = option(
+        default=Engine.Config.temperature, help="sampling temperature; log-probs are of the tempered distribution"
+    )
 
-        temperature: Annotated[float, temperature(_HOTTEST)] = option(
-            Engine.Config.temperature, "sampling temperature; log-probs are of the tempered distribution"
-        )
+    policy: LanguageModel = given(Resources.need_policy, help="whose weights sample")
 
-    config: Config
-
-    def __init__(self, config: Config, model: LanguageModel) -> None:
+    def setup(self) -> None:
+        """Set vLLM up; it starts with the first use."""
         from exprl.engines.vllm_host import VLLMHost
 
-        super().__init__(config)
-        self._language_model = model
-        self.host = VLLMHost(model, config, trains=True)
+        self.host = VLLMHost(self.policy, self, trains=True)
         self._policy_version = 0
 
     @classmethod
@@ -58,11 +51,6 @@ class VLLMEngine(Engine):
         """VLLM must be there."""
         del config
         check_installed()
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> VLLMEngine:
-        """An engine for the run's policy."""
-        return cls(config, resources.need_policy("engine 'vllm'"))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
         """Yield `(index of the prompt, rollout)` as each finishes.
@@ -73,15 +61,8 @@ class VLLMEngine(Engine):
             ModelError: a prompt and `max_new_tokens` together exceed `max_model_len`, or a prompt is empty.
             EngineError: the canary finds other weights in vLLM than in the trainer.
         """
-        if not 0 < sampling.temperature <= _HOTTEST:
-            raise ValueError(
-                f"temperature must be above 0 and at most {_HOTTEST}, but got {sampling.temperature}; top_k=1 samples "
-                "greedily"
-            )
-        for prompt in prompts:
-            if not isinstance(prompt, Prompt):
-                raise TypeError(f"an engine takes Prompt objects only, but got {type(prompt).__name__}")
-            self._check_length(prompt, sampling.max_new_tokens)
+        longest, whose = self.host.max_model_len, "vLLM (rollout.max_model_len)"
+        check_request(prompts, sampling, context=longest, whose=whose, hottest=_HOTTEST)
         if prompts:
             self.host.ready()
         return self._stream(tuple(prompts), sampling)
@@ -128,7 +109,7 @@ class VLLMEngine(Engine):
             self.host.cancel(waiting.values())
 
     def _submit(self, prompt: Prompt, index: int, sample: int, sampling: Sampling) -> Ticket:
-        ends = ends_of(self._language_model.model, self._language_model.tokenizer).token_ids
+        ends = ends_of(self.policy.model, self.policy.tokenizer).token_ids
         stop: dict[str, Any] = (
             {"stop": list(sampling.stop), "include_stop_str_in_output": True} if sampling.stop else {}
         )
@@ -144,7 +125,7 @@ class VLLMEngine(Engine):
         )
 
     def _rollout(self, prompt: Prompt, output: Output) -> Rollout:
-        text, ends = decode_with_ends(self._language_model.tokenizer, list(output.token_ids))
+        text, ends = decode_with_ends(self.policy.tokenizer, list(output.token_ids))
         reason: FinishReason = "length" if output.finish_reason == "length" else "stop"
         return Rollout(
             prompt=prompt,
@@ -155,14 +136,3 @@ class VLLMEngine(Engine):
             finish_reason=reason,
             policy_version=self._policy_version,
         )
-
-    def _check_length(self, prompt: Prompt, max_new_tokens: int) -> None:
-        length, longest = len(prompt.token_ids), self.host.max_model_len
-        if length == 0:
-            raise ModelError(f"problem {prompt.problem_id!r}: the prompt has no tokens; check the prompt template.")
-        if length + max_new_tokens > longest:
-            raise ModelError(
-                f"problem {prompt.problem_id!r}: {length} prompt tokens + {max_new_tokens} max_new_tokens = "
-                f"{length + max_new_tokens}, but vLLM's max_model_len is {longest}. Lower max_new_tokens or raise "
-                "rollout.max_model_len."
-            )

@@ -218,7 +218,12 @@ class VLLMHost:
 
     def sleep(self) -> None:
         """Free the GPU's memory until the engine is next used; an engine with requests under way stays awake."""
-        if self._llm is None or self._asleep or self.busy or not (self.options.sleep and vllm_setup.can_sleep()):
+        if (
+            self._llm is None
+            or self._asleep
+            or self.busy
+            or not (self.options.enable_sleep_mode and vllm_setup.can_sleep())
+        ):
             return
         self._asleep = _FORGETS if self._trains and not self.adapted else _KEEPS
         with vllm_setup.isolated():

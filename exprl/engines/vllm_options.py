@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from exprl.component import checked, option
+from exprl.component import option
+from exprl.config.options import Options
 from exprl.config.ranges import SMALLEST, Range
 from exprl.errors import ConfigError
 
 
-@checked
-@dataclass(frozen=True, kw_only=True)
-class HostOptions:
+class HostOptions(Options):
     """How a vLLM engine is set up."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "precision vLLM computes in; auto: what the model is run in elsewhere"
+        default="auto", help="precision vLLM computes in; auto: what the model is run in elsewhere"
     )
     max_model_len: Annotated[int, Range(ge=2, le=2**24)] | None = option(
-        None, "longest prompt + response in tokens, judge prompts included; null: the model's context"
+        default=None, help="longest prompt + response in tokens, judge prompts included; null: the model's context"
     )
     gpu_memory_utilization: Annotated[float, Range(gt=0, lt=1)] = option(
-        0.4, "share of a GPU's memory for vLLM; training needs the rest"
+        default=0.4, help="share of a GPU's memory for vLLM; training needs the rest"
     )
     cpu_kv_cache_gib: Annotated[float, Range(gt=0, le=2**20)] = option(
-        1.0, "memory of the key-value cache on a CPU, in GiB"
+        default=1.0, help="memory of the key-value cache on a CPU, in GiB"
     )
     block_size: Annotated[int, Range(ge=1, le=2**16)] | None = option(
-        None, "tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
+        default=None, help="tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
     )
-    enforce_eager: bool | None = option(None, "skip vLLM's compilation and CUDA graphs; null: on a CPU only")
-    sleep: bool = option(True, "free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory")
+    enforce_eager: bool | None = option(
+        default=None, help="skip vLLM's compilation and CUDA graphs; null: on a CPU only"
+    )
+    enable_sleep_mode: bool = option(
+        default=True, help="free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory"
+    )
     canary_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
-        None, "mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype"
+        default=None,
+        help="mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype",
     )
 
 

@@ -70,7 +70,7 @@ def start_engine(
             disable_log_stats=False,
             seed=0,
             distributed_executor_backend=LocalExecutor,
-            enable_sleep_mode=options.sleep and can_sleep(),
+            enable_sleep_mode=options.enable_sleep_mode and can_sleep(),
             **memory,
             **(vllm_lora.options(adapter_config(language_model.model)) if adapted else {}),
         )

@@ -13,15 +13,15 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from exprl.component import Choice, Component, choose, option, required_choice
+from exprl.component import Component, choose, option, required_choice
 from exprl.config.ranges import Share
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.backends.setting import Setting
 from exprl.judges.pairing import one_each
 from exprl.judges.prompting import compose, read_prompt
+from exprl.models.provider import ModelProvider
 from exprl.registry import BACKENDS, BEHAVIOURS, MODELS
 from exprl.resources import Resources
 from exprl.terminal.progress import OnProgress, no_progress
@@ -120,8 +120,8 @@ class LexicalDetector(BehaviourDetector):
     counts. Compare rates between runs rather than read one by itself.
     """
 
-    def __init__(self, config: Any = None) -> None:
-        super().__init__(config)
+    def setup(self) -> None:
+        """Compile the phrases."""
         self._patterns = {
             name: re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.MULTILINE)
             for name, patterns in PATTERNS.items()
@@ -161,36 +161,26 @@ REPLY_START = "Answer: "
 
 @BEHAVIOURS.register("judged")
 class JudgedDetector(BehaviourDetector):
-    """Asks a language model a yes-or-no question for each behaviour, and reads the probabilities of the two answers.
+    """Asks a language model a yes-or-no question for each behaviour, and reads the probabilities of the two answers."""
 
-    Args:
-        config: which model, and who runs it.
-        backend: runs the model.
-    """
+    model: ModelProvider | str = required_choice(MODELS, help="the model that reads the traces")
+    backend: JudgeBackend = choose(BACKENDS, default="transformers", help="who runs it")
+    min_mass: Share = option(default=0.1, help="below this total probability of the two answers there is no verdict")
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Which model is asked."""
+    def part(self, name: str, handed: Any, resources: Resources) -> Any:
+        """The backend, open on a model of its own, beside the policy where there is one."""
+        if name != "backend" or (handed is not None and handed.is_open):
+            return super().part(name, handed, resources)
+        return self.config.backend.cls.open(self.config.backend.config, self._model(self.config), resources)
 
-        model: Annotated[Choice, MODELS] = required_choice(MODELS, "the model that reads the traces")
-        backend: Annotated[Choice, BACKENDS] = choose(BACKENDS, "transformers", "who runs it")
-        min_mass: Share = option(0.1, "below this total probability of the two answers there is no verdict")
-
-    def __init__(self, config: Any, backend: JudgeBackend) -> None:
-        super().__init__(config)
-        self.backend = backend
+    def setup(self) -> None:
+        """See that the model can be asked."""
+        self.backend.check(query("", BEHAVIOUR_NAMES[0]))
 
     @classmethod
     def check_fit(cls, config: Any, experiment: Any) -> None:
         """Its backend must be able to run its model in this run."""
         config.backend.cls.check_model(config.backend.config, cls._model(config), Setting.planned(experiment))
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> JudgedDetector:
-        """On a model of its own, beside the policy where there is one."""
-        backend: JudgeBackend = config.backend.cls.open(config.backend.config, cls._model(config), resources)
-        backend.check(query("", BEHAVIOUR_NAMES[0]))
-        return cls(config, backend)
 
     def detect(self, texts: Sequence[str], on_progress: OnProgress = no_progress) -> list[Shown]:
         """See `BehaviourDetector`; a failed or undecided answer is None."""
@@ -217,7 +207,7 @@ class JudgedDetector(BehaviourDetector):
 
     def _verdict(self, reply: Reply) -> bool | None:
         # `not >=`: NaN is no verdict either
-        if reply.status != "ok" or not sum(reply.probabilities) >= self.config.min_mass:
+        if reply.status != "ok" or not sum(reply.probabilities) >= self.min_mass:
             return None
         yes, no = reply.probabilities
         return yes > no

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from exprl.component import Component, title_of
+from exprl.component import Stateful, title_of
 from exprl.errors import ConfigError, JudgeError
 from exprl.resources import Resources
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem
 
 
-class Judge(Component):
+class Judge(Stateful):
     """Grades traces on the Likert scale 1-5. The only side of a run, with verifiers, that reveals a scaffold."""
 
     needs_reference: ClassVar[bool] = True
@@ -55,23 +55,3 @@ class Judge(Component):
                     f"problem {problem.id!r} has no reference solution, but judge {self.registered_name!r} needs one. "
                     "Add it, drop the row, or use the judge 'no_reference' or the reward 'sparse'."
                 )
-
-    def texts(self) -> dict[str, str]:
-        """The texts that shape its judgements beside its config, by what they are: a run goes on with the same."""
-        return {}
-
-    def prepare(self) -> None:
-        """Called on every rank when a run starts, with all weights in place."""
-
-    def close(self) -> None:
-        """Free what the judge holds; called when a run ends, also by an error."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this judge; it must pickle."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-
-    def sync(self) -> None:
-        """Called after every policy update; a judge with live weights or caches reacts here."""

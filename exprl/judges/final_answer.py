@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from exprl.component import given
 from exprl.judges.base import Judge
+from exprl.resources import Resources
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem
 from exprl.verifiers.base import Verifier
@@ -16,15 +18,16 @@ class FinalAnswerJudge(Judge):
 
     The hidden answer is the verifier's: nothing here reads it. So every prefix before the answer has the same score.
 
-    Args:
-        verifier: the run's.
     """
 
     needs_reference: ClassVar[bool] = False
 
-    def __init__(self, verifier: Verifier) -> None:
-        super().__init__()
-        self.verifier = verifier
+    verifier: Verifier = given(Resources.need_verifier, help="of final answers")
+
+    def without_reference(self, resources: Resources) -> Judge:
+        """Itself: it reads none."""
+        del resources
+        return self
 
     def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """One judgement a request, always ok."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from exprl.component import Choice, choose, option
+from exprl.component import choose, option
 from exprl.config.ranges import NonNegativeInt, Share, Tokens
 from exprl.errors import ConfigError, ContractError, JudgeError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
@@ -26,42 +25,55 @@ from exprl.types import VIEWS, Hidden, Judgement, JudgeRequest, Problem, Questio
 class LLMJudge(Judge):
     """Grades with a language model, by its rationale or by the probabilities it gives the scores.
 
-    Args:
-        config: how to ask and to score.
-        backend: runs the model.
+    The backend may be handed over open, on the model that is to judge; else it is opened on the one that the options
+    `model` or `weights` name, and a judge that has neither needs a `part` of its own.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """How the judge is asked."""
+    scoring: Scoring = option(
+        default="expected",
+        help="expected: mean score under the probabilities of 1..5, one token; rationale: let it write first",
+    )
+    max_new_tokens: Tokens = option(default=512, help="length limit of a rationale in tokens (the paper: 2048)")
+    constrained: bool = option(
+        default=False,
+        help="rationale: make every reply end in a score; its text then has at most max_new_tokens characters",
+    )
+    min_mass: Share = option(
+        default=0.01,
+        help="expected: below this total probability of the five scores the judgement counts as unparseable",
+    )
+    backend: JudgeBackend = choose(BACKENDS, default="auto", help="who runs the judge's model")
+    cache_size: NonNegativeInt = option(
+        default=100_000, help="judgements kept so that an equal prompt is asked once; 0: none"
+    )
 
-        scoring: Scoring = option(
-            "expected", "expected: mean score under the probabilities of 1..5, one token; rationale: let it write first"
-        )
-        max_new_tokens: Tokens = option(512, "length limit of a rationale in tokens (the paper: 2048)")
-        constrained: bool = option(
-            False, "rationale: make every reply end in a score; its text then has at most max_new_tokens characters"
-        )
-        min_mass: Share = option(
-            0.01, "expected: below this total probability of the five scores the judgement counts as unparseable"
-        )
-        backend: Annotated[Choice, BACKENDS] = choose(BACKENDS, "auto", "who runs the judge's model")
-        cache_size: NonNegativeInt = option(100_000, "judgements kept so that an equal prompt is asked once; 0: none")
-
-        def __post_init__(self) -> None:
-            if self.constrained and (self.scoring != "rationale" or self.max_new_tokens < SHORTEST_CONSTRAINED):
-                raise ConfigError(
-                    f"constrained: needs scoring: rationale and max_new_tokens of at least {SHORTEST_CONSTRAINED}, but "
-                    f"they are {self.scoring} and {self.max_new_tokens}."
-                )
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """Only a rationale can be constrained, and it needs room."""
+        if config.constrained and (config.scoring != "rationale" or config.max_new_tokens < SHORTEST_CONSTRAINED):
+            raise ConfigError(
+                f"constrained: needs scoring: rationale and max_new_tokens of at least {SHORTEST_CONSTRAINED}, but "
+                f"they are {config.scoring} and {config.max_new_tokens}."
+            )
 
     template: ClassVar[str]
     """The name of the prompt's text file."""
 
-    def __init__(self, config: Any, backend: JudgeBackend) -> None:
-        super().__init__(config)
-        self.backend = backend
-        self.cache = JudgementCache(config.cache_size)
+    def setup(self) -> None:
+        """Nothing has been asked yet."""
+        self.cache = JudgementCache(self.cache_size)
+
+    def part(self, name: str, handed: Any, resources: Resources) -> Any:
+        """The backend, open."""
+        if name != "backend" or (handed is not None and handed.is_open):
+            return super().part(name, handed, resources)
+        model = model_of(self.config, self.registered_name)
+        if model is None:
+            raise ContractError(
+                "it has neither the option `model` nor `weights`: hand over an open backend, or define `part`.",
+                giver=f"judge {self.registered_name!r}",
+            )
+        return open_backend(self.config, model, resources)
 
     @classmethod
     def check_fit(cls, config: Any, experiment: Any) -> None:
@@ -69,17 +81,6 @@ class LLMJudge(Judge):
         model = model_of(config, cls.registered_name)
         if model is not None:
             check_backend(config, model, Setting.planned(experiment))
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> Self:
-        """On the model that options `model` and `weights` name; else a judge needs a `from_config` of its own."""
-        model = model_of(config, cls.registered_name)
-        if model is None:
-            raise ContractError(
-                "its Config has neither `model` nor `weights`: define from_config.",
-                giver=f"judge {cls.registered_name!r}",
-            )
-        return cls(config, open_backend(config, model, resources))
 
     @abstractmethod
     def contents(self, problem: Problem) -> Mapping[str, str]:
@@ -91,15 +92,11 @@ class LLMJudge(Judge):
 
     def judged(self, reply: Reply) -> Judgement:
         """The judgement in a reply."""
-        return judgement_of(reply, self.config.scoring, self.config.min_mass)
+        return judgement_of(reply, self.scoring, self.min_mass)
 
     def start(self, requests: Sequence[JudgeRequest]) -> None:
         """Let the backend begin with requests that `judge` will be asked."""
         self.cache.start(self.backend, [self.query(request) for request in requests])
-
-    def sync(self) -> None:
-        """Pass a policy update on to the model."""
-        self.backend.sync()
 
     def state_dict(self) -> dict[str, Any]:
         """The judgements kept, and how often live weights were updated, which is part of what they are kept by."""
@@ -118,14 +115,6 @@ class LLMJudge(Judge):
             texts[f"the judge's prompt for a {view}"] = f"{query.prompt.message}\n{query.reply_start}"
         return texts
 
-    def prepare(self) -> None:
-        """Let the backend start."""
-        self.backend.prepare()
-
-    def close(self) -> None:
-        """Let the backend free its model."""
-        self.backend.close()
-
     def query(self, request: JudgeRequest) -> Query:
         """What the backend is asked for one request."""
         config = self.config
@@ -135,7 +124,7 @@ class LLMJudge(Judge):
         """The prompt for one request: the attempt comes last, so that prompts for longer prefixes continue it."""
         return compose(
             read_prompt(self.template),
-            instructions={"view": read_prompt(request.view), "reply": reply_instructions(self.config.scoring)},
+            instructions={"view": read_prompt(request.view), "reply": reply_instructions(self.scoring)},
             contents={**self.contents(request.problem), "attempt": defuse_claims(request.trace)},
         )
 
@@ -144,7 +133,7 @@ class LLMJudge(Judge):
         super().check(problems)
         for problem in problems[:1]:
             self.backend.check(self.query(JudgeRequest(problem=problem, trace="")))
-        reply = self.config.max_new_tokens if self.config.scoring == "rationale" else 0
+        reply = self.max_new_tokens if self.scoring == "rationale" else 0
         for problem in problems:
             length, context = self.backend.room(self.prompt(JudgeRequest(problem=problem, trace="")))
             if length is not None and context is not None and length + reply >= context:
@@ -177,7 +166,7 @@ class ReferenceJudge(LLMJudge):
     def without_reference(self, resources: Resources) -> Judge:
         """The same model, asked the same way by the prompt that shows none."""
         del resources
-        return UnaidedJudge(self.config, self.backend)
+        return UnaidedJudge.made(self.config, backend=self.backend)
 
 
 class UnaidedJudge(LLMJudge):
@@ -189,6 +178,11 @@ class UnaidedJudge(LLMJudge):
     def contents(self, problem: Problem) -> Mapping[str, str]:
         """The question, and nothing of the scaffold."""
         return {"problem": problem.question.text}
+
+    def without_reference(self, resources: Resources) -> Judge:
+        """Itself: it is shown none."""
+        del resources
+        return self
 
 
 # ------------------------------------------------------------------ whose weights, and who runs them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from exprl.judges.base import Judge
@@ -21,18 +20,16 @@ class NoReferenceJudge(WrappingJudge):
 
     needs_reference: ClassVar[bool] = False
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(WrappingJudge.Config):
-        """The judge it stands around."""
-
-        def __post_init__(self) -> None:
-            if self.judge is not None and not _can_do_without(self.judge.cls):
-                raise refused(self.judge, "does not say how it grades without a reference", _can_do_without)
-
     @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> NoReferenceJudge:
-        """Around what the judge of its config becomes without a reference."""
-        return cls(config, config.judge.build(resources).without_reference(resources))
+    def check_options(cls, config: Any) -> None:
+        """The judge within must have a form without a reference."""
+        if not _can_do_without(config.around.cls):
+            raise refused(config.around, "does not say how it grades without a reference", _can_do_without)
+
+    def part(self, name: str, handed: Any, resources: Resources) -> Any:
+        """What the judge of `around` becomes without a reference."""
+        judge: Judge = super().part(name, handed, resources)
+        return judge.without_reference(resources)
 
     def shown(self, problem: Problem) -> Problem:
         """Without reference and steps."""

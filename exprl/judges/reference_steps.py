@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from exprl.component import option
-from exprl.errors import ConfigError, JudgeError
+from exprl.errors import JudgeError
 from exprl.judges.base import Judge
 from exprl.judges.final_answer import FinalAnswerJudge
 from exprl.registry import JUDGES
@@ -24,18 +23,12 @@ class ReferenceStepsJudge(Judge):
     CPU, and as a cheap baseline for LLM judges.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """How steps are found."""
-
-        strict: bool = option(
-            True,
-            "the trace's lines are the steps, and the first that says of the reference's next step something else (all "
-            "but its last word the same) ends the count; false: steps may stand anywhere in order, so that a trace can "
-            "collect them by listing guesses",
-        )
-
-    config: Config
+    strict: bool = option(
+        default=True,
+        help="the trace's lines are the steps, and the first that says of the reference's next step something else "
+        "(all but its last word the same) ends the count; false: steps may stand anywhere in order, so that a trace "
+        "can collect them by listing guesses",
+    )
 
     def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """One judgement a request, always ok."""
@@ -52,16 +45,12 @@ class ReferenceStepsJudge(Judge):
 
     def without_reference(self, resources: Resources) -> Judge:
         """Without its steps there is nothing to compare with: what is left is whether the final answer is right."""
-        if resources.verifier is None:
-            raise ConfigError(
-                "judge 'no_reference' around 'reference_steps' asks the verifier: set verifier.name, or pass "
-                "Resources(verifier=...)."
-            )
-        return FinalAnswerJudge(resources.verifier)
+        who = "judge 'no_reference' around 'reference_steps'"
+        return FinalAnswerJudge(verifier=resources.need_verifier(who))
 
     def _grade(self, request: JudgeRequest) -> Judgement:
         steps = reference_steps(request.problem)
-        reached = steps_reached(request.trace, steps, strict=self.config.strict)
+        reached = steps_reached(request.trace, steps, strict=self.strict)
         return Judgement(score=1.0 + 4.0 * reached / len(steps), rationale=f"{reached} of {len(steps)} steps reached")
 
 

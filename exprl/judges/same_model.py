@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from exprl.component import option
@@ -20,8 +19,4 @@ class SameModelJudge(ReferenceJudge):
     it is at that moment, so the standard moves with training.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ReferenceJudge.Config):
-        """Whose weights, and how the judge is asked."""
-
-        weights: Weights = option(help="frozen: the initial policy judges throughout; live: the policy as it trains")
+    weights: Weights = option(help="frozen: the initial policy judges throughout; live: the policy as it trains")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
-from exprl.component import Choice, required_choice
+from exprl.component import required_choice
 from exprl.judges.llm import ReferenceJudge
+from exprl.models.provider import ModelProvider
 from exprl.registry import JUDGES, MODELS
 
 
@@ -17,8 +15,4 @@ class SmallerModelJudge(ReferenceJudge):
     The paper finds 4B parameters enough and 0.6B useless (judge calibration): measure before trusting one.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ReferenceJudge.Config):
-        """Which model, and how it is asked."""
-
-        model: Annotated[Choice, MODELS] = required_choice(MODELS, "the judge's own model")
+    model: ModelProvider | str = required_choice(MODELS, help="the judge's own model")

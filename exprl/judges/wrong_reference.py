@@ -6,41 +6,36 @@ import hashlib
 import random
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from exprl.component import given
 from exprl.errors import JudgeError
 from exprl.judges.base import Judge
 from exprl.judges.wrapping import WrappingJudge, refused
 from exprl.registry import JUDGES
-from exprl.resources import Resources
 from exprl.types import Problem, Scaffold
 
 
 @JUDGES.register("wrong_reference")
 class WrongReferenceJudge(WrappingJudge):
-    """Hands the judge it stands around the scaffold of a different problem: what that then rewards is not the solution.
+    """Hands the judge within the scaffold of a different problem: what that then rewards is not the solution."""
 
-    Args:
-        config: the options.
-        judge: who grades, with the wrong reference.
-        problems: whose references are handed around; at least two of these must differ.
-        seed: of the order they are handed around in.
-    """
+    problems: Sequence[Problem] = given(
+        lambda run, _: run.problems, help="whose references are handed around; at least two of these must differ"
+    )
+    seed: int = given(lambda run, _: run.seed, default=0, help="of the order they are handed around in")
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(WrappingJudge.Config):
-        """The judge it stands around."""
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """The judge within must read references."""
+        if not config.around.cls.reads_references(config.around.config):
+            raise refused(config.around, "reads no reference, a wrong one or the right one", _reads)
 
-        def __post_init__(self) -> None:
-            if self.judge is not None and not self.judge.cls.reads_references(self.judge.config):
-                raise refused(self.judge, "reads no reference, a wrong one or the right one", _reads)
-
-    def __init__(self, config: Any, judge: Judge, problems: Sequence[Problem], seed: int = 0) -> None:
-        super().__init__(config, judge)
-        self._seed = seed
-        donors = [problem for problem in problems if problem.scaffold.reference is not None]
-        random.Random(seed).shuffle(donors)
+    def setup(self) -> None:
+        """Shuffle the references."""
+        donors = [problem for problem in self.problems if problem.scaffold.reference is not None]
+        random.Random(self.seed).shuffle(donors)
         self._scaffolds = [problem.scaffold for problem in donors]
         self._contents = [_contents(scaffold) for scaffold in self._scaffolds]
         if len(set(self._contents)) < 2:
@@ -49,11 +44,6 @@ class WrongReferenceJudge(WrappingJudge):
                 f"{len(donors)} problems with {len(set(self._contents))}."
             )
         self._place = {problem.id: place for place, problem in enumerate(donors)}
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> WrongReferenceJudge:
-        """Around the judge of its config, with the run's problems."""
-        return cls(config, config.judge.build(resources), resources.problems, resources.seed)
 
     def shown(self, problem: Problem) -> Problem:
         """The problem with another one's scaffold: always the same for a given seed and list of problems."""
@@ -64,7 +54,7 @@ class WrongReferenceJudge(WrappingJudge):
         count, own = len(self._scaffolds), _contents(problem.scaffold)
         start = self._place.get(problem.id)
         if start is None:  # a problem from elsewhere, as in calibration
-            digest = hashlib.blake2b(f"{self._seed}/{problem.id}".encode(), digest_size=8).digest()
+            digest = hashlib.blake2b(f"{self.seed}/{problem.id}".encode(), digest_size=8).digest()
             start = int.from_bytes(digest, "big") % count
         places = ((start + step) % count for step in range(1, count + 1))
         return next(self._scaffolds[place] for place in places if self._contents[place] != own)

@@ -1,14 +1,12 @@
-"""A causal language model with its tokenizer, and the contract of what provides one."""
+"""A causal language model with its tokenizer."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exprl.component import Component
 from exprl.errors import ModelError
 
 if TYPE_CHECKING:
@@ -77,21 +75,3 @@ def check_vocabulary(language_model: LanguageModel) -> None:
             "an index out of range. Give the tokenizer that the model was trained with, or a model whose embeddings "
             "were resized to it (resize_token_embeddings) and saved."
         )
-
-
-class ModelProvider(Component):
-    """Makes the initial policy of a run."""
-
-    @abstractmethod
-    def load(self) -> LanguageModel:
-        """The model in its initial state, each call a fresh copy; raises `ModelError`."""
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer alone, for who talks to the model elsewhere."""
-        return self.load().tokenizer
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Any) -> ModelProvider:
-        """Providers come first: most need nothing from a run, whose other parts are not there yet."""
-        del resources
-        return cls(config)

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils.peft_utils import check_peft_version
 
+from exprl.checks.packages import check_adapters
 from exprl.errors import ConfigError
 from exprl.models.sharding import whole
-from exprl.runs.preflight import check_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +15,9 @@ from exprl.errors import ModelError
 from exprl.files.disk import local_path
 from exprl.models.adapted import ADAPTER_CONFIG, adapted_base, check_mergeable, with_adapter
 from exprl.models.attention import complete_attention
-from exprl.models.base import LanguageModel, ModelProvider
+from exprl.models.base import LanguageModel
 from exprl.models.gguf import unpacked
+from exprl.models.provider import ModelProvider
 from exprl.registry import MODELS
 from exprl.runs.places import find_checkpoint, place_of
 
@@ -31,30 +31,26 @@ PACKAGE_PREFIX = "package:"
 class PretrainedModel(ModelProvider):
     """A causal language model and its tokenizer from the hub, a folder, a run, or an installed package."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Where the weights are and how to load them."""
-
-        path: NonEmpty = option(
-            help="hub id or local folder of a model or an adapter (which is merged in), run folder (its latest "
-            "checkpoint) or .ckpt of one, or package:<name> for weights inside an installed package"
-        )
-        gguf_file: NonEmpty | None = option(
-            None, "load this GGUF file of that place, unpacked to full precision; goes with `path`", of="path"
-        )
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-            "auto",
-            "precision of the weights; auto: as stored (float32 for a GGUF file or an adapter), and float32 where they "
-            "train; bfloat16 or float16 by name also train as such, which loses small updates",
-        )
-        attn_implementation: NonEmpty | None = option(
-            None,
-            "sdpa, flash_attention_2, eager, ...; unset: transformers' pick, eager where that would leave out a cap on "
-            "attention scores",
-        )
-        chat_template: str | None = option(None, "a Jinja chat template or the path of one; unset: the tokenizer's own")
-
-    config: Config
+    path: NonEmpty = option(
+        help="hub id or local folder of a model or an adapter (which is merged in), run folder (its latest "
+        "checkpoint) or .ckpt of one, or package:<name> for weights inside an installed package"
+    )
+    gguf_file: NonEmpty | None = option(
+        default=None, help="load this GGUF file of that place, unpacked to full precision; goes with `path`", of="path"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        default="auto",
+        help="precision of the weights; auto: as stored (float32 for a GGUF file or an adapter), and float32 where "
+        "they train; bfloat16 or float16 by name also train as such, which loses small updates",
+    )
+    attn_implementation: NonEmpty | None = option(
+        default=None,
+        help="sdpa, flash_attention_2, eager, ...; unset: transformers' pick, eager where that would leave out a cap "
+        "on attention scores",
+    )
+    chat_template: str | None = option(
+        default=None, help="a Jinja chat template or the path of one; unset: the tokenizer's own"
+    )
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -77,10 +73,10 @@ class PretrainedModel(ModelProvider):
         """
         tokenizer = self.load_tokenizer()
         return LanguageModel(
-            model=self._load_model(self._location(), self.config.dtype).eval(),
+            model=self._load_model(self._location(), self.dtype).eval(),
             tokenizer=tokenizer,
-            name=self.config.path,
-            dtype_by_name=self.config.dtype != "auto",
+            name=self.path,
+            dtype_by_name=self.dtype != "auto",
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -88,19 +84,19 @@ class PretrainedModel(ModelProvider):
         return self._load_tokenizer(self._location())
 
     def _location(self) -> str:
-        if self.config.gguf_file is not None and in_run(self.config.path):
+        if self.gguf_file is not None and in_run(self.path):
             raise ModelError(
-                f"model.gguf_file: {self.config.gguf_file} is given, but model.path {self.config.path} is a run, whose "
+                f"model.gguf_file: {self.gguf_file} is given, but model.path {self.path} is a run, whose "
                 "checkpoints hold the trained weights whatever it began with. Leave gguf_file out, or write "
                 "gguf_file=null."
             )
-        location = locate(self.config.path)
-        if self.config.gguf_file is None:
+        location = locate(self.path)
+        if self.gguf_file is None:
             return location
-        return str(unpacked(_find_gguf(location, self.config.gguf_file)))
+        return str(unpacked(_find_gguf(location, self.gguf_file)))
 
     def _load_model(self, location: str, dtype: str) -> PreTrainedModel:
-        base = None if self.config.gguf_file else adapted_base(location)
+        base = None if self.gguf_file else adapted_base(location)
         if base is None:
             return self._load_plain(location, dtype)
         check_mergeable(location)
@@ -110,7 +106,7 @@ class PretrainedModel(ModelProvider):
     def _load_plain(self, location: str, dtype: str) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        attention = self.config.attn_implementation
+        attention = self.attn_implementation
         options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -118,11 +114,11 @@ class PretrainedModel(ModelProvider):
             )
         except pickle.UnpicklingError as error:
             raise ModelError(
-                f"cannot load the model of {self.config.path}: its weights are pickled and hold more than tensors, "
+                f"cannot load the model of {self.path}: its weights are pickled and hold more than tensors, "
                 "which could run code. Choose one with safetensors."
             ) from error
         except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise _cannot_load("model", self.config.path, location, error) from error
+            raise _cannot_load("model", self.path, location, error) from error
         complete_attention(model, attention)
         return model
 
@@ -135,15 +131,13 @@ class PretrainedModel(ModelProvider):
             base = adapted_base(location)
             if base is not None:  # which often comes without one
                 return self._load_tokenizer(base)
-            raise _cannot_load("tokenizer", self.config.path, location, error) from error
+            raise _cannot_load("tokenizer", self.path, location, error) from error
         if tokenizer.eos_token is None:
-            raise ModelError(
-                f"the tokenizer of {self.config.path} has no end-of-sequence token, so no rollout can end."
-            )
+            raise ModelError(f"the tokenizer of {self.path} has no end-of-sequence token, so no rollout can end.")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # masked wherever it stands
-        if self.config.chat_template is not None:
-            tokenizer.chat_template = _read_template(self.config.chat_template)
+        if self.chat_template is not None:
+            tokenizer.chat_template = _read_template(self.chat_template)
         return tokenizer
 
 

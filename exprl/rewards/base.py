@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from exprl.component import Component
+from exprl.component import Stateful
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, Problem, Rollout, RolloutGroup
 
 
-class Reward(Component):
+class Reward(Stateful):
     """Scores the rollouts of each group: one value a rollout, or one a segment."""
 
     granularity: ClassVar[Literal["rollout", "segment"]]
@@ -44,23 +44,3 @@ class Reward(Component):
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise, naming the first problem that lacks what this reward needs, before a run starts."""
-
-    def texts(self) -> dict[str, str]:
-        """The texts that shape its values beside its config, by what they are: a run goes on with the same."""
-        return {}
-
-    def prepare(self) -> None:
-        """Called on every rank when a run starts, with all weights in place."""
-
-    def close(self) -> None:
-        """Free what the reward holds; called when a run ends, also by an error."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this reward; it must pickle."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-
-    def sync(self) -> None:
-        """Called after every policy update."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
 from exprl.checks.contracts import given_by
-from exprl.component import Choice, option, required_choice, title_of
+from exprl.component import option, required_choice, title_of
 from exprl.config.ranges import Share
 from exprl.judges.base import Judge
 from exprl.judges.pairing import one_each
@@ -26,24 +25,15 @@ NOTHING_WRITTEN = Judgement(score=1.0, rationale="nothing was written")
 class JudgedReward(Reward):
     """Asks a judge about every trace of a step in one call; a step in which too much fails is not learned from."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """The judge and what becomes of its scores."""
-
-        judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, "who grades", built=True)
-        normalization: Normalization = option("smooth", "from Likert score to reward")
-        clip_length: bool = option(
-            True, "a rollout cut off at the length limit earns nothing: 0 (outcome), zero advantages (process)"
-        )
-        max_failure_rate: Share = option(
-            0.25, "stop when more than this share of a step's judgements fail, or of its rollouts is lost to them"
-        )
-
-    config: Any
-
-    def __init__(self, config: Any = None, *, judge: Judge) -> None:
-        super().__init__(config)
-        self.judge = judge
+    judge: Judge = required_choice(JUDGES, help="who grades")
+    normalization: Normalization = option(default="smooth", help="from Likert score to reward")
+    clip_length: bool = option(
+        default=True, help="a rollout cut off at the length limit earns nothing: 0 (outcome), zero advantages (process)"
+    )
+    max_failure_rate: Share = option(
+        default=0.25,
+        help="stop when more than this share of a step's judgements fail, or of its rollouts is lost to them",
+    )
 
     @classmethod
     def reads_references(cls, config: Any) -> bool:
@@ -53,30 +43,6 @@ class JudgedReward(Reward):
     def check(self, problems: Sequence[Problem]) -> None:
         """Let the judge see that every problem has what it needs."""
         self.judge.check(problems)
-
-    def texts(self) -> dict[str, str]:
-        """The judge's."""
-        return self.judge.texts()
-
-    def prepare(self) -> None:
-        """Pass it on to the judge."""
-        self.judge.prepare()
-
-    def close(self) -> None:
-        """Let the judge free its model."""
-        self.judge.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The judge's."""
-        return self.judge.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.judge.load_state_dict(state)
-
-    def sync(self) -> None:
-        """Pass a policy update on to the judge."""
-        self.judge.sync()
 
     @abstractmethod
     def requests(self, problem: Problem, rollout: Rollout) -> list[JudgeRequest]:
@@ -90,7 +56,7 @@ class JudgedReward(Reward):
 
     def cut_off(self, rollout: Rollout) -> bool:
         """Whether a rollout earns nothing for having reached the length limit."""
-        return bool(self.config.clip_length) and rollout.finish_reason == "length"
+        return bool(self.clip_length) and rollout.finish_reason == "length"
 
     def ask(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:
         """Judge every request; an empty trace scores 1 without being asked about.
@@ -114,8 +80,8 @@ class JudgedReward(Reward):
 
         Also where no rollout has a reward. Shows counts and the last replies.
         """
-        check_failures(rewards, self.config.max_failure_rate)
+        check_failures(rewards, self.max_failure_rate)
 
     def value(self, judgement: Judgement) -> float | None:
         """The reward of one judgement; None if it failed or its score is dropped."""
-        return None if judgement.score is None else normalize(judgement.score, self.config.normalization)
+        return None if judgement.score is None else normalize(judgement.score, self.normalization)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from exprl.registry import REWARDS
-from exprl.resources import Resources
 from exprl.rewards.judged import JudgedReward
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, JudgeRequest, Problem, Rollout, RolloutGroup, RolloutReward
@@ -17,11 +16,6 @@ class OutcomeReward(JudgedReward):
     """The judge's normalised score of the whole rollout (ExpRL-Outcome, arXiv:2606.17024)."""
 
     granularity: ClassVar[Literal["rollout", "segment"]] = "rollout"
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> OutcomeReward:
-        """With the judge of its config."""
-        return cls(config, judge=config.judge.build(resources))
 
     def score(
         self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress

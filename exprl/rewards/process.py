@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from exprl.checks.contracts import check_segments, given_by
-from exprl.component import Choice, choose, option, title_of
-from exprl.judges.base import Judge
+from exprl.component import choose, option, title_of
 from exprl.registry import REWARDS, SLICERS
-from exprl.resources import Resources
 from exprl.rewards.judged import JudgedReward
 from exprl.slicers.base import Slicer
 from exprl.terminal.progress import OnProgress, no_progress
@@ -27,23 +24,11 @@ class ProcessReward(JudgedReward):
 
     granularity: ClassVar[Literal["rollout", "segment"]] = "segment"
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(JudgedReward.Config):
-        """How a rollout is cut and what the judge is shown."""
-
-        slicer: Annotated[Choice, SLICERS] = choose(SLICERS, "delimiter", "how a rollout is cut into segments")
-        show: Literal["prefix", "segment"] = option(
-            "prefix", "what the judge sees of segment k: all up to its end (the paper), or it alone (authors' script)"
-        )
-
-    def __init__(self, config: Any = None, *, slicer: Slicer, judge: Judge) -> None:
-        super().__init__(config, judge=judge)
-        self.slicer = slicer
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> ProcessReward:
-        """With the slicer and the judge of its config."""
-        return cls(config, slicer=config.slicer.build(resources), judge=config.judge.build(resources))
+    slicer: Slicer = choose(SLICERS, default="delimiter", help="how a rollout is cut into segments")
+    show: Literal["prefix", "segment"] = option(
+        default="prefix",
+        help="what the judge sees of segment k: all up to its end (the paper), or it alone (authors' script)",
+    )
 
     def score(
         self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress
@@ -87,9 +72,9 @@ class ProcessReward(JudgedReward):
     def _about(self, problem: Problem, rollout: Rollout, segments: Sequence[Segment]) -> list[JudgeRequest]:
         if self.cut_off(rollout):
             return []
-        whole = self.config.show == "prefix"
+        whole = self.show == "prefix"
         return [
-            JudgeRequest(problem=problem, trace=rollout.text_of(0 if whole else s.start, s.end), view=self.config.show)
+            JudgeRequest(problem=problem, trace=rollout.text_of(0 if whole else s.start, s.end), view=self.show)
             for s in segments
         ]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from exprl.component import option
-from exprl.errors import ConfigError
+from exprl.component import given, option
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards.base import Reward
@@ -22,24 +20,8 @@ class SparseReward(Reward):
 
     granularity: ClassVar[Literal["rollout", "segment"]] = "rollout"
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """What becomes of cut-off rollouts."""
-
-        clip_length: bool = option(True, "a rollout cut off at the length limit earns 0 whatever it says")
-
-    config: Any
-
-    def __init__(self, config: Config | None = None, *, verifier: Verifier) -> None:
-        super().__init__(config)
-        self.verifier = verifier
-
-    @classmethod
-    def from_config(cls, config: Any, resources: Resources) -> SparseReward:
-        """With the run's verifier."""
-        if resources.verifier is None:
-            raise ConfigError("reward 'sparse' needs a verifier: set verifier.name, or pass Resources(verifier=...).")
-        return cls(config, verifier=resources.verifier)
+    verifier: Verifier = given(Resources.need_verifier, help="of final answers")
+    clip_length: bool = option(default=True, help="a rollout cut off at the length limit earns 0 whatever it says")
 
     @classmethod
     def reads_references(cls, config: Any) -> bool:
@@ -58,7 +40,7 @@ class SparseReward(Reward):
         self.verifier.check(problems)
 
     def _score(self, group: RolloutGroup, on_progress: OnProgress) -> tuple[AnyReward, ...]:
-        cut_off = [self.config.clip_length and rollout.finish_reason == "length" for rollout in group.rollouts]
+        cut_off = [self.clip_length and rollout.finish_reason == "length" for rollout in group.rollouts]
         read = [rollout.reply for rollout, clipped in zip(group.rollouts, cut_off, strict=True) if not clipped]
         verdicts = iter(self.verifier.verdicts([group.problem] * len(read), read))
         rewards = tuple(

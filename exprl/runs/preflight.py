@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exprl import config as configuration
-from exprl.checks.packages import lacking
+from exprl.checks.packages import check_adapters
 from exprl.component import Choice
 from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError
@@ -21,13 +21,6 @@ from exprl.experiment import Experiment, TrainerConfig
 from exprl.files.disk import check_can_write
 from exprl.runs.directory import RunDirectory
 from exprl.runs.places import check_run_dir
-
-
-def check_adapters() -> None:
-    """Raise `ConfigError` where the package that makes adapters is missing, or older than exprl needs it."""
-    lack = lacking("peft", "lora")
-    if lack is not None:
-        raise ConfigError(f"lora.rank: an adapter needs peft, but {lack}; or set lora.rank=0.")
 
 
 def check_training(experiment: Experiment) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
-from exprl.component import Component, option
+from exprl.component import option
 from exprl.config.ranges import NonEmpty, PositiveInt
 from exprl.registry import SLICERS
 from exprl.slicers.base import Slicer
@@ -26,26 +25,26 @@ class DelimiterSlicer(Slicer):
     is asked about nothing; so does a lone end-of-sequence token. Without any delimiter there is one segment.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Component.Config):
-        """Where to cut."""
-
-        delimiter: NonEmpty = option("###", 'text that marks a step (the paper: "###")')
-        position: Literal["start", "end"] = option("start", "the delimiter opens a segment (start) or closes one (end)")
-        max_segments: PositiveInt | None = option(None, "merge neighbours evenly down to this many; null: no limit")
+    delimiter: NonEmpty = option(default="###", help='text that marks a step (the paper: "###")')
+    position: Literal["start", "end"] = option(
+        default="start", help="the delimiter opens a segment (start) or closes one (end)"
+    )
+    max_segments: PositiveInt | None = option(
+        default=None, help="merge neighbours evenly down to this many; null: no limit"
+    )
 
     def slice(self, rollout: Rollout) -> tuple[Segment, ...]:
         """Segments of the T tokens, in order."""
         segments = merge_blank(
             segments_between(self._cuts(rollout), len(rollout)),
-            lambda segment: not rollout.text_of(segment.start, segment.end).replace(self.config.delimiter, "").strip(),
+            lambda segment: not rollout.text_of(segment.start, segment.end).replace(self.delimiter, "").strip(),
         )
-        return segments if self.config.max_segments is None else merge_evenly(segments, self.config.max_segments)
+        return segments if self.max_segments is None else merge_evenly(segments, self.max_segments)
 
     @property
     def advice(self) -> str:
         """See `Slicer`."""
-        delimiter = self.config.delimiter
+        delimiter = self.delimiter
         return (
             f"Let prompt.template ask for the delimiter, {delimiter!r} (Open every step with {delimiter!r}), set "
             "reward.slicer.delimiter to what the policy writes between its steps (see samples.jsonl), or choose "
@@ -53,10 +52,10 @@ class DelimiterSlicer(Slicer):
         )
 
     def _cuts(self, rollout: Rollout) -> Iterator[int]:
-        delimiter, ends = self.config.delimiter, rollout.token_ends
+        delimiter, ends = self.delimiter, rollout.token_ends
         found = rollout.text.find(delimiter)
         while found >= 0:
-            if self.config.position == "start":
+            if self.position == "start":
                 yield bisect_right(ends, found)
             else:
                 yield bisect_left(ends, found + len(delimiter)) + 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from exprl.component import Component, option
+from exprl.component import option
 from exprl.config.ranges import PositiveInt
 from exprl.errors import ConfigError
 from exprl.registry import SLICERS
@@ -21,26 +21,26 @@ class TokenWindowSlicer(Slicer):
     that no judge is asked about nothing; a last window shorter than `min_last` joins the one before it too.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Component.Config):
-        """How long a segment is."""
+    window: PositiveInt = option(default=512, help="tokens a segment")
+    min_last: PositiveInt = option(
+        default=1, help="a last segment of fewer tokens joins the one before it; 1: keep any"
+    )
 
-        window: PositiveInt = option(512, "tokens a segment")
-        min_last: PositiveInt = option(1, "a last segment of fewer tokens joins the one before it; 1: keep any")
-
-        def __post_init__(self) -> None:
-            if self.min_last > self.window:
-                raise ConfigError(f"min_last: must be at most window ({self.window}), but got {self.min_last}.")
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """A last segment is no longer than the others."""
+        if config.min_last > config.window:
+            raise ConfigError(f"min_last: must be at most window ({config.window}), but got {config.min_last}.")
 
     @property
     def advice(self) -> str:
         """See `Slicer`."""
-        return f"Set reward.slicer.window, {self.config.window} tokens now, well below the length of the rollouts."
+        return f"Set reward.slicer.window, {self.window} tokens now, well below the length of the rollouts."
 
     def slice(self, rollout: Rollout) -> tuple[Segment, ...]:
         """Segments of the T tokens, in order."""
         length = len(rollout)
-        cuts = range(self.config.window, length - self.config.min_last + 1, self.config.window)
+        cuts = range(self.window, length - self.min_last + 1, self.window)
         return merge_blank(
             segments_between(cuts, length),
             lambda segment: not rollout.text_of(segment.start, segment.end).strip(),

@@ -24,14 +24,16 @@ class TuneConfig:
 
     key: str = option(help="the option, for example optimizer.lr")
     values: list[Any] = option(help="what it may be; the first of equally good ones is taken")
-    seeds: list[Seed] = option([100, 101], "seeds of the tuning runs, none of them the study's")
+    seeds: list[Seed] = option(default=[100, 101], help="seeds of the tuning runs, none of them the study's")
     measure: str = option(
-        "pass@1", "the figure after the stage that its mean over seeds decides by: pass@k or progress"
+        default="pass@1", help="the figure after the stage that its mean over seeds decides by: pass@k or progress"
     )
     stages: Literal["first", "all"] = option(
-        "first", "first: each different first stage; all: each stage where it stands"
+        default="first", help="first: each different first stage; all: each stage where it stands"
     )
-    overrides: dict[str, Any] = option({}, "for the tuning runs alone, for example other held-out problems")
+    overrides: dict[str, Any] = option(
+        default={}, help="for the tuning runs alone, for example other held-out problems"
+    )
 
     def __post_init__(self) -> None:
         if len(self.values) < 2:
@@ -44,9 +46,9 @@ class TuneConfig:
 class MineConfig:
     """Problems by how often the initial policy solves them: `data.train` and `evaluation.source` keep these alone."""
 
-    samples: Samples = option(64, "samples of each problem (the paper: hard is what fails in 64)")
-    min_rate: Share = option(0.0, "least share of right samples")
-    max_rate: Share = option(0.0, "largest share of right samples")
+    samples: Samples = option(default=64, help="samples of each problem (the paper: hard is what fails in 64)")
+    min_rate: Share = option(default=0.0, help="least share of right samples")
+    max_rate: Share = option(default=0.0, help="largest share of right samples")
 
     def __post_init__(self) -> None:
         if self.min_rate > self.max_rate:
@@ -61,14 +63,18 @@ class Study:
     experiment: NonEmpty = option(
         help="the experiment every stage starts from: a path from the study's file, or a name of `exprl configs`"
     )
-    study_dir: NonEmpty | None = option(None, "folder of the study; null: runs/<file name>")
-    seeds: list[Seed] = option([0, 1, 2, 3, 4], "every arm is run with each of these")
-    baseline: str | None = option(None, "the arm that the others' differences are taken to; null: no differences")
-    overrides: dict[str, Any] = option({}, "options of the experiment for every stage")
-    mine: MineConfig | None = option(None, "keep only problems of some solve rate; null: keep all")
-    stages: dict[str, dict[str, Any]] = option({}, "name to options of the experiment, which win over `overrides`")
+    study_dir: NonEmpty | None = option(default=None, help="folder of the study; null: runs/<file name>")
+    seeds: list[Seed] = option(default=[0, 1, 2, 3, 4], help="every arm is run with each of these")
+    baseline: str | None = option(
+        default=None, help="the arm that the others' differences are taken to; null: no differences"
+    )
+    overrides: dict[str, Any] = option(default={}, help="options of the experiment for every stage")
+    mine: MineConfig | None = option(default=None, help="keep only problems of some solve rate; null: keep all")
+    stages: dict[str, dict[str, Any]] = option(
+        default={}, help="name to options of the experiment, which win over `overrides`"
+    )
     arms: dict[str, list[str]] = option(help="name to stages in order; []: the untouched initial policy")
-    tune: TuneConfig | None = option(None, "an option whose value is chosen on other seeds first")
+    tune: TuneConfig | None = option(default=None, help="an option whose value is chosen on other seeds first")
 
     def __post_init__(self) -> None:
         _check_seeds("seeds", self.seeds)

@@ -30,9 +30,13 @@ _ADVICE: Mapping[Role, str] = {
 class PromptConfig:
     """How a question becomes a prompt. Messages are plain text: nothing in them becomes a control token."""
 
-    system: str | None = option(None, "system message; null: none, or the chat template's own")
-    template: str = option(PLACEHOLDER, "user message; {question} is replaced, every other brace stays as it is")
-    max_prompt_tokens: Tokens = option(4096, "longest prompt in tokens, chat template included (the paper: 4096)")
+    system: str | None = option(default=None, help="system message; null: none, or the chat template's own")
+    template: str = option(
+        default=PLACEHOLDER, help="user message; {question} is replaced, every other brace stays as it is"
+    )
+    max_prompt_tokens: Tokens = option(
+        default=4096, help="longest prompt in tokens, chat template included (the paper: 4096)"
+    )
 
     def __post_init__(self) -> None:
         if PLACEHOLDER not in self.template:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from exprl.component import Component, option
 from exprl.errors import ConfigError, DataError
@@ -132,25 +131,23 @@ class SelfDistillation(Method):
     reads_references: ClassVar[bool] = True
     teacher: ClassVar[bool] = True
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """The KL's estimator and what the teacher reads."""
+    estimator: Literal["sampled", "exact"] = option(
+        default="exact",
+        help="sampled: policy gradient by `objective` with advantages log π_teacher - log π of the sampled tokens (the "
+        "paper); exact: KL over the whole vocabulary, differentiated; `objective` is ignored",
+    )
+    template: str | None = option(
+        default=None,
+        help="the teacher's user message: {task} is the policy's own, {reference} the solution; null: the one that the "
+        "model was trained to read, else the one of exprl/judges/prompts/teacher.txt",
+    )
 
-        estimator: Literal["sampled", "exact"] = option(
-            "exact",
-            "sampled: policy gradient by `objective` with advantages log π_teacher - log π of the sampled tokens (the "
-            "paper); exact: KL over the whole vocabulary, differentiated; `objective` is ignored",
-        )
-        template: str | None = option(
-            None,
-            "the teacher's user message: {task} is the policy's own, {reference} the solution; null: the one that the "
-            "model was trained to read, else the one of exprl/judges/prompts/teacher.txt",
-        )
-
-        def __post_init__(self) -> None:
-            slots = [] if self.template is None else [s for s in ("{task}", "{reference}") if s not in self.template]
-            if slots:
-                raise ConfigError(f"template: must have the place {' and '.join(slots)}, but got {self.template!r}.")
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """A template must have both places."""
+        slots = [] if config.template is None else [s for s in ("{task}", "{reference}") if s not in config.template]
+        if slots:
+            raise ConfigError(f"template: must have the place {' and '.join(slots)}, but got {config.template!r}.")
 
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """Every problem needs a reference and an answer, and the teacher's prompt must leave room for a rollout."""
@@ -161,12 +158,12 @@ class SelfDistillation(Method):
 
         experiment, problems, limit = build.experiment, build.train_problems, build.sampling.max_new_tokens
         check_references(problems, self.registered_name)
-        reward = SparseReward(SparseReward.Config(clip_length=False), verifier=build.verifier)  # for the log alone
+        reward = SparseReward(clip_length=False, verifier=build.verifier)  # for the log alone
         reward.check(problems)
         if world.first:
             build.tell_unreadable(problems, "data.train")
         build.check_lengths(problems, limit)
-        template = self.config.template or build.policy.teacher_template
+        template = self.template or build.policy.teacher_template
         prompts = TeacherPrompts(build.policy.tokenizer, experiment.prompt, template)
         for problem in problems:
             distillation.check_room(problem, len(prompts.build(problem)), limit, build.policy)
@@ -183,7 +180,7 @@ class SelfDistillation(Method):
             build.policy,
             parts,
             build.sampling,
-            estimator=self.config.estimator,
+            estimator=self.estimator,
             prompt=prompts.build,
             template=prompts.template,
             optimizer=experiment.optimizer,

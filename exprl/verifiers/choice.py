@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
-from exprl.component import Component, option
+from exprl.component import option
 from exprl.config.ranges import Form
 from exprl.errors import DataError
 from exprl.registry import VERIFIERS
@@ -36,17 +35,13 @@ class ChoiceVerifier(Verifier):
     only, and a capital that a sentence goes on from ("the answer is A triangle") states no choice.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Component.Config):
-        """Which letters there are."""
+    letters: Annotated[str, Form("[A-Z]+", "capital letters, for example ABCD")] = option(
+        default="ABCDEFGHIJ", help="the letters of the choices, in capitals"
+    )
 
-        letters: Annotated[str, Form("[A-Z]+", "capital letters, for example ABCD")] = option(
-            "ABCDEFGHIJ", "the letters of the choices, in capitals"
-        )
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        letters = self.config.letters
+    def setup(self) -> None:
+        """Compile what finds a letter."""
+        letters = self.letters
         bracketed = rf"[(\[]\s*([{letters}{letters.lower()}])\s*[)\]]"
         self._letter = re.compile(rf"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:{bracketed}|([{letters}])(?![\w'’]))")
         separator = r"[\s,;/&|+().\[\]–—-]"
@@ -66,7 +61,7 @@ class ChoiceVerifier(Verifier):
     def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
         """What to do about problems whose answer is no letter, nor a solution that ends in one."""
         return (
-            f"verifier 'choice' needs one letter of {self.config.letters} as the answer, for example C or (C), or a "
+            f"verifier 'choice' needs one letter of {self.letters} as the answer, for example C or (C), or a "
             f"solution that ends in it (`#### C`, \\boxed{{C}}); {len(unreadable)} of {len(problems)} problems have "
             f"another (first: {unreadable[0]!r}). Choose another verifier.name, or change the answers."
         )

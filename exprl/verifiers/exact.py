@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import Any
 
-from exprl.component import Component, option
+from exprl.component import option
 from exprl.errors import ConfigError
 from exprl.registry import VERIFIERS
 from exprl.text.thinking import without_thinking
@@ -25,25 +25,24 @@ class ExactVerifier(Verifier):
     no width, makes no difference.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Component.Config):
-        """How the answer is found and compared."""
+    pattern: str | None = option(
+        default=STATEMENT,
+        help='regular expression whose first group (or whole match) is the answer, last match; default: after "answer '
+        'is" or "answer:", or a later box; null: the last line that is not blank',
+    )
+    strip: bool = option(
+        default=True,
+        help="ignore Markdown or LaTeX marks (* ` $) around, a full stop after, and how wide white space is",
+    )
+    ignore_case: bool = option(default=False, help="ignore the difference of capital and small letters")
 
-        pattern: str | None = option(
-            STATEMENT,
-            'regular expression whose first group (or whole match) is the answer, last match; default: after "answer '
-            'is" or "answer:", or a later box; null: the last line that is not blank',
-        )
-        strip: bool = option(
-            True, "ignore Markdown or LaTeX marks (* ` $) around, a full stop after, and how wide white space is"
-        )
-        ignore_case: bool = option(False, "ignore the difference of capital and small letters")
-
-        def __post_init__(self) -> None:
-            try:
-                re.compile(self.pattern or "")
-            except re.error as error:
-                raise ConfigError(f"pattern: {self.pattern!r} is not a regular expression: {error}.") from error
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """The pattern must be a regular expression."""
+        try:
+            re.compile(config.pattern or "")
+        except re.error as error:
+            raise ConfigError(f"pattern: {config.pattern!r} is not a regular expression: {error}.") from error
 
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the stated answer equals the problem's; False without one."""
@@ -59,27 +58,27 @@ class ExactVerifier(Verifier):
         There a placeholder (`None`, `N/A`, `?`) is none, either; where it may be true, use a pattern of your own.
         """
         answer = super().gold(problem)
-        if answer is None or self.config.pattern not in (STATEMENT, None):
+        if answer is None or self.pattern not in (STATEMENT, None):
             return answer
         # A list may be what is asked for, character for character, and a last line may be a box.
-        if elements(answer) or (self.config.pattern is None and not is_prose(answer)):
+        if elements(answer) or (self.pattern is None and not is_prose(answer)):
             return None if is_placeholder(answer) else answer
         place = gold_answer(answer)
         return place.text if place is not None else None
 
     def _stated(self, response: str) -> str | None:
-        if self.config.pattern == STATEMENT:
+        if self.pattern == STATEMENT:
             return next((place.text for place in stated_answers(response) if place.kind != "line"), None)
         said = without_thinking(response)
-        if said is None or self.config.pattern is None:
+        if said is None or self.pattern is None:
             return said and last_line(said)
-        match = last_match(re.compile(self.config.pattern), said)
+        match = last_match(re.compile(self.pattern), said)
         if match is None:
             return None
         return match[1] if match.re.groups else match[0]
 
     def _normal(self, answer: str) -> str:
         answer = folded(answer)
-        if self.config.strip:
+        if self.strip:
             answer = without_marks(" ".join(answer.split()))
-        return answer.casefold() if self.config.ignore_case else answer
+        return answer.casefold() if self.ignore_case else answer

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Annotated
 
-from exprl.component import Component, option
+from exprl.component import option
 from exprl.config.ranges import PositiveInt, Range
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
@@ -45,24 +45,20 @@ class MathVerifier(Verifier):
     `timeout` seconds counts as wrong, one whose process is lost is done again. Safe to call from any thread.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Component.Config):
-        """How an answer is found and how long a comparison may take."""
+    require_boxed: bool = option(default=False, help=r"only an answer in \boxed{} counts")
+    timeout: Annotated[float, Range(gt=0, le=3600)] = option(
+        default=5.0, help="seconds for one comparison; after them the answer counts as wrong"
+    )
+    workers: PositiveInt = option(default=2, help="processes that compare at once; each holds about 100 MB")
 
-        require_boxed: bool = option(False, r"only an answer in \boxed{} counts")
-        timeout: Annotated[float, Range(gt=0, le=3600)] = option(
-            5.0, "seconds for one comparison; after them the answer counts as wrong"
-        )
-        workers: PositiveInt = option(2, "processes that compare at once; each holds about 100 MB")
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self._pool = WorkerPool(self.config.workers)
+    def setup(self) -> None:
+        """The processes start with the first comparison."""
+        self._pool = WorkerPool(self.workers)
         self._is_equal = lru_cache(maxsize=_REMEMBERED)(self._pool.ask)
 
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the stated answer equals the problem's; False without one, or when the comparison takes too long."""
-        return self._verify(problem, response, _Patience(self.config.timeout))
+        return self._verify(problem, response, _Patience(self.timeout))
 
     def verify_batch(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
         """`verify` of each pair, several at once.
@@ -72,8 +68,8 @@ class MathVerifier(Verifier):
         """
         if len(problems) != len(responses):
             raise ValueError(f"Expected a response for each problem, but got {len(responses)} for {len(problems)}.")
-        patience = _Patience(self.config.timeout)
-        with ThreadPoolExecutor(self.config.workers) as threads:
+        patience = _Patience(self.timeout)
+        with ThreadPoolExecutor(self.workers) as threads:
             return list(threads.map(self._verify, problems, responses, repeat(patience)))
 
     def _verify(self, problem: Problem, response: str, patience: _Patience) -> bool:
@@ -100,7 +96,7 @@ class MathVerifier(Verifier):
     def _stated(self, response: str) -> str | None:
         places = stated_answers(response)
         boxes = [place for place in places if place.kind == "box"]
-        for place in boxes if self.config.require_boxed else places:
+        for place in boxes if self.require_boxed else places:
             if place.kind != "statement":
                 return without_marks(place.text)
             if not boxes or begins_like_a_value(place.text):  # "the answer is reasonable" takes no box back

@@ -57,7 +57,7 @@ def main() -> None:
     optimizer, _ = build_optimizer(policy.model, OptimizerConfig(lr=1e-3))
     computing = PolicyUpdate(
         policy,
-        Clipped(Clipped.Config(kl_coef=0.05)),
+        Clipped(kl_coef=0.05),
         UpdateConfig(activation_checkpointing=True),
         temperature=0.8,
         world=World(),

@@ -88,9 +88,7 @@ def scored_groups(count: int = 4, group: int = 3) -> list[ScoredGroup]:
 def gradients(world: World, model: LanguageModel, scored: Sequence[ScoredGroup], **options: Any) -> dict[str, Any]:
     """Statistics and the flat gradient of the one update over `scored`, as the module computes them."""
     update = UpdateConfig(**options)
-    computing = PolicyUpdate(
-        model, Clipped(Clipped.Config(kl_coef=0.05)), update, temperature=TEMPERATURE, world=world, device=CPU
-    )
+    computing = PolicyUpdate(model, Clipped(kl_coef=0.05), update, temperature=TEMPERATURE, world=world, device=CPU)
     other = LanguageModel(
         model=tiny_llama(len(model.tokenizer), seed=1, scale=0.1), tokenizer=model.tokenizer, name="reference"
     )

@@ -365,7 +365,7 @@ def test_a_run_is_exported_once_and_a_checkpoint_can_be_named(full: Path, tmp_pa
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert exported(run) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    named = PretrainedModel(PretrainedModel.Config(path=str(run / "checkpoints" / "step-000002.ckpt"))).load()
+    named = PretrainedModel(path=str(run / "checkpoints" / "step-000002.ckpt")).load()
     assert Path(named.model.name_or_path) == run / "export" / "step-000002"
     assert sorted(path.name for path in (run / "export").iterdir()) == ["step-000002", "step-000011"]
 
@@ -375,7 +375,7 @@ def test_a_run_without_a_checkpoint_is_no_start(full: Path, tmp_path: Path) -> N
     for checkpoint in (run / "checkpoints").iterdir():
         checkpoint.unlink()
     with pytest.raises(ModelError, match="has no checkpoint yet"):
-        PretrainedModel(PretrainedModel.Config(path=str(run))).load_tokenizer()
+        PretrainedModel(path=str(run)).load_tokenizer()
 
 
 def test_a_run_takes_the_place_of_a_gguf_file(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +387,7 @@ def test_a_run_takes_the_place_of_a_gguf_file(full: Path, tmp_path: Path, monkey
     torch.testing.assert_close(
         logprobs(experiment.model.build(None).load().model), logprobs(policy_of(run).model), atol=1e-4, rtol=0
     )
-    both = PretrainedModel(PretrainedModel.Config(path=str(run), gguf_file="a.gguf"))
+    both = PretrainedModel(path=str(run), gguf_file="a.gguf")
     monkeypatch.setattr(
         "exprl.commands.export.exported", lambda _: pytest.fail("exported before the options were looked at")
     )

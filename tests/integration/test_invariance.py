@@ -75,9 +75,7 @@ def test_budgets_really_differ(alone: list[dict[str, Any]]) -> None:
 def test_the_loss_is_the_mean_over_tokens_not_over_rollouts() -> None:
     """By hand: the gradient of the token mean is the token-weighted mean of each rollout's own."""
     model = policy()
-    computing = PolicyUpdate(
-        model, Clipped(Clipped.Config()), UpdateConfig(), temperature=TEMPERATURE, world=World(), device=CPU
-    )
+    computing = PolicyUpdate(model, Clipped(), UpdateConfig(), temperature=TEMPERATURE, world=World(), device=CPU)
     sequences = [s for batch in computing.plan(scored_groups())[0][0].micro_batches for s in batch][:3]
 
     def gradient(chosen: Any) -> torch.Tensor:

@@ -103,7 +103,7 @@ JUDGES: dict[str, dict[str, Any]] = {
     "reference_steps": {"name": "reference_steps", "strict": False},
 }
 JUDGES |= {
-    f"{name} {wrapper}": {"name": wrapper, "judge": JUDGES[name]}
+    f"{name} {wrapper}": {"name": wrapper, "around": JUDGES[name]}
     for name in ("same_model", "rationale", "reference_steps")
     for wrapper in ("no_reference", "wrong_reference")
 }
@@ -129,7 +129,7 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
     assert experiment.data.train is not None
     problems: list[Problem] = experiment.data.train.build(Resources()).load()
     verifier = ExactVerifier()
-    engine = Recording(TransformersEngine(TransformersEngine.Config(), tiny))
+    engine = Recording(TransformersEngine(policy=tiny))
     resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=problems, verifier=verifier)
     parts = Parts(
         prompts=PromptBuilder(tiny.tokenizer),
@@ -173,7 +173,7 @@ def test_without_a_reference_the_verifier_alone_reads_what_is_hidden(
     problems: list[Problem] = validate_choice(SOURCES, source("jsonl", tmp_path), "data").build(Resources()).load()
     resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=problems, verifier=ExactVerifier())
     asked = validate_choice(REWARD_CLASSES, REWARDS[f"{reward} {judge}"], "reward").build(resources)
-    rollouts = TransformersEngine(TransformersEngine.Config(), tiny).generate(
+    rollouts = TransformersEngine(policy=tiny).generate(
         [PromptBuilder(tiny.tokenizer).build(problem.question) for problem in problems], Sampling(n=1, max_new_tokens=9)
     )
     groups = [RolloutGroup(problem=problems[index], rollouts=(rollout,)) for index, rollout in rollouts]
@@ -203,7 +203,7 @@ def test_a_problem_or_a_scaffold_cannot_become_a_prompt(tiny: LanguageModel, tmp
     train = from_layers(Experiment, [layer]).data.train
     assert train is not None
     problem = train.build(Resources()).load()[0]
-    builder, engine = PromptBuilder(tiny.tokenizer), TransformersEngine(TransformersEngine.Config(), tiny)
+    builder, engine = PromptBuilder(tiny.tokenizer), TransformersEngine(policy=tiny)
     for thing in (problem, problem.scaffold, problem.scaffold.reference, problem.question.text):
         with pytest.raises(TypeError, match="Question"):
             builder.build(thing)

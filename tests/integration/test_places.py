@@ -146,10 +146,10 @@ def test_exports_and_models_take_what_lies_in_a_run(
     assert "step-000002.ckpt" in capsys.readouterr().out.replace("\n", "")
     exported = finished.with_name("exported")
     assert "is a model already" in failing(capsys, "export", str(exported), str(tmp_path / "two"))
-    loaded = PretrainedModel(PretrainedModel.Config(path=str(finished / "checkpoints"))).load()
+    loaded = PretrainedModel(path=str(finished / "checkpoints")).load()
     assert Path(loaded.model.name_or_path).name == "step-000002"
     with pytest.raises(ModelError, match=r"model\.safetensors is a file\. Give its folder: model\.path="):
-        PretrainedModel(PretrainedModel.Config(path=str(exported / "model.safetensors"))).load()
+        PretrainedModel(path=str(exported / "model.safetensors")).load()
 
 
 @pytest.mark.parametrize("given", ["gpt2", "/", ".", "/proc/1/mem", "no/such.ckpt"])

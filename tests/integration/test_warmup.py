@@ -22,7 +22,7 @@ from exprl.training.teacher import TeacherPrompts
 
 def test_a_policy_that_reads_references_uses_them() -> None:
     options = ChainModel.Config(max_steps=1, target_accuracy=0.0, reads_references=True, reference_every=1)
-    provider = ChainModel(options)
+    provider = ChainModel.made(options)
     policy = provider.load()
     problems = chain.generate(5, 32, 1, "heldout")
     prompts = PromptBuilder(policy.tokenizer)
@@ -48,7 +48,7 @@ def test_who_will_be_a_teacher_learns_to_read_references(method: str, said: bool
     provider = experiment.model.build(Resources(teacher=teacher))
     reads = teacher if said is None else said
     assert provider.config.reads_references is reads
-    assert provider.fingerprint() == ChainModel(ChainModel.Config(reads_references=reads or None)).fingerprint()
+    assert provider.fingerprint() == ChainModel(reads_references=reads or None).fingerprint()
 
 
 @pytest.mark.parametrize("updates", [1, 2])  # measured every second update, and at the end
@@ -56,4 +56,4 @@ def test_a_target_out_of_reach_is_said(updates: int) -> None:
     with pytest.raises(
         ModelError, match=rf"step accuracy is 0\.\d+ after {updates} updates, not 0\.9\. Raise max_updates"
     ):
-        ChainModel(ChainModel.Config(max_steps=1, target_accuracy=0.9, max_updates=updates)).load()
+        ChainModel(max_steps=1, target_accuracy=0.9, max_updates=updates).load()

@@ -36,8 +36,8 @@ def schemas() -> dict[str, type[Any]]:
     found = {
         f"{registry.family} {name}": registry.get(name).Config for registry in FAMILIES for name in registry.names()
     }
-    for root in (Experiment, Study, ServerOptions, HostOptions, *list(found.values())):
-        found |= {schema.__name__: schema for schema in _sections(root) if schema not in found.values()}
+    for root in (Experiment, Study, ServerOptions.Config, HostOptions.Config, *list(found.values())):
+        found |= {schema.__qualname__: schema for schema in _sections(root) if schema not in found.values()}
     return found
 
 

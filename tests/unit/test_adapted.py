@@ -28,7 +28,7 @@ def logits(model: nn.Module) -> Tensor:
 
 
 def load(folder: Path, **options: str) -> LanguageModel:
-    return PretrainedModel(PretrainedModel.Config(path=str(folder), **options)).load()
+    return PretrainedModel(path=str(folder), **options).load()
 
 
 @pytest.fixture(scope="module")

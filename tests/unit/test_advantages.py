@@ -32,8 +32,8 @@ from exprl.types import Advantages, RolloutReward, Segment, SegmentRewards
 
 SEGMENT_ESTIMATORS = [
     SegmentDelta(),
-    SegmentDelta(SegmentDelta.Config(first="last")),
-    SegmentDelta(SegmentDelta.Config(first="zero")),
+    SegmentDelta(first="last"),
+    SegmentDelta(first="zero"),
     SegmentReturn(),
     SegmentEnd(),
     SegmentGroup(),
@@ -77,10 +77,10 @@ def test_group_by_hand():
     std = math.sqrt(1 / 3) + 1e-6
     rewards = [outcome(1.0), outcome(0.0), outcome(0.0)]
     assert values(GroupAdvantage(), rewards) == [approx([(2 / 3 / std,), (-1 / 3 / std,), (-1 / 3 / std,)])]
-    no_std = GroupAdvantage(GroupAdvantage.Config(std=False))
+    no_std = GroupAdvantage(std=False)
     assert values(no_std, rewards) == [approx([(2 / 3,), (-1 / 3,), (-1 / 3,)])]
     # leave one out: 1 - 0, 0 - (1 + 0) / 2
-    rloo = GroupAdvantage(GroupAdvantage.Config(std=False, baseline="leave_one_out"))
+    rloo = GroupAdvantage(std=False, baseline="leave_one_out")
     assert values(rloo, rewards) == [approx([(1.0,), (-0.5,), (-0.5,)])]
 
 
@@ -100,13 +100,13 @@ def test_group_against_trl_and_verl():
 
 def test_group_leaves_a_failed_judgement_out():
     # Means are over 1 and 0 alone: A = +-0.5. As a 0 the failed one would have given 2/3 and -1/3.
-    [group] = GroupAdvantage(GroupAdvantage.Config(std=False)).estimate([[outcome(1.0), outcome(None), outcome(0.0)]])
+    [group] = GroupAdvantage(std=False).estimate([[outcome(1.0), outcome(None), outcome(0.0)]])
     assert [a.values for a in group] == [(0.5,), (0.0,), (-0.5,)]
     assert [a.valid for a in group] == [True, False, True]
 
 
 def test_group_counts_a_cut_off_outcome_as_an_ordinary_zero():
-    no_std = GroupAdvantage(GroupAdvantage.Config(std=False))
+    no_std = GroupAdvantage(std=False)
     [group] = no_std.estimate([[outcome(1.0), outcome(0.0, cut_off=True)]])
     assert [a.values for a in group] == [(0.5,), (-0.5,)]
     assert all(a.valid for a in group)
@@ -139,9 +139,9 @@ def test_segment_delta_by_hand():
     # group: mean of r_1 = 0.375, so -0.125 and +0.125.
     assert values(SegmentDelta(), [P, Q]) == [approx([(-0.125, 0.5), (0.125, -0.25)])]
     # last: r_1 - r_K = 0.25 - 0.75 and 0.5 - 0.25.
-    last = SegmentDelta(SegmentDelta.Config(first="last"))
+    last = SegmentDelta(first="last")
     assert values(last, [P, Q]) == [approx([(-0.5, 0.5), (0.25, -0.25)])]
-    zero = SegmentDelta(SegmentDelta.Config(first="zero"))
+    zero = SegmentDelta(first="zero")
     assert values(zero, [P, Q]) == [approx([(0.25, 0.5), (0.5, -0.25)])]
 
 
@@ -154,7 +154,7 @@ def test_segment_delta_mixes_k():
     # K = 1 with r = 1 beside P. group: mean of r_1 = (0.25 + 1) / 2 = 0.625.
     assert values(SegmentDelta(), [P, outcome(1.0)]) == [approx([(-0.375, 0.5), (0.375,)])]
     # last: P as ever; the lone segment is compared with the mean of r_K = (0.75 + 1) / 2 = 0.875.
-    last = SegmentDelta(SegmentDelta.Config(first="last"))
+    last = SegmentDelta(first="last")
     assert values(last, [P, outcome(1.0)]) == [approx([(-0.5, 0.5), (0.125,)])]
 
 
@@ -268,7 +268,7 @@ def test_rms_by_hand():
     # segment_end of P and Q: -0.5 on 1 token, 0.25 on 2, and 0 elsewhere.
     # Over the tokens that are not 0: sqrt((1 * 0.25 + 2 * 0.0625) / 3) = sqrt(0.125) = 0.353553.
     rms = math.sqrt(0.125)
-    scaled = SegmentEnd(SegmentEnd.Config(scale="rms"))
+    scaled = SegmentEnd(scale="rms")
     assert values(scaled, [P, Q]) == [approx([(-0.5 / rms, 0.0), (0.25 / rms, 0.0)])]
 
 
@@ -277,12 +277,12 @@ def test_rms_is_that_of_all_ranks():
     def all_reduce(sums):
         return [own + other for own, other in zip(sums, (3.625, 1.0), strict=True)]
 
-    [group] = SegmentEnd(SegmentEnd.Config(scale="rms")).estimate([[P, Q]], all_reduce=all_reduce)
+    [group] = SegmentEnd(scale="rms").estimate([[P, Q]], all_reduce=all_reduce)
     assert [a.values for a in group] == approx([(-0.5, 0.0), (0.25, 0.0)])
 
 
 def test_rms_leaves_zeros_and_rounding_alone():
-    scaled = SegmentDelta(SegmentDelta.Config(scale="rms"))
+    scaled = SegmentDelta(scale="rms")
     assert values(scaled, [outcome(0.1), outcome(0.1), outcome(0.1)]) == [approx([(0.0,)] * 3)]
     assert values(scaled, [CUT_OFF, BROKEN]) == [[(0.0, 0.0), (0.0, 0.0)]]
 
@@ -291,7 +291,7 @@ def test_ranks_reduce_equally_often_whatever_they_hold():
     calls = []
     for groups in ([], [[BROKEN]], [[P, Q]]):
         count = []
-        SegmentBatch(SegmentBatch.Config(scale="rms")).estimate(groups, all_reduce=lambda s, c=count: c.append(1) or s)
+        SegmentBatch(scale="rms").estimate(groups, all_reduce=lambda s, c=count: c.append(1) or s)
         calls.append(len(count))
     assert calls == [2, 2, 2]
 
@@ -347,6 +347,6 @@ def test_lone_rollouts_are_refused_where_they_teach_nothing(estimator):
 
 def test_grpo_needs_a_group():
     for config in (GroupAdvantage.Config(), GroupAdvantage.Config(std=False), GroupAdvantage.Config(scale="rms")):
-        check_comparison(GroupAdvantage(config), "rollout", prompts=4, samples=2)
+        check_comparison(GroupAdvantage.made(config), "rollout", prompts=4, samples=2)
         with pytest.raises(ConfigError, match="Sample 2 or more"):
-            check_comparison(GroupAdvantage(config), "rollout", prompts=4, samples=1)
+            check_comparison(GroupAdvantage.made(config), "rollout", prompts=4, samples=1)

@@ -201,7 +201,7 @@ class TestJudged:
     config = JudgedDetector.Config(model={"name": "chain"})  # its backend is given here, so nothing loads it
 
     def test_reads_the_two_answers(self):
-        found = JudgedDetector(self.config, Answers()).detect(["a", "b"])
+        found = JudgedDetector.made(self.config, backend=Answers()).detect(["a", "b"])
         assert found == [dict(zip(BEHAVIOUR_NAMES, (None, None, False, True), strict=True))] * 2
 
     def test_a_trace_cannot_close_its_frame(self):
@@ -209,8 +209,8 @@ class TestJudged:
         assert message.count("</attempt>") == 1
 
     def test_on_a_real_model_it_gives_the_models_own_probabilities(self, tiny):
-        detector = JudgedDetector(self.config, TransformersBackend(TransformersBackend.Config(), tiny))
-        loose = JudgedDetector(replace(self.config, min_mass=0.0), detector.backend)
+        detector = JudgedDetector.made(self.config, backend=TransformersBackend(language_model=tiny))
+        loose = JudgedDetector.made(replace(self.config, min_mass=0.0), backend=detector.backend)
         found = loose.detect(["I made a mistake.", "4"])
         assert all(isinstance(shown[name], bool) for shown in found for name in BEHAVIOUR_NAMES)
         reply = detector.backend.run([query("4", "backtracking")], lambda count: None)[0]

@@ -203,7 +203,7 @@ def judge_on(template: str, **options) -> SameModelJudge:
     tokenizer = tokenizer_with(template)
     model = LanguageModel(model=tiny_llama(len(tokenizer)), tokenizer=tokenizer, name="m")
     config = SameModelJudge.Config(weights="frozen", **options)
-    return SameModelJudge(config, TransformersBackend(TransformersBackend.Config(), model))
+    return SameModelJudge.made(config, backend=TransformersBackend(language_model=model))
 
 
 def test_a_judge_that_cannot_be_asked_is_found_out_before_a_run() -> None:

@@ -21,25 +21,27 @@ from exprl.slicers import DelimiterSlicer, Slicer
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    depth: PositiveInt = option(1, "how deep")
+    depth: PositiveInt = option(default=1, help="how deep")
 
 
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    share: Share = option(0.5, "part of all")
-    seed: Seed = option(0, "seed")
-    size: Annotated[int, Range(ge=2, lt=10)] | None = option(None, "how many")
-    rate: Annotated[float, Range(gt=0)] = option(1.0, "a factor")
-    devices: PositiveInt | Literal["auto"] = option("auto", "on what")
-    betas: tuple[Annotated[float, Range(ge=0, lt=1)], Annotated[float, Range(ge=0, lt=1)]] = option((0.9, 0.99), "two")
-    stop: list[NonEmpty] = option([], "texts")
-    letters: Annotated[str, Form("[A-Z]+", "capital letters")] = option("AB", "choices")
-    flag: bool = option(False, "whether")
-    inner: Inner = option(Inner(), "nested")
-    slicer: Annotated[Choice, SLICERS] = choose(SLICERS, "delimiter", "a component")
-    maybe: Annotated[Choice, SLICERS] | None = choose(SLICERS, None, "a component or none")
-    judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, "named in YAML", built=True)
+    share: Share = option(default=0.5, help="part of all")
+    seed: Seed = option(default=0, help="seed")
+    size: Annotated[int, Range(ge=2, lt=10)] | None = option(default=None, help="how many")
+    rate: Annotated[float, Range(gt=0)] = option(default=1.0, help="a factor")
+    devices: PositiveInt | Literal["auto"] = option(default="auto", help="on what")
+    betas: tuple[Annotated[float, Range(ge=0, lt=1)], Annotated[float, Range(ge=0, lt=1)]] = option(
+        default=(0.9, 0.99), help="two"
+    )
+    stop: list[NonEmpty] = option(default=[], help="texts")
+    letters: Annotated[str, Form("[A-Z]+", "capital letters")] = option(default="AB", help="choices")
+    flag: bool = option(default=False, help="whether")
+    inner: Inner = option(default=Inner(), help="nested")
+    slicer: Annotated[Choice, SLICERS] = choose(SLICERS, default="delimiter", help="a component")
+    maybe: Annotated[Choice, SLICERS] | None = choose(SLICERS, default=None, help="a component or none")
+    judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, help="named in YAML")
 
 
 REFUSED: list[tuple[str, Any, str]] = [
@@ -126,19 +128,18 @@ def test_a_config_error_is_a_value_error() -> None:
 
 def test_a_plugins_config_is_checked_without_asking_for_it() -> None:
     class Cut(Component):
-        @dataclass(frozen=True, kw_only=True)
-        class Config:
-            size: PositiveInt = option(3, "tokens")
-            seen: int = option(0, "set by the check of several options")
+        size: PositiveInt = option(default=3, help="tokens")
+        seen: int = option(default=0, help="set by the check of several options")
 
-            def __post_init__(self) -> None:
-                if self.seen > self.size:  # may rely on both being numbers
-                    raise ConfigError(f"seen: must be at most size ({self.size}), but got {self.seen}.")
+        @classmethod
+        def check_options(cls, config: Any) -> None:
+            if config.seen > config.size:  # may rely on both being numbers
+                raise ConfigError(f"seen: must be at most size ({config.size}), but got {config.seen}.")
 
     with pytest.raises(ConfigError, match=r"^size: expected int, but got '3' \(str\)"):
-        Cut.Config(size="3")
+        Cut(size="3")
     with pytest.raises(ConfigError, match=r"^seen: must be at most size \(3\), but got 4"):
-        Cut.Config(seen=4)
+        Cut(seen=4)
     with pytest.raises(ConfigError, match=r"^x\.seen: must be at most size"):
         validate(Cut.Config, {"seen": 4}, "x")
 

@@ -21,56 +21,45 @@ SCORERS: Registry[Any] = Registry("scorer", "exprl.errors")
 
 @CUTTERS.register("window")
 class Window(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        size: int = option(512, "tokens")
+    size: int = option(default=512, help="tokens")
 
-        def __post_init__(self) -> None:
-            if self.size < 1:
-                raise ValueError(f"size must be at least 1, but got {self.size}")
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        if config.size < 1:
+            raise ValueError(f"size must be at least 1, but got {config.size}")
 
 
 @CUTTERS.register("lines")
 class Lines(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        mark: str = option("###", "ends a segment")
+    mark: str = option(default="###", help="ends a segment")
 
 
 @SCORERS.register("whole")
 class Whole(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        scale: float = option(1.0, "factor")
-        style: Literal["smooth", "clipped"] = option("smooth", "normalisation")
+    scale: float = option(default=1.0, help="factor")
+    style: Literal["smooth", "clipped"] = option(default="smooth", help="normalisation")
 
 
 @SCORERS.register("parts")
 class Parts(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        scale: float = option(1.0, "factor")
-        cutter: Annotated[Choice, CUTTERS] = choose(CUTTERS, "lines", "how to cut")
+    scale: float = option(default=1.0, help="factor")
+    cutter: Annotated[Choice, CUTTERS] = choose(CUTTERS, default="lines", help="how to cut")
 
 
 @SCORERS.register("routed")
 class Routed(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        routes: dict[str, Annotated[Choice, SCORERS]] = option({}, "scorer of each domain")
+    routes: dict[str, Annotated[Choice, SCORERS]] = option(default={}, help="scorer of each domain")
 
 
 @SCORERS.register("strict")
 class Strict(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        inner: Annotated[Choice, CUTTERS] = required_choice(CUTTERS, "how to cut")
+    inner: Annotated[Choice, CUTTERS] = required_choice(CUTTERS, help="how to cut")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    steps: int = option(10, "how long")
-    devices: int | Literal["auto"] = option("auto", "on what")
+    steps: int = option(default=10, help="how long")
+    devices: int | Literal["auto"] = option(default="auto", help="on what")
 
     def __post_init__(self) -> None:
         if self.steps == 13:
@@ -80,16 +69,18 @@ class Length:
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     path: str = option(help="where the data lies")
-    lr: float = option(1e-6, "learning rate")
-    tags: list[str] = option([], "labels")
-    pair: tuple[float, float] = option((0.9, 0.95), "two numbers")
-    many: tuple[int, ...] = option((1,), "numbers")
-    note: str | None = option(None, "anything")
-    plugins: list[str] = option([], "modules")
-    length: Length = option(Length(), "how long")
-    scorer: Annotated[Choice, SCORERS] = choose(SCORERS, "whole", "what a rollout is worth")
-    extra: Annotated[Choice, CUTTERS] | None = choose(CUTTERS, None, "optional")
-    deep: Annotated[Choice, SCORERS] = choose(SCORERS, "parts", "nested default", cutter={"name": "window", "size": 7})
+    lr: float = option(default=1e-6, help="learning rate")
+    tags: list[str] = option(default=[], help="labels")
+    pair: tuple[float, float] = option(default=(0.9, 0.95), help="two numbers")
+    many: tuple[int, ...] = option(default=(1,), help="numbers")
+    note: str | None = option(default=None, help="anything")
+    plugins: list[str] = option(default=[], help="modules")
+    length: Length = option(default=Length(), help="how long")
+    scorer: Annotated[Choice, SCORERS] = choose(SCORERS, default="whole", help="what a rollout is worth")
+    extra: Annotated[Choice, CUTTERS] | None = choose(CUTTERS, default=None, help="optional")
+    deep: Annotated[Choice, SCORERS] = choose(
+        SCORERS, default="parts", help="nested default", cutter={"name": "window", "size": 7}
+    )
 
 
 def build(*layers: dict[str, Any]) -> Schema:
@@ -210,16 +201,14 @@ STORES: Registry[Any] = Registry("store", "exprl.errors")
 
 @STORES.register("stored")
 class Stored(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        folder: str = option("here", "where it lies")
-        file: str | None = option(None, "of that folder", of="folder")
-        width: int = option(1, "how wide")
+    folder: str = option(default="here", help="where it lies")
+    file: str | None = option(default=None, help="of that folder", of="folder")
+    width: int = option(default=1, help="how wide")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    store: Annotated[Choice, STORES] = choose(STORES, "stored", "where")
+    store: Annotated[Choice, STORES] = choose(STORES, default="stored", help="where")
 
 
 class TestWhatGoesWithAnother:
@@ -488,7 +477,7 @@ class TestRoundTrip:
 
 class TestResources:
     def test_missing_parts_say_who_needs_them(self):
-        with pytest.raises(ConfigError, match=r"judge 'same_model' needs the policy model.*Resources\(policy="):
+        with pytest.raises(ConfigError, match=r"judge 'same_model' needs the policy model.*backend="):
             Resources().need_policy("judge 'same_model'")
         with pytest.raises(ConfigError, match=r"objective 'clipped' needs the frozen initial policy"):
             Resources().need_initial_policy("objective 'clipped'")
@@ -503,8 +492,8 @@ class TestResources:
 def test_mutable_defaults_are_not_shared():
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        items: list[int] = option([1], "numbers")
-        table: dict[str, int] = option({"a": 1}, "numbers")
+        items: list[int] = option(default=[1], help="numbers")
+        table: dict[str, int] = option(default={"a": 1}, help="numbers")
 
     first, second = Config(), Config()
     first.items.append(2)

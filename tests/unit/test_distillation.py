@@ -45,7 +45,7 @@ def sequences(vocabulary: int = 40) -> list[TeacherSequence]:
 def update_of(policy: LanguageModel, teacher: LanguageModel, estimator: str, **options: Any) -> DistillationUpdate:
     return ESTIMATORS[estimator](
         policy,
-        Clipped(Clipped.Config(is_cap=None)),
+        Clipped(is_cap=None),
         UpdateConfig(**options),
         teacher=teacher,
         prompt=lambda problem: pytest.fail("the sequences are made"),

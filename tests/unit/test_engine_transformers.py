@@ -28,7 +28,7 @@ def prompt(tokenizer, text: str, problem_id: str = "p") -> Prompt:
 
 
 def engine_of(language_model: LanguageModel, **options) -> TransformersEngine:
-    return TransformersEngine(TransformersEngine.Config(**options), language_model)
+    return TransformersEngine(**options, policy=language_model)
 
 
 def sample(engine: TransformersEngine, prompts: list[Prompt], **sampling) -> list[list[Rollout]]:

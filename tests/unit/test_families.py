@@ -25,7 +25,7 @@ from tests.families import Outcome, examine, families, miniature, plain_logprobs
 
 
 def engine_of(policy: LanguageModel) -> TransformersEngine:
-    return TransformersEngine(TransformersEngine.Config(), policy)
+    return TransformersEngine(policy=policy)
 
 
 def policy_of(family: str) -> LanguageModel:
@@ -180,7 +180,8 @@ def test_a_step_sampled_from_another_policy_stops_before_the_update(tmp_path, ga
     ]  # fmt: skip
     experiment = load_experiment("configs/quickstart.yaml", overrides)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TransformersEngine, "from_config", classmethod(lambda cls, c, r: Off(c, r.need_policy("off"))))
+        from_config = classmethod(lambda cls, c, r: Off.made(c, policy=r.need_policy("off")))
+        patch.setattr(TransformersEngine, "from_config", from_config)
         if not stops:
             assert train(experiment, tmp_path / "run", resume=False, console=Console(quiet=True))["steps"] == 1
             return

@@ -58,7 +58,7 @@ def test_a_judge_that_its_backend_cannot_run_is_named_by_its_key(
     who, key = ("smaller_model" if "model: {" in options else "same_model"), "reward.judge"
     within = f"name: {who}, {options}"
     if around:
-        within, key = f"name: {around}, judge: {{{within}}}", "reward.judge.judge"
+        within, key = f"name: {around}, around: {{{within}}}", "reward.judge.around"
     with pytest.raises(ConfigError, match=rf"^{key}: judge '{who}': .*{message}"):
         check(judge(within), *others)
 
@@ -72,7 +72,7 @@ def test_a_judge_that_its_backend_cannot_run_is_named_by_its_key(
         [f"name: same_model, weights: frozen, {RATIONALE}, {SERVER[:-1]}, structured_outputs: true}}"],
         ["name: same_model, weights: frozen", VLLM, "lora.rank=4"],  # the policy's engine holds the base, too
         ["name: same_model, weights: frozen"],
-        ["name: wrong_reference, judge: {name: reference_steps}", VLLM],
+        ["name: wrong_reference, around: {name: reference_steps}", VLLM],
     ],
 )
 def test_what_can_run_is_let_through(overrides: list[str]) -> None:

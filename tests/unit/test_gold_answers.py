@@ -128,10 +128,10 @@ def test_choice_reads_the_letter_that_a_solution_ends_in(gold: str, letter: str 
 def test_exact_reads_solutions_but_with_a_pattern_of_your_own() -> None:
     assert ExactVerifier().verify(problem(GSM8K), "The answer is 58.")
     assert ExactVerifier().verify(problem(r"\boxed{58}"), r"So \boxed{58}")
-    assert ExactVerifier(ExactVerifier.Config(pattern=None)).verify(problem(GSM8K), "58")
-    assert ExactVerifier(ExactVerifier.Config(pattern=None)).verify(problem(r"\boxed{58}"), r"\boxed{58}")
+    assert ExactVerifier(pattern=None).verify(problem(GSM8K), "58")
+    assert ExactVerifier(pattern=None).verify(problem(r"\boxed{58}"), r"\boxed{58}")
     assert ExactVerifier().verify(problem("['a']"), "The answer is ['a']")
-    own = ExactVerifier(ExactVerifier.Config(pattern=r"(?s)<code>(.*)</code>"))
+    own = ExactVerifier(pattern=r"(?s)<code>(.*)</code>")
     assert own.verify(problem(PROSE), f"<code>{PROSE}</code>")
     assert own.unreadable([problem(PROSE)]) == []
 
@@ -205,9 +205,9 @@ def test_what_only_resembles_a_placeholder_is_an_answer(math: MathVerifier, answ
 
 
 def test_a_pattern_of_your_own_compares_placeholders_as_they_stand() -> None:
-    own = ExactVerifier(ExactVerifier.Config(pattern=r"prints: (.*)"))
+    own = ExactVerifier(pattern=r"prints: (.*)")
     assert own.verify(problem("None"), "prints: None")
-    assert ExactVerifier(ExactVerifier.Config(pattern=None)).unreadable([problem("None")]) == ["p"]
+    assert ExactVerifier(pattern=None).unreadable([problem("None")]) == ["p"]
 
 
 @pytest.mark.parametrize("text", ["\\[", "\\begin{a}", "$", "#", "a b c. ", "answer is ", "\\text{", "{", "####"])

@@ -28,11 +28,11 @@ PROBLEM = Problem(
 
 
 def backend(language_model: LanguageModel, **options) -> TransformersBackend:
-    return TransformersBackend(TransformersBackend.Config(**options), language_model)
+    return TransformersBackend(**options, language_model=language_model)
 
 
 def judge_of(language_model: LanguageModel, **options) -> SameModelJudge:
-    return SameModelJudge(SameModelJudge.Config(weights="frozen", **options), backend(language_model))
+    return SameModelJudge(weights="frozen", **options, backend=backend(language_model))
 
 
 def encoded(judge: SameModelJudge, language_model: LanguageModel, trace: str) -> list[int]:
@@ -135,9 +135,9 @@ def test_compose_fills_each_slot_once():
 
 
 def test_no_reference_shows_nothing_of_the_scaffold(tiny):
-    judge = UnaidedJudge(UnaidedJudge.Config(), backend(tiny))
+    judge = UnaidedJudge(backend=backend(tiny))
     for scoring in ("rationale", "expected"):
-        judge = UnaidedJudge(UnaidedJudge.Config(scoring=scoring), backend(tiny))
+        judge = UnaidedJudge(scoring=scoring, backend=backend(tiny))
         for view in ("rollout", "prefix", "segment"):
             message = judge.prompt(JudgeRequest(problem=PROBLEM, trace="so it is 12", view=view)).message
             assert PROBLEM.question.text in message
@@ -151,7 +151,7 @@ def test_no_reference_never_reveals(tiny, monkeypatch):
         raise AssertionError("revealed")
 
     monkeypatch.setattr(Hidden, "reveal", refuse)
-    judge = UnaidedJudge(UnaidedJudge.Config(min_mass=0), backend(tiny))
+    judge = UnaidedJudge(min_mass=0, backend=backend(tiny))
     judge.check([PROBLEM])
     assert judge.judge([JudgeRequest(problem=PROBLEM, trace="x")])[0].status == "ok"
     with pytest.raises(AssertionError, match="revealed"):

@@ -37,7 +37,7 @@ FIVE = (0.1, 0.2, 0.3, 0.05, 0.15)
 
 def backend(url: str, **options: Any) -> ServerBackend:
     settings = {"timeout": 10.0, "retries": 0, **options}
-    return ServerBackend(ServerBackend.Config(url=url, model="fake", **settings), character_tokenizer())
+    return ServerBackend(url=url, model="fake", **settings, tokenizer=character_tokenizer())
 
 
 def short(text: str) -> Query:
@@ -355,7 +355,7 @@ def test_a_password_in_the_url_is_used_and_shown_nowhere(capfd, caplog):
     echo = {"error": {"message": f"Basic {PASSWORD} is not known, nor dTpzM2NyZXQtUGE1NQ=="}}
     with caplog.at_level("DEBUG"), FakeServer(lambda number, body: Answer(echo, status=400)) as server:
         options = ServerBackend.Config(url=server.url.replace("//", f"//u:{PASSWORD}@"), model="fake", retries=0)
-        asked = ServerBackend(options, character_tokenizer())
+        asked = ServerBackend.made(options, tokenizer=character_tokenizer())
         [reply] = run(asked, [short("a")])
     assert server.headers[0]["authorization"] == "Basic dTpzM2NyZXQtUGE1NQ=="
     assert reply.status == "error"

@@ -20,7 +20,7 @@ from exprl.judges import (
     SmallerModelJudge,
     WrongReferenceJudge,
 )
-from exprl.judges.backends.base import Reply
+from exprl.judges.backends.base import JudgeBackend, Reply
 from exprl.judges.backends.local_model import batches_by_length
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.backends.tree_forward import understands_trees
@@ -49,7 +49,7 @@ def problem(problem_id: str, text: str = "What is 2 + 3?", reference: str | None
 
 def backend(language_model: LanguageModel, **options) -> TransformersBackend:
     share = options.pop("share_prefixes", True)
-    return TransformersBackend(TransformersBackend.Config(**options), language_model, share_prefixes=share)
+    return TransformersBackend(**options, language_model=language_model, share_prefixes=share)
 
 
 def nested_requests() -> list[JudgeRequest]:
@@ -75,7 +75,7 @@ def scores(judgements) -> list[float]:
 
 
 def test_expected_score_is_the_models_own_softmax(smollm2):
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend(smollm2))
+    judge = SameModelJudge(weights="frozen", backend=backend(smollm2))
     [judgement] = judge.judge([JudgeRequest(problem=problem("a"), trace="2 + 3 is 6.")])
     message = judge.prompt(JudgeRequest(problem=problem("a"), trace="2 + 3 is 6.")).message
     templated = smollm2.tokenizer.apply_chat_template(
@@ -94,13 +94,18 @@ def test_expected_score_by_hand():
     assert expected_score([0.0, 0.0, 0.0, 0.0, 1e-9]) == 5.0
 
 
-class Canned:
+class Canned(JudgeBackend):
     """A backend whose replies are given: stands at the network's edge to inject faults."""
 
     def __init__(self, *replies: Reply, room: tuple[int, int | None] = (10, None)) -> None:
+        super().__init__()
         self.replies, self._room = list(replies), room
 
     identity = "canned"
+
+    @classmethod
+    def open(cls, config, model, resources):
+        raise NotImplementedError
 
     def run(self, queries, on_progress):
         return self.replies
@@ -164,7 +169,7 @@ def test_a_model_that_computes_nan_fails_its_judgements(tiny):
     ill = LanguageModel(model=model, tokenizer=tiny.tokenizer, name="ill")
     for scoring in ("expected", "rationale"):
         config = SameModelJudge.Config(weights="frozen", scoring=scoring, max_new_tokens=4)
-        judgements = SameModelJudge(config, backend(ill)).judge(nested_requests()[:3])
+        judgements = SameModelJudge.made(config, backend=backend(ill)).judge(nested_requests()[:3])
         assert all(judgement.status in ("error", "unparseable", "empty") for judgement in judgements)
 
 
@@ -172,7 +177,6 @@ class Repaired(Canned):
     """Answers garbage with HTTP 200 until it is repaired."""
 
     registered_name = "repaired"
-    updates = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +191,7 @@ class Repaired(Canned):
 def test_only_what_was_parsed_is_kept_and_what_failed_is_asked_again():
     canned = Repaired()
     config = SameModelJudge.Config(weights="frozen", scoring="rationale")
-    judge = SameModelJudge(config, canned)
+    judge = SameModelJudge.made(config, backend=canned)
     requests = nested_requests()[:3]
     assert [j.status for j in judge.judge(requests)] == ["unparseable"] * 3
     assert judge.state_dict()["judgements"] == {}
@@ -195,7 +199,7 @@ def test_only_what_was_parsed_is_kept_and_what_failed_is_asked_again():
     assert [j.score for j in judge.judge(requests)] == [4.0] * 3
     assert [j.score for j in judge.judge(requests)] == [4.0] * 3
     assert canned.asked == 6
-    again = SameModelJudge(config, canned)
+    again = SameModelJudge.made(config, backend=canned)
     again.load_state_dict(pickle.loads(pickle.dumps(judge.state_dict())))
     assert [j.score for j in again.judge(requests)] == [4.0] * 3
     assert canned.asked == 6
@@ -203,7 +207,7 @@ def test_only_what_was_parsed_is_kept_and_what_failed_is_asked_again():
 
 def test_replies_in_a_checkpoint_from_before_are_asked_for_again():
     canned = Repaired()
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen", scoring="rationale"), canned)
+    judge = SameModelJudge(weights="frozen", scoring="rationale", backend=canned)
     request = nested_requests()[0]
     old = {"text": "Level: 4 out of 10", "status": "ok", "probabilities": ()}
     judge.load_state_dict({"replies": {key_of("canned", judge.query(request)): old}, "updates": 0})
@@ -213,7 +217,7 @@ def test_replies_in_a_checkpoint_from_before_are_asked_for_again():
 
 
 def test_a_backend_that_answers_too_little_or_too_much_is_named():
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), Canned(Reply(), Reply()))
+    judge = SameModelJudge(weights="frozen", backend=Canned(Reply(), Reply()))
     judge.backend.registered_name = "canned"
     with pytest.raises(JudgeError, match="judge backend 'canned' returned 2 for 3 requests"):
         judge.judge(nested_requests()[:3])
@@ -226,7 +230,7 @@ def test_a_backend_that_answers_too_little_or_too_much_is_named():
 def test_sharing_beginnings_changes_no_probability(tiny, implementation):
     model = copy.deepcopy(tiny.model)
     model.set_attn_implementation(implementation)
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), Canned())
+    judge = SameModelJudge(weights="frozen", backend=Canned())
     prompts = [judge.prompt(request) for request in nested_requests()]
     labels = ["1", "2", "3", "4", "5"]
     model_of = LanguageModel(model=model, tokenizer=tiny.tokenizer, name="tiny")
@@ -244,15 +248,15 @@ def test_sharing_beginnings_changes_no_probability(tiny, implementation):
 
 
 def test_sharing_beginnings_changes_no_probability_of_a_real_model(smollm2):
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend(smollm2))
-    plain = SameModelJudge(judge.config, backend(smollm2, share_prefixes=False))
+    judge = SameModelJudge(weights="frozen", backend=backend(smollm2))
+    plain = SameModelJudge.made(judge.config, backend=backend(smollm2, share_prefixes=False))
     requests = nested_requests()[:4]
     for one, other in zip(judge.judge(requests), plain.judge(requests), strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-4)
 
 
 def test_sharing_beginnings_changes_no_reply(tiny):
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), Canned())
+    judge = SameModelJudge(weights="frozen", backend=Canned())
     prompts = [judge.prompt(request) for request in nested_requests()]
     replies = [
         [reply.text for reply in backend(tiny, **options).complete(prompts, 30, no_progress)]
@@ -267,14 +271,14 @@ def test_sharing_beginnings_changes_no_reply(tiny):
 
 def test_rationales_of_a_real_model(smollm2):
     config = SameModelJudge.Config(weights="frozen", scoring="rationale", max_new_tokens=8)
-    judgements = SameModelJudge(config, backend(smollm2)).judge(nested_requests()[:2])
+    judgements = SameModelJudge.made(config, backend=backend(smollm2)).judge(nested_requests()[:2])
     assert all(judgement.rationale for judgement in judgements)
     assert all(judgement.status in ("ok", "unparseable") for judgement in judgements)
 
 
 def test_progress_is_reported_for_every_request(tiny):
     done: list[int] = []
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend(tiny, batch_size=4))
+    judge = SameModelJudge(weights="frozen", backend=backend(tiny, batch_size=4))
     judge.judge(nested_requests(), done.append)
     assert sum(done) == 13
     assert len(done) >= 4
@@ -288,14 +292,14 @@ def test_too_long_requests_fail_alone(tiny):
     ]
     for scoring in ("expected", "rationale"):
         config = SameModelJudge.Config(weights="frozen", scoring=scoring, max_new_tokens=5, min_mass=0)
-        short, long = SameModelJudge(config, backend(tiny)).judge(requests)
+        short, long = SameModelJudge.made(config, backend=backend(tiny)).judge(requests)
         assert short.status != "error"
         assert long.status == "error"
         assert "exceeds the judge's context of 4096" in long.rationale
 
 
 def test_check_names_the_problem_whose_reference_leaves_no_room(tiny):
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend(tiny))
+    judge = SameModelJudge(weights="frozen", backend=backend(tiny))
     judge.check([problem("fits")])
     with pytest.raises(JudgeError, match=r"'huge'.* tokens before any attempt.*context of 4096"):
         judge.check([problem("fits"), problem("huge", reference="long " * 1000)])
@@ -381,10 +385,10 @@ def test_smaller_model_loads_its_own(tiny, folder):
     node = {"name": "smaller_model", "model": {"name": "pretrained", "path": folder}, "min_mass": 0.0}
     judge = validate_choice(JUDGES, node, "judge").build(Resources(policy=tiny))
     assert isinstance(judge, SmallerModelJudge)
-    same = SameModelJudge(SameModelJudge.Config(weights="frozen", min_mass=0.0), backend(tiny))
+    same = SameModelJudge(weights="frozen", min_mass=0.0, backend=backend(tiny))
     requests = nested_requests()[:3]
     assert [j.score for j in judge.judge(requests)] == scores(same.judge(requests))
-    assert not any(weight.requires_grad for weight in judge.backend._language_model.model.parameters())
+    assert not any(weight.requires_grad for weight in judge.backend.language_model.model.parameters())
     with pytest.raises(ConfigError, match="model: required"):
         validate_choice(JUDGES, {"name": "smaller_model"}, "judge")
 
@@ -400,7 +404,7 @@ def test_smaller_model_needs_its_own_in_code_too(given):
 
 def around(name: str, inner: dict[str, object], resources: Resources):
     """The wrapper `name` around a judge, built."""
-    return validate_choice(JUDGES, {"name": name, "judge": inner}, "judge").build(resources)
+    return validate_choice(JUDGES, {"name": name, "around": inner}, "judge").build(resources)
 
 
 def test_no_reference_asks_whichever_model_stood_there(tiny, folder):
@@ -410,7 +414,7 @@ def test_no_reference_asks_whichever_model_stood_there(tiny, folder):
     of_the_run = around("no_reference", policy, Resources(policy=tiny, initial_policy=lambda: tiny))
     requests = [JudgeRequest(problem=problem("n", reference=None), trace="x")]
     of_its_own.check([requests[0].problem])
-    unaided = UnaidedJudge(UnaidedJudge.Config(min_mass=0.0), backend(tiny))
+    unaided = UnaidedJudge(min_mass=0.0, backend=backend(tiny))
     assert [j.score for j in of_its_own.judge(requests)] == scores(unaided.judge(requests))
     assert [j.score for j in of_the_run.judge(requests)] == scores(unaided.judge(requests))
 
@@ -421,14 +425,14 @@ NUMBERED = [problem(f"p{k}", f"question {k}", f"step {k}\nAnswer: {k}") for k in
 
 
 def test_everyone_gets_another_ones_scaffold_always_the_same():
-    judge = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=3)
+    judge = WrongReferenceJudge(around=ReferenceStepsJudge(), problems=NUMBERED, seed=3)
     donors = {p.id: judge.shown(p).scaffold.reference.reveal() for p in NUMBERED}
     assert sorted(donors.values()) == sorted(p.scaffold.reference.reveal() for p in NUMBERED)
     for p in NUMBERED:
         assert donors[p.id] != p.scaffold.reference.reveal()
         assert judge.shown(p).question == p.question
-    again = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=3)
-    other = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), NUMBERED, seed=4)
+    again = WrongReferenceJudge(around=ReferenceStepsJudge(), problems=NUMBERED, seed=3)
+    other = WrongReferenceJudge(around=ReferenceStepsJudge(), problems=NUMBERED, seed=4)
     assert {p.id: again.shown(p).scaffold.reference.reveal() for p in NUMBERED} == donors
     assert {p.id: other.shown(p).scaffold.reference.reveal() for p in NUMBERED} != donors
     stranger = problem("stranger", reference=None)
@@ -438,9 +442,7 @@ def test_everyone_gets_another_ones_scaffold_always_the_same():
 
 def test_two_problems_with_references_are_needed():
     with pytest.raises(JudgeError, match="at least 2 different references to swap, but got 1 problems with 1"):
-        WrongReferenceJudge(
-            WrongReferenceJudge.Config(), ReferenceStepsJudge(), [NUMBERED[0], problem("x", reference=None)]
-        )
+        WrongReferenceJudge(around=ReferenceStepsJudge(), problems=[NUMBERED[0], problem("x", reference=None)])
 
 
 def test_equal_references_are_never_handed_back():
@@ -448,7 +450,7 @@ def test_equal_references_are_never_handed_back():
     shared = ["step 1\nAnswer: 1", " Step  1\nanswer: 1 ", "step 1\u200b\nAnswer:\u00a01"]
     problems = [problem(f"p{k}", f"question {k}", shared[k % 3] if k % 3 else f"other {k}") for k in range(12)]
     for seed in range(5):
-        judge = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), problems, seed=seed)
+        judge = WrongReferenceJudge(around=ReferenceStepsJudge(), problems=problems, seed=seed)
         for p in [*problems, problem("stranger", reference=shared[0])]:
             given = judge.shown(p).scaffold.reference.reveal()
             assert "".join(given.split()).lower() != "".join(p.scaffold.reference.reveal().split()).lower()
@@ -458,9 +460,7 @@ def test_equal_references_are_never_handed_back():
 def test_references_that_are_all_one_are_refused_at_once():
     with pytest.raises(JudgeError, match="at least 2 different references to swap, but got 3 problems with 1"):
         WrongReferenceJudge(
-            WrongReferenceJudge.Config(),
-            ReferenceStepsJudge(),
-            [problem(f"p{k}", reference=" Same. ") for k in range(3)],
+            around=ReferenceStepsJudge(), problems=[problem(f"p{k}", reference=" Same. ") for k in range(3)]
         )
 
 
@@ -478,11 +478,11 @@ def test_the_steps_of_the_wrong_reference():
 def test_the_language_model_sees_the_wrong_reference_only(tiny, folder):
     resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=NUMBERED)
     judge = around("wrong_reference", {"name": "same_model", "weights": "frozen", "min_mass": 0.0}, resources)
-    message = judge.inner.prompt(JudgeRequest(problem=judge.shown(NUMBERED[0]), trace="t")).message
+    message = judge.around.prompt(JudgeRequest(problem=judge.shown(NUMBERED[0]), trace="t")).message
     assert "question 0" in message
     assert "step 0" not in message
     assert re_step(message) in {f"step {k}" for k in range(1, 6)}
-    direct = ReferenceJudge(judge.inner.config, backend(tiny))
+    direct = ReferenceJudge.made(judge.around.config, backend=backend(tiny))
     requests = [JudgeRequest(problem=p, trace="step") for p in NUMBERED]
     manual = [JudgeRequest(problem=judge.shown(p), trace="step") for p in NUMBERED]
     assert [j.score for j in judge.judge(requests)] == scores(direct.judge(manual))
@@ -533,7 +533,7 @@ def test_a_step_is_searched_for_behind_the_last():
 def test_checkpoint_scores():
     with_steps = problem("s", reference="prose", steps=("one", "two", "three", "four"))
     lines = problem("l", reference="one\n\ntwo\n")
-    judge = ReferenceStepsJudge(ReferenceStepsJudge.Config(strict=True))
+    judge = ReferenceStepsJudge(strict=True)
     requests = [
         JudgeRequest(problem=with_steps, trace="one\ntwo\nthree\nfive"),
         JudgeRequest(problem=with_steps, trace="one\ntwo\nthree\nfour"),
@@ -545,7 +545,7 @@ def test_checkpoint_scores():
     assert [judgement.score for judgement in judgements] == [4.0, 5.0, 3.0, 1.0]
     assert judgements[0].rationale == "3 of 4 steps reached"
     assert sum(done) == 4
-    loose = ReferenceStepsJudge(ReferenceStepsJudge.Config(strict=False))
+    loose = ReferenceStepsJudge(strict=False)
     assert loose.judge([JudgeRequest(problem=lines, trace="zero, one, then two")])[0].score == 5.0
 
 

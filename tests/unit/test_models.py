@@ -23,7 +23,7 @@ from tests.families import miniature
 
 
 def load(**options) -> LanguageModel:
-    return PretrainedModel(PretrainedModel.Config(**options)).load()
+    return PretrainedModel(**options).load()
 
 
 @pytest.fixture

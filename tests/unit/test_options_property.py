@@ -100,6 +100,7 @@ def _required(schema: type[Any]) -> dict[str, Any]:
     simple = {"path": "p", "url": "http://x/v1", "model": "m", "experiment": "e", "key": "seed", "values": [1, 2]}
     simple |= {"arms": {"a": []}, "weights": "frozen", "class_path": "Timer"}
     chosen = {"model": {"name": "chain"}, "judge": {"name": "reference_steps"}}
+    chosen["around"] = chosen["judge"]
     return {
         key: (chosen if spec.registry is not None else simple)[key]
         for key, spec in fields_of(schema).items()

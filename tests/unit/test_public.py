@@ -20,7 +20,7 @@ PROMISED = Path(__file__).with_name("public_names.txt")
 
 
 def described(name: str) -> str:
-    """The name as it is called, with parameters and defaults; of a component with its options, too."""
+    """The name as it is called, with parameters and defaults."""
     value = getattr(exprl, name)
     if isinstance(value, Registry):
         return f"{name}: the components of the family {value.family}"
@@ -30,10 +30,7 @@ def described(name: str) -> str:
         return f"{name}: {describe(value, rules=True)}"
     if inspect.isclass(value) and issubclass(value, Exception):
         return name
-    line = f"{name}{inspect.Signature([plain(p) for p in inspect.signature(value).parameters.values()])}"
-    config = getattr(value, "Config", None)
-    options = "" if config is None else f"  options: {', '.join(inspect.signature(config).parameters) or 'none'}"
-    return line + options
+    return f"{name}{inspect.Signature([plain(p) for p in inspect.signature(value).parameters.values()])}"
 
 
 def plain(parameter: inspect.Parameter) -> inspect.Parameter:

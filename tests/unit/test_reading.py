@@ -103,11 +103,11 @@ def test_a_file_is_named(tmp_path) -> None:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    size: int = option(1, "a number")
-    name: str = option("", "a text")
-    flag: bool = option(False, "a switch")
-    many: tuple[int, ...] = option((1,), "numbers")
-    plugins: list[str] = option([], "modules")
+    size: int = option(default=1, help="a number")
+    name: str = option(default="", help="a text")
+    flag: bool = option(default=False, help="a switch")
+    many: tuple[int, ...] = option(default=(1,), help="numbers")
+    plugins: list[str] = option(default=[], help="modules")
 
 
 @pytest.mark.parametrize(

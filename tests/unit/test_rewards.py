@@ -61,7 +61,7 @@ class Canned(Judge):
         self.checked += problems
 
 
-LINES = DelimiterSlicer(DelimiterSlicer.Config(delimiter="\n", position="end"))
+LINES = DelimiterSlicer(delimiter="\n", position="end")
 OK = [Judgement(score=float(score)) for score in (1, 2, 3, 4, 5)]
 FAILED = Judgement(score=None, status="unparseable", rationale="no idea")
 
@@ -118,7 +118,7 @@ def test_sparse_by_hand():
 
 
 def test_sparse_may_look_at_cut_off_rollouts():
-    reward = SparseReward(SparseReward.Config(clip_length=False), verifier=ExactVerifier())
+    reward = SparseReward(clip_length=False, verifier=ExactVerifier())
     [[scored]] = reward.score([group(rollout("Answer: 4", "length"))])
     assert scored.value == 1.0
     assert not scored.cut_off
@@ -155,13 +155,13 @@ def test_outcome_by_hand():
 
 
 def test_outcome_without_length_clipping():
-    config = OutcomeReward.Config(clip_length=False)
-    [[scored]] = OutcomeReward(config, judge=ReferenceStepsJudge()).score([group(rollout("one\n", "length"))])
+    config = {"clip_length": False}
+    [[scored]] = OutcomeReward(**config, judge=ReferenceStepsJudge()).score([group(rollout("one\n", "length"))])
     assert scored.value == 0.25
 
 
 def test_a_failed_judgement_leaves_the_rollout_out():
-    reward = OutcomeReward(OutcomeReward.Config(max_failure_rate=0.5), judge=Canned(OK[4], FAILED))
+    reward = OutcomeReward(max_failure_rate=0.5, judge=Canned(OK[4], FAILED))
     [[good, bad]] = reward.score([group(rollout("a"), rollout("b"))])
     assert (good.value, good.valid) == (1.0, True)
     assert (bad.value, bad.valid) == (None, False)
@@ -169,8 +169,8 @@ def test_a_failed_judgement_leaves_the_rollout_out():
 
 
 def test_a_dropped_score_leaves_the_rollout_out():
-    config = OutcomeReward.Config(normalization="extremes_only")
-    [rewards] = OutcomeReward(config, judge=Canned(*OK)).score([group(*[rollout("a")] * 5)])
+    config = {"normalization": "extremes_only"}
+    [rewards] = OutcomeReward(**config, judge=Canned(*OK)).score([group(*[rollout("a")] * 5)])
     assert [r.valid for r in rewards] == [True, False, False, False, True]
 
 
@@ -194,7 +194,7 @@ def test_process_by_hand():
 def test_prefix_and_segment_views():
     for show, traces in (("prefix", ["one\n", "one\ntwo\n"]), ("segment", ["one\n", "two\n"])):
         judge = Canned(*OK)
-        ProcessReward(ProcessReward.Config(show=show), slicer=LINES, judge=judge).score([group(rollout("one\ntwo\n"))])
+        ProcessReward(show=show, slicer=LINES, judge=judge).score([group(rollout("one\ntwo\n"))])
         [requests] = judge.calls
         assert [request.trace for request in requests] == traces
         assert {request.view for request in requests} == {show}
@@ -216,8 +216,8 @@ def test_all_requests_of_a_step_go_out_in_one_call():
 
 
 def test_one_failed_segment_leaves_its_rollout_out():
-    config = ProcessReward.Config(max_failure_rate=0.5)
-    reward = ProcessReward(config, slicer=LINES, judge=Canned(OK[1], FAILED, OK[2]))
+    config = {"max_failure_rate": 0.5}
+    reward = ProcessReward(**config, slicer=LINES, judge=Canned(OK[1], FAILED, OK[2]))
     [[hurt, whole]] = reward.score([group(rollout("a\nb\n"), rollout("c\n"))])
     assert hurt.values == (0.25, None)
     assert not hurt.valid
@@ -255,11 +255,11 @@ def test_too_many_failures_stop_the_run_and_show_why():
 def test_the_failure_rate_is_a_limit_not_a_count():
     for failures, limit in ((1, 0.25), (2, 0.5), (3, 1.0), (0, 0.0)):
         judgements = [*[FAILED] * failures, *OK][:4]
-        reward = OutcomeReward(OutcomeReward.Config(max_failure_rate=limit), judge=Canned(*judgements))
+        reward = OutcomeReward(max_failure_rate=limit, judge=Canned(*judgements))
         [rewards] = reward.score([group(*[rollout("a")] * 4)])
         reward.check_step([rewards])
         assert [r.valid for r in rewards].count(False) == failures
-    reward = OutcomeReward(OutcomeReward.Config(max_failure_rate=0.2), judge=Canned(FAILED, *OK))
+    reward = OutcomeReward(max_failure_rate=0.2, judge=Canned(FAILED, *OK))
     with pytest.raises(JudgeError, match="1 of 4"):
         reward.check_step(reward.score([group(*[rollout("a")] * 4)]))
 
@@ -274,7 +274,7 @@ def test_the_failure_rate_also_limits_the_rollouts_that_are_lost():
     ) as caught:
         reward.check_step(scored)
     assert "[unparseable] no idea" in str(caught.value)
-    lenient = ProcessReward(ProcessReward.Config(max_failure_rate=0.5), slicer=LINES, judge=Canned())
+    lenient = ProcessReward(max_failure_rate=0.5, slicer=LINES, judge=Canned())
     lenient.check_step(scored)
 
 
@@ -288,12 +288,12 @@ def test_the_share_is_that_of_all_ranks():
 
 
 def test_a_step_without_a_reward_stops_whatever_the_limit():
-    reward = OutcomeReward(OutcomeReward.Config(max_failure_rate=1.0), judge=Canned(FAILED, FAILED))
+    reward = OutcomeReward(max_failure_rate=1.0, judge=Canned(FAILED, FAILED))
     scored = reward.score([group(*[rollout("a")] * 2)])
     with pytest.raises(JudgeError, match=r"none of the 2 rollouts of this step has a reward.*2 of 2[^\n]*\n.*no idea"):
         reward.check_step(scored)
-    config = OutcomeReward.Config(normalization="extremes_only")
-    reward = OutcomeReward(config, judge=Canned(*OK[1:3]))
+    config = {"normalization": "extremes_only"}
+    reward = OutcomeReward(**config, judge=Canned(*OK[1:3]))
     with pytest.raises(JudgeError, match=r"reward\.normalization drops every score of it \(the last: 2, 3\)"):
         reward.check_step(reward.score([group(*[rollout("a")] * 2)]))
 

@@ -19,11 +19,11 @@ def texts(slicer, *tokens: str) -> list[str]:
 
 
 def delimiter(**options) -> DelimiterSlicer:
-    return DelimiterSlicer(validate(DelimiterSlicer.Config, options))
+    return DelimiterSlicer(**options)
 
 
 def window(**options) -> TokenWindowSlicer:
-    return TokenWindowSlicer(validate(TokenWindowSlicer.Config, options))
+    return TokenWindowSlicer(**options)
 
 
 # ------------------------------------------------------------------ delimiter

@@ -58,9 +58,9 @@ def test_a_text_that_is_gone_and_a_damaged_file(tmp_path: Path) -> None:
 
 
 def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageModel, monkeypatch) -> None:
-    backend = TransformersBackend(TransformersBackend.Config(), tiny)
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend)
-    texts = OutcomeReward(OutcomeReward.Config(judge=None), judge=judge).texts()
+    backend = TransformersBackend(language_model=tiny)
+    judge = SameModelJudge(weights="frozen", backend=backend)
+    texts = OutcomeReward(judge=judge).texts()
     assert texts["the judge's chat template"] == tiny.tokenizer.chat_template
     prompts = [text for name, text in texts.items() if "prompt for a" in name]
     assert len(set(prompts)) == 3
@@ -69,19 +69,19 @@ def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageMode
     own = prompting.read_prompt
     monkeypatch.setattr("exprl.judges.llm.read_prompt", lambda name: own(name).replace("Other correct ways", "Others"))
     assert judge.texts() != texts
-    assert UnaidedJudge(UnaidedJudge.Config(), backend).texts() != texts
+    assert UnaidedJudge(backend=backend).texts() != texts
 
 
 def test_other_judges_and_detectors(tiny: LanguageModel) -> None:
-    backend = TransformersBackend(TransformersBackend.Config(), tiny)
-    inner = SameModelJudge(SameModelJudge.Config(weights="frozen"), backend)
+    backend = TransformersBackend(language_model=tiny)
+    inner = SameModelJudge(weights="frozen", backend=backend)
     problems = [
         Problem(question=Question(problem_id=name, text=name), scaffold=Scaffold(reference=Hidden(f"It is {name}.")))
         for name in "ab"
     ]
-    assert WrongReferenceJudge(WrongReferenceJudge.Config(), inner, problems).texts() == inner.texts()
-    assert ReferenceStepsJudge(ReferenceStepsJudge.Config()).texts() == {}
+    assert WrongReferenceJudge(around=inner, problems=problems).texts() == inner.texts()
+    assert ReferenceStepsJudge().texts() == {}
     assert LexicalDetector().texts() == {}
-    texts = JudgedDetector(JudgedDetector.Config(model={"name": "chain"}), backend).texts()
+    texts = JudgedDetector(model={"name": "chain"}, backend=backend).texts()
     assert texts["the questions about behaviours"].count("Answer: Y") == 4
     assert texts["the chat template of their judge"] == tiny.tokenizer.chat_template

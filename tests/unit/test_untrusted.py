@@ -289,7 +289,7 @@ def attack(folder: Path, mark: Path, **changes: Any) -> None:
 
 
 def load(folder: Path) -> LanguageModel:
-    return PretrainedModel(PretrainedModel.Config(path=str(folder))).load()
+    return PretrainedModel(path=str(folder)).load()
 
 
 def test_a_model_that_brings_code_is_refused(model_folder: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:

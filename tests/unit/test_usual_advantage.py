@@ -30,7 +30,7 @@ def experiment(reward: str, **node: Any) -> Experiment:
 
 
 def of_rollouts(name: str, **options: Any) -> list[list[float]]:
-    advantage = ADVANTAGES.get(name)(ADVANTAGES.get(name).Config(**options))
+    advantage = ADVANTAGES.get(name)(**options)
     rewards = [tuple(RolloutReward(value=value, length=3) for value in group) for group in VALUES]
     return [[own.values[0] for own in group] for group in advantage.estimate(rewards)]
 

@@ -139,7 +139,7 @@ def test_math_without_a_gold_answer_is_wrong(math_verifier):
 
 
 def test_math_may_require_a_box():
-    verifier = MathVerifier(MathVerifier.Config(require_boxed=True))
+    verifier = MathVerifier(require_boxed=True)
     assert not verifier.verify(problem("42"), "The answer is 42.")
     assert verifier.verify(problem("42"), r"The answer is \boxed{42}.")
 
@@ -223,11 +223,11 @@ def test_exact_compares_the_last_statement(response, right):
 
 
 def test_exact_options():
-    last = ExactVerifier(ExactVerifier.Config(pattern=None, ignore_case=True))
+    last = ExactVerifier(pattern=None, ignore_case=True)
     assert last.verify(problem("Paris"), "I think of Rome first.\nparis.\n")
     assert not last.verify(problem("Paris"), "paris\nRome")
-    assert ExactVerifier(ExactVerifier.Config(pattern=r"\d+")).verify(problem("42"), "7 then 42 apples")
-    assert not ExactVerifier(ExactVerifier.Config(strip=False)).verify(problem("2"), "Answer: 2.")
+    assert ExactVerifier(pattern=r"\d+").verify(problem("42"), "7 then 42 apples")
+    assert not ExactVerifier(strip=False).verify(problem("2"), "Answer: 2.")
     assert not ExactVerifier().verify(problem(".5"), "Answer: 5"), "only the full stop after an answer is ignored"
     assert not ExactVerifier().verify(problem(None), "Answer: 2")
 
@@ -304,7 +304,7 @@ def test_choice_checks_the_golds_before_a_run():
 
 
 def test_choice_letters_are_an_option():
-    assert not ChoiceVerifier(ChoiceVerifier.Config(letters="AB")).verify(problem("C"), "Answer: C")
+    assert not ChoiceVerifier(letters="AB").verify(problem("C"), "Answer: C")
     with pytest.raises(ConfigError, match=r"^letters: must be capital letters"):
         validate(ChoiceVerifier.Config, {"letters": "a1"})
 

@@ -108,7 +108,7 @@ def test_python_code_that_runs_out_of_time_costs_no_process(pool):
 
 
 def test_a_batch_of_slow_answers_takes_no_longer_than_a_few():
-    verifier = MathVerifier(MathVerifier.Config(timeout=2.0))
+    verifier = MathVerifier(timeout=2.0)
     assert verifier.verify(problem("x+1"), r"\boxed{1+x}")
     slow = [rf"\boxed{{((x+y+z+{n})^{{90}}-(x+y+z)^{{90}})^{{3}}}}" for n in range(10)]
     responses = [*slow, r"\boxed{1+x}", *slow]

@@ -31,38 +31,30 @@ TEAS: Registry[Any] = Registry("tea")
 
 @TEAS.register("green")
 class Green(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        minutes: int = option(2)
-        sugar: int = option(0)
+    minutes: int = option(default=2)
+    sugar: int = option(default=0)
 
 
 @TEAS.register("black")
 class Black(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        minutes: int = option(4)
-        milk: bool = option(False)
+    minutes: int = option(default=4)
+    milk: bool = option(default=False)
 
 
 @TEAS.register("iced")
 class Iced(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        tea: Annotated[Choice, TEAS] = wrapped(TEAS, "what is cooled")
-        cubes: int = option(3)
+    tea: Annotated[Choice, TEAS] = wrapped(TEAS, help="what is cooled")
+    cubes: int = option(default=3)
 
 
 @TEAS.register("canned")
 class Canned(Component):
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        filled_with: Annotated[Choice, TEAS] = wrapped(TEAS, "what is in it")
+    filled_with: Annotated[Choice, TEAS] = wrapped(TEAS, help="what is in it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    cup: Annotated[Choice, TEAS] = choose(TEAS, "green", sugar=1)
+    cup: Annotated[Choice, TEAS] = choose(TEAS, default="green", sugar=1)
     pot: Annotated[Choice, TEAS] = choose_by(lambda chosen: "black" if chosen["cup"] else "green", TEAS)
 
 
@@ -180,21 +172,21 @@ def judge_of(base: dict[str, Any], *overrides: str) -> Choice:
 )
 def test_every_option_of_the_judge_is_kept(base: dict[str, Any], wrapper: str) -> None:
     before = to_node(validate_choice(JUDGES, base, "judge"))
-    assert to_node(judge_of(base, f"judge.name={wrapper}")) == {"name": wrapper, "judge": before}
+    assert to_node(judge_of(base, f"judge.name={wrapper}")) == {"name": wrapper, "around": before}
     assert to_node(judge_of(base, f"judge.name={wrapper}", f"judge.name={base['name']}")) == before
 
 
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"name": "no_reference"}, r"^judge\.judge: required, but missing"),
+        ({"name": "no_reference"}, r"^judge\.around: required, but missing"),
         (
-            {"name": "wrong_reference", "judge": {"name": "no_reference", "judge": {"name": "reference_steps"}}},
-            r"^judge\.judge: 'no_reference' reads no reference.* does: .*reference_steps, same_model, smaller_model",
+            {"name": "wrong_reference", "around": {"name": "no_reference", "around": {"name": "reference_steps"}}},
+            r"^judge\.around: 'no_reference' reads no reference.* does: .*reference_steps, same_model, smaller_model",
         ),
         (
-            {"name": "no_reference", "judge": {"name": "wrong_reference", "judge": {"name": "reference_steps"}}},
-            r"^judge\.judge: 'wrong_reference' does not say.* does: .*reference_steps, same_model, smaller_model",
+            {"name": "no_reference", "around": {"name": "wrong_reference", "around": {"name": "reference_steps"}}},
+            r"^judge\.around: 'wrong_reference' does not say.* does: .*reference_steps, same_model, smaller_model",
         ),
     ],
 )
@@ -213,7 +205,7 @@ def test_a_file_an_override_and_the_saved_config_are_the_same(tmp_path: Path) ->
     assert load(type(named), saved) == named
     assert load(type(named), saved, ["reward.judge.name=wrong_reference"]) == named
     assert to_node(named.reward)["judge"] == {
-        "name": "wrong_reference", "judge": {"name": "reference_steps", "strict": True},
+        "name": "wrong_reference", "around": {"name": "reference_steps", "strict": True},
     }  # fmt: skip
 
 
@@ -244,7 +236,7 @@ STEPS = {"name": "reference_steps"}
 
 
 def test_steps_without_a_reference_are_the_verifiers_word() -> None:
-    judge = built({"name": "no_reference", "judge": STEPS}, verifier=ExactVerifier())
+    judge = built({"name": "no_reference", "around": STEPS}, verifier=ExactVerifier())
     judge.check([p.without_reference() for p in PROBLEMS])
     for trace, right in [("a+1 2", None), ("a+1 2\nAnswer: 2", 2), ("Answer: 3", 3), ("a+1 2\nAnswer: 9", None)]:
         asked = requests(trace)
@@ -254,7 +246,7 @@ def test_steps_without_a_reference_are_the_verifiers_word() -> None:
     with pytest.raises(Exception, match="no final answer"):
         judge.check([replace(PROBLEMS[0], scaffold=Scaffold())])
     with pytest.raises(ConfigError, match="verifier"):
-        built({"name": "no_reference", "judge": STEPS})
+        built({"name": "no_reference", "around": STEPS})
 
 
 class Nosy(Verifier):
@@ -271,7 +263,7 @@ class Nosy(Verifier):
 
 def test_the_verifier_is_handed_no_reference() -> None:
     verifier = Nosy()
-    built({"name": "no_reference", "judge": STEPS}, verifier=verifier).judge(requests("x"))
+    built({"name": "no_reference", "around": STEPS}, verifier=verifier).judge(requests("x"))
     assert [(p.scaffold.reference, p.scaffold.steps) for p in verifier.seen] == [(None, None)] * 5
     assert [p.scaffold.answer for p in verifier.seen] == [p.scaffold.answer for p in PROBLEMS]
 
@@ -279,16 +271,12 @@ def test_the_verifier_is_handed_no_reference() -> None:
 class Noise(WrappingJudge):
     """Somebody's wrapper: half of the score."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(WrappingJudge.Config):
-        """How much is left."""
-
-        share: float = option(0.5)
+    share: float = option(default=0.5)
 
     def judge(self, requests: Sequence[JudgeRequest], *args: Any) -> list[Judgement]:
         """Nearer to 1."""
         given = super().judge(requests, *args)
-        return [replace(j, score=1 + self.config.share * (j.score - 1)) for j in given if j.score is not None]
+        return [replace(j, score=1 + self.share * (j.score - 1)) for j in given if j.score is not None]
 
 
 class Plain(Judge):
@@ -312,11 +300,11 @@ def registered() -> Iterator[None]:
 
 def test_somebodys_wrapper_by_its_name_alone() -> None:
     choice = judge_of({"name": "reference_steps", "strict": False}, "judge.name=test_noise")
-    assert choice.config.judge.config.strict is False
+    assert choice.config.around.config.strict is False
     judge = choice.build(Resources(problems=PROBLEMS))
     assert [j.score for j in judge.judge(requests("a+1 2\nAnswer: 2"))] == [1.0, 1.0, 3.0, 1.0, 1.0]
     both = judge_of(STEPS, "judge.name=wrong_reference", "judge.name=test_noise")
-    assert [both.name, both.config.judge.name, both.config.judge.config.judge.name] == [
+    assert [both.name, both.config.around.name, both.config.around.config.around.name] == [
         "test_noise", "wrong_reference", "reference_steps",
     ]  # fmt: skip
 
@@ -335,14 +323,14 @@ def test_a_wrapper_reads_references_if_what_it_stands_around_does(inner: str) ->
 
 
 def test_somebodys_judge_under_the_wrong_reference_and_none() -> None:
-    assert built({"name": "wrong_reference", "judge": {"name": "test_plain"}}).judge(requests("x"))
+    assert built({"name": "wrong_reference", "around": {"name": "test_plain"}}).judge(requests("x"))
     with pytest.raises(ConfigError, match=r"'test_plain' does not say how it grades without a reference"):
         judge_of({"name": "test_plain"}, "judge.name=no_reference")
 
 
 def test_in_code_they_stand_around_a_judge_that_is_built() -> None:
-    wrong = WrongReferenceJudge(WrongReferenceJudge.Config(), ReferenceStepsJudge(), PROBLEMS)
+    wrong = WrongReferenceJudge(around=ReferenceStepsJudge(), problems=PROBLEMS)
     assert {j.score for j in wrong.judge(requests("a+1 2\nAnswer: 2"))} == {1.0, 5.0}
-    none = NoReferenceJudge(NoReferenceJudge.Config(), ReferenceStepsJudge().without_reference(
+    none = NoReferenceJudge(around=ReferenceStepsJudge().without_reference(
         Resources(verifier=ExactVerifier())))  # fmt: skip
     assert [j.score for j in none.judge(requests("Answer: 4"))] == [1.0, 1.0, 1.0, 1.0, 5.0]

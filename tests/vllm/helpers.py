@@ -46,7 +46,7 @@ def small_policy(
 
 
 def engine_of(language_model: LanguageModel, **options: Any) -> VLLMEngine:
-    return VLLMEngine(VLLMEngine.Config(**{"cpu_kv_cache_gib": 0.2, "max_model_len": 4096, **options}), language_model)
+    return VLLMEngine(**{"cpu_kv_cache_gib": 0.2, "max_model_len": 4096, **options}, policy=language_model)
 
 
 def prompt(tokenizer: PreTrainedTokenizerBase, text: str, problem_id: str = "p") -> Prompt:

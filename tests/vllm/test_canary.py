@@ -132,9 +132,9 @@ def test_a_judges_own_engine_is_watched_too(policy, monkeypatch):
     """Against its own model: the policy's, which has moved, would not do."""
     frozen = LanguageModel(model=copy.deepcopy(policy.model), tokenizer=policy.tokenizer, name="frozen")
     move(policy, 0.3)
-    backend = VLLMBackend(VLLMBackend.Config(), VLLMHost(frozen, HostOptions(cpu_kv_cache_gib=0.1, max_model_len=256)))
+    backend = VLLMBackend(host=VLLMHost(frozen, HostOptions(cpu_kv_cache_gib=0.1, max_model_len=256)))
     query = Query(prompt=compose("Grade {x}", {}, {"x": "a"}), max_new_tokens=1)
-    monkeypatch.setattr(backend._host, "load", perturbing(backend._host, ("model.norm.weight",), 0.2))
+    monkeypatch.setattr(backend.host, "load", perturbing(backend.host, ("model.norm.weight",), 0.2))
     with pytest.raises(EngineError, match=r"vLLM and frozen disagree .*mean absolute difference"):
         backend.run([query], no_progress)
     monkeypatch.undo()

@@ -36,8 +36,8 @@ def host(smollm2: LanguageModel) -> Iterator[VLLMHost]:
 
 
 def judge_on(host: VLLMHost, **options) -> SameModelJudge:
-    backend = VLLMBackend(VLLMBackend.Config(), host)
-    return SameModelJudge(SameModelJudge.Config(weights="frozen", scoring="rationale", **options), backend)
+    backend = VLLMBackend(host=host)
+    return SameModelJudge(weights="frozen", scoring="rationale", **options, backend=backend)
 
 
 def requests() -> list[JudgeRequest]:
@@ -63,7 +63,7 @@ def test_every_reply_ends_in_a_score(host, budget):
 def test_the_papers_length_is_possible(host):
     """The bound of 2038 characters must not take an automaton that takes minutes to build."""
     query = Query(prompt=compose("Say {x}", {}, {"x": "yes"}), max_new_tokens=1, pattern=rationale_pattern(2048))
-    backend = VLLMBackend(VLLMBackend.Config(), host)
+    backend = VLLMBackend(host=host)
     start = time.monotonic()
     [reply] = backend.run([query], no_progress)
     assert reply.status == "ok"

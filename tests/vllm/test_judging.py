@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from exprl.config import from_layers, validate_choice
+from exprl.config import validate_choice
 from exprl.engines import Sampling, TransformersEngine
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost, step_all
@@ -29,7 +29,6 @@ from exprl.models.base import LanguageModel
 from exprl.registry import JUDGES
 from exprl.resources import Resources
 from exprl.rewards import ProcessReward
-from exprl.slicers import DelimiterSlicer
 from exprl.terminal.progress import no_progress
 from exprl.text.tokenization import decode_with_ends
 from exprl.types import JudgeRequest, Prompt, Rollout
@@ -45,15 +44,15 @@ def real(smollm2: LanguageModel, shared: VLLMEngine) -> VLLMEngine:
 
 
 def live(engine: VLLMEngine) -> VLLMBackend:
-    return VLLMBackend(VLLMBackend.Config(), engine.host, live=True)
+    return VLLMBackend(host=engine.host, live=True)
 
 
 def huggingface(language_model: LanguageModel) -> TransformersBackend:
-    return TransformersBackend(TransformersBackend.Config(), language_model)
+    return TransformersBackend(language_model=language_model)
 
 
 def judge_on(backend, weights: str = "live", **options) -> SameModelJudge:
-    return SameModelJudge(SameModelJudge.Config(weights=weights, **{"min_mass": 0.0, **options}), backend)
+    return SameModelJudge(weights=weights, **{"min_mass": 0.0, **options}, backend=backend)
 
 
 def requests(count: int = 4) -> list[JudgeRequest]:
@@ -94,7 +93,7 @@ def move(language_model: LanguageModel) -> None:
 def test_started_queries_are_not_asked_again(engine):
     backend = live(engine)
     queries = [short(letter * 40) for letter in "abcd"]
-    lengths = [len(backend._tokens.encode_for_labels(q.prompt, q.reply_start, q.labels)[0]) for q in queries]
+    lengths = [len(backend.tokens.encode_for_labels(q.prompt, q.reply_start, q.labels)[0]) for q in queries]
     before = engine.host.counters()
     backend.start(queries[:2])
     backend.start(queries[1:3])
@@ -154,7 +153,7 @@ def champ(count: int) -> list[tuple[str, str]]:
     pytest.importorskip("champ_dataset", reason="CHAMP is not installed: pip install champ-dataset==1.0.0")
     from exprl.data.champ import ChampSource
 
-    found = ChampSource(ChampSource.Config(split="train", limit=count)).load()
+    found = ChampSource(split="train", limit=count).load()
     return [(p.question.text, p.scaffold.reference.reveal()) for p in found if p.scaffold.reference is not None]
 
 
@@ -181,9 +180,7 @@ def test_nested_prompts_are_computed_once(smollm2, record_property, texts, least
     )
     # Only the tokens count here, so a small model does.
     engine = engine_of(small_policy(tokenizer, scale=0.02))
-    judging = {"name": "same_model", "weights": "live"}
-    config = from_layers(ProcessReward.Config, [{"clip_length": False, "judge": judging}])
-    reward = ProcessReward(config, slicer=DelimiterSlicer(), judge=judge_on(live(engine), cache_size=0))
+    reward = ProcessReward(clip_length=False, judge=judge_on(live(engine), cache_size=0))
     asked = reward.requests(problem("p", question, reference), rollout)
     assert len(asked) == 10
     assert asked[-1].trace == text
@@ -327,7 +324,7 @@ def test_auto_wants_to_be_told_where_frozen_weights_live(engine, policy):
 
 
 def test_auto_without_a_vllm_engine_judges_with_transformers(policy):
-    engine = TransformersEngine(TransformersEngine.Config(), policy)
+    engine = TransformersEngine(policy=policy)
     frozen = JudgeModel(weights="frozen", judge="same_model")
     assert isinstance(AutoBackend.open(AutoBackend.Config(), frozen, resources(engine, policy)), TransformersBackend)
     with pytest.raises(ConfigError, match=r"rollout\.name=vllm"):
@@ -337,7 +334,7 @@ def test_auto_without_a_vllm_engine_judges_with_transformers(policy):
 def test_auto_lets_live_weights_share_the_engine(engine, policy):
     choice = validate_choice(JUDGES, {"name": "same_model", "weights": "live", "min_mass": 0.0}, "judge")
     judge = choice.build(resources(engine, policy))
-    assert judge.backend._host is engine.host
+    assert judge.backend.host is engine.host
     before = engine.host.counters()
     judge.judge(requests(2))
     assert used(engine.host, before)["generated_tokens"] == 2
@@ -347,7 +344,7 @@ def test_auto_lets_live_weights_share_the_engine(engine, policy):
 def test_frozen_verdicts_stay_and_live_ones_move(engine, policy):
     config = {"weights": "frozen", "min_mass": 0.0, "cache_size": 0, "backend": {"second_engine": True}}
     frozen = validate_choice(JUDGES, {"name": "same_model", **config}, "judge").build(resources(engine, policy))
-    assert frozen.backend._host is not engine.host
+    assert frozen.backend.host is not engine.host
     moving = judge_on(live(engine), cache_size=0)
     first, second = ([j.score for j in judge.judge(requests())] for judge in (frozen, moving))
     assert first == pytest.approx(second, abs=1e-4)
@@ -369,7 +366,7 @@ def test_a_frozen_judge_never_starts_again_on_trained_weights(engine, policy):
         VLLMBackend.Config(**OPTIONS), JudgeModel(weights="frozen", judge="j"), resources(engine, policy)
     )
     before = probabilities(run(backend, [short("one")]))
-    backend._host.close()
+    backend.host.close()
     move(policy)
     try:
         after = probabilities(run(backend, [short("one")]))
@@ -404,6 +401,6 @@ def test_untied_weights_are_streamed_and_never_written():
     """No file of weights is written, so what vLLM computes with can only have been streamed to it."""
     untied = small_policy(seed=3, tied=False)
     host = VLLMHost(untied, HostOptions(**OPTIONS))
-    backend = VLLMBackend(VLLMBackend.Config(), host)
+    backend = VLLMBackend(host=host)
     assert_near(run(backend, [short("one")]), run(huggingface(untied), [short("one")]), 1e-4)
     assert not list(Path(host._folder.name).glob("*.safetensors"))

@@ -100,7 +100,7 @@ def probabilities(replies: Sequence[Reply]) -> torch.Tensor:
 
 
 def by_transformers(language_model: LanguageModel, queries: Sequence[Query]) -> torch.Tensor:
-    backend = TransformersBackend(TransformersBackend.Config(), language_model)
+    backend = TransformersBackend(language_model=language_model)
     return probabilities(backend.run(queries, no_progress))
 
 
@@ -187,7 +187,7 @@ def test_frozen_and_live_judges_share_the_engine_in_a_mixed_batch(which, request
     engine: VLLMEngine = request.getfixturevalue(which)
     policy = engine.host.language_model
     frozen, live = backend_of(engine, "frozen"), backend_of(engine, "live")
-    assert frozen._host is live._host is engine.host
+    assert frozen.host is live.host is engine.host
     assert frozen.identity != live.identity
     queries = [query(f"the attempt {k}: {k} + {k} = {2 * k}") for k in range(3)]
     base = by_transformers(base_of(policy), queries)
@@ -216,7 +216,7 @@ def test_closing_a_judge_leaves_the_shared_engine(tuned):
 
 def test_no_second_engine_is_asked_for(tuned):
     judge = validate_choice(JUDGES, {"name": "same_model", "weights": "frozen"}, "judge").build(resources(tuned))
-    assert judge.backend._host is tuned.host
-    without = VLLMEngine(VLLMEngine.Config(), small_policy())
+    assert judge.backend.host is tuned.host
+    without = VLLMEngine(policy=small_policy())
     with pytest.raises(ConfigError, match="second_engine"):
         validate_choice(JUDGES, {"name": "same_model", "weights": "frozen"}, "judge").build(resources(without))

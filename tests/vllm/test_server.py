@@ -38,7 +38,7 @@ from tests.vllm.serving import Server, serving
 
 def backend(url: str, tokenizer=None, model: str = "fake", **options: Any) -> ServerBackend:
     settings = {"timeout": 20.0, "retries": 0, **options}
-    return ServerBackend(ServerBackend.Config(url=url, model=model, **settings), tokenizer or character_tokenizer())
+    return ServerBackend(url=url, model=model, **settings, tokenizer=tokenizer or character_tokenizer())
 
 
 def short(text: str) -> Query:
@@ -311,10 +311,8 @@ def rollout(text: str) -> Rollout:
 
 
 def outcome(judge_backend: ServerBackend, max_failure_rate: float, **judging: Any) -> OutcomeReward:
-    node = {"name": "same_model", "weights": "frozen"}
-    config = from_layers(OutcomeReward.Config, [{"max_failure_rate": max_failure_rate, "judge": node}])
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen", **judging), judge_backend)
-    return OutcomeReward(config, judge=judge)
+    judge = SameModelJudge(weights="frozen", **judging, backend=judge_backend)
+    return OutcomeReward(max_failure_rate=max_failure_rate, judge=judge)
 
 
 def test_failures_leave_their_rollouts_out_until_there_are_too_many():
@@ -429,12 +427,10 @@ def judged_requests(count: int) -> list[JudgeRequest]:
 
 
 def test_vllms_server_gives_the_probabilities_of_transformers(served, smollm2):
-    judge = SameModelJudge(
-        SameModelJudge.Config(weights="frozen"), backend(served.url, smollm2.tokenizer, "judge", timeout=120.0)
-    )
+    judge = SameModelJudge(weights="frozen", backend=backend(served.url, smollm2.tokenizer, "judge", timeout=120.0))
     queries = [judge.query(request) for request in judged_requests(4)]
     ours = run(judge.backend, queries)
-    theirs = run(TransformersBackend(TransformersBackend.Config(), smollm2), queries)
+    theirs = run(TransformersBackend(language_model=smollm2), queries)
     assert statuses(ours) == ["ok"] * 4
     for one, other in zip(ours, theirs, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
@@ -446,7 +442,7 @@ def test_vllms_server_writes_what_transformers_writes(served, smollm2):
     asked = backend(served.url, smollm2.tokenizer, "judge", timeout=120.0)
     queries = [written(f"the sum {k} + {k}", 16) for k in (2, 3)]
     replies = run(asked, queries)
-    expected = run(TransformersBackend(TransformersBackend.Config(), smollm2), queries)
+    expected = run(TransformersBackend(language_model=smollm2), queries)
     assert [reply.text for reply in replies] == [reply.text for reply in expected]
     assert all(len(reply.text) > 10 for reply in replies)
 

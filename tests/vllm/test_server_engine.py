@@ -48,7 +48,7 @@ def small() -> LanguageModel:
 
 def engine_at(url: str, policy: LanguageModel, **options: Any) -> ServerEngine:
     settings = {"url": url, "model": "judge", "timeout": 60.0, "retries": 0, **options}
-    return ServerEngine(ServerEngine.Config(**settings), policy)
+    return ServerEngine(**settings, policy=policy)
 
 
 def rollout_answer(ids: list[int], given: list[float] | None = None, *, reason: str = "stop", **changed: Any) -> Answer:
@@ -249,11 +249,11 @@ def test_stop_strings_stay_in_the_rollout(served, smollm2):
 
 def test_constrained_rationales_from_a_server(served, smollm2):
     settings = {"url": served.url, "model": "judge", "structured_outputs": True}
-    asked = ServerBackend(ServerBackend.Config(**settings), smollm2.tokenizer)
+    asked = ServerBackend(**settings, tokenizer=smollm2.tokenizer)
     options = {"weights": "frozen", "scoring": "rationale", "max_new_tokens": 48}
     requests = [JudgeRequest(problem=problem("a"), trace=f"2 + 3 is {k}.", view="rollout") for k in range(3)]
-    free = SameModelJudge(SameModelJudge.Config(**options), asked).judge(requests)
-    constrained = SameModelJudge(SameModelJudge.Config(**options, constrained=True), asked).judge(requests)
+    free = SameModelJudge(**options, backend=asked).judge(requests)
+    constrained = SameModelJudge(**options, constrained=True, backend=asked).judge(requests)
     assert any(judgement.status == "unparseable" for judgement in free)
     assert [judgement.status for judgement in constrained] == ["ok"] * 3
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
-from exprl.component import Component, option
+from exprl.component import option
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_options import HostOptions
 from exprl.errors import ConfigError
@@ -18,16 +18,14 @@ from exprl.resources import Resources
 
 
 @BACKENDS.register("auto")
-class AutoBackend(Component):
+class AutoBackend(TransformersBackend):
     """Opens the backend `transformers`, or `vllm` where `rollout.name` is vllm."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(TransformersBackend.Config):
-        """Options of both."""
-
-        second_engine: bool = option(
-            False, "vllm: whether weights the policy's engine does not hold may take a second one, with its own memory"
-        )
+    # the options of both
+    second_engine: bool = option(
+        default=False,
+        help="vllm: whether weights the policy's engine does not hold may take a second one, with its own memory",
+    )
 
     @classmethod
     def constrains(cls, config: Any, setting: Setting) -> bool:
@@ -52,11 +50,10 @@ class AutoBackend(Component):
         cls.check_model(config, model, Setting.built(resources))
         engine = resources.engine() if resources.engine is not None else None
         if isinstance(engine, VLLMEngine):
-            return VLLMBackend.open(_like(engine.config), model, resources)
-        own = TransformersBackend.Config(batch_tokens=config.batch_tokens, batch_size=config.batch_size)
-        return TransformersBackend.open(own, model, resources)
+            return VLLMBackend.open(_like(engine), model, resources)
+        return super().open(config, model, resources)
 
 
-def _like(options: HostOptions) -> VLLMBackend.Config:
+def _like(options: HostOptions) -> Any:
     """The options of the rollouts' engine for a second one."""
-    return VLLMBackend.Config(**{field.name: getattr(options, field.name) for field in fields(HostOptions)})
+    return VLLMBackend.Config(**{field.name: getattr(options, field.name) for field in fields(HostOptions.Config)})

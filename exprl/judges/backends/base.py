@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from exprl.component import Choice, Component
+from exprl.component import Choice, Stateful
 from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
@@ -64,17 +64,26 @@ class JudgeModel:
     """The judge's registered name, for messages."""
 
 
-class JudgeBackend(Component):
+class JudgeBackend(Stateful):
     """Runs a judge's model. Failures of single queries are replies with a status, never raised."""
 
-    identity: str = ""
-    """Names model and weights: the same identity and the same query give the same reply."""
-
-    updates: int = 0
+    updates = 0
     """Policy updates that live weights have seen."""
 
-    _tokens: JudgeTokenizer | None = None
-    """Makes token ids of prompts, where this side does."""
+    @property
+    def identity(self) -> str:
+        """Names model and weights: the same identity and the same query give the same reply."""
+        return ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it stands on a model; one that holds options alone is opened by the judge it is handed to."""
+        return True
+
+    @property
+    def tokens(self) -> JudgeTokenizer | None:
+        """Makes token ids of prompts, where this side does."""
+        return None
 
     @classmethod
     def constrains(cls, config: Any, setting: Setting) -> bool:
@@ -107,32 +116,23 @@ class JudgeBackend(Component):
             ModelError: the chat template loses the message, or fails.
             JudgeError: labels are no single tokens there, or the template makes the model think before an answer.
         """
-        assert self._tokens is not None
+        assert self.tokens is not None
         if query.labels:
-            return self._tokens.encode_for_labels(query.prompt, query.reply_start, query.labels)
-        return self._tokens.encode(query.prompt, thinking=not query.pattern), ()
+            return self.tokens.encode_for_labels(query.prompt, query.reply_start, query.labels)
+        return self.tokens.encode(query.prompt, thinking=not query.pattern), ()
 
     @property
     def chat_template(self) -> str:
         """The source of the model's chat template, where this side applies it."""
-        return self._tokens.template if self._tokens is not None else ""
+        return self.tokens.template if self.tokens is not None else ""
 
     def check(self, query: Query) -> None:
         """Raise as `encoded` does, before a run starts; every query of a run is made like this one."""
-        if self._tokens is not None:
+        if self.tokens is not None:
             self.encoded(query)
 
     def start(self, queries: Sequence[Query]) -> None:
         """A hint that `run` will ask these soon: a backend that can works on them from now on."""
-
-    def sync(self) -> None:
-        """Called after every policy update."""
-
-    def prepare(self) -> None:
-        """Called on every rank when a run starts, with all weights in place: an engine of its own starts here."""
-
-    def close(self) -> None:
-        """Free what the backend holds; called when a run ends, also by an error."""
 
 
 W = TypeVar("W")
@@ -141,8 +141,9 @@ W = TypeVar("W")
 class QueuedBackend(JudgeBackend, Generic[W]):
     """Queries are under way from `start` on, each as a `W`, and collected by `run`."""
 
-    def __init__(self, config: Any = None) -> None:
-        super().__init__(config)
+    def setup(self) -> None:
+        """Nothing is under way."""
+        super().setup()
         self._started: dict[Query, W] = {}
 
     def start(self, queries: Sequence[Query]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from exprl.component import option
+from exprl.component import given, option
 from exprl.engines.completions import Completion
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerDeadError, ServerOptions
 from exprl.errors import ConfigError, JudgeError
@@ -32,33 +32,43 @@ _Asked = tuple[Future[Completion], tuple[int, ...]]
 
 
 @BACKENDS.register("server")
-class ServerBackend(QueuedBackend[_Asked]):
+class ServerBackend(ServerOptions, QueuedBackend[_Asked]):
     """Asks a server such as vLLM's: concurrent requests, retries with back-off, a time limit on every wait.
 
     Prompts go as token ids to `/completions`, made with the judge model's own tokenizer, so that text from outside can
     spell no control token. A request that still fails after its retries, or is answered with anything but a completion,
     is a reply with status timeout or error; a server that is dead ends the call with a `JudgeError`.
 
-    Args:
-        config: where the server is and how it is asked.
-        tokenizer: of the served model.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ServerOptions, JudgeBackend.Config):
-        """Where the server is and how it is asked."""
+    structured_outputs: bool = option(
+        default=False, help="whether the server understands vLLM's structured_outputs, which constrained=true needs"
+    )
 
-        structured_outputs: bool = option(
-            False, "whether the server understands vLLM's structured_outputs, which constrained=true needs"
-        )
+    tokenizer: PreTrainedTokenizerBase = given(
+        default=None, help="of the served model; without one the backend is not open yet"
+    )
 
-    config: Config
+    def setup(self) -> None:
+        """See that the server can be asked at all."""
+        super().setup()
+        if self.is_open:
+            self._server = CompletionServer(self)
 
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(config)
-        self.identity = f"{config.model} at {config.url}"
-        self._tokens: JudgeTokenizer = JudgeTokenizer(tokenizer, config.model)
-        self._server = CompletionServer(config)
+    @property
+    def is_open(self) -> bool:
+        """Whether it has its tokenizer."""
+        return self.tokenizer is not None
+
+    @property
+    def identity(self) -> str:
+        """The model's name, and where it is."""
+        return f"{self.model} at {self.url}"
+
+    @cached_property
+    def tokens(self) -> JudgeTokenizer:
+        """Of the served model."""
+        return JudgeTokenizer(self.tokenizer, self.model)
 
     @classmethod
     def constrains(cls, config: Any, setting: Setting) -> bool:
@@ -81,12 +91,12 @@ class ServerBackend(QueuedBackend[_Asked]):
         """With the tokenizer of the policy, or of the model the judge names (of which only that is loaded)."""
         cls.check_model(config, model, Setting.built(resources))
         if model.weights == "own" and model.own is not None:
-            return cls(config, model.own.build(resources).load_tokenizer())
-        return cls(config, resources.need_policy(f"judge {model.judge!r}").tokenizer)
+            return cls.made(config, tokenizer=model.own.build(resources).load_tokenizer())
+        return cls.made(config, tokenizer=resources.need_policy(f"judge {model.judge!r}").tokenizer)
 
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
         """The prompt's length in tokens, and the context length where the config gives it."""
-        return len(self._tokens.encode(prompt)), self.config.context_length
+        return len(self.tokens.encode(prompt)), self.context_length
 
     def close(self) -> None:
         """Drop what nobody waits for any more."""
@@ -124,13 +134,13 @@ class ServerBackend(QueuedBackend[_Asked]):
         except RequestFailedError as error:
             return Reply(status="timeout" if error.timed_out else "error", text=str(error))
         if not label_ids:
-            text = completion.text if query.pattern else self._tokens.reply_opening + completion.text
+            text = completion.text if query.pattern else self.tokens.reply_opening + completion.text
             return Reply(text=text, finished=completion.finish_reason == "stop")
         top = completion.top_logprobs[0] if completion.top_logprobs else {}
         if not any(name.startswith(_ID) for name in top):
             return Reply(
                 status="error",
-                text=f"{self.config.url} gives no log-probs by token id (logprobs, return_tokens_as_token_ids): set "
+                text=f"{self.url} gives no log-probs by token id (logprobs, return_tokens_as_token_ids): set "
                 "scoring: rationale, or ask vLLM's own server",
             )
         return Reply(probabilities=tuple(math.exp(top.get(f"{_ID}{i}", -math.inf)) for i in label_ids))

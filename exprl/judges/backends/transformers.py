@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from exprl.component import option
+from exprl.component import given, option
 from exprl.config.ranges import PositiveInt
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.backends.tokens import JudgeTokenizer
@@ -16,65 +16,64 @@ from exprl.registry import BACKENDS
 from exprl.terminal.progress import OnProgress
 
 if TYPE_CHECKING:
+    from exprl.judges.backends.local_model import LocalModel
     from exprl.resources import Resources
 
 
 @BACKENDS.register("transformers")
 class TransformersBackend(JudgeBackend):
-    """Runs a judge in this process through transformers, greedily, in eval mode and without gradients.
+    """Runs a judge in this process through transformers, greedily, in eval mode and without gradients."""
 
-    Args:
-        config: how much is computed at a time.
-        language_model: its weights are read at every call, so a policy in training judges with its current ones.
-        live: whether those weights train.
-        share_prefixes: compute what prompts have in common once; False is for models and measurements without.
-        beside: move the model to where this one is, before each call.
-    """
+    batch_tokens: PositiveInt = option(
+        default=4096, help="prompt tokens in one forward pass, common beginnings counted once"
+    )
+    batch_size: PositiveInt = option(default=64, help="prompts judged at a time")
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(JudgeBackend.Config):
-        """How much is computed at a time."""
+    language_model: LanguageModel = given(
+        default=None,
+        help="its weights are read at every call, so a policy in training judges with its current ones; without one "
+        "the backend is not open yet",
+    )
+    live: bool = given(default=False, help="whether those weights train")
+    share_prefixes: bool = given(
+        default=True, help="compute what prompts have in common once; False: for models and measurements without"
+    )
+    beside: LanguageModel | None = given(default=None, help="move the model to where this one is, before each call")
 
-        batch_tokens: PositiveInt = option(4096, "prompt tokens in one forward pass, common beginnings counted once")
-        batch_size: PositiveInt = option(64, "prompts judged at a time")
+    @property
+    def is_open(self) -> bool:
+        """Whether it has its model."""
+        return bool(self.language_model)
 
-    def __init__(
-        self,
-        config: Config,
-        language_model: LanguageModel,
-        *,
-        live: bool = False,
-        share_prefixes: bool = True,
-        beside: LanguageModel | None = None,
-    ) -> None:
+    @cached_property
+    def tokens(self) -> JudgeTokenizer:
+        """Of its model."""
+        return JudgeTokenizer(self.language_model.tokenizer, self.language_model.name)
+
+    @cached_property
+    def _local(self) -> LocalModel:
         from exprl.judges.backends.local_model import LocalModel  # imports torch and transformers
 
-        super().__init__(config)
-        self._language_model = language_model
-        self._local = LocalModel(language_model, share_prefixes=share_prefixes)
-        self._tokens: JudgeTokenizer = JudgeTokenizer(language_model.tokenizer, language_model.name)
-        self._batch_tokens, self._batch_size = config.batch_tokens, config.batch_size
-        self._beside = beside
-        self._live = live
+        return LocalModel(self.language_model, share_prefixes=self.share_prefixes)
 
     @classmethod
-    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> TransformersBackend:
+    def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
         """On the policy, the run's frozen copy of it, or a model of its own on the policy's device."""
         judge = f"judge {model.judge!r}"
         if model.weights == "live":
-            return cls(config, resources.need_policy(judge), live=True)
+            return cls.made(config, language_model=resources.need_policy(judge), live=True)
         if model.weights == "frozen":
-            return cls(config, resources.need_initial_policy(judge), beside=resources.policy)
-        return cls(config, load_own(model, resources), beside=resources.policy)
+            return cls.made(config, language_model=resources.need_initial_policy(judge), beside=resources.policy)
+        return cls.made(config, language_model=load_own(model, resources), beside=resources.policy)
 
     @property
-    def identity(self) -> str:  # type: ignore[override]
+    def identity(self) -> str:
         """The model's name, and how often it was updated."""
-        return f"{self._language_model.name} updated {self.updates} times"
+        return f"{self.language_model.name} updated {self.updates} times"
 
     def sync(self) -> None:
         """Weights that train are other weights now."""
-        self.updates += self._live
+        self.updates += self.live
 
     def run(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Reply]:
         """See `JudgeBackend`; queries of one kind are computed together."""
@@ -100,12 +99,12 @@ class TransformersBackend(JudgeBackend):
         def answer(rows: list[list[int]]) -> list[Reply]:
             replies = [Reply()] * len(rows)
             for decoded in self._local.greedy(rows, max_new_tokens):
-                text = str(self._language_model.tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
+                text = str(self.language_model.tokenizer.decode(decoded.token_ids, skip_special_tokens=True))
                 finished = decoded.finish_reason == "stop"
-                replies[decoded.slot] = Reply(text=self._tokens.reply_opening + text, finished=finished)
+                replies[decoded.slot] = Reply(text=self.tokens.reply_opening + text, finished=finished)
             return replies
 
-        return self._run([self._tokens.encode(prompt) for prompt in prompts], max_new_tokens, answer, on_progress)
+        return self._run([self.tokens.encode(prompt) for prompt in prompts], max_new_tokens, answer, on_progress)
 
     def label_probabilities(
         self, prompts: Sequence[JudgePrompt], labels: Sequence[str], reply_start: str, on_progress: OnProgress
@@ -113,7 +112,7 @@ class TransformersBackend(JudgeBackend):
         """The probability of each label as the token after `reply_start`."""
         if not prompts:
             return []
-        encoded = [self._tokens.encode_for_labels(prompt, reply_start, labels) for prompt in prompts]
+        encoded = [self.tokens.encode_for_labels(prompt, reply_start, labels) for prompt in prompts]
         label_ids = list(encoded[0][1])
 
         def answer(rows: list[list[int]]) -> list[Reply]:
@@ -123,7 +122,7 @@ class TransformersBackend(JudgeBackend):
 
     def room(self, prompt: JudgePrompt) -> tuple[int, int | None]:
         """The prompt's length in tokens, and the model's context length."""
-        return len(self._tokens.encode(prompt)), self._language_model.context_length
+        return len(self.tokens.encode(prompt)), self.language_model.context_length
 
     def _run(
         self,
@@ -133,16 +132,16 @@ class TransformersBackend(JudgeBackend):
         on_progress: OnProgress,
     ) -> list[Reply]:
         """Answer in batches; sequences beyond the context get a reply with status error."""
-        context = self._language_model.context_length
+        context = self.language_model.context_length
         replies = [_too_long(len(ids), new_tokens, context) for ids in sequences]
         fitting = [index for index, reply in enumerate(replies) if reply is None]
         on_progress(len(sequences) - len(fitting))
-        model = self._language_model.model
-        if self._beside is not None:
-            model.to(self._beside.model.device)  # type: ignore[arg-type]
-        with self._language_model.inference():
+        model = self.language_model.model
+        if self.beside is not None:
+            model.to(self.beside.model.device)  # type: ignore[arg-type]
+        with self.language_model.inference():
             sequences_that_fit = [sequences[index] for index in fitting]
-            for batch in self._local.batches(sequences_that_fit, self._batch_tokens, self._batch_size):
+            for batch in self._local.batches(sequences_that_fit, self.batch_tokens, self.batch_size):
                 indices = [fitting[row] for row in batch]
                 for index, reply in zip(indices, answer([sequences[index] for index in indices]), strict=True):
                     replies[index] = reply

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-from exprl.component import option
+from exprl.component import given, option
 from exprl.config.ranges import Range
 from exprl.engines.ends import ends_of
 from exprl.engines.vllm import VLLMEngine
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @BACKENDS.register("vllm")
-class VLLMBackend(QueuedBackend[Ticket | Reply]):
+class VLLMBackend(HostOptions, QueuedBackend[Ticket | Reply]):
     """Runs a judge in vLLM, while rollouts are still being sampled.
 
     Live weights are those of the sampling engine, so the judge shares it; so are frozen ones where only an adapter
@@ -34,27 +34,32 @@ class VLLMBackend(QueuedBackend[Ticket | Reply]):
     process. The prompts for the prefixes of one rollout begin alike, and vLLM's prefix cache computes what they share
     once.
 
-    Args:
-        config: how a second engine is set up.
-        host: the engine.
-        live: whether the judge's weights train.
-        shared: whether the engine is the rollouts'; shared but not live asks the base of a model with an adapter.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(HostOptions, JudgeBackend.Config):
-        """How a second engine is set up; with live weights the rollouts' options count."""
+    gpu_memory_utilization: Annotated[float, Range(gt=0, lt=1)] = option(
+        default=0.3, help="share of a GPU's memory for the judge's own engine"
+    )
 
-        gpu_memory_utilization: Annotated[float, Range(gt=0, lt=1)] = option(
-            0.3, "share of a GPU's memory for the judge's own engine"
-        )
+    host: VLLMHost = given(default=None, help="the engine; without one the backend is not open yet")
+    live: bool = given(default=False, help="whether the judge's weights train")
+    shared: bool = given(
+        default=False,
+        help="whether the engine is the rollouts'; shared but not live asks the base of a model with an adapter",
+    )
 
-    def __init__(self, config: Config, host: VLLMHost, *, live: bool = False, shared: bool = False) -> None:
-        super().__init__(config)
-        self._host = host
-        self._live = live
-        self._shared = shared or live
-        self._tokens: JudgeTokenizer = JudgeTokenizer(host.language_model.tokenizer, host.language_model.name)
+    @property
+    def is_open(self) -> bool:
+        """Whether it has its engine."""
+        return self.host is not None
+
+    @cached_property
+    def tokens(self) -> JudgeTokenizer:
+        """Of the engine's model."""
+        return JudgeTokenizer(self.host.language_model.tokenizer, self.host.language_model.name)
+
+    @property
+    def _shared(self) -> bool:
+        return self.shared or self.live
 
     @classmethod
     def preflight(cls, config: Any) -> None:
@@ -87,54 +92,54 @@ class VLLMBackend(QueuedBackend[Ticket | Reply]):
         if model.weights == "live":
             engine = resources.need_engine(judge)
             assert isinstance(engine, VLLMEngine)
-            return cls(config, engine.host, live=True)
+            return cls.made(config, host=engine.host, live=True)
         if model.weights == "frozen" and (host := host_with_base(resources)) is not None:
-            return cls(config, host, shared=True)
+            return cls.made(config, host=host, shared=True)
         source = load_own(model, resources) if model.weights == "own" else resources.need_initial_policy(judge)
-        return cls(config, VLLMHost(source, config))
+        return cls.made(config, host=VLLMHost(source, config))
 
     @property
-    def identity(self) -> str:  # type: ignore[override]
+    def identity(self) -> str:
         """Model, precision, and how often it was updated."""
-        base = " without its adapter" if self._shared and not self._live else ""
-        return f"{self._host.language_model.name}{base} in {self._host.dtype} updated {self.updates} times"
+        base = " without its adapter" if self._shared and not self.live else ""
+        return f"{self.host.language_model.name}{base} in {self.host.dtype} updated {self.updates} times"
 
     def sync(self) -> None:
         """Weights that train are other weights now: what was begun with the old ones is dropped."""
-        if self._live:
+        if self.live:
             self.updates += 1
-            self._host.cancel(work for work in self._started.values() if isinstance(work, Ticket))
+            self.host.cancel(work for work in self._started.values() if isinstance(work, Ticket))
             self._started.clear()
 
     def prepare(self) -> None:
         """Start the engine: sharded weights can only be read by all ranks together."""
-        self._host.start()
+        self.host.start()
 
     def close(self) -> None:
         """Shut down an engine of its own; a shared one is closed by the rollouts' engine."""
         if not self._shared:
-            self._host.close()
+            self.host.close()
 
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
         """The prompt's length in tokens, and vLLM's longest sequence."""
-        return len(self._tokens.encode(prompt)), self._host.max_model_len
+        return len(self.tokens.encode(prompt)), self.host.max_model_len
 
     def _submit(self, query: Query) -> Ticket | Reply:
         ids, labels = self.encoded(query)
         new = query.max_new_tokens or 1
-        if len(ids) + new > self._host.max_model_len:
+        if len(ids) + new > self.host.max_model_len:
             return Reply(
                 status="error",
                 text=f"judge prompt of {len(ids)} tokens + {new} new ones exceeds max_model_len "
-                f"{self._host.max_model_len}",
+                f"{self.host.max_model_len}",
             )
-        model, tokenizer = self._host.language_model.model, self._host.language_model.tokenizer
+        model, tokenizer = self.host.language_model.model, self.host.language_model.tokenizer
         ends = sorted(ends_of(model, tokenizer).token_ids)
         constraint = {"regex": query.pattern} if query.pattern else {}
-        return self._host.submit(
+        return self.host.submit(
             ids,
             labels=labels,
-            adapter=self._live or not self._shared,
+            adapter=self.live or not self._shared,
             max_tokens=new,
             temperature=0.0,
             stop_token_ids=ends,
@@ -151,9 +156,9 @@ class VLLMBackend(QueuedBackend[Ticket | Reply]):
             step_all()
         if query.labels:
             return Reply(probabilities=tuple(map(math.exp, ticket.output.label_logprobs)))
-        tokenizer = self._host.language_model.tokenizer
+        tokenizer = self.host.language_model.tokenizer
         text = str(tokenizer.decode(list(ticket.output.token_ids), skip_special_tokens=True))
-        text = text if query.pattern else self._tokens.reply_opening + text
+        text = text if query.pattern else self.tokens.reply_opening + text
         return Reply(text=text, finished=ticket.output.finish_reason == "stop")
 
 

@@ -40,7 +40,7 @@ from exprl.training import metrics
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.micro_batches import share
 from exprl.training.samples import sample_records
-from exprl.types import AnyReward, RolloutGroup, ScoredGroup
+from exprl.types import AnyReward, JudgeRequest, RolloutGroup, ScoredGroup
 from exprl.verifiers.mathematics import MathVerifier
 
 STEP = 576
@@ -101,7 +101,7 @@ def judging(tokenizer: PreTrainedTokenizerBase, size: Size, options: argparse.Na
 
 
 def reward_of(tokenizer: PreTrainedTokenizerBase) -> ProcessReward:
-    judge = SameModelJudge(SameModelJudge.Config(weights="frozen"), CostlessBackend(tokenizer))
+    judge = SameModelJudge(weights="frozen", backend=CostlessBackend(tokenizer=tokenizer))
     return ProcessReward(slicer=DelimiterSlicer(), judge=judge)
 
 
@@ -121,7 +121,7 @@ def judged_alone(groups: Sequence[RolloutGroup], tokenizer: PreTrainedTokenizerB
     for group in groups:
         for rollout in group.rollouts:
             for request in reward.requests(group.problem, rollout):
-                query = judge.query(type(request)(problem=request.problem, trace=request.trace, view=request.view))
+                query = judge.query(JudgeRequest(problem=request.problem, trace=request.trace, view=request.view))
                 key_of(judge.backend.identity, query)
                 judge.backend.run([query], no_progress)
 

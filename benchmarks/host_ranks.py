@@ -13,7 +13,6 @@ from multiprocessing.queues import SimpleQueue
 import torch.multiprocessing
 from host_measure import Cost, resident
 from host_step import Size, groups_of
-from slicing import load_tokenizer
 
 from exprl.training.world import join
 from exprl.types import RolloutGroup, RolloutReward
@@ -55,9 +54,7 @@ def measured(size: Size, ranks: int) -> Exchanged:
 def _rank(rank: int, ranks: int, port: int, size: Size, results: SimpleQueue[Exchanged]) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     world = join(600.0, on_gpu=False)
-    own = groups_of(
-        load_tokenizer(), replace(size, rollouts=size.rollouts // ranks), first=rank * size.rollouts // ranks
-    )
+    own = groups_of(None, replace(size, rollouts=size.rollouts // ranks), first=rank * size.rollouts // ranks)
     rewarded = [(group, _rewards(group)) for group in own]
     world.barrier("the exchange")
     before, start = resident("VmRSS"), time.perf_counter()

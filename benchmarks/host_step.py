@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from exprl.component import given
 from exprl.judges.backends.base import JudgeModel, Query, QueuedBackend, Reply
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
@@ -36,21 +38,26 @@ class Size:
 class CostlessBackend(QueuedBackend[Reply]):
     """Makes each prompt's ids, as every backend must, and answers by them at once."""
 
-    identity = "costs nothing"
+    tokenizer: PreTrainedTokenizerBase = given(help="makes the ids")
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__()
-        self._tokens = JudgeTokenizer(tokenizer, "costs nothing")
+    @property
+    def identity(self) -> str:
+        """Of no model."""
+        return "costs nothing"
+
+    @cached_property
+    def tokens(self) -> JudgeTokenizer:
+        """Of the tokenizer."""
+        return JudgeTokenizer(self.tokenizer, self.identity)
 
     @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> CostlessBackend:
         """On the tokenizer of the policy."""
-        del config
-        return cls(resources.need_policy(model.judge).tokenizer)
+        return cls.made(config, tokenizer=resources.need_policy(model.judge).tokenizer)
 
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:
         """Any prompt fits."""
-        return len(self._tokens.encode(prompt)), None
+        return len(self.tokens.encode(prompt)), None
 
     def _submit(self, query: Query) -> Reply:
         ids, _ = self.encoded(query)
@@ -61,13 +68,13 @@ class CostlessBackend(QueuedBackend[Reply]):
         return work
 
 
-def groups_of(tokenizer: PreTrainedTokenizerBase, size: Size, *, first: int = 0) -> list[RolloutGroup]:
-    """The step's groups, numbered from `first`; no two rollouts are alike."""
+def groups_of(tokenizer: PreTrainedTokenizerBase | None, size: Size, *, first: int = 0) -> list[RolloutGroup]:
+    """The step's groups, numbered from `first`; no two rollouts are alike. Without a tokenizer a token is 3 letters."""
     groups = []
     for start in range(first, first + size.rollouts, size.group):
         problem = problem_of(start)
-        count = min(size.group, first + size.rollouts - start)
-        rollouts = tuple(rollout_of(tokenizer, problem, size, seed=start + number) for number in range(count))
+        numbers = range(start, min(start + size.group, first + size.rollouts))
+        rollouts = tuple(rollout_of(tokenizer, problem, size, seed=number) for number in numbers)
         groups.append(RolloutGroup(problem=problem, rollouts=rollouts))
     return groups
 
@@ -80,8 +87,27 @@ def problem_of(seed: int) -> Problem:
     )
 
 
-def rollout_of(tokenizer: PreTrainedTokenizerBase, problem: Problem, size: Size, *, seed: int) -> Rollout:
-    """A rollout of exactly T tokens that opens K segments by `###` and ends in an answer."""
+def rollout_of(tokenizer: PreTrainedTokenizerBase | None, problem: Problem, size: Size, *, seed: int) -> Rollout:
+    """A rollout of exactly T tokens."""
+    choose = random.Random(seed)
+    if tokenizer is None:
+        ids = [choose.randrange(50_000) for _ in range(size.tokens)]
+        text, ends = "".join(f"{number % 1000:03}" for number in ids), tuple(range(3, 3 * len(ids) + 1, 3))
+    else:
+        ids = written(tokenizer, size, seed=seed)
+        text, ends = decode_with_ends(tokenizer, ids)
+    return Rollout(
+        prompt=Prompt(problem_id=problem.id, text=problem.question.text, token_ids=tuple(range(200))),
+        token_ids=tuple(ids),
+        text=text,
+        token_ends=ends,
+        sampler_logprobs=tuple(-choose.random() for _ in ids),
+        finish_reason="stop",
+    )
+
+
+def written(tokenizer: PreTrainedTokenizerBase, size: Size, *, seed: int) -> list[int]:
+    """T ids of a text that opens K segments by `###` and ends in an answer."""
     answer = list(tokenizer.encode(f"\nThe answer is \\boxed{{{seed % 3}}}."))
     each = (size.tokens - len(answer)) // size.segments
     ids: list[int] = []
@@ -89,18 +115,7 @@ def rollout_of(tokenizer: PreTrainedTokenizerBase, problem: Problem, size: Size,
         last = number == size.segments - 1
         step = tokenizer.encode(f"\n### Step {number + 1}\n" + sentences(seed + number, each // 20 + 2))
         ids += step[: size.tokens - len(answer) - len(ids) if last else each]
-    ids += [ids[-1]] * (size.tokens - len(answer) - len(ids)) + answer
-    text, ends = decode_with_ends(tokenizer, ids)
-    choose = random.Random(seed)
-    prompt = Prompt(problem_id=problem.id, text=problem.question.text, token_ids=tuple(range(200)))
-    return Rollout(
-        prompt=prompt,
-        token_ids=tuple(ids),
-        text=text,
-        token_ends=ends,
-        sampler_logprobs=tuple(-choose.random() for _ in ids),
-        finish_reason="stop",
-    )
+    return ids + [ids[-1]] * (size.tokens - len(answer) - len(ids)) + answer
 
 
 def sentences(seed: int, count: int) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 
 from exprl.judges.backends.base import JudgeBackend, Query, Reply
 from exprl.judges.pairing import one_each
+from exprl.judges.prefixes import digest_of
 from exprl.terminal.progress import OnProgress
 from exprl.types import Judgement
 
@@ -96,14 +96,6 @@ def _judgement(kept: Kept) -> Judgement:
 
 def key_of(identity: str, query: Query) -> str:
     """A digest of identity and query in which no two fields can run together."""
-    digest = hashlib.blake2b(digest_size=16)
-    pieces = [f"{piece.ours:d}{piece.text}" for piece in query.prompt.pieces]
-    for number, text in zip(
-        count(),
-        [identity, str(query.max_new_tokens), query.reply_start, query.pattern, *query.labels, "\0", *pieces],
-        strict=False,
-    ):
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(f"{number}:{len(encoded)}:".encode())
-        digest.update(encoded)
-    return digest.hexdigest()
+    asked = (identity, str(query.max_new_tokens), query.reply_start, query.pattern, *query.labels)
+    pieces = (bytes([piece.ours]) + piece.digest for piece in query.prompt.pieces)
+    return hashlib.blake2b(b"".join([digest_of(*asked), *pieces]), digest_size=16).hexdigest()

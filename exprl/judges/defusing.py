@@ -10,8 +10,11 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from functools import cache
+
+from exprl.judges.prefixes import Parts, Span, replaced
 
 FRAMES = ("problem", "reference", "attempt")
 """The names of the frames in exprl's own prompts."""
@@ -30,6 +33,9 @@ _DRAWN = {
 }
 _SWAPPED = {"a": "4@", "b": "8", "e": "3", "i": "1l|", "l": "1i|", "o": "0", "s": "5$", "t": "7+"}
 _BESIDE = rf"[^a-z0-9<>{_OTHER_LETTER}]"  # what a name is not made of
+_AROUND = re.compile(rf"{_BESIDE}*+")
+_SPREAD = 20
+"""More characters than each letter of a name takes: itself, up to eight beside it, and what of an entity is cut."""
 _ENTITY = re.compile(
     r"&(?:(?:amp|#0*38|#x0*26);)*+((?:#0*+[1-9][0-9]{1,6}|#x0*+[1-9a-f][0-9a-f]{0,5}|[a-z][a-z0-9]{1,31});?)",
     re.IGNORECASE,
@@ -42,22 +48,83 @@ def defuse(text: str, names: Iterable[str] = FRAMES) -> str:
     >>> defuse("a < b, </attempt> \uff1c/attem\u200bpt foo> <attempts>")
     'a < b, [/attempt> [/attem\u200bpt foo> <attempts>'
     """
-    plain, ends = _without_entities(text)
-    looks = plain.translate(_LOOKS)
-    places = None
-    if _INVISIBLE in looks:
-        places = [place for place, character in enumerate(looks) if character != _INVISIBLE]
-        looks = looks.replace(_INVISIBLE, "")
-    pieces, end = [], 0
-    for tag in _tags(tuple(names)).finditer(looks):
-        if not tag["closed"] and not re.search(r"[/\\]", tag["beside"]):
-            continue  # "a <attempt" alone is no tag
-        first, last = tag.start("bracket"), tag.end("bracket") - 1
-        if places is not None:
-            first, last = places[first], places[last]
-        pieces += [text[end:first], "["]
-        end = ends.get(first, last + 1)
-    return "".join([*pieces, text[end:]])
+    return defused(Parts([text]), tuple(names)).text
+
+
+def defused(parts: Parts, names: tuple[str, ...] = FRAMES) -> Parts:
+    """The same for a text of which prefixes are shown: each has no tag, and begins with the one before, unchanged.
+
+    So a bracket goes where it opens a tag in all of the text, or in any prefix: "</attempts" is a tag up to its `t`.
+
+    >>> defused(Parts(["a</attempt", "s", " <problem", ">"])).parts
+    ('a[/attempt', 's', ' [problem', '>')
+    """
+    text = parts.text
+    if text.isascii() and "<" not in text and "&" not in text:
+        return parts
+    seen = _Seen(text)
+    brackets = {bracket for end in parts.ends[:-1] for bracket in seen.brackets_before(end, names)}
+    return replaced(parts, sorted(brackets.union(seen.brackets(names))), "[")
+
+
+class _Seen:
+    """What a text looks like, and where in it each look stands."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        plain, self._ends = _without_entities(text)
+        looks = plain.translate(_LOOKS)
+        self._places: Sequence[int] = range(len(looks))
+        if _INVISIBLE in looks:
+            self._places = [place for place, character in enumerate(looks) if character != _INVISIBLE]
+            looks = looks.replace(_INVISIBLE, "")
+        self._looks = looks
+
+    def brackets(self, names: tuple[str, ...]) -> list[Span]:
+        """Where the brackets stand that open a tag."""
+        found, behind = [], 0
+        for tag in _tags(names).finditer(self._looks):
+            if tag["closed"] or re.search(r"[/\\]", tag["beside"]):  # "a <attempt" alone is no tag
+                found += [self._span(bracket) for bracket in self._row(tag.start("bracket"), behind)]
+                behind = tag.end()
+        return found
+
+    def _row(self, bracket: int, behind: int) -> list[int]:
+        """A tag's bracket and those right before it, each of which would open the tag once the next is gone."""
+        row = [bracket]
+        while (before := self._looks.rfind("<", behind, row[-1])) >= 0:
+            if not _AROUND.fullmatch(self._looks, before + 1, row[-1]):
+                break
+            row.append(before)
+        return row[::-1]
+
+    def _span(self, bracket: int) -> Span:
+        first = self._places[bracket]
+        return first, self._ends.get(first, first + 1)
+
+    def brackets_before(self, end: int, names: tuple[str, ...]) -> list[Span]:
+        """Those of tags that the text up to `end` has and all of it has not: their names end right there.
+
+        From a tag's bracket to the end of its name no other follows, but the last one here may be an entity's that
+        `end` cuts, which is none yet.
+        """
+        place = bisect_left(self._places, end)
+        last = self._looks.rfind("<", 0, place)
+        before = self._looks.rfind("<", 0, max(last, 0))
+        found = []
+        for bracket in (before, last):
+            if bracket >= 0 and self._is_near(bracket, place, names):
+                start = self._places[bracket]
+                own = _Seen(self._text[start:end]).brackets(names)
+                found += [(start + first, start + stop) for first, stop in own]
+                found += [self._span(earlier) for earlier in self._row(bracket, 0)[:-1] if own]
+        return found
+
+    def _is_near(self, bracket: int, place: int, names: tuple[str, ...]) -> bool:
+        """Whether no more than a name, with what may stand in it, fits between what follows a bracket and a place."""
+        around = _AROUND.match(self._looks, bracket + 1, place)
+        assert around is not None
+        return place - around.end() <= _SPREAD * max(map(len, names), default=0)
 
 
 def _without_entities(text: str) -> tuple[str, dict[int, int]]:
@@ -75,6 +142,7 @@ def _without_entities(text: str) -> tuple[str, dict[int, int]]:
     return _ENTITY.sub(resolved, text), ends
 
 
+@cache
 def frame_names(template: str) -> tuple[str, ...]:
     """The names of the tags in a prompt's template.
 
@@ -90,7 +158,7 @@ def _tags(names: tuple[str, ...]) -> re.Pattern[str]:
     any_name = "|".join(rf"{_BESIDE}{{0,8}}".join(map(_letter, name)) for name in names) or "(?!)"
     return re.compile(
         rf"(?P<bracket><)(?P<beside>{_BESIDE}*+)(?:{any_name})(?![a-z0-9{_OTHER_LETTER}])"
-        rf"(?P<closed>[^<>]{{0,100}}?>)?"
+        r"(?=(?P<closed>[^>]{0,100}?>)?)"  # past other brackets: those may go
     )
 
 

@@ -13,9 +13,10 @@ from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.backends.setting import Setting
 from exprl.judges.base import Judge
 from exprl.judges.cache import JudgementCache
+from exprl.judges.prefixes import prefix_of
 from exprl.judges.prompting import JudgePrompt, compose, read_prompt
 from exprl.judges.scoring import SHORTEST_CONSTRAINED, Scoring, judgement_of, query_for, reply_instructions
-from exprl.judges.verdict import defuse_claims
+from exprl.judges.verdict import without_claims
 from exprl.registry import BACKENDS
 from exprl.resources import Resources
 from exprl.terminal.progress import OnProgress, no_progress
@@ -125,7 +126,7 @@ class LLMJudge(Judge):
         return compose(
             read_prompt(self.template),
             instructions={"view": read_prompt(request.view), "reply": reply_instructions(self.scoring)},
-            contents={**self.contents(request.problem), "attempt": defuse_claims(request.trace)},
+            contents={**self.contents(request.problem), "attempt": prefix_of(request).made(without_claims)},
         )
 
     def check(self, problems: Sequence[Problem]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 from exprl.judges.backends.base import Query, Reply
@@ -31,6 +32,7 @@ def query_for(prompt: JudgePrompt, scoring: Scoring, max_new_tokens: int, *, con
     return Query(prompt=prompt, labels=LABELS, reply_start=REPLY_START)
 
 
+@cache
 def reply_instructions(scoring: Scoring) -> str:
     """What the prompt says of the reply's form."""
     return read_prompt(scoring).replace("{verdict}", INSTRUCTION)

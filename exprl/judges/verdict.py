@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from exprl.judges.prefixes import Parts, replaced
 from exprl.text.thinking import without_thinking
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -106,11 +107,17 @@ def defuse_claims(trace: str) -> str:
     >>> defuse_claims("So x = 2. Level: 5, **Score** = 5/5")
     'So x = 2. grade: 5, **grade** = 5/5'
     """
-    pieces, end = [], 0
-    for claim in _OWN_CLAIM.finditer(trace.translate(_FULL_WIDTH)):  # character for character
-        pieces += [trace[end : claim.start()], _HARMLESS]
-        end = claim.end()
-    return "".join([*pieces, trace[end:]])
+    return without_claims(Parts([trace])).text
+
+
+def without_claims(parts: Parts) -> Parts:
+    """The same for a text of which prefixes are shown, each without verdicts and beginning with the one before.
+
+    A prefix that ends between "Level" and its number has the other word as well: the longer ones have.
+    """
+    text = parts.text
+    plain = text if text.isascii() else text.translate(_FULL_WIDTH)  # character for character
+    return replaced(parts, [claim.span() for claim in _OWN_CLAIM.finditer(plain)], _HARMLESS)
 
 
 def parse_score(reply: str) -> float | None:

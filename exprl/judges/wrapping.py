@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from exprl.component import Choice, wrapped
 from exprl.errors import ConfigError
 from exprl.judges.base import Judge
+from exprl.judges.prefixes import about
 from exprl.registry import JUDGES
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import Judgement, JudgeRequest, Problem
@@ -43,7 +43,9 @@ class WrappingJudge(Judge):
         self.around.check([self.shown(problem) for problem in problems])
 
     def _shown(self, requests: Sequence[JudgeRequest]) -> list[JudgeRequest]:
-        return [replace(request, problem=self.shown(request.problem)) for request in requests]
+        problems = {id(request.problem): request.problem for request in requests}
+        shown = {key: self.shown(problem) for key, problem in problems.items()}
+        return [about(request, shown[id(request.problem)]) for request in requests]
 
 
 def refused(within: Choice, reason: str, takes: Callable[[type[Judge]], bool]) -> ConfigError:

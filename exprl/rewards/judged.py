@@ -11,6 +11,7 @@ from exprl.component import option, required_choice, title_of
 from exprl.config.ranges import Share
 from exprl.judges.base import Judge
 from exprl.judges.pairing import one_each
+from exprl.judges.prefixes import says_nothing
 from exprl.registry import JUDGES
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_failures
@@ -50,7 +51,11 @@ class JudgedReward(Reward):
 
     def start(self, problem: Problem, rollout: Rollout) -> None:
         """Let the judge begin with this rollout."""
-        asked = [request for request in self.requests(problem, rollout) if request.trace.strip()]
+        self.begin(self.requests(problem, rollout))
+
+    def begin(self, requests: Sequence[JudgeRequest]) -> None:
+        """Let the judge begin with these requests."""
+        asked = [request for request in requests if not says_nothing(request)]
         with given_by(self._judge):
             self.judge.start(asked)
 
@@ -65,11 +70,11 @@ class JudgedReward(Reward):
             JudgeError: the judge returns anything but one judgement a request.
             ContractError: it makes a judgement that is none, with a score outside [1, 5] for example.
         """
-        asked = [request for request in requests if request.trace.strip()]
+        asked = [request for request in requests if not says_nothing(request)]
         with given_by(self._judge):
             given = self.judge.judge(asked, on_progress) if asked else []
         answers = iter(one_each(asked, given, Judgement, self._judge))
-        return [next(answers) if request.trace.strip() else NOTHING_WRITTEN for request in requests]
+        return [NOTHING_WRITTEN if says_nothing(request) else next(answers) for request in requests]
 
     @property
     def _judge(self) -> str:

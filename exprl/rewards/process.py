@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, Literal
 
 from exprl.checks.contracts import check_segments, given_by
 from exprl.component import choose, option, title_of
+from exprl.judges.prefixes import Parts, PrefixRequest
 from exprl.registry import REWARDS, SLICERS
 from exprl.rewards.judged import JudgedReward
 from exprl.slicers.base import Slicer
@@ -30,22 +32,20 @@ class ProcessReward(JudgedReward):
         help="what the judge sees of segment k: all up to its end (the paper), or it alone (authors' script)",
     )
 
+    def setup(self) -> None:
+        """Nothing has been begun."""
+        super().setup()
+        self._begun: dict[int, _Asked] = {}
+
     def score(
         self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress
     ) -> list[tuple[AnyReward, ...]]:
         """One judgement a segment, all asked for in one call; cut-off rollouts are sliced but not asked about."""
-        cuts = [[self.cut(rollout) for rollout in group.rollouts] for group in groups]
-        requests = [
-            request
-            for group, sliced in zip(groups, cuts, strict=True)
-            for rollout, segments in zip(group.rollouts, sliced, strict=True)
-            for request in self._about(group.problem, rollout, segments)
-        ]
+        asked = [[self._asked(group.problem, rollout) for rollout in group.rollouts] for group in groups]
+        self._begun.clear()
+        requests = [request for group in asked for one in group for request in one.requests]
         judgements = iter(self.ask(requests, on_progress))
-        return [
-            tuple(self._reward(rollout, segments, judgements) for rollout, segments in zip(g.rollouts, s, strict=True))
-            for g, s in zip(groups, cuts, strict=True)
-        ]
+        return [tuple(self._reward(one, judgements) for one in group) for group in asked]
 
     def advice(self, rewards: Sequence[tuple[AnyReward, ...]]) -> str | None:
         """That nearly every rollout is one segment, if so: what is left of a process reward is an outcome reward."""
@@ -59,9 +59,14 @@ class ProcessReward(JudgedReward):
             f"{title_of(self.slicer)}, so this process reward is an outcome reward. {self.slicer.advice}"
         )
 
+    def start(self, problem: Problem, rollout: Rollout) -> None:
+        """Let the judge begin with this rollout, which is cut here and not again when it is scored."""
+        self._begun[id(rollout)] = asked = self._asked(problem, rollout)
+        self.begin(asked.requests)
+
     def requests(self, problem: Problem, rollout: Rollout) -> list[JudgeRequest]:
         """One request a segment."""
-        return self._about(problem, rollout, self.cut(rollout))
+        return list(self._asked(problem, rollout).requests)
 
     def cut(self, rollout: Rollout) -> tuple[Segment, ...]:
         """The slicer's segments; raises `ContractError` if they do not cover the rollout's tokens."""
@@ -69,17 +74,36 @@ class ProcessReward(JudgedReward):
         with given_by(who):
             return check_segments(rollout, self.slicer.slice(rollout), who)
 
-    def _about(self, problem: Problem, rollout: Rollout, segments: Sequence[Segment]) -> list[JudgeRequest]:
-        if self.cut_off(rollout):
-            return []
-        whole = self.show == "prefix"
-        return [
-            JudgeRequest(problem=problem, trace=rollout.text_of(0 if whole else s.start, s.end), view=self.show)
-            for s in segments
-        ]
+    def _asked(self, problem: Problem, rollout: Rollout) -> _Asked:
+        known = self._begun.get(id(rollout))
+        if known is not None and known.problem is problem:
+            return known
+        segments = self.cut(rollout)
+        requests = () if self.cut_off(rollout) else _requests(problem, rollout, segments, self.show)
+        return _Asked(problem=problem, rollout=rollout, segments=segments, requests=requests)
 
-    def _reward(self, rollout: Rollout, segments: tuple[Segment, ...], judgements: Iterator[Judgement]) -> AnyReward:
-        if self.cut_off(rollout):
+    def _reward(self, asked: _Asked, judgements: Iterator[Judgement]) -> AnyReward:
+        segments = asked.segments
+        if self.cut_off(asked.rollout):
             return SegmentRewards(segments=segments, values=(), cut_off=True)
         own = tuple(islice(judgements, len(segments)))
         return SegmentRewards(segments=segments, values=tuple(map(self.value, own)), judgements=own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What the judge is asked about one rollout, which is held so that its `id` stays its own."""
+
+    problem: Problem
+    rollout: Rollout
+    segments: tuple[Segment, ...]
+    requests: tuple[JudgeRequest, ...]
+
+
+def _requests(
+    problem: Problem, rollout: Rollout, segments: Sequence[Segment], show: Literal["prefix", "segment"]
+) -> tuple[JudgeRequest, ...]:
+    texts = [rollout.text_of(segment.start, segment.end) for segment in segments]
+    if show == "segment":
+        return tuple(JudgeRequest(problem=problem, trace=text, view=show) for text in texts)
+    return tuple(PrefixRequest(problem=problem, trace=prefix) for prefix in Parts(texts).prefixes())

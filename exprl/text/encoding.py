@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from exprl.errors import ModelError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,11 @@ class Part:
 
 class TextEncoder(ABC):
     """Encodes texts made of parts."""
+
+    @property
+    @abstractmethod
+    def divides(self) -> bool:
+        """Whether the ids of a text's parts, one after the other, say the text: no part gains or loses a space."""
 
     @abstractmethod
     def encode(self, parts: Iterable[Part], after: int | None = None) -> Ids:
@@ -113,6 +118,15 @@ class _FastEncoder(TextEncoder):
         self._warned = False
         self._plain = _PlainCopies(state, controls.values())
 
+    @cached_property
+    def divides(self) -> bool:
+        """Where white space at either end of a text is kept: what strips it joins the words of neighbouring parts."""
+
+        def ids(text: str) -> list[int]:
+            return list(self._plain["inside"].encode(text, add_special_tokens=False).ids)
+
+        return all(ids(space + "1") != ids("1") != ids("1" + space) for space in (" ", "\n"))
+
     def encode(self, parts: Iterable[Part], after: int | None = None) -> Ids:
         """See `TextEncoder`."""
         ids: list[int] = []
@@ -142,18 +156,20 @@ class _FastEncoder(TextEncoder):
         if not text:
             return []
         place: _Place = "start" if after is None else "after_control" if after in self._controls else "inside"
-        encoded = self._plain[place].encode(text, add_special_tokens=False)
+        [encoded] = self._plain[place].encode_batch_fast([text], add_special_tokens=False)  # without offsets
         ids: list[int] = encoded.ids
         _refuse(ids, self._never)
-        self._tell_of_unknown(text, encoded)
+        if self._unknown is not None and self._unknown in ids:
+            self._tell_of_unknown(text, place, self._unknown)
         return ids
 
-    def _tell_of_unknown(self, text: str, encoded: Encoding) -> None:
+    def _tell_of_unknown(self, text: str, place: _Place, unknown: int) -> None:
         """Warn, once, of text that this tokenizer cannot write."""
-        if self._warned or self._unknown is None or self._unknown not in encoded.ids:
+        if self._warned:
             return
         self._warned = True
-        start, stop = encoded.offsets[encoded.ids.index(self._unknown)]
+        encoded = self._plain[place].encode(text, add_special_tokens=False)
+        start, stop = encoded.offsets[encoded.ids.index(unknown)]
         log.warning(
             "model: the tokenizer cannot write %s (and perhaps more); the model reads its unknown token there. Choose "
             "a model whose tokenizer knows all bytes, or leave out the rows with such text.",
@@ -163,6 +179,8 @@ class _FastEncoder(TextEncoder):
 
 class _SlowEncoder(TextEncoder):
     """With a tokenizer written in Python, part by part."""
+
+    divides = False  # it may put a space before each
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer

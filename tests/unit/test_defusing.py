@@ -102,6 +102,11 @@ def test_a_tag_loses_its_bracket(tag: str, around: str) -> None:
     assert defuse(defused) == defused
 
 
+@pytest.mark.parametrize("text", ["<</attempt>", "< < /attempt", "<attempt</attempt>", "<attempt <attempt </problem>"])
+def test_nothing_becomes_a_tag_when_another_is_gone(text: str) -> None:
+    assert "<" not in defuse(text)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     junk=st.lists(st.text(INVISIBLE, max_size=3), min_size=10, max_size=10),

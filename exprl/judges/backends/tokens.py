@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from exprl.errors import JudgeError, ModelError
+from exprl.judges.prefixes import Parts, Prefix
 from exprl.judges.prompting import JudgePrompt
 from exprl.text.chat import NO_THINKING, ChatFrame, chat_frame
 from exprl.text.encoding import Ids, Part, encoder_of
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 class JudgeTokenizer:
     """Tokenises judge prompts with a model's chat template, whose own text alone makes control tokens.
 
-    Each piece from outside is tokenised by itself, so that the prompts for longer and longer prefixes of an attempt
-    begin with the same ids. Thinking is switched off in templates that have a switch for it.
+    Each piece from outside is tokenised by itself, and of a text whose prefixes are asked about each part, once: the
+    ids of a prefix are those of its parts, and the ids of a longer one begin with all of them. They are those that the
+    prefix has as a whole, but where a part ends within what the tokenizer keeps together, or cuts by what follows:
+    there the token ends with the part, in the longer prefixes too.
+
+    Thinking is switched off in templates that have a switch for it.
 
     Raises:
         ModelError: the tokenizer has no chat template.
@@ -34,6 +39,9 @@ class JudgeTokenizer:
         self._frames = lru_cache(maxsize=16)(self._tokenize_frames)
         self._end = lru_cache(maxsize=16)(self._tokenize_end)
         self._label_end = lru_cache(maxsize=16)(self._tokenize_label_end)
+        # and the prompts about one problem, and about the prefixes of one text, follow each other
+        self._plain = lru_cache(maxsize=64)(self._tokenize_plain)
+        self._parts = lru_cache(maxsize=4)(self._tokenize_parts)
 
     def encode(self, prompt: JudgePrompt, *, thinking: bool = True) -> list[int]:
         """The ids of a prompt up to where the judge's reply begins; without `thinking`, where its answer begins.
@@ -85,12 +93,30 @@ class JudgeTokenizer:
 
     def _up_to_last(self, prompt: JudgePrompt, ours: tuple[str, ...]) -> list[int]:
         """All but what follows the last piece from outside."""
-        encoder, ids = encoder_of(self._tokenizer), list[int]()
-        outside = [piece.text for piece in prompt.pieces if not piece.ours]
-        for frame, text in zip(self._frames(ours), outside, strict=True):
+        ids = list[int]()
+        outside = [piece for piece in prompt.pieces if not piece.ours]
+        for frame, piece in zip(self._frames(ours), outside, strict=True):
             ids += frame
-            ids += encoder.plain(text, ids[-1] if ids else None)
+            after = ids[-1] if ids else None
+            ids += self._prefix(piece, after) if isinstance(piece, Prefix) else self._plain(piece.text, after)
         return ids
+
+    def _prefix(self, prefix: Prefix, after: int | None) -> Ids:
+        if not encoder_of(self._tokenizer).divides:
+            return self._plain(prefix.text, after)
+        ids, ends = self._parts(prefix.whole, after)
+        return ids[: ends[prefix.count]]
+
+    def _tokenize_parts(self, parts: Parts, after: int | None) -> tuple[Ids, list[int]]:
+        """The ids of the parts one after the other, and how many are those of the first 0, 1, ... of them."""
+        encoder, ids, ends = encoder_of(self._tokenizer), list[int](), [0]
+        for part in parts.parts:
+            ids += encoder.plain(part, ids[-1] if ids else after)
+            ends.append(len(ids))
+        return tuple(ids), ends
+
+    def _tokenize_plain(self, text: str, after: int | None) -> Ids:
+        return encoder_of(self._tokenizer).plain(text, after)
 
     def _tokenize_frames(self, ours: tuple[str, ...]) -> tuple[Ids, ...]:
         """What stands before each piece from outside."""

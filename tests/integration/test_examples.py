@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -20,6 +21,19 @@ def test_the_plain_loop_trains_without_lightning() -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "step 2: share of the reference's steps reached" in done.stdout
+
+
+def test_a_language_model_judges_in_a_loop_of_25_lines() -> None:
+    """It has one import from exprl, and its length is what somebody has to write."""
+    file = ROOT / "examples/llm_judge.py"
+    body = ast.parse(file.read_text()).body[1:]  # without the docstring
+    assert [node.module for node in body if isinstance(node, ast.ImportFrom)] == ["exprl"]
+    assert len([line for line in file.read_text().splitlines()[body[0].lineno - 1 :] if line.strip()]) <= 25
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    values = [value for line in done.stdout.splitlines() for own in ast.literal_eval(line) for value in own]
+    assert len(values) >= 4
+    assert all(0 <= value <= 1 for value in values)
 
 
 def test_the_custom_judge_trains_from_yaml(tmp_path: Path) -> None:

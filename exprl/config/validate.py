@@ -64,7 +64,7 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "", *, elsewh
 def checked(schema: type[S]) -> type[S]:
     """Class decorator of an options dataclass: values are checked and converted however it is made.
 
-    `Component` puts it on every component's Config; sections of a schema carry it themselves. Its `__post_init__` is
+    `Options` puts it on every component's Config; sections of a schema carry it themselves. Its `__post_init__` is
     then left with what concerns several options at once, and may rely on each of them.
     """
     make = vars(schema).get("__init__")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from exprl.advantages import SegmentReturn
 from exprl.checks.contracts import check_estimates
 from exprl.checks.finite import check_advantages, check_rollouts
+from exprl.evaluation.phrases import PHRASES, normal
 from exprl.files.disk import append_line
 from exprl.judges.cache import key_of
 from exprl.judges.same_model import SameModelJudge
@@ -151,6 +153,7 @@ def one_rank(groups: list[RolloutGroup], tokenizer: PreTrainedTokenizerBase) -> 
     scored = part("advantages, with all checks", lambda: compare(groups, rewards))
     part("metrics, without behaviours", lambda: described(scored))
     part("behaviours", lambda: metrics.behaviour_metrics(scored))
+    part("baseline: every phrase over the whole text", lambda: searched(groups))
     part("verifying (wall-clock)", lambda: verified(groups), wall=True)
     part("batches of tensors", lambda: batched(scored))
     part("samples and files", lambda: written(scored))
@@ -177,6 +180,16 @@ def described(scored: Sequence[ScoredGroup]) -> dict[str, float]:
 def verified(groups: Sequence[RolloutGroup]) -> list[bool]:
     asked = [(group.problem, rollout.reply) for group in groups for rollout in group.rollouts]
     return MathVerifier().verdicts(*zip(*asked, strict=True))
+
+
+def searched(groups: Sequence[RolloutGroup]) -> int:
+    """Baseline: each behaviour's phrases as one pattern, searched in all of each text."""
+    patterns = [
+        re.compile("|".join(f"(?:{phrase.pattern})" for phrase in phrases), re.MULTILINE)
+        for phrases in PHRASES.values()
+    ]
+    texts = [normal(rollout.text) for group in groups for rollout in group.rollouts]
+    return sum(pattern.search(text) is not None for text in texts for pattern in patterns)
 
 
 def batched(scored: Sequence[ScoredGroup]) -> int:

@@ -10,13 +10,13 @@ Four behaviours, those the paper counts in traces:
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exprl.component import Component, choose, option, required_choice
 from exprl.config.ranges import Share
+from exprl.evaluation.phrases import Finder
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.backends.setting import Setting
 from exprl.judges.pairing import one_each
@@ -46,71 +46,6 @@ class BehaviourDetector(Component):
 
 # ------------------------------------------------------------------ by words
 
-# Problems are full of people who check, return and try again. So a pattern asks for the writer (`let me`, `we should`)
-# or for something only a solution has (`my answer`, `step 3`, `another method`).
-_WE = (
-    r"\b(?:let me|let's|let us|(?:i|we)(?:'ll| will| can| could| should| must| need to| have to)?) "
-    r"(?:just |now |also |quickly |instead |perhaps |actually |first )*"
-)
-_SAYS = r"(?:^|[.!?:\n]\s*)(?:(?:so|now|okay|ok|hmm|wait|but|no)[,. ]+)*"  # where a sentence or line begins
-_WORK = (
-    r"(?:final |last |previous )?(?:answers?|results?|work|working|calculations?|computation|arithmetic|algebra|"
-    r"solutions?|steps?|reasoning|equations?|conditions?)\b"
-)
-_WAY = r"(?:approach|method|way|strategy|idea|path|angle|route|technique|formula|substitution)\b"
-_OTHER = r"(?:a |an |some |the )?(?:\w+ )?(?:different|another|other|alternative|new|fresh)"
-_EARLIER = (
-    r"(?:step|equation|line|case|(?:the|my|our) (?:previous|earlier|original|first|last|start|beginning|definition))\b"
-)
-_WRONG = (
-    r"(?:(?:'s| is| was| looks| seems) (?:wrong|incorrect|not right|not correct|a mistake|an error|off)|"
-    r" (?:isn't|can't be|cannot be|doesn't look) (?:right|correct))\b"
-)
-
-PATTERNS: Mapping[str, tuple[str, ...]] = {
-    "verification": (
-        rf"{_WE}(?:double|re|cross|sanity)[- ]?check\b",
-        rf"{_WE}(?:verify|confirm|check) (?:if |whether |that |this\b|it\b|each step)",
-        rf"\b(?:check|verify|confirm|test)(?:ing)? (?:this|that|my|our|the|these|each|both) {_WORK}",
-        rf"\b(?:double|re|cross|sanity)[- ]?check(?:ing)? (?:my|our|this|that|the) {_WORK}",
-        r"\b(?:plug|put|substitut)\w* (?:this|that|it|them|these|the \w+|[a-z] ?= ?\S+) back\b",
-        r"\b(?:as a (?:quick |sanity )?|quick |sanity )check\b",
-        rf"{_SAYS}(?:check|verification)\s*:",
-        r"\b(?:which|this) (?:checks out|confirms (?:the|my|our|that))\b",
-    ),
-    "self_correction": (
-        r"\b(?:i|we)(?:'ve| have)? made (?:a|an|some|the|another) (?:\w+ )?(?:mistake|error|slip)\b",
-        r"\b(?:i|we)(?:'ve| have)? (?:mis(?:calculated|read|counted|computed|stated|applied)|mixed up)\b",
-        r"\b(?:i|we) (?:was|were|am) (?:wrong|mistaken|incorrect)\b",
-        r"\bmy (?:mistake|error|bad)\b",
-        rf"{_SAYS}(?:oops|correction|scratch that)\b",
-        rf"\b(?:wait|hmm|no|oops|actually)\b[,.! ]+(?:no[, ]+)?(?:that|this|it){_WRONG}",
-        rf"{_SAYS}(?:that|this){_WRONG}",
-        rf"{_WE}(?:fix|correct|redo|recompute|recalculate) (?:this|that|it|my|the|these)\b",
-    ),
-    "backtracking": (
-        rf"{_WE}(?:go|step|turn|come|jump) back to {_EARLIER}",
-        rf"{_WE}(?:go|step) back(?: and\b|[.,:;]| a (?:step|bit|moment))",
-        rf"{_WE}(?:backtrack|rewind|retrace|undo)\b",
-        rf"\b(?:going|stepping|turning|returning) (?:back )?to {_EARLIER}",
-        rf"{_WE}return to {_EARLIER}",
-        rf"{_SAYS}(?:back to {_EARLIER}|backtracking\b)",
-        r"\b(?:i|we|this|it)(?:'ve| have| has|'s)? (?:reached|hit|is|at|leads to|led to) a dead end\b",
-        r"\bthis(?: path| route| approach| way)? (?:leads|led|goes|gets us|is getting us) nowhere\b",
-    ),
-    "exploration": (
-        rf"{_WE}(?:try|consider|use|take|explore|look for|think of|find|attempt) {_OTHER} {_WAY}",
-        rf"{_WE}(?:approach|attack|look at|think about|see) (?:this|it|the problem) (?:differently\b|another way\b|"
-        r"(?:from|in) (?:a different|another)\b)",
-        rf"\b(?:another|a different|an alternative) {_WAY} (?:is|would be|might|could|to (?:solve|see|do|get))\b",
-        rf"{_WE}(?:start|begin) (?:all )?(?:over|again|afresh|anew|from scratch)\b",
-        rf"{_SAYS}(?:starting|beginning) (?:all )?(?:over|again|afresh|anew|from scratch)\b",
-        rf"{_SAYS}(?:alternatively\b|another {_WAY})",
-        r"\bwhat if (?:i|we) (?:try|tried|use|used|consider|instead|start|started|rewrite|rewrote)\b",
-        rf"{_WE}try (?:something else|again|instead)\b",
-    ),
-}
-
 
 @BEHAVIOURS.register("lexical")
 class LexicalDetector(BehaviourDetector):
@@ -122,28 +57,15 @@ class LexicalDetector(BehaviourDetector):
 
     def setup(self) -> None:
         """Compile the phrases."""
-        self._patterns = {
-            name: re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.MULTILINE)
-            for name, patterns in PATTERNS.items()
-        }
+        self._finder = Finder()
 
     def detect(self, texts: Sequence[str], on_progress: OnProgress = no_progress) -> list[Shown]:
         """See `BehaviourDetector`; every verdict is given."""
         found: list[Shown] = []
         for text in texts:
-            plain = normal(text)
-            found.append({name: pattern.search(plain) is not None for name, pattern in self._patterns.items()})
+            found.append({**self._finder.shown(text)})
             on_progress(1)
         return found
-
-
-def normal(text: str) -> str:
-    r"""Lower case, straight apostrophes, one space between words; lines stay, since some patterns begin one.
-
-    >>> normal("Let’s  CHECK\nthis")
-    "let's check\nthis"
-    """
-    return re.sub(r"[ \t]+", " ", text.lower().replace("\u2019", "'"))
 
 
 # ------------------------------------------------------------------ by a model

@@ -124,6 +124,14 @@ def stages(device: str) -> list[Stage]:
             seconds=200 if on_gpu else 60,
         ),
     ]
+    toy = ("--small", "--variant", "exprl")
+    steps = Stage(
+        name="steps",
+        question="How fast are whole steps beside TRL's?",
+        command=("benchmarks/step.py", *(("--rollouts", "64", "--new-tokens", "256") if on_gpu else toy)),
+        seconds=120 if on_gpu else 30,
+    )
+    found.append(steps)
     blocks = Stage(
         name="blocks",
         question="Is the kernels' launch table the best one here?",

@@ -21,11 +21,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +30,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +43,9 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+import measuring  # noqa: E402
+from measuring import Memory, device_name, limit_memory, synchronize, versions  # noqa: E402
+
 from exprl.experiment import OptimizerConfig, UpdateConfig  # noqa: E402
 from exprl.models.base import LanguageModel  # noqa: E402
 from exprl.objectives import Clipped  # noqa: E402
@@ -57,7 +56,6 @@ from exprl.training.parallel import clip_gradients  # noqa: E402
 from exprl.training.update import PolicyUpdate  # noqa: E402
 from exprl.training.world import World  # noqa: E402
 
-GIB = 2**30
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
 """Dense bf16, by what is in the device's name."""
 
@@ -173,7 +171,7 @@ def main() -> None:
         if not options.json:
             print("\n" + "\n".join(comparison(found)), flush=True)
     if options.json:
-        print(json.dumps({"versions": versions(), "device": device_name(), "rows": rows}, indent=2))
+        print(json.dumps({"versions": versions("trl"), "device": device_name(), "rows": rows}, indent=2))
 
 
 def parse() -> argparse.Namespace:
@@ -360,21 +358,8 @@ def in_fresh_process(variant: str, config: str, options: argparse.Namespace) -> 
     passed = [f"--{name}" for name in ("packing", "no-checkpointing") if getattr(options, name.replace("-", "_"))]
     for name in ("repeats", "threads", "memory-gib", "seed"):
         passed += [f"--{name}", str(getattr(options, name.replace("-", "_")))]
-    command = [sys.executable, __file__, "--config", config, "--here", variant, *passed]
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-    try:
-        process = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=options.limit, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"no result within {options.limit:.0f} s"}
-    if process.returncode == -9:
-        return {"failed": "out of memory (killed)"}
-    if process.returncode:
-        print(process.stderr, file=sys.stderr)
-        return {"failed": (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]}
-    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return result
+    command = [__file__, "--config", config, "--here", variant, *passed]
+    return measuring.in_fresh_process(command, threads=options.threads, limit=options.limit)
 
 
 def in_this_process(variant: str, config: Config, options: argparse.Namespace) -> dict[str, Any]:
@@ -395,7 +380,7 @@ def in_this_process(variant: str, config: Config, options: argparse.Namespace) -
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
-    return {"failed": f"out of memory ({memory.total_gib(options):.3g} GiB)"}
+    return {"failed": f"out of memory ({memory.total_gib(options.memory_gib):.3g} GiB)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -489,44 +474,6 @@ def agreement(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class Memory:
-    """Peak memory from here on: allocated on a GPU; on a CPU resident, less what is resident now."""
-
-    def __init__(self, device: str) -> None:
-        self.gpu = device == "cuda"
-        if self.gpu:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-            self.before = status_bytes("VmRSS")
-
-    def peak_gib(self) -> float:
-        """The peak so far."""
-        return (torch.cuda.max_memory_allocated() if self.gpu else status_bytes("VmHWM") - self.before) / GIB
-
-    def total_gib(self, options: argparse.Namespace) -> float:
-        """What there was."""
-        return torch.cuda.mem_get_info()[1] / GIB if self.gpu else float(options.memory_gib)
-
-
-def limit_memory(gib: float) -> None:
-    """Let this process take no more than `gib` from here on; should memory run out, it goes, not another job's."""
-    Path("/proc/self/oom_score_adj").write_text("1000")
-    limit = status_bytes("VmData") + int(gib * GIB)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def status_bytes(field: str) -> int:
-    """A line of /proc/self/status, which is in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 # ---------------------------------------------------------------------- Markdown
 
 ABOUT = """Forward, backward, gradient clipping and AdamW on random weights and synthetic rollouts, each variant in a
@@ -540,7 +487,7 @@ TABLE_HEAD = "| | seconds | tokens/s | MFU | peak GiB | loss | gradient norm |\n
 def header(options: argparse.Namespace) -> str:
     """What is measured, on what."""
     threads = "" if torch.cuda.is_available() else f" threads: {options.threads};"
-    machine = f"{device_name()}, Python {platform.python_version()}, {versions()};{threads} {date.today()}."
+    machine = f"{device_name()}, Python {platform.python_version()}, {versions('trl')};{threads} {date.today()}."
     command = f"    python benchmarks/update_step.py {' '.join(sys.argv[1:])}".rstrip()
     peaks = ", ".join(f"{name} {flops / 1e12:.0f}e12" for name, flops in PEAK_FLOPS.items())
     return "\n\n".join(["# One policy update", machine, command, ABOUT.format(peaks=peaks)])
@@ -590,17 +537,6 @@ def comparison(found: dict[str, dict[str, Any]]) -> list[str]:
             f"gradients {both['gradient']:.1e}."
         )
     return lines
-
-
-def versions() -> str:
-    return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-
-
-def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

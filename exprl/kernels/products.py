@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from exprl.kernels import onednn
+
 _LOW = (torch.bfloat16, torch.float16)
 
 
@@ -28,6 +30,8 @@ def write_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         torch.mm(left, right, out_dtype=out.dtype, out=out)
     elif out.dtype in _LOW:
         out.copy_(left.to(torch.float32) @ right.to(torch.float32))
+    elif onednn.gains(left, right):
+        out.copy_(onednn.product(left, right.t()))
     else:
         torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
 
@@ -36,15 +40,20 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Total += left @ right, in the dtype of `total`, which must be fp32 or fp64."""
     if _has_wide_output(total, left, right):
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    elif onednn.gains(left, right):
+        total += onednn.product(left, right.t())
     else:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
-def write_affine(out: Tensor, left: Tensor, right: Tensor, offset: Tensor | None) -> None:
-    """Out = left @ right + offset, with `offset` [columns of out] or None; `out` is fp32 or fp64."""
+def affine(out: Tensor, left: Tensor, right: Tensor, offset: Tensor | None) -> Tensor:
+    """Left @ right + offset, with `offset` [columns of out] or None; in `out`, fp32 or fp64, unless oneDNN made it."""
+    if onednn.gains(left, right):
+        return onednn.product(left, right.t(), None if offset is None else offset.to(out.dtype))
     write_product(out, left, right)
     if offset is not None:
         out += offset.to(out.dtype)
+    return out
 
 
 @contextmanager

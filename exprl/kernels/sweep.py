@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exprl.kernels.backends import row_operations
 from exprl.kernels.names import Divergence
-from exprl.kernels.products import add_product, write_affine, write_product
+from exprl.kernels.products import add_product, affine, write_product
 from exprl.kernels.rows import FIELDS, GradientCoefficients, Tokens
 
 _GPU_SLICE_BYTES = 384 * 2**20
@@ -176,15 +176,16 @@ class _Operands:
         """Rows first..last of the weight."""
         return self._cast(self._head.weight[first:last])
 
-    def write_logits(self, out: Tensor, first: int, last: int) -> None:
+    def logits(self, out: Tensor, first: int, last: int) -> Tensor:
+        """Those of columns first..last, in `out` or beside it."""
         bias = self._head.bias
         offset = None if bias is None else bias[first:last]
-        write_affine(out, self.hidden, self.columns(first, last).t(), offset)
+        return affine(out, self.hidden, self.columns(first, last).t(), offset)
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """Visits the vocabulary; every slice's logits overwrite those of the slice before."""
+    """Visits the vocabulary; a slice's logits may overwrite those of the slice before."""
 
     policy: _Operands
     frozen: _Operands | None
@@ -211,12 +212,10 @@ class _Sweep:
         step = max(self.buffer.shape[1], 1)
         for first in range(0, self.vocabulary, step):
             last = min(first + step, self.vocabulary)
-            z = self.buffer[:, : last - first]
-            self.policy.write_logits(z, first, last)
+            z = self.policy.logits(self.buffer[:, : last - first], first, last)
             z_frozen = None
             if self.frozen is not None and self.frozen_buffer is not None:
-                z_frozen = self.frozen_buffer[:, : last - first]
-                self.frozen.write_logits(z_frozen, first, last)
+                z_frozen = self.frozen.logits(self.frozen_buffer[:, : last - first], first, last)
             yield first, z, z_frozen
 
 

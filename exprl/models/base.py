@@ -37,6 +37,11 @@ class LanguageModel:
     compute_dtype: torch.dtype | None = None
     teacher_template: str | None = None
 
+    def __post_init__(self) -> None:
+        from exprl.models.linear import speed_up  # here, as a provider's options are read before there is a model
+
+        speed_up(self.model)
+
     @contextmanager
     def inference(self) -> Iterator[None]:
         """No gradients, eval mode, whole weights, no adapter where it takes no part; afterwards all is as it was.

@@ -316,6 +316,7 @@ def test_a_home_that_is_not_known_is_an_error_of_ours(monkeypatch: pytest.Monkey
 
 def test_the_context_of_a_model_that_reads_pictures_too_is_its_texts() -> None:
     config = Gemma3Config(text_config={"max_position_embeddings": 96})
-    model = SimpleNamespace(config=config)
+    model = torch.nn.Module()
+    model.config = config
     assert not hasattr(config, "max_position_embeddings")
     assert LanguageModel(model=model, tokenizer=character_tokenizer(), name="gemma").context_length == 96  # type: ignore[arg-type]

@@ -6,6 +6,9 @@ import hashlib
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+_BLOCK = 256  # tokens whose probabilities are summed at once: near the square root of a vocabulary
 
 
 def sampling_logprobs(logits: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
@@ -32,11 +35,23 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     """[B] tokens by inverting the cumulative distribution of [B, V] log-probs at [B] float64 uniforms in [0, 1).
 
     One uniform a row, rather than noise for the whole vocabulary, is what lets every rollout own its random numbers.
-    The sum runs in float64: in float32 the tail of a large vocabulary would be lost to rounding.
+    Sums run in float64: in float32 the tail of a large vocabulary would be lost to rounding. They are taken block by
+    block, and inside one block alone token by token, since a cumulative sum of everything is what takes the time.
     """
-    cumulative = logprobs.exp().double().cumsum(-1)
-    targets = (uniforms * cumulative[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1).clamp_(max=logprobs.shape[-1] - 1)
+    probabilities = pad(logprobs.exp(), (0, -logprobs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    sums = probabilities.sum(-1, dtype=torch.float64)  # [B, blocks]
+    ends = sums.cumsum(-1)
+    targets = (uniforms * ends[:, -1]).unsqueeze(-1)
+    block = _first_above(ends, targets)
+    inside = probabilities.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).double().cumsum(-1)
+    begin = ends.gather(-1, block) - sums.gather(-1, block)
+    return (block * _BLOCK + _first_above(inside, (targets - begin).clamp_(min=0))).squeeze(-1)
+
+
+def _first_above(cumulative: Tensor, targets: Tensor) -> Tensor:
+    """[B, 1] where [B, N] first exceeds [B, 1]; where it last grows if rounding has put the target at its end."""
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(cumulative, targets, right=True), last)
 
 
 def uniforms_for(seed: int, prompt: int, sample: int, count: int) -> Tensor:

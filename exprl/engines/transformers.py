@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from contextlib import nullcontext
+from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 from exprl.component import given, option
@@ -18,8 +19,14 @@ from exprl.types import Prompt, Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from exprl.engines.decoding import Decoded, Decoding
+    from exprl.engines.decoding import Arrivals, Decoded
     from exprl.models.base import LanguageModel
+
+Slot = tuple[int, int]
+"""A rollout to sample: its prompt's index, and its place in the group."""
+
+_WORTH_PACKING = 16
+"""Tokens a rollout from which the weights are packed first: that takes as long as a few steps, and saves a third."""
 
 
 @ENGINES.register("transformers")
@@ -59,42 +66,51 @@ class TransformersEngine(Engine):
         # neighbours of like length need little padding
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
         slots = [(index, sample) for index in order for sample in range(sampling.n)]
-        for batch in self._batches(slots, prompts):
-            version = self._policy_version
-            for decoded in self._decoded(prompts, batch, sampling, ends):
-                index = batch[decoded.slot][0]
+        version = self._policy_version
+        for alike in self._together(slots, prompts):
+            for decoded in self._decoded(prompts, alike, sampling, ends):
+                index = alike[decoded.slot][0]
                 yield index, _rollout(prompts[index], decoded, tokenizer, version)
 
-    def _batches(self, slots: list[tuple[int, int]], prompts: tuple[Prompt, ...]) -> Iterator[list[tuple[int, int]]]:
-        """Of prompts of one length alone where the model cannot pad."""
+    def _together(self, slots: list[Slot], prompts: tuple[Prompt, ...]) -> list[list[Slot]]:
+        """What can be decoded together: all, or prompts of one length alone where the model cannot pad."""
         from exprl.models.incremental import reading_of
 
         with self.policy.inference():
-            together = reading_of(self.policy.model).pads
-        for _, alike in groupby(slots, key=lambda slot: None if together else len(prompts[slot[0]].token_ids)):
-            rest = list(alike)
-            for start in range(0, len(rest), self.batch_size):
-                yield rest[start : start + self.batch_size]
+            pads = reading_of(self.policy.model).pads
+        return [list(x) for _, x in groupby(slots, key=lambda slot: None if pads else len(prompts[slot[0]].token_ids))]
 
     def _decoded(
-        self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends
+        self, prompts: tuple[Prompt, ...], slots: list[Slot], sampling: Sampling, ends: Ends
     ) -> Iterator[Decoded]:
         """Rows as they finish; between two of them the model is as its user has it."""
-        with self.policy.inference():
-            rows = self._decoding(prompts, batch, sampling, ends).run()
-        while True:
-            with self.policy.inference():
-                decoded = next(rows, None)
-            if decoded is None:
-                return
-            yield decoded
+        from exprl.engines.decoding import Decoding
+        from exprl.models.linear import packed
 
-    def _decoding(
-        self, prompts: tuple[Prompt, ...], batch: list[tuple[int, int]], sampling: Sampling, ends: Ends
-    ) -> Decoding:
+        waiting, inference = iter(slots), self.policy.inference
+        model, count = self.policy.model, min(len(slots), self.batch_size)
+
+        def arrive(at_most: int) -> Arrivals | None:
+            batch = list(islice(waiting, at_most))
+            return self._arrivals(prompts, batch, sampling) if batch else None
+
+        with inference():
+            first = arrive(count)
+            assert first is not None
+            rows = Decoding(model, first, sampling, ends, arrive).run()
+        with packed(model, count) if sampling.max_new_tokens >= _WORTH_PACKING else nullcontext():
+            while True:
+                with inference():
+                    decoded = next(rows, None)
+                if decoded is None:
+                    return
+                yield decoded
+
+    def _arrivals(self, prompts: tuple[Prompt, ...], batch: list[Slot], sampling: Sampling) -> Arrivals:
+        """Rows for these slots; a prompt is read once for all its slots among them."""
         import torch
 
-        from exprl.engines.decoding import Decoding
+        from exprl.engines.decoding import Arrivals
         from exprl.engines.prefill import prefill
         from exprl.engines.sampling import uniforms_for
 
@@ -103,10 +119,11 @@ class TransformersEngine(Engine):
             uniforms_for(sampling.seed, sampling.number(index), sample, sampling.max_new_tokens)
             for index, sample in batch
         ]
-        model = self.policy.model
-        distinct = prefill(model, [prompts[index].token_ids for index in rows], pad_id(self.policy.tokenizer))
-        prefilled = distinct.repeated([rows[index] for index, _ in batch])  # a prompt is read once for all its slots
-        return Decoding(model, prefilled, torch.stack(uniforms), sampling, ends)
+        pad = pad_id(self.policy.tokenizer)
+        distinct = prefill(self.policy.model, [prompts[index].token_ids for index in rows], pad)
+        return Arrivals(
+            prefilled=distinct.repeated([rows[index] for index, _ in batch]), uniforms=torch.stack(uniforms)
+        )
 
 
 def _rollout(prompt: Prompt, decoded: Decoded, tokenizer: PreTrainedTokenizerBase, version: int) -> Rollout:

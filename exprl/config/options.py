@@ -116,8 +116,7 @@ def _declare(cls: type[Any]) -> None:
         setattr(cls, name, Part(name) if name in given or "registry" in field.metadata else Value(name))
     cls._given = {**getattr(cls, "_given", {}), **given}
     cls.Config = _config_of(cls, {name: _annotation(annotations[name], options[name]) for name in options}, options)
-    if "__init__" not in vars(cls):
-        cls.__signature__ = _signature(cls)
+    cls.__signature__ = _signature(cls)
 
 
 def _config_of(cls: type[Any], annotations: Mapping[str, Any], options: Mapping[str, Any]) -> type[Any]:
@@ -147,13 +146,19 @@ def _annotation(annotation: Any, field: dataclasses.Field[Any]) -> Any:
 
 
 def _signature(cls: type[Any]) -> inspect.Signature:
+    if "__init__" in vars(cls):
+        return _without_self(inspect.signature(cls.__init__))
     options = inspect.signature(cls.Config).parameters.values()
-    keyword = inspect.Parameter.KEYWORD_ONLY
+    keyword, required = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
     given = [
-        inspect.Parameter(name, keyword, default=inspect.Parameter.empty if f.default is dataclasses.MISSING else None)
+        inspect.Parameter(name, keyword, default=required if f.default is dataclasses.MISSING else f.default)
         for name, f in cls._given.items()
     ]
     return inspect.Signature([*given, *(option.replace(kind=keyword) for option in options)])
+
+
+def _without_self(signature: inspect.Signature) -> inspect.Signature:
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def _check_body(cls: type[Any], declared: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
@@ -165,6 +170,9 @@ def _check_body(cls: type[Any], declared: Mapping[str, Any], annotations: Mappin
             "option(default=..., help=...)` in its body, read self.name, check several together in `check_options`.",
             giver=who,
         )
+    for name in vars(cls).keys() - declared.keys():
+        if any(isinstance(vars(base).get(name), Value) for base in cls.__mro__[1:]):
+            raise ContractError(f"{name!r} hides the option of that name of its base: rename it.", giver=who)
     for name in declared:
         if name not in annotations:
             raise ContractError(f"option {name!r} has no type: write `{name}: type = option(...)`.", giver=who)

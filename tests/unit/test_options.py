@@ -154,6 +154,22 @@ class TestDeclaring:
         with pytest.raises(ContractError, match=f"option '{name}' has the name of something else"):
             type("Hiding", (Judge,), body)
 
+    def test_nothing_else_hides_an_option(self) -> None:
+        with pytest.raises(ContractError, match=r"'window' hides the option of that name"):
+
+            class Fixed(TokenWindowSlicer):
+                @property
+                def window(self) -> int:  # type: ignore[override]
+                    return 3
+
+    def test_a_constructor_of_its_own_is_shown_as_it_is(self) -> None:
+        class Own(DelimiterSlicer):
+            def __init__(self, mark: str) -> None:
+                super().__init__(delimiter=mark)
+
+        assert list(inspect.signature(Own).parameters) == ["mark"]
+        assert Own("%").delimiter == "%"
+
     def test_a_constructor_of_its_own_cannot_be_built_from_yaml(self) -> None:
         class Own(Component):
             def __init__(self, size: int) -> None:

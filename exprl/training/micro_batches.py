@@ -6,8 +6,13 @@ from collections.abc import Sequence
 
 Indices = list[int]
 
+FEWEST = 2**30
+"""An overhead at which no padding is worth a micro-batch more."""
 
-def share(lengths: Sequence[int], *, budget: int, ranks: int, packed: bool) -> list[list[Indices]]:
+
+def share(
+    lengths: Sequence[int], *, budget: int, ranks: int, packed: bool, overhead: int = FEWEST
+) -> list[list[Indices]]:
     """For each rank its micro-batches, each the indices of the sequences in it; the same number on every rank.
 
     The longest go first and to the rank that has least to do. A rank with fewer micro-batches than the others gets
@@ -21,11 +26,13 @@ def share(lengths: Sequence[int], *, budget: int, ranks: int, packed: bool) -> l
         budget: tokens of a micro-batch, padding included.
         ranks: how many share the sequences.
         packed: sequences lie end to end; otherwise they are padded to the longest.
+        overhead: tokens that take as long as a micro-batch does beside its tokens; one more is made where that saves more
+            padding.
     """
     if ranks > 1 and lengths:
         # Where one rank's budget would hold everything, smaller micro-batches give every rank its part.
         budget = min(budget, max(*lengths, -(-sum(lengths) // ranks)))
-    batches = fill(lengths, budget) if packed else split_by_tokens(lengths, budget)
+    batches = fill(lengths, budget) if packed else split_by_tokens(lengths, budget, overhead)
     loads = [sum(lengths[index] for index in batch) for batch in batches]
     shares: list[list[Indices]] = [[] for _ in range(ranks)]
     totals = [0] * ranks
@@ -59,17 +66,32 @@ def fill(lengths: Sequence[int], budget: int) -> list[Indices]:
     return batches
 
 
-def split_by_tokens(lengths: Sequence[int], budget: int) -> list[Indices]:
-    """Sequences padded to the longest: sorted by length, so that padding is small, rows times longest within `budget`.
+def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int = FEWEST) -> list[Indices]:
+    """Sequences padded to the longest: those of like length together, rows times longest within `budget`.
+
+    Of all ways to cut the sorted sequences, that with the fewest tokens to compute, padding and `overhead` for each
+    micro-batch included.
 
     >>> split_by_tokens([5, 2, 3], budget=6)
     [[0], [2, 1]]
+    >>> split_by_tokens([9, 9, 2, 2], budget=40, overhead=10), split_by_tokens([9, 9, 2, 2], budget=40, overhead=20)
+    ([[0, 1], [2, 3]], [[0, 1, 2, 3]])
     """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    cost, begin = [0], [0]  # of the cheapest cut of the first n sequences, and where its last micro-batch begins
+    for end in range(1, len(order) + 1):
+        choices = []
+        for first in range(end - 1, -1, -1):
+            tokens = lengths[order[first]] * (end - first)
+            if tokens > budget and end - first > 1:
+                break  # further back they are only longer
+            choices.append((cost[first] + tokens + overhead, first))
+        best, first = min(choices)
+        cost.append(best)
+        begin.append(first)
     batches: list[Indices] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[batches[-1][0]] if batches else 0
-        if batches and longest * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
+    end = len(order)
+    while end:
+        batches.insert(0, order[begin[end] : end])
+        end = begin[end]
     return batches

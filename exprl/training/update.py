@@ -85,6 +85,7 @@ class PolicyUpdate:
         self.world = world
         self.device = device
         self.packed = wants_packing(policy.model, options)
+        self.overhead = overhead(sum(weight.numel() for weight in policy.model.parameters()), device)
 
     # ------------------------------------------------------------------ what is computed together
 
@@ -122,6 +123,7 @@ class PolicyUpdate:
             budget=self.options.micro_batch_tokens,
             ranks=self.world.size,
             packed=self.packed,
+            overhead=self.overhead,
         )
         return Update(
             micro_batches=tuple(tuple(sequences[i] for i in batch) for batch in shares[self.world.rank]),
@@ -242,6 +244,18 @@ def total(stats: Mapping[str, Tensor]) -> dict[str, float]:
     """The sum of each [N], in one transfer from the device."""
     sums = torch.stack([value.detach().sum().double() for value in stats.values()]).tolist()
     return dict(zip(stats, sums, strict=True))
+
+
+_OVERHEAD_FLOPS = {"cpu": 10**10, "cuda": 10**13}
+"""What a device computes while Python runs a micro-batch through a model: of the order of 30 ms."""
+
+_OVERHEAD_TOKENS = 64
+"""As long as adding a micro-batch's gradients takes, which grows with the weights as a token does."""
+
+
+def overhead(parameters: int, device: torch.device) -> int:
+    """Tokens that take about as long as a micro-batch does beside its tokens, at 6 FLOPs a parameter and token."""
+    return _OVERHEAD_TOKENS + _OVERHEAD_FLOPS.get(device.type, _OVERHEAD_FLOPS["cuda"]) // (6 * max(parameters, 1))
 
 
 def wants_packing(model: PreTrainedModel, options: UpdateConfig) -> bool:

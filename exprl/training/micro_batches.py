@@ -26,8 +26,8 @@ def share(
         budget: tokens of a micro-batch, padding included.
         ranks: how many share the sequences.
         packed: sequences lie end to end; otherwise they are padded to the longest.
-        overhead: tokens that take as long as a micro-batch does beside its tokens; one more is made where that saves more
-            padding.
+        overhead: tokens that take as long as a micro-batch does beside its tokens; one more is made where that saves
+            more padding.
     """
     if ranks > 1 and lengths:
         # Where one rank's budget would hold everything, smaller micro-batches give every rank its part.

@@ -194,7 +194,7 @@ def test_what_is_given_is_checked_before_anything_is_sent(small):
             engine.generate([], Sampling(n=1, temperature=0))
         with pytest.raises(ModelError, match="has no tokens"):
             engine.generate([Prompt(problem_id="e", text="", token_ids=())], Sampling(n=1, max_new_tokens=1))
-        with pytest.raises(ModelError, match=r"context of 10 \(rollout\.context_length\)"):
+        with pytest.raises(ModelError, match=r"rollout.context_length. has a context of 10"):
             engine.generate([prompt(small.tokenizer, "abcd")], Sampling(n=1, max_new_tokens=7))
         assert server.bodies == []
 

@@ -96,7 +96,7 @@ def test_with_an_adapter_the_base_is_kept(monkeypatch):
 
 
 def test_it_can_be_switched_off(monkeypatch):
-    host, calls = fake_host(monkeypatch, trains=True, sleep=False)
+    host, calls = fake_host(monkeypatch, trains=True, enable_sleep_mode=False)
     host.sleep()
     host.start()
     assert calls == []

@@ -45,12 +45,16 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     block = _first_above(ends, targets)
     inside = probabilities.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).double().cumsum(-1)
     begin = ends.gather(-1, block) - sums.gather(-1, block)
-    return (block * _BLOCK + _first_above(inside, (targets - begin).clamp_(min=0))).squeeze(-1)
+    places = block * _BLOCK + _first_above(inside, (targets - begin).clamp_(min=0))
+    return places.squeeze(-1).clamp_(max=logprobs.shape[-1] - 1)
 
 
 def _first_above(cumulative: Tensor, targets: Tensor) -> Tensor:
-    """[B, 1] where [B, N] first exceeds [B, 1]; where it last grows if rounding has put the target at its end."""
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    """[B, 1] where [B, N] first exceeds [B, 1]; where it last grows if rounding has put the target at its end.
+
+    Any place for NaN, which whoever reads the log-probs will meet.
+    """
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).clamp_(max=cumulative.shape[1] - 1)
     return torch.minimum(torch.searchsorted(cumulative, targets, right=True), last)
 
 

@@ -183,6 +183,12 @@ def test_draw_never_takes_a_token_that_is_ruled_out(width):
         assert torch.isfinite(logprobs.gather(1, tokens[:, None])).all()
 
 
+@pytest.mark.parametrize("width", [3, 300])
+def test_draw_gives_some_token_of_the_vocabulary_for_log_probs_that_are_nan(width):
+    tokens = draw(torch.full((4, width), torch.nan), torch.rand(4, dtype=torch.float64))
+    assert all(0 <= token < width for token in tokens.tolist())
+
+
 def test_draw_is_one_cumulative_sum():
     generator = torch.Generator().manual_seed(0)
     logprobs = (3 * torch.randn(200, 3000, generator=generator)).log_softmax(-1)

@@ -304,7 +304,7 @@ def test_nothing_but_prompts(engine):
 
 def test_too_long_or_empty_is_refused_before_anything_is_queued(engine, prompts):
     with pytest.raises(
-        ModelError, match=r"'p1': 28 prompt tokens \+ 4078 max_new_tokens = 4106, .*max_model_len. has a context of 4096"
+        ModelError, match=r"'p1': 28 prompt tokens \+ 4078 max_new_tokens = 4106, .*max_model_len. has a context of 40"
     ):
         engine.generate(prompts, Sampling(n=1, max_new_tokens=4078))
     with pytest.raises(ModelError, match="has no tokens"):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from exprl.kernels.once import differentiable_once
 
-_SMALLEST = 2**16
-"""Numbers in the smaller operand's weight: calling oneDNN costs 10 µs, as much as MKL takes for products with less."""
+SMALLEST = 2**16
+"""Numbers of a weight: calling oneDNN costs 10 µs, in which MKL has done most of what smaller ones ask for."""
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -39,7 +39,7 @@ def gains(left: Tensor, weight: Tensor) -> bool:
     Only plain float32 tensors on a CPU, outside autocast and compilers; `torch.backends.mkldnn.enabled` turns it off.
     """
     return (
-        weight.numel() >= _SMALLEST
+        weight.numel() >= SMALLEST
         and left.dtype == weight.dtype == torch.float32
         and left.device.type == weight.device.type == "cpu"
         and machine_gains()

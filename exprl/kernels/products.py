@@ -30,7 +30,7 @@ def write_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         torch.mm(left, right, out_dtype=out.dtype, out=out)
     elif out.dtype in _LOW:
         out.copy_(left.to(torch.float32) @ right.to(torch.float32))
-    elif onednn.gains(left, right):
+    elif _by_onednn(out, left, right):
         out.copy_(onednn.product(left, right.t()))
     else:
         torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
@@ -40,7 +40,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Total += left @ right, in the dtype of `total`, which must be fp32 or fp64."""
     if _has_wide_output(total, left, right):
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    elif onednn.gains(left, right):
+    elif _by_onednn(total, left, right):
         total += onednn.product(left, right.t())
     else:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
@@ -48,7 +48,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def affine(out: Tensor, left: Tensor, right: Tensor, offset: Tensor | None) -> Tensor:
     """Left @ right + offset, with `offset` [columns of out] or None; in `out`, fp32 or fp64, unless oneDNN made it."""
-    if onednn.gains(left, right):
+    if _by_onednn(out, left, right):
         return onednn.product(left, right.t(), None if offset is None else offset.to(out.dtype))
     write_product(out, left, right)
     if offset is not None:
@@ -67,6 +67,10 @@ def fp32_products(device: torch.device) -> Iterator[None]:
             yield
     finally:
         matmul.allow_bf16_reduced_precision_reduction = before
+
+
+def _by_onednn(out: Tensor, left: Tensor, right: Tensor) -> bool:
+    return out.numel() >= onednn.SMALLEST and onednn.gains(left, right)
 
 
 def _has_wide_output(out: Tensor, left: Tensor, right: Tensor) -> bool:

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 Indices = list[int]
 
-FEWEST = 2**30
-"""An overhead at which no padding is worth a micro-batch more."""
-
 
 def share(
-    lengths: Sequence[int], *, budget: int, ranks: int, packed: bool, overhead: int = FEWEST
+    lengths: Sequence[int], *, budget: int, ranks: int, packed: bool, overhead: int | None = None
 ) -> list[list[Indices]]:
     """For each rank its micro-batches, each the indices of the sequences in it; the same number on every rank.
 
@@ -26,8 +23,8 @@ def share(
         budget: tokens of a micro-batch, padding included.
         ranks: how many share the sequences.
         packed: sequences lie end to end; otherwise they are padded to the longest.
-        overhead: tokens that take as long as a micro-batch does beside its tokens; one more is made where that saves
-            more padding.
+        overhead: tokens that take as long as a micro-batch does beside its tokens: more are made where that saves
+            more padding; None: as few as fit.
     """
     if ranks > 1 and lengths:
         # Where one rank's budget would hold everything, smaller micro-batches give every rank its part.
@@ -66,18 +63,39 @@ def fill(lengths: Sequence[int], budget: int) -> list[Indices]:
     return batches
 
 
-def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int = FEWEST) -> list[Indices]:
-    """Sequences padded to the longest: those of like length together, rows times longest within `budget`.
+def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int | None = None) -> list[Indices]:
+    """Sequences padded to the longest: sorted by length, so that padding is small, rows times longest within `budget`.
 
-    Of all ways to cut the sorted sequences, that with the fewest tokens to compute, padding and `overhead` for each
-    micro-batch included.
+    As few micro-batches as that allows; with an `overhead`, more where that saves more tokens than they cost.
 
     >>> split_by_tokens([5, 2, 3], budget=6)
     [[0], [2, 1]]
-    >>> split_by_tokens([9, 9, 2, 2], budget=40, overhead=10), split_by_tokens([9, 9, 2, 2], budget=40, overhead=20)
+    >>> split_by_tokens([9, 9, 2, 2], budget=40, overhead=6), split_by_tokens([9, 9, 2, 2], budget=40, overhead=20)
     ([[0, 1], [2, 3]], [[0, 1, 2, 3]])
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    filled = _filled(lengths, order, budget)
+    if overhead is None:
+        return filled
+    cut = _cheapest(lengths, order, budget, overhead)
+    saved = _padded(lengths, filled) - _padded(lengths, cut) - overhead * (len(cut) - len(filled))
+    return cut if saved > overhead else filled
+
+
+def _filled(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[Indices]:
+    """Each micro-batch takes the next sequences while they fit."""
+    batches: list[Indices] = []
+    for index in order:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _cheapest(lengths: Sequence[int], order: Sequence[int], budget: int, overhead: int) -> list[Indices]:
+    """Of all ways to cut the sorted sequences, that with the fewest padded tokens and overheads."""
     cost, begin = [0], [0]  # of the cheapest cut of the first n sequences, and where its last micro-batch begins
     for end in range(1, len(order) + 1):
         choices = []
@@ -92,6 +110,11 @@ def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int = FEWEST)
     batches: list[Indices] = []
     end = len(order)
     while end:
-        batches.insert(0, order[begin[end] : end])
+        batches.insert(0, list(order[begin[end] : end]))
         end = begin[end]
     return batches
+
+
+def _padded(lengths: Sequence[int], batches: Sequence[Indices]) -> int:
+    """Tokens of all micro-batches, padding included; the first of each is its longest."""
+    return sum(lengths[batch[0]] * len(batch) for batch in batches)

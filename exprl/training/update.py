@@ -246,8 +246,8 @@ def total(stats: Mapping[str, Tensor]) -> dict[str, float]:
     return dict(zip(stats, sums, strict=True))
 
 
-_OVERHEAD_FLOPS = {"cpu": 10**10, "cuda": 10**13}
-"""What a device computes while Python runs a micro-batch through a model: of the order of 30 ms."""
+_OVERHEAD_FLOPS = {"cpu": 10**11, "cuda": 10**13}
+"""What a device computes while Python runs a micro-batch through a model, amply: a little padding may stay."""
 
 _OVERHEAD_TOKENS = 64
 """As long as adding a micro-batch's gradients takes, which grows with the weights as a token does."""

@@ -60,7 +60,7 @@ def padded_tokens(lengths: list[int], batches: list[list[int]]) -> int:
 
 
 @pytest.mark.parametrize("overhead", [0, 5, 40, 1000])
-def test_no_other_cut_computes_fewer_tokens(overhead: int) -> None:
+def test_no_other_cut_saves_more_than_a_micro_batch_costs(overhead: int) -> None:
     generator = random.Random(1)
     for _ in range(20):
         lengths = [generator.randint(1, 60) for _ in range(9)]
@@ -71,7 +71,13 @@ def test_no_other_cut_computes_fewer_tokens(overhead: int) -> None:
             places = [0, *(place for place, cut in enumerate(cuts, start=1) if cut), 9]
             batches = [order[first:end] for first, end in itertools.pairwise(places)]
             if all(len(batch) == 1 or padded_tokens(lengths, [batch]) <= 150 for batch in batches):
-                assert own <= padded_tokens(lengths, batches) + overhead * len(batches)
+                assert own <= padded_tokens(lengths, batches) + overhead * (len(batches) + 1)
+
+
+def test_what_saves_less_than_a_micro_batch_costs_changes_nothing() -> None:
+    lengths = [20, 19, 18, 9, 9, 8]
+    assert split_by_tokens(lengths, 60) == [[0, 1, 2], [3, 4, 5]]
+    assert split_by_tokens(lengths, 80, overhead=30) == split_by_tokens(lengths, 80) == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_ragged_rollouts_are_padded_less_where_a_micro_batch_costs_little() -> None:

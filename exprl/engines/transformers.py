@@ -31,7 +31,7 @@ _WORTH_PACKING = 32
 
 @ENGINES.register("transformers")
 class TransformersEngine(Engine):
-    """Samples with the policy's own weights through transformers: no second copy, runs anywhere torch does.
+    """Samples with the policy's own weights through transformers: no second model, runs anywhere torch does.
 
     A rollout depends on the seed, the place of its prompt in the call and its place in the group, never on what else
     is in its batch (up to floating-point noise). A rollout that meets a stop string keeps the token that completed it.

@@ -264,7 +264,7 @@ def test_sharing_beginnings_changes_no_reply(tiny):
     ]
     assert replies[0] == replies[1] == replies[2] == replies[3]
     assert len(set(replies[0])) > 3
-    tokens = backend(tiny)._tokens.encode(prompts[0])
+    tokens = backend(tiny).tokens.encode(prompts[0])
     greedy = tiny.model.generate(torch.tensor([tokens]), max_new_tokens=30, do_sample=False)[0, len(tokens) :]
     assert replies[0][0] == tiny.tokenizer.decode(greedy, skip_special_tokens=True)
 

@@ -152,7 +152,7 @@ def one_rank(groups: list[RolloutGroup], tokenizer: PreTrainedTokenizerBase) -> 
     rewards = part("judging (slicing, prompts, keys, tokens)", lambda: judged(groups, reward))
     scored = part("advantages, with all checks", lambda: compare(groups, rewards))
     part("metrics, without behaviours", lambda: described(scored))
-    part("behaviours", lambda: metrics.behaviour_metrics(scored))
+    part("behaviours", lambda: metrics.behaviour_metrics(metrics.behaviour_counts(scored)))
     part("baseline: every phrase over the whole text", lambda: searched(groups))
     part("verifying (wall-clock)", lambda: verified(groups), wall=True)
     part("batches of tensors", lambda: batched(scored))

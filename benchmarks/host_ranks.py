@@ -1,4 +1,4 @@
-"""What the ranks of a step give each other, for `host.py`: wall-clock seconds, and MiB that a rank holds of it."""
+"""What the ranks of a step give each other, for `host.py`: wall-clock seconds, MiB sent, and MiB held of it."""
 
 from __future__ import annotations
 
@@ -6,64 +6,91 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.queues import SimpleQueue
+from typing import Any
 
 import torch.multiprocessing
-from host_measure import Cost, resident
+from host_measure import resident
 from host_step import Size, groups_of
 
-from exprl.training.world import join
-from exprl.types import RolloutGroup, RolloutReward
+from exprl.training.exchange import Rewarded, everyones, remote
+from exprl.training.samples import sample_records
+from exprl.training.world import World, join
+from exprl.types import Advantages, RolloutGroup, RolloutReward, ScoredGroup, Segment
 
 
 @dataclass(frozen=True)
 class Exchanged:
-    """The slowest rank's seconds and the largest rank's MiB, and the MiB that a rank sends."""
+    """Of one rank: wall-clock seconds, MiB that it sent, and that its resident memory grew by."""
 
-    cost: Cost
+    seconds: float
     sent: float
+    held: float
 
 
 def exchange(size: Size, ranks: Sequence[int]) -> None:
     """Prints what the exchange takes with each number of ranks, the rollouts shared among them."""
-    print("| ranks | seconds | MiB a rank | MiB sent a rank |\n|---:|---:|---:|---:|")
+    print("| ranks | to the others | seconds | MiB sent a rank | MiB held by rank 0 | by another |")
+    print("|---:|---|---:|---:|---:|---:|")
     for count in ranks:
-        done = measured(size, count)
-        print(
-            f"| {count} | {done.cost.seconds:.2f} | {done.cost.mebibytes:.0f} | {done.sent:.0f} |",
-            flush=True,
-        )
+        for name, way in WAYS.items():
+            first, *others = measured(size, count, way)
+            slowest = max(one.seconds for one in (first, *others))
+            other = f"{max(one.held for one in others):.0f}" if others else "-"
+            print(f"| {count} | {name} | {slowest:.2f} | {first.sent:.0f} | {first.held:.0f} | {other} |", flush=True)
 
 
-def measured(size: Size, ranks: int) -> Exchanged:
+def measured(size: Size, ranks: int, way: Way) -> list[Exchanged]:
+    """What one way takes, by rank; each rank is a process that lives for it alone."""
     context = torch.multiprocessing.get_context("spawn")
-    results: SimpleQueue[Exchanged] = context.SimpleQueue()
+    results: SimpleQueue[tuple[int, Exchanged]] = context.SimpleQueue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (ranks, port, size, results), nprocs=ranks)
-    every = [results.get() for _ in range(ranks)]
-    return Exchanged(
-        cost=Cost(max(e.cost.seconds for e in every), max(e.cost.mebibytes for e in every)),
-        sent=max(e.sent for e in every),
-    )
+    torch.multiprocessing.spawn(_rank, (ranks, port, size, way, results), nprocs=ranks)
+    return [done for _, done in sorted((results.get() for _ in range(ranks)), key=lambda one: one[0])]
 
 
-def _rank(rank: int, ranks: int, port: int, size: Size, results: SimpleQueue[Exchanged]) -> None:
+def whole(world: World, own: list[Rewarded]) -> tuple[Any, Callable[[], int]]:
+    """Baseline: everything to everybody."""
+    return world.gather(own, "the step"), lambda: _bytes(own)
+
+
+def numbers(world: World, own: list[Rewarded]) -> tuple[Any, Callable[[], int]]:
+    """As a step does it: numbers to everybody, what is written to rank 0."""
+    records = [record for group, rewards in own for record in sample_records(_scored(group, rewards), 1)]
+    kept = everyones(world, own, "the step"), world.collect(records, "the records")
+    return kept, lambda: _bytes(remote(own), records)
+
+
+Way = Callable[[World, list[Rewarded]], tuple[Any, Callable[[], int]]]
+WAYS: dict[str, Way] = {"whole rollouts (baseline)": whole, "numbers; samples to rank 0 (exprl)": numbers}
+
+
+def _rank(rank: int, ranks: int, port: int, size: Size, way: Way, results: SimpleQueue[tuple[int, Exchanged]]) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     world = join(600.0, on_gpu=False)
-    own = groups_of(None, replace(size, rollouts=size.rollouts // ranks), first=rank * size.rollouts // ranks)
-    rewarded = [(group, _rewards(group)) for group in own]
+    share = size.rollouts // ranks
+    own = [(group, _rewards(group)) for group in groups_of(None, replace(size, rollouts=share), first=rank * share)]
     world.barrier("the exchange")
     before, start = resident("VmRSS"), time.perf_counter()
-    kept = world.gather(rewarded, "the step")
-    cost = Cost(time.perf_counter() - start, resident("VmRSS") - before)
-    results.put(Exchanged(cost=cost, sent=len(pickle.dumps(rewarded)) / 2**20))
+    kept, sent = way(world, own)
+    seconds, held = time.perf_counter() - start, max(0.0, resident("VmRSS") - before)
+    results.put((rank, Exchanged(seconds, sent() / 2**20, held)))
     world.barrier("the end")
     del kept
 
 
+def _bytes(*sent: object) -> int:
+    return sum(len(pickle.dumps(item)) for item in sent)
+
+
 def _rewards(group: RolloutGroup) -> tuple[RolloutReward, ...]:
     return tuple(RolloutReward(value=0.5, length=len(rollout)) for rollout in group.rollouts)
+
+
+def _scored(group: RolloutGroup, rewards: Any) -> ScoredGroup:
+    advantages = tuple(Advantages(segments=(Segment(0, len(r)),), values=(0.5,)) for r in group.rollouts)
+    return ScoredGroup(group=group, rewards=rewards, advantages=advantages)

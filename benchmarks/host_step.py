@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from exprl.component import given
@@ -101,7 +102,7 @@ def rollout_of(tokenizer: PreTrainedTokenizerBase | None, problem: Problem, size
         token_ids=tuple(ids),
         text=text,
         token_ends=ends,
-        sampler_logprobs=tuple(-choose.random() for _ in ids),
+        sampler_logprobs=tuple(np.array([-choose.random() for _ in ids], dtype=np.float32).tolist()),  # as engines do
         finish_reason="stop",
     )
 

@@ -88,6 +88,17 @@ def cut_after(path: Path, step: int, *, kind: Kind = any_kind, once: bool = Fals
     return Cut(kept=kept, damaged=damaged, doubled=doubled)
 
 
+def count_lines(path: Path, step: int, *, kind: Kind = any_kind) -> Counter[str]:
+    """The readable lines of this very step, by kind; raises `PathError` where the file cannot be read."""
+    try:
+        check_ordinary(path)
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise PathError(f"{path} cannot be read ({reason(error)}).") from error
+    found = (_read(line) for line in content.splitlines())
+    return Counter(kind(line[1]) for line in found if line is not None and line[0] == step)
+
+
 def drop_half_line(path: Path) -> None:
     """Cut off what a killed process wrote after the last whole line; raises `PathError`."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,10 @@ from exprl.types import Advantages, Rollout
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
-    """A prompt and a response of T tokens in a loss; `advantages` and `sampler_logprobs` are [T] or empty."""
+    """A prompt and a response of T tokens in a loss; `advantages` and `sampler_logprobs` are [T] or empty.
+
+    Of another rank's rollout, response and log-probs are arrays.
+    """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
@@ -34,7 +38,7 @@ class TokenSequence:
     @property
     def ids(self) -> tuple[int, ...]:
         """Prompt and response."""
-        return self.prompt_ids + self.response_ids
+        return (*self.prompt_ids, *self.response_ids)
 
     @property
     def total_tokens(self) -> int:
@@ -72,14 +76,14 @@ def collate(
     sequences: Sequence[TokenSequence], *, pad_token_id: int, device: torch.device, packed: bool = False
 ) -> MicroBatch:
     """Lay the sequences end to end in one row, or pad them to the longest, and flatten the response side."""
-    sampled = [p for s in sequences for p in s.sampler_logprobs]
+    sampled = any(len(s.sampler_logprobs) for s in sequences)
     layout = _end_to_end(sequences) if packed else _padded(sequences, pad_token_id)
     placed: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in layout.items()}
     return MicroBatch(
         **placed,
-        ids=torch.tensor([i for s in sequences for i in s.response_ids], device=device),
-        advantages=torch.tensor([a for s in sequences for a in s.advantages], device=device),
-        sampler_logprobs=torch.tensor(sampled, device=device) if sampled else None,
+        ids=_joined([s.response_ids for s in sequences], np.int64).to(device),
+        advantages=_joined([s.advantages for s in sequences], np.float32).to(device),
+        sampler_logprobs=_joined([s.sampler_logprobs for s in sequences], np.float32).to(device) if sampled else None,
     )
 
 
@@ -91,12 +95,17 @@ def _end_to_end(sequences: Sequence[TokenSequence]) -> dict[str, Tensor | None]:
         start = end
     flat = torch.cat(columns)
     return {
-        "input_ids": torch.tensor([[i for sequence in sequences for i in sequence.ids]]),
+        "input_ids": _joined([ids for s in sequences for ids in (s.prompt_ids, s.response_ids)], np.int64)[None],
         "attention_mask": None,
         "position_ids": torch.cat([torch.arange(sequence.total_tokens) for sequence in sequences])[None],
         "rows": torch.zeros_like(flat),
         "columns": flat,
     }
+
+
+def _joined(rows: Sequence[Sequence[float]], dtype: type[np.number[Any]]) -> Tensor:
+    """The rows, tuples or arrays, one after the other."""
+    return torch.from_numpy(np.concatenate([np.asarray(row, dtype=dtype) for row in rows]))
 
 
 def _padded(sequences: Sequence[TokenSequence], pad_token_id: int) -> dict[str, Tensor | None]:
@@ -106,7 +115,7 @@ def _padded(sequences: Sequence[TokenSequence], pad_token_id: int) -> dict[str, 
     rows, columns = [], []
     for row, sequence in enumerate(sequences):
         total = sequence.total_tokens
-        input_ids[row, :total] = torch.tensor(sequence.ids)
+        input_ids[row, :total] = _joined([sequence.prompt_ids, sequence.response_ids], np.int64)
         attention_mask[row, :total] = 1
         rows.append(torch.full((len(sequence.response_ids),), row))
         columns.append(torch.arange(len(sequence.prompt_ids) - 1, total - 1))

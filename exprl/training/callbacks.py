@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from exprl.errors import CheckpointError, ExprlError, PathError
 from exprl.files.disk import append_line
-from exprl.files.lines import cut_after
+from exprl.files.lines import count_lines, cut_after
 from exprl.models.sharding import is_sharded
 from exprl.runs.directory import RunDirectory
 from exprl.runs.leftovers import WRITING, remove, set_aside
@@ -24,6 +24,7 @@ from exprl.terminal.console import Console
 from exprl.training.aftermath import assemble
 from exprl.training.checkpointing import write_digests_together
 from exprl.training.evaluation_log import STEP, kind_of
+from exprl.training.exchange import own_groups
 from exprl.training.interruption import Interruption
 from exprl.training.loggers import log_to, replay
 from exprl.training.no_update import IN_A_ROW, NoUpdate
@@ -64,7 +65,7 @@ class StepLog(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.expected, owed = state_dict, state_dict.get(OWED)
+        self.expected, owed = dict(state_dict), state_dict.get(OWED)
         self.owed = owed and StepRecords.from_state(owed)
         self.without_update = state_dict.get(WITHOUT_UPDATE, 0)
 
@@ -80,6 +81,7 @@ class StepLog(Callback):
         """
         assert isinstance(pl_module, PolicyModule)
         if pl_module.world.first:
+            self.pass_over_written()
             whole = pl_module.steps_done - (self.owed is not None)
             self.lines = {path.name: self.cut(path, whole) for path in self.files}
             replay(trainer.loggers, self.directory.metrics)
@@ -87,6 +89,21 @@ class StepLog(Callback):
         self.owed = None
         # Every rank counts: the one that writes may be lost, and another writes the checkpoint then.
         self.lines = pl_module.world.gather(self.lines, "counting the lines of the run")[0]
+
+    def pass_over_written(self) -> None:
+        """Owe nothing of a step whose writer was lost, with its own samples, after all lines were written."""
+        if self.owed is None or self.owed.complete:
+            return
+        found = [count_lines(path, self.owed.step, kind=kind_of)[STEP] for path in self.files]
+        if found == [1, self.owed.count]:
+            own = {path.name: self.expected[path.name] + count for path, count in zip(self.files, found, strict=True)}
+            self.expected, self.owed = {**self.expected, **own}, None
+        else:
+            log.warning(
+                "of step %d the samples of %d rollouts are lost, with the rank that was to write them",
+                self.owed.step,
+                self.owed.count - len(self.owed.samples),
+            )
 
     def cut(self, path: Path, step: int) -> int:
         """Cut one file back to `step`; returns its lines, with a warning if they are not as many as there were.
@@ -130,33 +147,49 @@ class StepLog(Callback):
         """After each step: from here it can be saved, since what is not written of it goes into the checkpoint.
 
         A signal waits until all is written. Whatever else stops the writing, a full disk or an impatient second signal,
-        the step is resumed with all of its records. The ranks that do not write owe a step until the next one, by when
-        they have met the one that does: should it be lost, they save the step.
+        the step is resumed with all of its records. The ranks that do not write owe their own samples of a step until
+        the next one, by when they have met the one that does: should it be lost, they save the step with these.
         """
         assert isinstance(pl_module, PolicyModule)
         self.settle()
+        step, scored = pl_module.steps_done, pl_module.last_scored
         self.owed = StepRecords(
-            step=pl_module.steps_done,
+            step=step,
             metrics=existing(pl_module.last_metrics),
-            samples=[r for scored in pl_module.last_scored for r in sample_records(scored, pl_module.steps_done)],
+            samples=[record for own in own_groups(scored) for record in sample_records(own, step)],
+            count=sum(len(s.group.rollouts) for s in scored),
             no_update=pl_module.last_no_update,
         )
         pl_module.step_finished()
-        if pl_module.world.first:
+        parts = pl_module.world.collect(self.owed.samples, f"the records of step {step}")
+        if parts is not None:
+            self.owed = replace(self.owed, samples=[record for part in parts for record in part])
             self.pay(trainer, pl_module)
         pl_module.step_logged()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Where the rank that writes was lost, the others put together what they have of the step; all ranks here."""
+        assert isinstance(pl_module, PolicyModule)
+        world, owed = pl_module.world, self.owed
+        if world.gather(owed is None or owed.complete, "saving what is owed")[0]:
+            return
+        shares = world.gather(owed.samples if owed is not None else [], "the samples that are owed")
+        if owed is not None:
+            joined = replace(owed, samples=[record for share in shares for record in share])
+            checkpoint["callbacks"][self.state_key][OWED] = asdict(joined)
 
     def pay(self, trainer: Trainer, module: PolicyModule) -> None:
         """Write what is owed, if anything is."""
         if self.owed is not None:
             self.write(trainer, module, self.owed)
+            self.owed = replace(self.owed, count=len(self.owed.samples))
         self.settle()
 
     def settle(self) -> None:
         """Count what was owed as written."""
         if self.owed is not None:
             self.lines[self.directory.metrics.name] += 1
-            self.lines[self.directory.samples.name] += len(self.owed.samples)
+            self.lines[self.directory.samples.name] += self.owed.count
             self.owed = None
 
     def write(self, trainer: Trainer, module: PolicyModule, records: StepRecords) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from exprl.evaluation.behaviours import BehaviourRates
+from exprl.evaluation.detectors import BEHAVIOUR_NAMES
 from exprl.evaluation.dynamics import OutcomeDynamics
 from exprl.types import JUDGEMENT_STATUSES, AnyReward, Judgement, RolloutReward, ScoredGroup
+
+ROLLOUTS = "rollouts"
+"""Beside the behaviours' names, of how many rollouts they are counted."""
 
 
 def final_value(reward: AnyReward) -> float | None:
@@ -76,11 +80,22 @@ def outcome_metrics(problem_ids: Sequence[str], correct: Sequence[Sequence[bool]
     return {f"outcome/{name}": share.item() for name, share in shares.items()}
 
 
-def behaviour_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Lexical rates of a step's rollouts."""
+def behaviour_counts(scored: Sequence[ScoredGroup]) -> dict[str, float]:
+    """How many of these rollouts show each behaviour, by their words, and how many there are: to be added up."""
     rates = BehaviourRates(sync_on_compute=False)
     rates.update([rollout.text for s in scored for rollout in s.group.rollouts])
-    return {f"behaviour/{name}_rate": rate.item() for name, rate in rates.compute().items()}
+    shown = dict(zip(BEHAVIOUR_NAMES, map(float, rates.shown), strict=True))
+    return {**shown, ROLLOUTS: float(sum(len(s.group.rollouts) for s in scored))}
+
+
+def behaviour_metrics(counts: Mapping[str, float]) -> dict[str, float]:
+    """Lexical rates of a step's rollouts, from the sum of all ranks' counts.
+
+    >>> behaviour_metrics({"verification": 1.0, "rollouts": 4.0})
+    {'behaviour/verification_rate': 0.25}
+    """
+    shown = {name: count for name, count in counts.items() if name != ROLLOUTS}
+    return {f"behaviour/{name}_rate": count / counts[ROLLOUTS] for name, count in shown.items()}
 
 
 def _segment_count(reward: AnyReward) -> int:

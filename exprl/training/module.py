@@ -20,19 +20,18 @@ from exprl.rewards.checks import check_rewards
 from exprl.seeding import derive_seed
 from exprl.text.prompts import PromptBuilder
 from exprl.training import metrics
+from exprl.training.exchange import Rewarded, everyones, own_groups
 from exprl.training.no_update import no_update
 from exprl.training.policy_module import PolicyModule, Shown
 from exprl.training.update import PolicyUpdate
 from exprl.training.world import World
-from exprl.types import AnyReward, Problem, Rollout, RolloutGroup, ScoredGroup
+from exprl.types import Problem, Rollout, RolloutGroup, ScoredGroup
 from exprl.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
 
 ADVISED_STEPS = 3
 """Steps whose rewards are looked at for what a config forgot; what comes later the policy has learned."""
-
-Rewarded = tuple[RolloutGroup, tuple[AnyReward, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,15 +144,14 @@ class ExpRLModule(PolicyModule):
         return list(zip(groups, rewards, strict=True))
 
     def compare(self, rewarded: Sequence[Rewarded]) -> list[ScoredGroup]:
-        """Advantages over the groups of all ranks, rank by rank: the same list on every rank.
+        """Advantages over the groups of all ranks, rank by rank: the same on every rank but for others' texts.
 
         Raises:
             NonFiniteError: on every rank, where one has a reward, an advantage or a log-prob that is not finite.
             JudgeError: on every rank, where too many judgements of all ranks failed.
             ContractError: on every rank, where the advantage gives something else than advantages of the rollouts.
         """
-        everyone = self.world.gather(list(rewarded), f"the update of {self.step}")
-        groups, rewards = zip(*(pair for own in everyone for pair in own), strict=True)
+        groups, rewards = zip(*everyones(self.world, rewarded, f"the update of {self.step}"), strict=True)
         who = f"advantage {title_of(self.parts.advantage)}"
         check_rollouts(groups, rewards, self.step, f"reward {title_of(self.parts.reward)}")
         self.parts.reward.check_step(rewards)
@@ -179,17 +177,16 @@ class ExpRLModule(PolicyModule):
     def verify(self, scored: Sequence[ScoredGroup]) -> list[list[bool]]:
         """Which rollouts of each group have the right answer; empty where not every problem has an answer.
 
-        Each rank verifies a part and all know the whole, so that any of them can write what a checkpoint keeps once.
+        Each rank verifies its own and all know the whole, so that any of them can write what a checkpoint keeps once.
         """
-        verifier, world = self.parts.verifier, self.world
+        verifier = self.parts.verifier
         if verifier is None or any(s.group.problem.scaffold.answer is None for s in scored):
             return []
-        mine = scored[world.rank :: world.size]
+        mine = own_groups(scored)
         asked = [(s.group.problem, rollout.reply) for s in mine for rollout in s.group.rollouts]
         verdicts = iter(verifier.verdicts(*zip(*asked, strict=True)) if asked else ())
         own = [[next(verdicts) for _ in s.group.rollouts] for s in mine]
-        parts = world.gather(own, f"the outcomes of {self.step}")
-        return [parts[number % world.size][number // world.size] for number in range(len(scored))]
+        return [right for part in self.world.gather(own, f"the outcomes of {self.step}") for right in part]
 
     def learn(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
         """Update the policy on every group with a learning signal; returns the update's metrics."""
@@ -227,7 +224,7 @@ class ExpRLModule(PolicyModule):
             **metrics.reward_metrics(scored),
             **metrics.judge_metrics(scored),
             **metrics.rollout_metrics(scored),
-            **metrics.behaviour_metrics(scored),
+            **metrics.behaviour_metrics(self.world.sum(metrics.behaviour_counts(own_groups(scored)))),
         }
         if not correct:
             return described

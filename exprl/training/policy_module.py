@@ -314,7 +314,7 @@ class PolicyModule(LightningModule):
     # ------------------------------------------------------------------ what is logged
 
     def report(self, metrics: Mapping[str, float], scored: Sequence[ScoredGroup] = ()) -> None:
-        """Say what a step came to, on every rank: its metrics, and its rollouts of all ranks if it has any.
+        """Say what a step came to, on every rank: its metrics, and its rollouts, others' without texts, if it has any.
 
         Callbacks, progress bars and loggers of the Trainer get the metrics, under the run's own step number. One
         without a value at this step is NaN, or missing.

@@ -17,20 +17,27 @@ class StepRecords:
     Attributes:
         step: which one.
         metrics: by name, see `existing`.
-        samples: one a rollout, see `sample_records`.
+        samples: one a rollout, see `sample_records`; of this rank's alone until they are collected.
+        count: the samples of all ranks together.
         no_update: why the step made no update, if it made none.
     """
 
     step: int
     metrics: Mapping[str, float]
     samples: Sequence[Mapping[str, Any]]
+    count: int
     no_update: NoUpdate | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no rank's samples are missing."""
+        return len(self.samples) == self.count
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The inverse of `dataclasses.asdict`."""
         reason = state["no_update"]
-        return cls(**{**state, "no_update": reason and NoUpdate(**reason)})
+        return cls(**{"count": len(state["samples"]), **state, "no_update": reason and NoUpdate(**reason)})
 
 
 def existing(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -171,10 +171,26 @@ class World:
         """Every rank's value, in the order of ranks, on every rank; raises as `barrier` does."""
         if self.size == 1:
             return [value]
+        with self._exchange(what):
+            return self._through_store(value, what) if self.assembled else self._through_group(value, what)
+
+    def collect(self, value: T, what: str) -> list[T] | None:
+        """Every rank's value, in the order of ranks, on rank 0 alone; raises as `barrier` does."""
+        if self.size == 1:
+            return [value]
+        with self._exchange(what):
+            values: list[Any] | None = [None] * self.size if self.first else None
+            with self._group_may_break(what):
+                dist.gather_object(value, values, dst=0, group=self._group)
+            return values
+
+    @contextmanager
+    def _exchange(self, what: str) -> Iterator[None]:
+        """All ranks are here, and count on each other until the end of the block."""
         before, self.exchanging = self.exchanging, True
         try:
             self.barrier(what)
-            return self._through_store(value, what) if self.assembled else self._through_group(value, what)
+            yield
         finally:
             self.exchanging = before
 
@@ -185,11 +201,16 @@ class World:
 
     def _through_group(self, value: T, what: str) -> list[T]:
         values: list[Any] = [None] * self.size
-        try:
+        with self._group_may_break(what):
             dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    @contextmanager
+    def _group_may_break(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except (RuntimeError, ConnectionError) as error:
             raise self._broken(what, error) from error
-        return values
 
     def _through_store(self, value: T, what: str) -> list[T]:
         name = f"assembled/value/{what}/{self._barriers[what]}"

@@ -13,6 +13,7 @@ import torch
 from exprl.experiment import UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
+from exprl.training.exchange import everyones, own_groups
 from exprl.training.parallel import clip_gradients, sum_gradients
 from exprl.training.update import PolicyUpdate
 from exprl.training.world import World, join
@@ -127,7 +128,14 @@ def main(folder: Path) -> None:
     everything = scored_groups()
     own = len(everything) // world.size
     mine = everything[world.rank * own : (world.rank + 1) * own]
-    gathered = [s for part in world.gather(mine, "the update") for s in part]
+    rewarded = everyones(world, [(s.group, s.rewards) for s in mine], "the update")
+    gathered = [
+        ScoredGroup(group=group, rewards=rewards, advantages=s.advantages)
+        for (group, rewards), s in zip(rewarded, everything, strict=True)
+    ]
+    assert own_groups(gathered) == mine
+    texts = [rollout.text for s in gathered for rollout in s.group.rollouts if rollout.text]
+    assert len(texts) == sum(len(s.group.rollouts) for s in mine), "those of this rank's own rollouts"
     results = [gradients(world, policy(), gathered, **case) for case in CASES]
     if world.first:
         torch.save(results, folder / f"ranks-{world.size}.pt")

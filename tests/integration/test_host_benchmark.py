@@ -24,4 +24,4 @@ def test_a_small_step_is_measured_part_by_part() -> None:
     judging, parts, exchanged = (table for table in re.findall(r"(?:^\|.*\n)+", done.stdout, re.MULTILINE))
     assert [row.split("|")[1].strip() for row in judging.splitlines()[2:]] == ["2", "4"]
     assert [row.split("|")[1].split()[0].rstrip(",") for row in parts.splitlines()[2:]] == list(PARTS)
-    assert [row.split("|")[1].strip() for row in exchanged.splitlines()[2:]] == ["1", "2"]
+    assert [row.split("|")[1].strip() for row in exchanged.splitlines()[2:]] == ["1", "1", "2", "2"]

@@ -14,7 +14,7 @@ from exprl.evaluation.dynamics import OutcomeDynamics
 from exprl.judges.backends.base import JudgeBackend, Reply
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.registry import BEHAVIOURS
-from exprl.training.metrics import behaviour_metrics
+from exprl.training.metrics import behaviour_counts, behaviour_metrics
 from tests.rollouts import rollout_of, scored_of
 
 POSITIVE = {
@@ -160,7 +160,7 @@ class TestRates:
 
     def test_of_a_step(self):
         texts = ["Let me double-check.", "4", "4", "Let's start over and verify that."]
-        logged = behaviour_metrics([scored(texts[:2]), scored(texts[2:])])
+        logged = behaviour_metrics(behaviour_counts([scored(texts[:2]), scored(texts[2:])]))
         assert logged == {
             "behaviour/verification_rate": 0.25,
             "behaviour/self_correction_rate": 0.0,

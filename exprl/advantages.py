@@ -186,6 +186,8 @@ class Advantage(Component):
     `accepts` names the reward granularities an estimator takes: `rollout`, `segment`.
     """
 
+    registered_family: ClassVar[str] = "advantage"
+
     accepts: ClassVar[frozenset[str]] = frozenset({"rollout", "segment"})
 
     scale: Literal["none", "rms"] = option(
@@ -222,7 +224,7 @@ class Advantage(Component):
         given = "rollout" if isinstance(reward, RolloutReward) else "segment"
         if given not in self.accepts:
             raise ConfigError(
-                f"advantage {self.registered_name!r} takes one reward a {' or '.join(sorted(self.accepts))}, but got "
+                f"advantage {title_of(self)} takes one reward a {' or '.join(sorted(self.accepts))}, but got "
                 f"one a {given}. Use an advantage that takes both, for example segment_delta."
             )
 
@@ -327,7 +329,7 @@ def check_comparison(advantage: Advantage, granularity: str, *, prompts: int, sa
     step = [tuple(next(rewards) for _ in range(samples)) for _ in range(prompts)]
     if not any(has_signal(group, _ROUNDING) for group in advantage.estimate(step)):
         raise ConfigError(
-            f"rollout.samples_per_prompt: {samples}, with which every advantage of {advantage.registered_name!r} is 0 "
+            f"rollout.samples_per_prompt: {samples}, with which every advantage of {title_of(advantage)} is 0 "
             f"for data.prompts_per_step={prompts} and one reward a {granularity}: a rollout has no other to be "
             "compared with, and nothing would be learnt. Sample 2 or more a prompt (usual: 8)."
         )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import MISSING, Field, fields
 from typing import Any, ClassVar, Self
 
 from exprl.config.fields import Choice, choose, choose_by, given, option, required_choice, wrapped
 from exprl.config.options import Options, given_to, parts_of
 from exprl.config.validate import checked
-from exprl.errors import ContractError
+from exprl.errors import ConfigError, ContractError
 from exprl.resources import Resources
 
 __all__ = [
@@ -42,6 +43,11 @@ class Component(Options, ABC):
     registered_name: ClassVar[str] = ""
     registered_family: ClassVar[str] = ""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "registered_name" not in vars(cls):
+            cls.registered_name = ""  # a base's is that of the base
+
     def __init__(self, *positional: object, **options: Any) -> None:
         cls = type(self)
         if positional:
@@ -56,6 +62,8 @@ class Component(Options, ABC):
         """Build from validated options, with the parts they name and with what the run gives."""
         if cls.__init__ is not Component.__init__:
             raise ContractError("its constructor is its own: define `setup` in its place.", giver=_title(cls))
+        if not isinstance(config, cls.Config):
+            raise ConfigError(f"{_title(cls)}: expected its own options, but got a {type(config).__qualname__}.")
         return cls._made(config, {}, resources)
 
     @classmethod
@@ -97,11 +105,24 @@ class Component(Options, ABC):
     def _build(self, config: Any, handed: Mapping[str, Any], resources: Resources) -> None:
         self._assemble(config)
         self._parts: dict[str, Any] = {}
-        for name in parts_of(type(self)):
-            self._parts[name] = self.part(name, handed.get(name), resources)
-        for name, field in given_to(type(self)).items():
-            self._parts[name] = handed[name] if name in handed else _taken(type(self), name, field, resources)
+        cls, others = type(self), given_to(type(self))
+        if unknown := handed.keys() - others.keys() - set(parts_of(cls)):
+            raise TypeError(f"{cls.__name__}: there is nothing called {sorted(unknown)[0]!r} to hand over.")
+        for name, field in others.items():
+            self._parts[name] = handed[name] if name in handed else _taken(cls, name, field, resources)
+        self._make: Callable[[str], Any] = lambda name: self.part(name, handed.get(name), resources)
+        for name in parts_of(cls):
+            self._built(name)
+        del self._make
         self.setup()
+
+    def _built(self, name: str) -> Any:
+        """A part, or what was given; a part is built when it is first asked for, by another part's building too."""
+        if name not in self.__dict__.get("_parts", {}):
+            if "_make" not in self.__dict__:
+                raise ContractError("its constructor must call super().__init__().", giver=type(self).__name__)
+            self._parts[name] = self._make(name)
+        return self._parts[name]
 
 
 class Stateful(Component):
@@ -109,36 +130,39 @@ class Stateful(Component):
 
     def prepare(self) -> None:
         """Called on every rank when a run starts, with all weights in place."""
-        for part in self._lasting().values():
+        for part in self.lasting().values():
             part.prepare()
 
     def sync(self) -> None:
         """Called after every policy update: who has live weights, or keeps what they said, reacts here."""
-        for part in self._lasting().values():
+        for part in self.lasting().values():
             part.sync()
 
     def close(self) -> None:
-        """Free what is held; called when a run ends, also by an error."""
-        for part in self._lasting().values():
-            part.close()
+        """Free what is held; called when a run ends, also by an error. One that fails leaves no other open."""
+        with ExitStack() as stack:
+            for part in self.lasting().values():
+                stack.callback(part.close)
 
     def texts(self) -> dict[str, str]:
         """The texts that shape its values beside its config, by what they are: a run goes on with the same."""
-        return {name: text for part in self._lasting().values() for name, text in part.texts().items()}
+        return {name: text for part in self.lasting().values() for name, text in part.texts().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it; it must pickle."""
-        states = {name: part.state_dict() for name, part in self._lasting().items()}
+        states = {name: part.state_dict() for name, part in self.lasting().items()}
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        for name, part in self._lasting().items():
+        for name, part in self.lasting().items():
             if name in state:
                 part.load_state_dict(state[name])
 
-    def _lasting(self) -> dict[str, Stateful]:
-        return {name: part for name, part in self._parts.items() if isinstance(part, Stateful)}
+    def lasting(self) -> dict[str, Stateful]:
+        """The parts with a life, each once."""
+        parts = {id(self._built(name)): (name, self._built(name)) for name in parts_of(type(self))}
+        return {name: part for name, part in parts.values() if isinstance(part, Stateful)}
 
 
 def title_of(component: Component) -> str:
@@ -162,9 +186,17 @@ def _choice(owner: type[Component], name: str, value: Any) -> Any:
     registry = next((field.metadata.get("registry") for field in fields(owner.Config) if field.name == name), None)
     if registry is None:
         return value
+    if isinstance(value, type) and issubclass(value, Component):
+        raise ConfigError(
+            f"{name}: expected an object, but got the class {value.__name__}. Call it: {value.__name__}()."
+        )
     if isinstance(value, Component):
+        if "config" not in value.__dict__:
+            raise ContractError("its constructor must call super().__init__().", giver=type(value).__name__)
         return Choice(name=value.registered_name or type(value).__name__, config=value.config, cls=type(value))
     if isinstance(value, str) and registry.shorthand is not None:
         component, option_name = registry.shorthand
+        if not value:
+            raise ConfigError(f"{name}: must not be empty.")
         return Choice.of(registry, component, **{option_name: value})
     return value

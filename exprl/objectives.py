@@ -7,7 +7,7 @@ flows through the current policy's log-probs only.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from exprl import kernels
 from exprl.component import Component, option
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 class Objective(Component):
     """A per-token policy loss with an optional KL term and the correction for another engine's sampling."""
+
+    registered_family: ClassVar[str] = "objective"
 
     kl_coef: Annotated[float, Range(ge=0, le=1000)] = option(
         default=0.0, help="weight of the KL to the frozen initial policy; 0: none (the paper: 0.001)"

@@ -47,8 +47,13 @@ class Registry(Generic[T]):
 
     def register(self, name: str) -> Callable[[C], C]:
         """Class decorator; raises `ConfigError` when another class has `name`, or this one lacks a method."""
+        if not isinstance(name, str):
+            raise ConfigError(f'{self.family}: {name!r} needs a name: @{self.family.upper()}S.register("...").')
 
         def decorate(cls: C) -> C:
+            family = getattr(cls, "registered_family", "")
+            if family not in ("", self.family):
+                raise ConfigError(f"{self.family} {name!r} ({cls.__module__}.{cls.__qualname__}) is a {family}.")
             if inspect.isabstract(cls):
                 missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
                 raise ConfigError(

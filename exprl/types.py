@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Generic, Literal, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
 
 from exprl.errors import ContractError
 
@@ -88,6 +88,14 @@ class Scaffold:
     answer: Hidden[str] | None = None
     steps: Hidden[tuple[str, ...]] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("reference", "answer", "steps"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Hidden):
+                raise TypeError(
+                    f"{name}: expected Hidden(...), which keeps it out of sight, but got {type(value).__name__}"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -144,6 +152,11 @@ class Rollout:
     policy_version: int = 0
 
     def __post_init__(self) -> None:
+        if self.finish_reason not in get_args(FinishReason):
+            raise ValueError(
+                f"finish_reason: {' or '.join(map(repr, get_args(FinishReason)))}, but got {self.finish_reason!r}; "
+                "'length' is a rollout that was cut off"
+            )
         lengths = {len(self.token_ids), len(self.token_ends), len(self.sampler_logprobs)}
         if len(lengths) != 1:
             raise ValueError(

@@ -29,7 +29,7 @@ class Docstrings(griffe.Extension):
             text = with_name(text, obj)
             if config := options_of(obj):
                 text = f"{text}\n\n{table(config)}"
-                for name in [name for name, member in obj.members.items() if member.is_attribute or name == "__init__"]:
+                for name in {"__init__", *fields_of(config)} & obj.members.keys():
                     del obj.members[name]
         obj.docstring.value = text
 
@@ -44,17 +44,18 @@ def with_name(text: str, cls: griffe.Class) -> str:
 
 
 def options_of(cls: griffe.Class) -> type[Any] | None:
-    """The class itself, if it is a dataclass of options."""
-    if "dataclass" not in cls.labels and cls.name != "Config":
-        return None
+    """The options of a component, or the class itself, if it is a dataclass of options."""
     found: Any = importlib.import_module(cls.module.path)
     for name in cls.path.removeprefix(f"{cls.module.path}.").split("."):
         found = getattr(found, name)
+    found = getattr(found, "Config", found)
+    if not dataclasses.is_dataclass(found):
+        return None
     return found if any("help" in field.metadata for field in dataclasses.fields(found)) else None
 
 
 def table(config: type[Any]) -> str:
-    """The options of a Config in Markdown, inherited ones included, as `exprl list` has them."""
+    """Options in Markdown, inherited ones included, as `exprl list` has them."""
     return "\n".join(["| option | default | what it does |", "|---|---|---|", *rows(config)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import types
@@ -11,13 +12,14 @@ from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from exprl.config.ranges import Rule
+from exprl.errors import ContractError
 from exprl.registry import Registry
 
 # ------------------------------------------------------------------ declaring
 
 
 def option(
-    *,
+    *positional: Any,
     default: Any = MISSING,
     help: str = "",  # noqa: A002 - argparse's word
     free: bool = False,
@@ -30,10 +32,11 @@ def option(
     computes, so it may be another when a run is resumed. One that says something `of` what another option names, such
     as which file of a folder, does not outlive that: a layer that names something else leaves it behind.
     """
+    if positional:
+        raise ContractError("option takes keywords: option(default=..., help=...).")
     metadata = {"help": help, "free": free, "of": of}
-    if isinstance(default, (list, dict)):
-        kind, items = type(default), default
-        return field(default_factory=lambda: kind(items), metadata=metadata)
+    if default is not MISSING and type(default).__hash__ is None:
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     if default is MISSING:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -60,8 +63,8 @@ class Choice:
 
 def choose(
     registry: Registry[Any],
-    *,
-    default: str | None,
+    *positional: Any,
+    default: str | None = None,
     help: str = "",  # noqa: A002
     **options: Any,
 ) -> Any:
@@ -70,6 +73,8 @@ def choose(
     Annotate it with the component's type (in a dataclass that is no component `Annotated[Choice, registry]`), or None
     where that is the default. The default is resolved when a config is made, so that declaring imports no component.
     """
+    if positional:
+        raise ContractError("choose takes keywords: choose(registry, default=..., help=...).")
     if default is None:
         return field(default=None, metadata={"help": help, "registry": registry})
     node = {"name": default, **options}
@@ -136,6 +141,8 @@ class FieldSpec:
     name_for: Callable[[Mapping[str, Any]], str] | None = None
     of: str | None = None
     wraps: bool = False
+    default: Any = MISSING
+    """The plain value where none is given; of a component see `default_for`."""
 
     def default_for(self, chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The component node that stands where none is given, beside the options `chosen` before it; None without."""
@@ -149,7 +156,14 @@ def fields_of(schema: type[Any]) -> Mapping[str, FieldSpec]:
 
 @functools.cache
 def _fields_of(schema: type[Any]) -> Mapping[str, FieldSpec]:
-    hints = typing.get_type_hints(schema, include_extras=True)
+    try:
+        hints = typing.get_type_hints(schema, include_extras=True)
+    except NameError as error:
+        raise ContractError(
+            f"the type of an option cannot be read: {error}. Import it at the top of the module, not within a function "
+            "or for type checkers alone.",
+            giver=f"{schema.__module__}.{schema.__qualname__}",
+        ) from error
     return types.MappingProxyType({field.name: _read(field, hints[field.name]) for field in dataclasses.fields(schema)})
 
 
@@ -168,7 +182,14 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
         name_for=field.metadata.get("name_for"),
         of=field.metadata.get("of"),
         wraps=field.metadata.get("wraps", False),
+        default=_plain_default(field),
     )
+
+
+def _plain_default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is MISSING or "registry" in field.metadata:
+        return field.default
+    return field.default_factory()
 
 
 def wrapped_option(registry: Registry[Any], name: Any) -> str | None:

@@ -7,14 +7,16 @@ one. Type checkers and editors know them by `dataclass_transform` (PEP 681).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, dataclass_transform, get_origin
+from typing import Annotated, Any, ClassVar, ForwardRef, dataclass_transform
 
+from exprl.config.declaring import check_body
 from exprl.config.fields import Choice, choose, given, option, required_choice, wrapped
 from exprl.config.validate import checked
-from exprl.errors import ContractError, did_you_mean
+from exprl.errors import did_you_mean
 
 
 @dataclass_transform(
@@ -49,11 +51,14 @@ class Options:
 
     @classmethod
     def check_options(cls, config: Any) -> None:
-        """Raise a `ConfigError` where options do not go together; each of them has been checked by itself."""
+        """Raise a `ConfigError` where options do not go together; each of them has been checked by itself.
+
+        That of every base is asked, so none needs to call another.
+        """
         del config
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in _fields(type(self)))
+        shown = ", ".join(f"{field.name}={getattr(self, field.name, ...)!r}" for field in _fields(type(self)))
         return f"{type(self).__name__}({shown})"
 
     def _checked(self, options: Mapping[str, Any]) -> Any:
@@ -70,21 +75,22 @@ class Options:
 class Value:
     """How an object reads one of its options; they are set once, by the constructor."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, field: dataclasses.Field[Any], annotation: Any) -> None:
+        self.name, self.field, self.annotation = name, field, annotation
+        self.__doc__ = field.metadata.get("help")
 
     def __get__(self, owner: Any, kind: type[Any]) -> Any:
-        return self if owner is None else getattr(owner.config, self._name)
+        return self if owner is None else getattr(owner.config, self.name)
 
     def __set__(self, owner: Any, value: object) -> None:
-        raise AttributeError(f"{type(owner).__name__}: {self._name} is set by the constructor; make another object.")
+        raise AttributeError(f"{type(owner).__name__}: {self.name} is set by the constructor; make another object.")
 
 
 class Part(Value):
-    """How an object reads a component that it was built with, or something else that is no option."""
+    """How an object reads a component that it is built of, or something else that is no option."""
 
     def __get__(self, owner: Any, kind: type[Any]) -> Any:
-        return self if owner is None else owner._parts[self._name]
+        return self if owner is None else owner._built(self.name)
 
 
 def parts_of(cls: type[Any]) -> Iterator[str]:
@@ -94,12 +100,21 @@ def parts_of(cls: type[Any]) -> Iterator[str]:
 
 def given_to(cls: type[Any]) -> Mapping[str, dataclasses.Field[Any]]:
     """What its objects are given beside their options, by name."""
-    found: Mapping[str, dataclasses.Field[Any]] = cls._given
-    return found
+    return {name: value.field for name, value in _values(cls).items() if "given" in value.field.metadata}
 
 
 def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(cls.Config)
+
+
+def _values(cls: type[Any]) -> dict[str, Value]:
+    """What a class and its bases declare, by name, as attributes are found: the nearest first."""
+    found: dict[str, Value] = {}
+    for base in cls.__mro__:
+        for name, value in vars(base).items():
+            if isinstance(value, Value):
+                found.setdefault(name, value)
+    return found
 
 
 # ------------------------------------------------------------------ declaring
@@ -109,85 +124,70 @@ def _declare(cls: type[Any]) -> None:
     """Make of the fields in a class's body its `Config`, how its objects read them, and the constructor's signature."""
     declared = {name: value for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)}
     annotations = inspect.get_annotations(cls)
-    _check_body(cls, declared, annotations)
-    given = {name: field for name, field in declared.items() if "given" in field.metadata}
-    options = {name: field for name, field in declared.items() if name not in given}
+    check_body(cls, declared, annotations, _values(cls))
     for name, field in declared.items():
-        setattr(cls, name, Part(name) if name in given or "registry" in field.metadata else Value(name))
-    cls._given = {**getattr(cls, "_given", {}), **given}
-    cls.Config = _config_of(cls, {name: _annotation(annotations[name], options[name]) for name in options}, options)
+        is_part = "given" in field.metadata or "registry" in field.metadata
+        setattr(cls, name, (Part if is_part else Value)(name, field, annotations[name]))
+    cls.Config = _config_of(cls)
     cls.__signature__ = _signature(cls)
 
 
-def _config_of(cls: type[Any], annotations: Mapping[str, Any], options: Mapping[str, Any]) -> type[Any]:
-    """The frozen dataclass of a class's own options, below those of its bases."""
+def _config_of(cls: type[Any]) -> type[Any]:
+    """The frozen dataclass of a class's options: its own, and where bases disagree the nearest one's."""
     above = [base.Config for base in cls.__bases__ if hasattr(base, "Config")]
     bases = tuple(
         dict.fromkeys(one for one in above if not any(one is not other and issubclass(other, one) for other in above))
     )
-    body = {
+    inherited = {field.name: field.default for base in reversed(bases) for field in dataclasses.fields(base)}
+    options = {name: value for name, value in _values(cls).items() if "given" not in value.field.metadata}
+    body: dict[str, Any] = {
         "__module__": cls.__module__,
         "__qualname__": f"{cls.__qualname__}.Config",
         "__doc__": f"The options of `{cls.__name__}`.",
-        "__annotations__": dict(annotations),
-        "__post_init__": lambda self: cls.check_options(self),
-        **options,
+        "__annotations__": {},
+        "__post_init__": lambda self: _check_together(cls, self),
     }
+    for name, value in options.items():
+        if name in vars(cls) or (len(bases) > 1 and inherited[name] is not value.field.default):
+            body["__annotations__"][name] = _annotation(cls, value)
+            body[name] = copy.copy(value.field)
     return checked(dataclasses.dataclass(frozen=True, kw_only=True)(type("Config", bases, body)))
 
 
-def _annotation(annotation: Any, field: dataclasses.Field[Any]) -> Any:
+def _check_together(cls: type[Any], config: Any) -> None:
+    for base in reversed(cls.__mro__):
+        if "check_options" in vars(base):
+            vars(base)["check_options"].__get__(None, cls)(config)
+
+
+def _annotation(cls: type[Any], value: Value) -> Any:
     """That of an option; in a `Config` a component is the choice of one."""
-    registry = field.metadata.get("registry")
+    registry = value.field.metadata.get("registry")
     if registry is None:
-        return annotation
+        home = next(base.__module__ for base in cls.__mro__ if vars(base).get(value.name) is value)
+        elsewhere = isinstance(value.annotation, str) and home != cls.__module__
+        return ForwardRef(value.annotation, module=home) if elsewhere else value.annotation
     chosen = Annotated[Choice, registry]
-    return chosen | None if field.default is None else chosen
+    return chosen | None if value.field.default is None else chosen
 
 
 def _signature(cls: type[Any]) -> inspect.Signature:
     if "__init__" in vars(cls):
-        return _without_self(inspect.signature(cls.__init__))
-    options = inspect.signature(cls.Config).parameters.values()
-    keyword, required = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
-    given = [
-        inspect.Parameter(name, keyword, default=required if f.default is dataclasses.MISSING else f.default)
-        for name, f in cls._given.items()
-    ]
-    return inspect.Signature([*given, *(option.replace(kind=keyword) for option in options)])
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=list(own.parameters.values())[1:])
+    values = _values(cls)
+    order = [*given_to(cls), *(field.name for field in _fields(cls))]
+    return inspect.Signature([_parameter(values[name]) for name in order])
 
 
-def _without_self(signature: inspect.Signature) -> inspect.Signature:
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-def _check_body(cls: type[Any], declared: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
-    """Raise `ContractError` for what would not be what it looks like."""
-    who = f"{cls.__module__}.{cls.__qualname__}"
-    if "Config" in vars(cls):
-        raise ContractError(
-            "options are fields of the class itself, no longer of a class Config within: write `name: type = "
-            "option(default=..., help=...)` in its body, read self.name, check several together in `check_options`.",
-            giver=who,
-        )
-    for name in vars(cls).keys() - declared.keys():
-        if any(isinstance(vars(base).get(name), Value) for base in cls.__mro__[1:]):
-            raise ContractError(f"{name!r} hides the option of that name of its base: rename it.", giver=who)
-    for name in declared:
-        if name not in annotations:
-            raise ContractError(f"option {name!r} has no type: write `{name}: type = option(...)`.", giver=who)
-        if any(not isinstance(vars(base).get(name, Value(name)), Value) for base in cls.__mro__[1:]):
-            raise ContractError(f"option {name!r} has the name of something else of its base: rename it.", giver=who)
-    for name, annotation in annotations.items():
-        if name not in declared and not _is_of_class(annotation):
-            raise ContractError(
-                f"{name!r} is annotated and no option: write `{name}: type = option(...)`, or ClassVar[type], or "
-                "leave out the type and assign it in `setup`.",
-                giver=who,
-            )
-
-
-def _is_of_class(annotation: Any) -> bool:
-    if isinstance(annotation, str):
-        return annotation.removeprefix("typing.").startswith("ClassVar")
-    return annotation is ClassVar or get_origin(annotation) is ClassVar
+def _parameter(value: Value) -> inspect.Parameter:
+    """As people read it: what an option is, and of a component the default's name."""
+    field, keyword = value.field, inspect.Parameter.KEYWORD_ONLY
+    default: Any = inspect.Parameter.empty
+    if (node := field.metadata.get("default_node")) is not None:
+        default = node["name"]
+    elif field.default is not dataclasses.MISSING:
+        default = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    return inspect.Parameter(value.name, keyword, default=default, annotation=value.annotation)

@@ -1,6 +1,6 @@
 """What a value of the right type must also be: numbers their range, texts their form.
 
-    temperature: Annotated[float, Range(gt=0, le=100)] = option(1.0, "sampling temperature")
+    temperature: Annotated[float, Range(gt=0, le=100)] = option(default=1.0, help="sampling temperature")
 
 A rule stands at the very type that it is about, so `list[NonEmpty]` and `PositiveInt | None` read as they are meant.
 Ranges also hold for what is made in code, and `exprl list` shows them.

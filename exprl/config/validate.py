@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 from exprl.config.fields import Choice, FieldSpec, allows_none, describe, fields_of, registry_of, rules_of
 from exprl.config.merging import with_default
-from exprl.errors import ConfigError, did_you_mean
+from exprl.config.secrets import without_secrets
+from exprl.errors import ConfigError, ContractError, did_you_mean
 from exprl.registry import Registry
 
 S = TypeVar("S")
@@ -45,7 +46,7 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "", *, elsewh
     values: dict[str, Any] = {}
     for key, spec in fields.items():
         where = _join(path, key)
-        default = spec.default_for(values)
+        default = spec.default_for(_with_defaults(fields, values))
         if key in node:
             values[key] = _convert(spec, node[key], where, default)
         elif default is not None:
@@ -73,18 +74,34 @@ def checked(schema: type[S]) -> type[S]:
 
     @functools.wraps(make)
     def init(self: Any, **values: Any) -> None:
-        for key, spec in fields_of(schema).items():
-            default = spec.default_for(values)
+        fields = fields_of(schema)
+        for key, spec in fields.items():
+            default = spec.default_for(_with_defaults(fields, values))
             if key in values:
                 values[key] = _convert(spec, values[key], key, default)
             elif default is not None:
                 values[key] = _convert(spec, default, key, default)
             elif spec.required:
                 raise _missing(spec, key)
+            elif spec.registry is None:
+                _check_default(schema, spec, key)
         make(self, **values)
 
     schema.__init__ = init  # type: ignore[method-assign]
     return schema
+
+
+def _with_defaults(fields: Mapping[str, FieldSpec], values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: spec.default for key, spec in fields.items() if spec.default is not dataclasses.MISSING}
+    return {**plain, **values}
+
+
+def _check_default(schema: type[Any], spec: FieldSpec, key: str) -> None:
+    """See that a default is allowed, since a run saves it and would be resumed with it."""
+    try:
+        coerce(spec.annotation, spec.default, key)
+    except ConfigError as error:
+        raise ContractError(f"the default: {error}", giver=f"{schema.__module__}.{schema.__qualname__}") from error
 
 
 # ------------------------------------------------------------------ components
@@ -253,6 +270,9 @@ def shown(value: Any) -> str:
         text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     except (ValueError, RecursionError):  # an int of thousands of digits, a list that contains itself
         return f"a {type(value).__name__} too large to show"
+    except Exception:  # noqa: BLE001 - somebody's repr
+        return f"a {type(value).__name__} that cannot be shown"
+    text = without_secrets(text)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from exprl.component import Component
 from exprl.types import Problem
@@ -10,6 +11,8 @@ from exprl.types import Problem
 
 class ProblemSource(Component):
     """A finite, ordered list of problems, the same at every load."""
+
+    registered_family: ClassVar[str] = "source"
 
     @abstractmethod
     def load(self) -> list[Problem]:

@@ -34,13 +34,23 @@ class Sampling:
     seed: int = 0
     numbers: Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("n", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, but got {getattr(self, name)}")
+
     def number(self, index: int) -> int:
         """The number of a call's prompt `index` that its random numbers derive from."""
         return index if self.numbers is None else self.numbers[index]
 
 
 class Engine(Component):
-    """Samples rollouts from prompts. It accepts `Prompt` alone, so no problem and no scaffold can reach it."""
+    """Samples rollouts from prompts. It accepts `Prompt` alone, so no problem and no scaffold can reach it.
+
+    The options of sampling are those that a run makes its `Sampling` of; `generate` goes by the one it is given.
+    """
+
+    registered_family: ClassVar[str] = "engine"
 
     trains: ClassVar[bool] = True
     """Whether its weights follow the policy, so that a run can train on its rollouts."""

@@ -21,9 +21,10 @@ from weakref import finalize
 from exprl.component import option
 from exprl.config.options import Options
 from exprl.config.ranges import NonEmpty, Range, Seconds
+from exprl.config.secrets import without_secrets
 from exprl.engines.breaker import SILENT_TRIES, CircuitBreaker
 from exprl.engines.completions import Completion, MalformedAnswerError, error_message, read_completion
-from exprl.engines.urls import Credentials, split_credentials, without_credentials
+from exprl.engines.urls import Credentials, split_credentials
 from exprl.errors import ConfigError
 
 LONGEST_PAUSE = 8.0
@@ -44,6 +45,10 @@ NEUTRAL = MappingProxyType(
 _LONGEST_WISH = 60.0
 _BUSY = (408, 409, 425, 429)
 _NO_ENTRY = (401, 403)
+
+
+_CREDENTIALS: dict[str, Credentials] = {}
+"""User and password by the public URL they were last given with: no object holds them that can be shown or pickled."""
 
 
 class ServerOptions(Options):
@@ -71,13 +76,13 @@ class ServerOptions(Options):
         # `url` is shown, compared and saved; user and password stay out of the fields, so that nothing shows them.
         public, credentials = split_credentials(config.url)
         object.__setattr__(config, "url", public)
-        config.__dict__["_credentials"] = credentials
+        if credentials is not None:
+            _CREDENTIALS[public] = credentials
 
     @property
     def credentials(self) -> Credentials | None:
         """User and password, where the URL was given with them."""
-        found: Credentials | None = self.config.__dict__["_credentials"]
-        return found
+        return _CREDENTIALS.get(self.url)
 
 
 class RequestFailedError(Exception):
@@ -213,7 +218,7 @@ class CompletionServer:
         if status in _BUSY or status >= 500:
             raise _PassingError(f"HTTP {status}: {error_message(body)}", wish=_wish(response.headers))
         if 300 <= status < 400:
-            place = without_credentials(response.headers.get("location", "elsewhere")[:200])
+            place = without_secrets(response.headers.get("location", "elsewhere")[:200])
             raise self._failure(f"HTTP {status}: redirects to {place}; set url to where the server is")
         if status != 200:
             raise self._failure(f"HTTP {status}: {error_message(body)}{_hint(status)}")
@@ -274,7 +279,7 @@ def _client(options: ServerOptions) -> Any:
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
         raise ConfigError(
             "url: a proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used "
-            f"({without_credentials(str(error))}). Set another, or NO_PROXY={urlsplit(options.url).hostname}."
+            f"({without_secrets(str(error))}). Set another, or NO_PROXY={urlsplit(options.url).hostname}."
         ) from None
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from exprl.config.secrets import without_secrets
 from exprl.errors import ConfigError
 
 Credentials = tuple[str, str]
-
-_USERINFO = re.compile(r"//[^/\s]*@")
 
 
 def split_credentials(url: str) -> tuple[str, Credentials | None]:
@@ -31,15 +30,6 @@ def split_credentials(url: str) -> tuple[str, Credentials | None]:
     return public, (unquote(parts.username or ""), unquote(parts.password or ""))
 
 
-def without_credentials(text: str) -> str:
-    """`text` with what stands before the @ of every URL in it left out.
-
-    >>> without_credentials("moved to http://me:secret@host/v1")
-    'moved to http://host/v1'
-    """
-    return _USERINFO.sub("//", text)
-
-
 def _parsed(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
@@ -49,6 +39,6 @@ def _parsed(url: str) -> SplitResult:
     if not usable or parts.query or parts.fragment or re.search(r"\s", url):
         raise ConfigError(
             "url: must begin with http:// or https://, name a host and end before any ? or #, but got "
-            f"{without_credentials(url)!r}."
+            f"{without_secrets(url)!r}."
         )
     return parts

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
-from exprl.component import Component, choose, option, required_choice
+from exprl.component import Component, choose, option, required_choice, title_of
 from exprl.config.ranges import Share
 from exprl.evaluation.phrases import Finder
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
@@ -34,6 +35,8 @@ Shown = dict[str, bool | None]
 
 class BehaviourDetector(Component):
     """Says of each trace which behaviours it shows."""
+
+    registered_family: ClassVar[str] = "behaviour"
 
     def texts(self) -> dict[str, str]:
         """The texts that shape its verdicts beside its config, by what they are: a run goes on with the same."""
@@ -93,7 +96,9 @@ class JudgedDetector(BehaviourDetector):
         """The backend, open on a model of its own, beside the policy where there is one."""
         if name != "backend" or (handed is not None and handed.is_open):
             return super().part(name, handed, resources)
-        return self.config.backend.cls.open(self.config.backend.config, self._model(self.config), resources)
+        provider: Any = self.model  # built: an option of its type may be text as well
+        model = replace(self._model(self.config), provider=provider)
+        return self.config.backend.cls.open(self.config.backend.config, model, resources)
 
     def setup(self) -> None:
         """See that the model can be asked."""
@@ -108,7 +113,7 @@ class JudgedDetector(BehaviourDetector):
         """See `BehaviourDetector`; a failed or undecided answer is None."""
         queries = [query(text, name) for text in texts for name in BEHAVIOUR_NAMES]
         replies = self.backend.run(queries, no_progress)
-        answers = iter(one_each(queries, replies, Reply, f"judge backend {self.backend.registered_name!r}"))
+        answers = iter(one_each(queries, replies, Reply, f"judge backend {title_of(self.backend)}"))
         found: list[Shown] = []
         for _ in texts:
             found.append({name: self._verdict(next(answers)) for name in BEHAVIOUR_NAMES})

@@ -16,6 +16,8 @@ from exprl.types import Judgement, JudgeRequest, Problem
 class Judge(Stateful):
     """Grades traces on the Likert scale 1-5. The only side of a run, with verifiers, that reveals a scaffold."""
 
+    registered_family: ClassVar[str] = "judge"
+
     needs_reference: ClassVar[bool] = True
 
     @classmethod
@@ -52,6 +54,6 @@ class Judge(Stateful):
         for problem in problems:
             if problem.scaffold.reference is None:
                 raise JudgeError(
-                    f"problem {problem.id!r} has no reference solution, but judge {self.registered_name!r} needs one. "
+                    f"problem {problem.id!r} has no reference solution, but judge {title_of(self)} needs one. "
                     "Add it, drop the row, or use the judge 'no_reference' or the reward 'sparse'."
                 )

@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
+from exprl.component import title_of
 from exprl.judges.backends.base import JudgeBackend, Query, Reply
 from exprl.judges.pairing import one_each
 from exprl.judges.prefixes import digest_of
@@ -58,9 +59,7 @@ class JudgementCache:
         missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in found}
         if missing:
             asked = list(missing.values())
-            replies = one_each(
-                asked, backend.run(asked, on_progress), Reply, f"judge backend {backend.registered_name!r}"
-            )
+            replies = one_each(asked, backend.run(asked, on_progress), Reply, f"judge backend {title_of(backend)}")
             found.update(zip(missing, map(judged, replies), strict=True))
         on_progress(len(queries) - len(missing))
         self.hits += len(queries) - len(missing)

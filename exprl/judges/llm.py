@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from exprl.component import choose, option
+from exprl.component import choose, option, title_of
 from exprl.config.ranges import NonNegativeInt, Share, Tokens
 from exprl.errors import ConfigError, ContractError, JudgeError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
@@ -66,15 +67,18 @@ class LLMJudge(Judge):
 
     def part(self, name: str, handed: Any, resources: Resources) -> Any:
         """The backend, open."""
-        if name != "backend" or (handed is not None and handed.is_open):
+        if name != "backend":
             return super().part(name, handed, resources)
-        model = model_of(self.config, self.registered_name)
+        model = model_of(self.config, self.registered_name or type(self).__name__)
+        if handed is not None and handed.is_open:
+            check_handed(self.config, model, handed)
+            return handed
         if model is None:
             raise ContractError(
                 "it has neither the option `model` nor `weights`: hand over an open backend, or define `part`.",
-                giver=f"judge {self.registered_name!r}",
+                giver=f"judge {title_of(self)}",
             )
-        return open_backend(self.config, model, resources)
+        return open_backend(self.config, replace(model, provider=getattr(self, "model", None)), resources)
 
     @classmethod
     def check_fit(cls, config: Any, experiment: Any) -> None:
@@ -161,7 +165,7 @@ class ReferenceJudge(LLMJudge):
         """Problem and reference."""
         reference = problem.scaffold.reference
         if reference is None:
-            raise JudgeError(f"problem {problem.id!r} has no reference solution for judge {self.registered_name!r}.")
+            raise JudgeError(f"problem {problem.id!r} has no reference solution for judge {title_of(self)}.")
         return {"problem": problem.question.text, "reference": reference.reveal()}
 
     def without_reference(self, resources: Resources) -> Judge:
@@ -210,6 +214,14 @@ def check_backend(config: Any, model: JudgeModel, setting: Setting) -> None:
             f"judge {model.judge!r}: constrained=true needs a backend that can constrain what the model writes: "
             "backend.name=vllm, or backend.name=server with backend.structured_outputs=true."
         )
+
+
+def check_handed(config: Any, model: JudgeModel | None, backend: JudgeBackend) -> None:
+    """Raise `ConfigError` where an open backend that code hands over is not what the judge's options say."""
+    if model is not None:
+        backend.check_handed(model)
+    if config.constrained and not backend.constrains(backend.config, Setting()):
+        raise ConfigError("constrained: the backend that was handed over cannot constrain what its model writes.")
 
 
 def open_backend(config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from exprl.component import given
 from exprl.judges.base import Judge
 from exprl.judges.wrapping import WrappingJudge, refused
 from exprl.registry import JUDGES
@@ -26,10 +28,12 @@ class NoReferenceJudge(WrappingJudge):
         if not _can_do_without(config.around.cls):
             raise refused(config.around, "does not say how it grades without a reference", _can_do_without)
 
+    verifier: Any = given(lambda run, _: run.verifier, default=None, help="asked in place of `reference_steps`")
+
     def part(self, name: str, handed: Any, resources: Resources) -> Any:
         """What the judge of `around` becomes without a reference."""
         judge: Judge = super().part(name, handed, resources)
-        return judge.without_reference(resources)
+        return judge.without_reference(replace(resources, verifier=self.verifier))
 
     def shown(self, problem: Problem) -> Problem:
         """Without reference and steps."""

@@ -59,7 +59,10 @@ def reference_steps(problem: Problem) -> tuple[str, ...]:
     scaffold = problem.scaffold
     steps = scaffold.steps.reveal() if scaffold.steps is not None else ()
     if not steps:
-        assert scaffold.reference is not None
+        if scaffold.reference is None:
+            raise JudgeError(
+                f"problem {problem.id!r} has no reference solution, but judge 'reference_steps' needs one."
+            )
         steps = tuple(scaffold.reference.reveal().splitlines())
     return tuple(step for step in steps if step.strip())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from exprl.component import Component
 from exprl.models.base import LanguageModel
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 class ModelProvider(Component):
     """Makes the initial policy of a run, or a judge's own model."""
+
+    registered_family: ClassVar[str] = "model"
 
     @abstractmethod
     def load(self) -> LanguageModel:

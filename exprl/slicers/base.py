@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from exprl.component import Component
 from exprl.types import Rollout, Segment
@@ -10,6 +11,8 @@ from exprl.types import Rollout, Segment
 
 class Slicer(Component):
     """Cuts a rollout into contiguous segments that cover exactly its sampled tokens."""
+
+    registered_family: ClassVar[str] = "slicer"
 
     @abstractmethod
     def slice(self, rollout: Rollout) -> tuple[Segment, ...]:

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 class Method(Component):
     """What one training step does. Options that a method ignores may stand in the YAML: arms share their base."""
 
+    registered_family: ClassVar[str] = "method"
+
     samples: ClassVar[bool] = True
     """Whether it trains on the policy's own rollouts."""
 

@@ -12,6 +12,7 @@ from exprl.checks.contracts import check_estimates, given_by
 from exprl.checks.finite import check_advantages, check_rollouts
 from exprl.component import title_of
 from exprl.engines.base import Engine, Sampling
+from exprl.errors import ConfigError
 from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
@@ -92,6 +93,11 @@ class ExpRLModule(PolicyModule):
             seed=seed,
             world=world,
         )
+        if parts.objective.needs_initial_policy and parts.initial_policy is None:
+            raise ConfigError(
+                "objective: kl_coef is above 0, so the loss needs Parts(initial_policy=...): a frozen copy of the "
+                "policy as it is before training, for example another load() of its provider."
+            )
         self.parts = parts
         self.sampling = sampling
         self.unlocked: set[str] = set()
@@ -264,5 +270,7 @@ class ExpRLModule(PolicyModule):
 
     def close(self) -> None:
         """Reward first: its judge may use the engine."""
-        self.parts.reward.close()
-        super().close()
+        try:
+            self.parts.reward.close()
+        finally:
+            super().close()

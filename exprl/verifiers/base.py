@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from exprl.checks.contracts import check_verdicts
 from exprl.component import Component, title_of
@@ -16,6 +17,8 @@ REFUSED_SHARE = 0.5
 
 class Verifier(Component):
     """Decides whether a response's final answer is right."""
+
+    registered_family: ClassVar[str] = "verifier"
 
     @abstractmethod
     def verify(self, problem: Problem, response: str) -> bool:
@@ -38,7 +41,7 @@ class Verifier(Component):
         for problem in problems:
             if problem.scaffold.answer is None:
                 raise DataError(
-                    f"problem {problem.id!r} has no final answer, but verifier {self.registered_name!r} needs one. "
+                    f"problem {problem.id!r} has no final answer, but verifier {title_of(self)} needs one. "
                     "Set columns.answer to the column that holds it, or leave the row out."
                 )
         unreadable = self.unreadable(problems)
@@ -57,7 +60,7 @@ class Verifier(Component):
     def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
         """What to do about them, in words; nothing of the answers is shown."""
         return (
-            f"verifier {self.registered_name!r}: in {len(unreadable)} of {len(problems)} problems (first: "
+            f"verifier {title_of(self)}: in {len(unreadable)} of {len(problems)} problems (first: "
             f"{unreadable[0]!r}) the answer is a placeholder or a text in which no final answer can be read: no "
             "response to them is ever right. Set columns.answer to the column with the bare answer, end these texts in "
             r"`#### answer` or \boxed{answer}, or choose another verifier.name."

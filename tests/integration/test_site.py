@@ -39,9 +39,9 @@ def test_every_public_name_is_on_a_page_of_the_api(site: Path) -> None:
     assert sorted(set(exprl.__all__) - documented) == []
 
 
-def test_a_config_shows_its_options_with_their_defaults(site: Path) -> None:
+def test_a_component_shows_its_options_with_their_defaults(site: Path) -> None:
     page = (site / "reference/judges.html").read_text()
-    _, config = page.split('id="exprl.judges.SameModelJudge.Config"')
+    _, config = page.split('id="exprl.judges.SameModelJudge"')
     own, inherited = (
         "<code>weights</code></td>\n<td><code>required</code>",
         "<code>min_mass</code></td>\n<td><code>0.01",

@@ -44,6 +44,8 @@ class Schema:
     judge: Annotated[Choice, JUDGES] = required_choice(JUDGES, help="named in YAML")
 
 
+JUDGE = {"name": "reference_steps"}
+
 REFUSED: list[tuple[str, Any, str]] = [
     ("share", 1.5, "share: must be in [0, 1], but got 1.5."),
     ("share", math.nan, "share: must be a finite number, but got nan."),
@@ -80,7 +82,7 @@ REFUSED: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("key", "value", "message"), REFUSED, ids=[message[:40] for _, _, message in REFUSED])
 def test_yaml_and_code_refuse_in_the_same_words(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError) as in_code:
-        Schema(**{key: value})
+        Schema(**{"judge": {"name": "reference_steps"}, key: value})
     with pytest.raises(ConfigError) as in_yaml:
         validate(Schema, {"judge": {"name": "reference_steps"}, key: value})
     assert str(in_code.value) == str(in_yaml.value)
@@ -99,11 +101,11 @@ def test_yaml_and_code_refuse_in_the_same_words(key: str, value: Any, message: s
 )
 def test_a_components_own_config_is_checked_in_code(config: type[Any], option: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{option}: .*got '{value}'"):
-        config(**{option: value})
+        config(**{"judge": JUDGE, option: value} if config is ProcessReward.Config else {option: value})
 
 
 def test_values_are_converted_in_code_as_from_yaml() -> None:
-    made = Schema(share=1, betas=[0, 0.5], size=None, slicer={"name": "token_window"}, inner={"depth": 3})
+    made = Schema(judge=JUDGE, share=1, betas=[0, 0.5], size=None, slicer={"name": "token_window"}, inner={"depth": 3})
     assert (made.share, made.betas, made.inner) == (1.0, (0.0, 0.5), Inner(depth=3))
     assert isinstance(made.share, float)
     assert made.slicer == Choice.of(SLICERS, "token_window")
@@ -111,19 +113,21 @@ def test_values_are_converted_in_code_as_from_yaml() -> None:
 
 def test_a_copy_with_other_values_is_checked() -> None:
     with pytest.raises(ConfigError, match=r"^rate: must be above 0"):
-        replace(Schema(), rate=-1.0)
+        replace(Schema(judge=JUDGE), rate=-1.0)
 
 
-def test_a_required_component_may_be_handed_over_built() -> None:
-    assert Schema(judge=None).judge is None
-    with pytest.raises(ConfigError, match=r"^judge: expected a judge"):
-        validate(Schema, {"judge": None})
+def test_a_required_component_is_required_everywhere() -> None:
+    for judge in ({}, {"judge": None}):
+        with pytest.raises(ConfigError, match=r"^judge: (expected a judge|required)"):
+            validate(Schema, judge)
+        with pytest.raises(ConfigError, match=r"^judge: (expected a judge|required)"):
+            Schema(**judge)
 
 
 def test_a_config_error_is_a_value_error() -> None:
     """What a library's user catches around a wrong argument."""
     with pytest.raises(ValueError, match="rate"):
-        Schema(rate=-1)
+        Schema(judge=JUDGE, rate=-1)
 
 
 def test_a_plugins_config_is_checked_without_asking_for_it() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from exprl.training.exchange import RemoteGroup
 from exprl.training.module import ExpRLModule
 from exprl.training.world import World
 from exprl.types import (
@@ -32,6 +34,16 @@ class Counting(Verifier):
 
 def scored(problem: int, *replies: str, answer: str | None = "yes") -> ScoredGroup:
     return scored_of([rollout_of(reply) for reply in replies], problem=problem_of(f"p{problem}", answer=answer))
+
+
+def seen_by(rank: int, groups: list[ScoredGroup], owners: Sequence[int]) -> list[ScoredGroup]:
+    """The groups as a rank holds them: of the others' no texts."""
+    return [
+        scored
+        if owner == rank
+        else replace(scored, group=RemoteGroup(problem=scored.group.problem, rollouts=scored.group.rollouts))
+        for scored, owner in zip(groups, owners, strict=True)
+    ]
 
 
 def verify(groups: list[ScoredGroup], world: World, verifier: Verifier) -> list[list[bool]]:
@@ -64,13 +76,15 @@ RIGHT = [[True, False], [False, False], [False, True]]
 
 def test_each_rank_verifies_a_part_and_knows_the_whole_in_order() -> None:
     verifiers = [Counting(), Counting()]
-    assert of_two(lambda world: verify(GROUPS, world, verifiers[world.rank])) == [RIGHT, RIGHT]
-    assert [verifier.asked for verifier in verifiers] == [["yes", "a", "d", "yes"], ["b", "c"]]
+    found = of_two(lambda world: verify(seen_by(world.rank, GROUPS, (0, 0, 1)), world, verifiers[world.rank]))
+    assert found == [RIGHT, RIGHT]
+    assert [verifier.asked for verifier in verifiers] == [["yes", "a", "b", "c"], ["d", "yes"]]
     assert verify(GROUPS, World(), Counting()) == RIGHT
 
 
 def test_a_rank_may_have_nothing_to_verify() -> None:
-    assert of_two(lambda world: verify(GROUPS[:1], world, Counting())) == [RIGHT[:1], RIGHT[:1]]
+    found = of_two(lambda world: verify(seen_by(world.rank, GROUPS[:1], (0,)), world, Counting()))
+    assert found == [RIGHT[:1], RIGHT[:1]]
 
 
 def test_without_an_answer_to_every_problem_there_are_no_outcomes() -> None:

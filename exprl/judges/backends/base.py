@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from exprl.component import Choice, Stateful
+from exprl.errors import ConfigError
 from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import JudgePrompt
@@ -15,6 +16,7 @@ from exprl.terminal.progress import OnProgress
 from exprl.types import JudgementStatus
 
 if TYPE_CHECKING:
+    from exprl.models.provider import ModelProvider
     from exprl.resources import Resources
 
 
@@ -60,12 +62,16 @@ class JudgeModel:
 
     weights: Literal["frozen", "live", "own"]
     own: Choice | None = None
+    provider: ModelProvider | None = None
+    """What `own` chooses, where it is built."""
     judge: str = ""
     """The judge's registered name, for messages."""
 
 
 class JudgeBackend(Stateful):
     """Runs a judge's model. Failures of single queries are replies with a status, never raised."""
+
+    registered_family: ClassVar[str] = "backend"
 
     updates = 0
     """Policy updates that live weights have seen."""
@@ -74,6 +80,16 @@ class JudgeBackend(Stateful):
     def identity(self) -> str:
         """Names model and weights: the same identity and the same query give the same reply."""
         return ""
+
+    def check_handed(self, model: JudgeModel) -> None:
+        """Raise `ConfigError` where this open backend is none for a judge of such a model."""
+        self.check_model(self.config, model, Setting())
+        trains = getattr(self, "live", False)
+        if model.weights != "own" and trains != (model.weights == "live"):
+            raise ConfigError(
+                f"judge {model.judge!r}: weights={model.weights!r}, but its backend has live={trains}. "
+                f"Pass weights={'live' if trains else 'frozen'!r}, or live={not trains} to the backend."
+            )
 
     @property
     def is_open(self) -> bool:

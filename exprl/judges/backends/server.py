@@ -14,6 +14,7 @@ from exprl.errors import ConfigError, JudgeError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, QueuedBackend, Reply
 from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
+from exprl.judges.backends.transformers import provider_of
 from exprl.judges.prompting import JudgePrompt
 from exprl.registry import BACKENDS
 
@@ -90,8 +91,8 @@ class ServerBackend(ServerOptions, QueuedBackend[_Asked]):
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
         """With the tokenizer of the policy, or of the model the judge names (of which only that is loaded)."""
         cls.check_model(config, model, Setting.built(resources))
-        if model.weights == "own" and model.own is not None:
-            return cls.made(config, tokenizer=model.own.build(resources).load_tokenizer())
+        if model.weights == "own":
+            return cls.made(config, tokenizer=provider_of(model, resources).load_tokenizer())
         return cls.made(config, tokenizer=resources.need_policy(f"judge {model.judge!r}").tokenizer)
 
     def room(self, prompt: JudgePrompt) -> tuple[int | None, int | None]:

@@ -17,6 +17,7 @@ from exprl.terminal.progress import OnProgress
 
 if TYPE_CHECKING:
     from exprl.judges.backends.local_model import LocalModel
+    from exprl.models.provider import ModelProvider
     from exprl.resources import Resources
 
 
@@ -149,10 +150,16 @@ class TransformersBackend(JudgeBackend):
         return [reply for reply in replies if reply is not None]
 
 
+def provider_of(model: JudgeModel, resources: Resources) -> ModelProvider:
+    """What provides the model that a judge names for itself."""
+    assert model.own is not None
+    provider: ModelProvider = model.provider or model.own.build(resources)
+    return provider
+
+
 def load_own(model: JudgeModel, resources: Resources) -> LanguageModel:
     """The model a judge names for itself, without gradients."""
-    assert model.own is not None
-    language_model: LanguageModel = model.own.build(resources).load()
+    language_model = provider_of(model, resources).load()
     check_vocabulary(language_model)
     language_model.model.requires_grad_(False)
     return language_model

@@ -37,7 +37,10 @@ _AROUND = re.compile(rf"{_BESIDE}*+")
 _SPREAD = 20
 """More characters than each letter of a name takes: itself, up to eight beside it, and what of an entity is cut."""
 _ENTITY = re.compile(
-    r"&(?:(?:amp|#0*38|#x0*26);)*+((?:#0*+[1-9][0-9]{1,6}|#x0*+[1-9a-f][0-9a-f]{0,5}|[a-z][a-z0-9]{1,31});?)",
+    # What is skipped is captured and repeated, which never backtracks, as `)*+` would: CPython before 3.11.5 gets that
+    # wrong for a group.
+    r"&(?=(?P<skipped>(?:(?:amp|#0*38|#x0*26);)*))(?P=skipped)"
+    r"(?P<entity>(?:#0*+[1-9][0-9]{1,6}|#x0*+[1-9a-f][0-9a-f]{0,5}|[a-z][a-z0-9]{1,31});?)",
     re.IGNORECASE,
 )
 
@@ -132,9 +135,9 @@ def _without_entities(text: str) -> tuple[str, dict[int, int]]:
     ends: dict[int, int] = {}
 
     def resolved(entity: re.Match[str]) -> str:
-        said = html.unescape(f"&{entity[1]}")
+        said = html.unescape(f"&{entity['entity']}")
         length = len(entity[0]) - len(said) + 1  # without what follows `&lt` where no semicolon ends it
-        if not said or said == f"&{entity[1]}" or length < 1:
+        if not said or said == f"&{entity['entity']}" or length < 1:
             return entity[0]
         ends[entity.start()] = entity.start() + length
         return said[0] + _INVISIBLE * (length - 1) + said[1:]

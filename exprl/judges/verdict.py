@@ -91,7 +91,9 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 _OWN_CLAIM = re.compile(
     rf"(?<![a-z])(?:{WORD}|score)"
-    r"(?=(?:[\W_]++|(?:of|out|is|an?|was|at|to|reached|should|be|boxed|text)(?![a-z]))*+[0-9])",
+    # captured and repeated, so that it never backtracks: `)*+` of a group is wrong in CPython before 3.11.5
+    r"(?=(?=(?P<between>(?:[\W_]++|(?:of|out|is|an?|was|at|to|reached|should|be|boxed|text)(?![a-z]))*))"
+    r"(?P=between)[0-9])",
     re.IGNORECASE,
 )
 """The words of a verdict before a number, whatever stands between."""

@@ -17,6 +17,7 @@ import pytest
 from exprl.config.layers import load_layers
 from exprl.config.shipped import shipped
 from exprl.experiment import Experiment, load_experiment
+from exprl.registry import FAMILIES
 from exprl.study.plan import Plan
 from tests.integration.conftest import ROOT
 
@@ -73,6 +74,18 @@ def commands() -> list[tuple[str, str]]:
         for number, line in enumerate(page.read_text().splitlines(), start=1):
             found += [(f"{page.name}:{number}", match[0]) for match in COMMAND.finditer(line)]
     return found
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """What printed plugins register is gone afterwards: other tests of this process count what there is."""
+    before = [dict(registry._classes) for registry in FAMILIES if registry.names()]
+    yield
+    for registry, classes in zip(FAMILIES, before, strict=True):
+        registry._classes.clear()
+        registry._classes.update(classes)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+        del sys.modules[name]
 
 
 @pytest.fixture

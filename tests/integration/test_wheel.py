@@ -36,7 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("exprl", "configs"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     with tarfile.open(build("sdist", source, place)) as archive:
-        archive.extractall(place, filter="data")
+        archive.extractall(place, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # from 3.11.4 on
     (unpacked,) = place.glob("exprl-*/")
     with zipfile.ZipFile(build("wheel", unpacked, place)) as archive:
         archive.extractall(place / "site")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -55,6 +56,17 @@ def test_the_top_level_can_be_overseen() -> None:
 @pytest.mark.parametrize("package", sorted({file.parent for file in FILES}), ids=lambda path: path.name)
 def test_a_package_says_what_it_is(package: Path) -> None:
     assert ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
+
+
+def test_no_pattern_repeats_a_group_possessively() -> None:
+    """CPython before 3.11.5 lets such a pattern fail where it matches; a repeated single character is right."""
+    patterns = [
+        node.value
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert [text for text in patterns if re.search(r"\)(?:[*+?]|\{\d*,?\d*\})\+|\(\?>", text)] == []
 
 
 def test_files_and_functions_can_be_read() -> None:

@@ -48,7 +48,7 @@ def live(engine: VLLMEngine) -> VLLMBackend:
 
 
 def huggingface(language_model: LanguageModel) -> TransformersBackend:
-    return TransformersBackend(language_model=language_model)
+    return TransformersBackend(language_model=language_model, live=True)
 
 
 def judge_on(backend, weights: str = "live", **options) -> SameModelJudge:

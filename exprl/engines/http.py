@@ -47,10 +47,6 @@ _BUSY = (408, 409, 425, 429)
 _NO_ENTRY = (401, 403)
 
 
-_CREDENTIALS: dict[str, Credentials] = {}
-"""User and password by the public URL they were last given with: no object holds them that can be shown or pickled."""
-
-
 class ServerOptions(Options):
     """Where a server is and how it is asked."""
 
@@ -76,13 +72,13 @@ class ServerOptions(Options):
         # `url` is shown, compared and saved; user and password stay out of the fields, so that nothing shows them.
         public, credentials = split_credentials(config.url)
         object.__setattr__(config, "url", public)
-        if credentials is not None:
-            _CREDENTIALS[public] = credentials
+        config.__dict__["_credentials"] = credentials
 
     @property
     def credentials(self) -> Credentials | None:
         """User and password, where the URL was given with them."""
-        return _CREDENTIALS.get(self.url)
+        found: Credentials | None = self.config.__dict__["_credentials"]
+        return found
 
 
 class RequestFailedError(Exception):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from exprl.config.secrets import without_secrets
 from exprl.errors import ConfigError
 
-Credentials = tuple[str, str]
+
+class Credentials(NamedTuple):
+    """Who asks; shown nowhere."""
+
+    user: str
+    password: str
+
+    def __repr__(self) -> str:
+        return "Credentials(***)"
 
 
 def split_credentials(url: str) -> tuple[str, Credentials | None]:
@@ -18,7 +27,7 @@ def split_credentials(url: str) -> tuple[str, Credentials | None]:
         ConfigError: not the base URL of an HTTP server; the message holds no password.
 
     >>> split_credentials("http://me:p%40ss@judges:8000/v1/")
-    ('http://judges:8000/v1', ('me', 'p@ss'))
+    ('http://judges:8000/v1', Credentials(***))
     >>> split_credentials("http://judges:8000/v1")
     ('http://judges:8000/v1', None)
     """
@@ -27,7 +36,7 @@ def split_credentials(url: str) -> tuple[str, Credentials | None]:
     public = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
     if "@" not in parts.netloc:
         return public, None
-    return public, (unquote(parts.username or ""), unquote(parts.password or ""))
+    return public, Credentials(unquote(parts.username or ""), unquote(parts.password or ""))
 
 
 def _parsed(url: str) -> SplitResult:

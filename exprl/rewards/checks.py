@@ -40,7 +40,8 @@ def check_failures(rewards: Sequence[GroupRewards], limit: float) -> None:
 
     Args:
         rewards: those of every group of the step.
-        limit: the largest share of judgements, and of rollouts with a failed one, that may fail.
+        limit: the largest share of judgements that may fail, and of rollouts that may be lost: those with a failed
+            judgement, and those without a reward for which no judgement says why.
 
     Raises:
         JudgeError: more failed, or no rollout has a reward; shows counts and the last replies.
@@ -49,6 +50,12 @@ def check_failures(rewards: Sequence[GroupRewards], limit: float) -> None:
     judgements = [judgement for reward in every for judgement in reward.judgements]
     failed = [judgement for judgement in judgements if judgement.status != "ok"]
     lost = [reward for reward in every if any(judgement.status != "ok" for judgement in reward.judgements)]
+    unexplained = [reward for reward in every if not reward.valid and not reward.judgements]
+    if len(unexplained) > limit * len(every):
+        raise JudgeError(
+            f"{len(unexplained)} of {len(every)} rollouts of this step have no reward, and no judgement says why. A "
+            "reward that asks judges gives their judgements along (judgements=...)."
+        )
     if len(failed) > limit * len(judgements):
         raise _too_many(f"{len(failed)} of {len(judgements)} judgements", limit, failed)
     if len(lost) > limit * len(every):

@@ -278,9 +278,12 @@ class TestParts:
             Composite(first=ReferenceStepsJudge(), second=ReferenceStepsJudge()).check([_problem(None)])
 
     def test_a_step_without_any_reward_is_not_learned_from(self) -> None:
-        nothing = tuple(RolloutReward(value=None, length=3) for _ in range(2))
-        with pytest.raises(JudgeError):
-            Composite(first=ReferenceStepsJudge(), second=ReferenceStepsJudge()).check_step([nothing])
+        reward = Composite(first=ReferenceStepsJudge(), second=ReferenceStepsJudge())
+        nothing, some = RolloutReward(value=None, length=3), RolloutReward(value=0.5, length=3)
+        for step in ((nothing, nothing), (nothing, some, some)):
+            with pytest.raises(JudgeError, match=r"^[12] of [23] rollouts .* no judgement says why"):
+                reward.check_step([step])
+        reward.check_step([(nothing, some, some, some)])
 
 
 class Composite(Reward):
@@ -315,15 +318,16 @@ class TestSecrets:
             OutcomeReward(judge={"name": "same_model", "weights": "frozen", "backend": wrap(url)})  # type: ignore[arg-type]
         assert SECRET not in str(error.value)
 
-    def test_they_survive_what_is_done_to_options(self) -> None:
+    def test_they_are_those_of_one_object_and_not_shown(self) -> None:
         class Mine(ServerOptions):
             @classmethod
             def check_options(cls, config: Any) -> None:
                 """Of its own, without asking the base's."""
 
         options = Mine(url=f"http://me:{SECRET}@host.test/v1", model="m")
-        again = Mine(**{**dataclasses.asdict(options.config), "timeout": 5.0})
-        assert options.credentials == again.credentials == ("me", SECRET)
+        other = Mine(url="http://you:other@host.test/v1", model="m")
+        assert (options.credentials, other.credentials) == (("me", SECRET), ("you", "other"))
+        assert Mine(url="http://host.test/v1", model="m").credentials is None
         assert SECRET not in repr(options) + repr(options.config) + repr(vars(options.config))
 
     def test_what_is_no_secret_stays(self) -> None:

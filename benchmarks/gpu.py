@@ -125,10 +125,11 @@ def stages(device: str) -> list[Stage]:
         ),
     ]
     toy = ("--small", "--variant", "exprl")
+    shape = ("--shape", "qwen3-0.6b", "--precision", "bf16")
     steps = Stage(
         name="steps",
         question="How fast are whole steps beside TRL's?",
-        command=("benchmarks/step.py", *(("--rollouts", "64", "--new-tokens", "256") if on_gpu else toy)),
+        command=("benchmarks/step.py", *((*shape, "--rollouts", "64", "--new-tokens", "256") if on_gpu else toy)),
         seconds=120 if on_gpu else 30,
     )
     found.append(steps)

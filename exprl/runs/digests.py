@@ -89,6 +89,9 @@ def _broken_archive(checkpoint: Path) -> str | None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             member = archive.testzip()
+            attributes = [info.filename for info in archive.infolist() if info.external_attr]
     except Exception as error:  # noqa: BLE001 - a wrong byte sends it into any decompressor, with any error
         return f"it may be cut off: {error}"
+    if attributes:  # torch writes none; where they say "directory", it reads no byte and takes what the memory held
+        return f"{attributes[0]} inside it has file attributes, which torch writes nowhere"
     return None if member is None else f"the checksum of {member} inside it is wrong"

@@ -130,12 +130,12 @@ def stages(device: str) -> list[Stage]:
         name="steps",
         question="How fast are whole steps beside TRL's?",
         command=("benchmarks/step.py", *((*shape, "--rollouts", "64", "--new-tokens", "256") if on_gpu else toy)),
-        seconds=120 if on_gpu else 30,
+        seconds=240 if on_gpu else 30,
     )
     found.append(steps)
     blocks = Stage(
         name="blocks",
-        question="Is the kernels' launch table the best one here?",
+        question="Are the kernels' blocks and warps the best ones here?",
         command=("benchmarks/kernels.py", "--sweep"),
         seconds=120,
     )
@@ -183,7 +183,8 @@ def parse() -> argparse.Namespace:
 def find_out(stage: Stage, out: Path, *, limit: float, device: str) -> Finding:
     """Run a stage, for `limit` seconds at most."""
     command = [sys.executable, *(part.format(out=out) for part in stage.command)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # packages may lie anywhere
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
     log = out / f"{stage.name}.log"
     with log.open("wb") as stream:

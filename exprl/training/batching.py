@@ -50,9 +50,11 @@ class TokenSequence:
 class MicroBatch:
     """B rows of S tokens, and the N response tokens in them, flat.
 
+    There is no attention mask: in a causal model no token sees the padding to its right, and a mask would keep
+    attention from its fast kernels and cost an [S, S] tensor, which 16K tokens would not forgive.
+
     Attributes:
         input_ids: [B, S]; one row of all sequences end to end when packed, else right-padded.
-        attention_mask: [B, S], 1 on real tokens; None where nothing is padded.
         position_ids: [1, S], starting again at 0 with each packed sequence, by which transformers keeps them apart;
             None when padded.
         rows: [N] the row of each response token.
@@ -63,7 +65,6 @@ class MicroBatch:
     """
 
     input_ids: Tensor
-    attention_mask: Tensor | None
     position_ids: Tensor | None
     rows: Tensor
     columns: Tensor
@@ -96,7 +97,6 @@ def _end_to_end(sequences: Sequence[TokenSequence]) -> dict[str, Tensor | None]:
     flat = torch.cat(columns)
     return {
         "input_ids": _joined([ids for s in sequences for ids in (s.prompt_ids, s.response_ids)], np.int64)[None],
-        "attention_mask": None,
         "position_ids": torch.cat([torch.arange(sequence.total_tokens) for sequence in sequences])[None],
         "rows": torch.zeros_like(flat),
         "columns": flat,
@@ -111,18 +111,14 @@ def _joined(rows: Sequence[Sequence[float]], dtype: type[np.number[Any]]) -> Ten
 def _padded(sequences: Sequence[TokenSequence], pad_token_id: int) -> dict[str, Tensor | None]:
     width = max(sequence.total_tokens for sequence in sequences)
     input_ids = torch.full((len(sequences), width), pad_token_id)
-    attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)
     rows, columns = [], []
     for row, sequence in enumerate(sequences):
         total = sequence.total_tokens
         input_ids[row, :total] = _joined([sequence.prompt_ids, sequence.response_ids], np.int64)
-        attention_mask[row, :total] = 1
         rows.append(torch.full((len(sequence.response_ids),), row))
         columns.append(torch.arange(len(sequence.prompt_ids) - 1, total - 1))
     return {
         "input_ids": input_ids,
-        # Without a mask attention needs no [S, S] tensor, which 16K tokens would not forgive.
-        "attention_mask": None if bool(attention_mask.all()) else attention_mask,
         "position_ids": None,
         "rows": torch.cat(rows),
         "columns": torch.cat(columns),

@@ -70,9 +70,7 @@ def response_statistics(
 def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """See `response_hidden`."""
     positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    outputs = backbone_of(model)(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions
-    )
+    outputs = backbone_of(model)(input_ids=batch.input_ids, use_cache=False, **positions)
     hidden: Tensor = outputs.last_hidden_state[batch.rows, batch.columns]
     return hidden
 

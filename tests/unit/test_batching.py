@@ -75,13 +75,6 @@ def test_neighbours_change_nothing(name: str, attention: str, packed: bool) -> N
     assert torch.allclose(together, alone, atol=2e-5)
 
 
-def test_a_single_sequence_needs_no_mask() -> None:
-    assert collate(sequences()[:1], pad_token_id=0, device=CPU).attention_mask is None
-    padded = collate(sequences(), pad_token_id=0, device=CPU)
-    assert padded.attention_mask is not None
-    assert padded.attention_mask.sum(1).tolist() == [s.total_tokens for s in sequences()]
-
-
 def test_packed_tokens_keep_their_advantages_in_order() -> None:
     batch = collate(sequences(), pad_token_id=0, device=CPU, packed=True)
     assert batch.input_ids.shape == (1, sum(s.total_tokens for s in sequences()))

@@ -14,10 +14,18 @@ def capped(raw, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def load_capped(pointer, columns, inside, softcap, HAS_SOFTCAP: tl.constexpr):
-    """Logits of one token as fp32, -inf outside."""
-    raw = tl.load(pointer + columns, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(inside, capped(raw, softcap, HAS_SOFTCAP), float("-inf"))
+def load_capped(pointer, columns, width, softcap, HAS_SOFTCAP: tl.constexpr, PARTIAL: tl.constexpr):
+    """Logits of one token as fp32; in a block that may reach past `width`, -inf beyond.
+
+    A mask that Triton knows nothing of keeps it from loading several numbers at once, so whole blocks have none.
+    """
+    if PARTIAL:
+        inside = columns < width
+        raw = tl.load(pointer + columns, mask=inside, other=0.0).to(tl.float32)
+        x = tl.where(inside, capped(raw, softcap, HAS_SOFTCAP), float("-inf"))
+    else:
+        x = capped(tl.load(pointer + columns).to(tl.float32), softcap, HAS_SOFTCAP)
+    return x
 
 
 @triton.jit

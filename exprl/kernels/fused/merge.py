@@ -6,6 +6,41 @@ import triton.language as tl
 from exprl.kernels.fused.loading import capped, expectation, load_capped, rebased, rescaled
 
 
+@triton.jit
+def merge_block(
+    running,  # m, s, t, m_frozen, s_frozen, d
+    z,
+    z_frozen,
+    start,
+    width,
+    inverse,
+    softcap,
+    HAS_FROZEN: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The running numbers after one block of a token's logits; `PARTIAL` if it may reach past `width`."""
+    m, s, t, m_frozen, s_frozen, d = running
+    columns = start + tl.arange(0, BLOCK)
+    c, e, scale, shift, top = rebased(load_capped(z, columns, width, softcap, HAS_SOFTCAP, PARTIAL) * inverse, m)
+    if HAS_FROZEN:
+        x_frozen = load_capped(z_frozen, columns, width, softcap, HAS_SOFTCAP, PARTIAL) * inverse
+        c_frozen, e_frozen, scale_frozen, shift_frozen, top_frozen = rebased(x_frozen, m_frozen)
+        if DIVERGENCE == "rkl":
+            d = rescaled(scale, d + s * (shift - shift_frozen)) + expectation(e, c - c_frozen)
+        if DIVERGENCE == "fkl":
+            d = rescaled(scale_frozen, d + s_frozen * (shift_frozen - shift)) + expectation(e_frozen, c_frozen - c)
+        s_frozen = scale_frozen * s_frozen + tl.sum(e_frozen, axis=0)
+        m_frozen = top_frozen
+    if ENTROPY:
+        t = scale * (t + s * shift) + expectation(e, c)
+    s = scale * s + tl.sum(e, axis=0)
+    return top, s, t, m_frozen, s_frozen, d
+
+
 # Numbers that differ from call to call are not specialised on: no length is compiled for.
 @triton.jit(do_not_specialize=["tokens", "width", "first"])
 def merge_kernel(
@@ -44,23 +79,41 @@ def merge_kernel(
     m_frozen = tl.load(state + 4 * tokens)
     s_frozen = tl.load(state + 5 * tokens)
     d = tl.load(state + 7 * tokens)
-    for start in range(0, width, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        inside = columns < width
-        c, e, scale, shift, top = rebased(load_capped(z, columns, inside, softcap, HAS_SOFTCAP) * inverse, m)
-        if HAS_FROZEN:
-            x_frozen = load_capped(z_frozen, columns, inside, softcap, HAS_SOFTCAP) * inverse
-            c_frozen, e_frozen, scale_frozen, shift_frozen, top_frozen = rebased(x_frozen, m_frozen)
-            if DIVERGENCE == "rkl":
-                d = rescaled(scale, d + s * (shift - shift_frozen)) + expectation(e, c - c_frozen)
-            if DIVERGENCE == "fkl":
-                d = rescaled(scale_frozen, d + s_frozen * (shift_frozen - shift)) + expectation(e_frozen, c_frozen - c)
-            s_frozen = scale_frozen * s_frozen + tl.sum(e_frozen, axis=0)
-            m_frozen = top_frozen
-        if ENTROPY:
-            t = scale * (t + s * shift) + expectation(e, c)
-        s = scale * s + tl.sum(e, axis=0)
-        m = top
+    running = (m, s, t, m_frozen, s_frozen, d)
+    whole = width - width % BLOCK
+    for start in range(0, whole, BLOCK):
+        running = merge_block(
+            running,
+            z,
+            z_frozen,
+            start,
+            width,
+            inverse,
+            softcap,
+            HAS_FROZEN,
+            DIVERGENCE,
+            ENTROPY,
+            HAS_SOFTCAP,
+            False,
+            BLOCK,
+        )
+    if whole < width:
+        running = merge_block(
+            running,
+            z,
+            z_frozen,
+            whole,
+            width,
+            inverse,
+            softcap,
+            HAS_FROZEN,
+            DIVERGENCE,
+            ENTROPY,
+            HAS_SOFTCAP,
+            True,
+            BLOCK,
+        )
+    m, s, t, m_frozen, s_frozen, d = running
     tl.store(state, m)
     tl.store(state + tokens, s)
     if ENTROPY:

@@ -133,8 +133,7 @@ def main(capabilities: list[int]) -> None:
     report = []
     for capability in capabilities:
         driver.set_active(Target(capability))
-        table = launch._TABLE[capability // 10]
-        operations.launch_for = lambda z, *, two_heads, table=table: table[2 if z.itemsize <= 2 else 4][two_heads]
+        operations.launch_for = lambda z, *, two_heads: launch._TWO_HEADS if two_heads else launch._ONE_HEAD
         compiled.clear()
         everything(1)
         kernels = [

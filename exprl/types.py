@@ -7,7 +7,7 @@ a reference. The reference lives in `Scaffold`, wrapped in `Hidden`, and only ju
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
 
@@ -79,22 +79,34 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaffold:
-    """What only judge and verifier may know of a problem.
+    """What only judge and verifier may know of a problem; each None where the source has it not.
 
-    `steps` are the reference's own intermediate results in order, where the source has them.
+    Attributes:
+        reference: the worked solution.
+        answer: the final answer.
+        steps: the reference's own intermediate results in order.
+        variants: other worked solutions of the same problem, beside the reference.
+        rubric: milestones with points, as the JSON that `exprl.judges.rubrics` reads.
+        tests: of a program, as the JSON that `exprl.execution.tests` reads.
     """
 
     reference: Hidden[str] | None = None
     answer: Hidden[str] | None = None
     steps: Hidden[tuple[str, ...]] | None = None
+    variants: Hidden[tuple[str, ...]] | None = None
+    rubric: Hidden[str] | None = None
+    tests: Hidden[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("reference", "answer", "steps"):
-            value = getattr(self, name)
+        for name, value in self.fields().items():
             if value is not None and not isinstance(value, Hidden):
                 raise TypeError(
                     f"{name}: expected Hidden(...), which keeps it out of sight, but got {type(value).__name__}"
                 )
+
+    def fields(self) -> dict[str, Hidden[Any] | None]:
+        """Each by its name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +123,8 @@ class Problem:
         return self.question.problem_id
 
     def without_reference(self) -> Problem:
-        """The same with its question and final answer alone."""
-        return replace(self, scaffold=replace(self.scaffold, reference=None, steps=None))
+        """The same without what is made of worked solutions: its question, final answer and tests."""
+        return replace(self, scaffold=replace(self.scaffold, reference=None, steps=None, variants=None, rubric=None))
 
 
 @dataclass(frozen=True, kw_only=True)

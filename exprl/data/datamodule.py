@@ -162,15 +162,13 @@ class StepLoader(DataLoader[Problem]):
 
 
 def fingerprint(problems: Sequence[Problem]) -> dict[str, str]:
-    """A short hash of each problem by its id, in order: question, reference, answer and steps."""
+    """A short hash of each problem by its id, in order: question, domain and scaffold."""
     return {p.id: hashlib.sha256(_content(p).encode("utf-8", "surrogatepass")).hexdigest()[:16] for p in problems}
 
 
 def _content(problem: Problem) -> str:
-    hidden = (problem.scaffold.reference, problem.scaffold.answer, problem.scaffold.steps)
-    return repr(
-        (problem.question.text, problem.domain, *(None if value is None else value.digest() for value in hidden))
-    )
+    hidden = {name: value.digest() for name, value in problem.scaffold.fields().items() if value is not None}
+    return repr((problem.question.text, problem.domain, hidden))
 
 
 def first_difference(saved: Mapping[str, str], current: Mapping[str, str]) -> str | None:

@@ -48,7 +48,7 @@ def test_no_register_is_spilled(report, capability):
     for k in kernels:
         print(capability, k["kernel"], k["options"], f"registers {k['REG']}")
         assert (k["LOCAL"], k["STACK"]) == (0, 0), k
-        # 4 warps of 32 threads, four times on a multiprocessor of 65,536 registers: reads of one hide behind the others.
+        # 4 warps of 32 threads, four times on a multiprocessor of 65,536 registers: reads of one hide behind others.
         assert k["REG"] <= 128, k
     assert {k["kernel"] for k in kernels} == {
         "merge_kernel",

@@ -205,6 +205,9 @@ def row(problem: Problem, count: Count) -> dict[str, Any]:
         "reference": scaffold.reference.reveal() if scaffold.reference is not None else None,
         "answer": scaffold.answer.reveal() if scaffold.answer is not None else None,
         "steps": list(scaffold.steps.reveal()) if scaffold.steps is not None else None,
+        "variants": list(scaffold.variants.reveal()) if scaffold.variants is not None else None,
+        "rubric": json.loads(scaffold.rubric.reveal()) if scaffold.rubric is not None else None,
+        "tests": json.loads(scaffold.tests.reveal()) if scaffold.tests is not None else None,
         "domain": problem.domain,
     }
     counted = {"samples": count.samples, "correct": count.correct, "solve_rate": count.rate}

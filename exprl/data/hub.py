@@ -163,9 +163,7 @@ def _reading(place: Path, options: Any) -> dict[str, Any]:
     tables = tables_in(place) if place.is_dir() else []
     if not tables or any(KINDS[ending_of(file)] != "CSV" for file in tables):
         return {}
-    columns = options.columns
-    texts = (columns.question, columns.reference, columns.answer, columns.id, columns.domain)
-    converters = {name: str for name in texts if name is not None}
+    converters = {name: str for role, name in options.columns.by_role().items() if role not in ("steps", "variants")}
     return {"converters": converters, "keep_default_na": False, "na_values": [""]}
 
 

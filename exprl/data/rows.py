@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -22,8 +23,8 @@ from exprl.types import Hidden, Problem, Question, Scaffold
 T = TypeVar("T")
 Row = Mapping[str, Any]
 
-ROLES = ("question", "reference", "answer", "id", "domain", "steps")
-HIDDEN_ROLES = ("reference", "answer", "steps")
+ROLES = ("question", "reference", "answer", "id", "domain", "steps", "variants", "rubric", "tests")
+HIDDEN_ROLES = ("reference", "answer", "steps", "variants", "rubric", "tests")
 """No message shows what is in these columns: errors go to terminals and logs."""
 
 MISSING = object()
@@ -46,12 +47,27 @@ class Columns:
     steps: NonEmpty | None = option(
         default=None, help="list of the reference's intermediate results; null: the rows have none"
     )
+    variants: NonEmpty | None = option(
+        default=None, help="list of other worked solutions of the same problem; null: the rows have none"
+    )
+    rubric: NonEmpty | None = option(
+        default=None, help="milestones with points, as JSON text or nested; null: the rows have none"
+    )
+    tests: NonEmpty | None = option(
+        default=None, help="tests of a program, as JSON text or nested; null: the rows have none"
+    )
     partial: bool = option(
-        default=False, help="a row may lack reference, answer, domain or steps, or have null; else an error"
+        default=False, help="a row may lack whatever a column is named for but the question and id, or have null there"
     )
 
+    def by_role(self) -> dict[str, str]:
+        """The columns that are named, each by what it holds."""
+        return {role: column for role in ROLES if (column := getattr(self, role)) is not None}
 
-MINED_COLUMNS = Columns(id="id", domain="domain", steps="steps", partial=True)
+
+MINED_COLUMNS = Columns(
+    **{role: role for role in ("id", "domain", "steps", "variants", "rubric", "tests")}, partial=True
+)
 """Those of a data set that `exprl mine` wrote."""
 
 
@@ -87,8 +103,7 @@ def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source
                 "choose another columns.id, or null to number the rows."
             )
         first_seen[problem.id] = where
-        texts = (_optional_text(row, columns, role, where) for role in ("reference", "answer"))
-        if (sign := exposed(problem.question.text, *texts)) is not None:
+        if (sign := _exposed(problem, row, columns, where)) is not None:
             shown[sign].append(where)
         problems.append(problem)
     if not problems:
@@ -97,18 +112,25 @@ def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source
     return problems
 
 
+def _exposed(problem: Problem, row: Row, columns: Columns, where: str) -> Sign | None:
+    """What the question gives away of the reference, or of a variant of it."""
+    reference, answer = (_optional_text(row, columns, role, where) for role in ("reference", "answer"))
+    solutions = (reference, *(_texts(row, columns, "variants", where) or ()))
+    signs = (exposed(problem.question.text, solution, answer) for solution in solutions)
+    return next((sign for sign in signs if sign is not None), None)
+
+
 def to_problem(row: Row, columns: Columns, where: str, default_id: str) -> Problem:
     """One row as a `Problem`; raises `DataError` naming `where` and the column."""
     _check_columns(row, columns, where)
-    reference = _optional_text(row, columns, "reference", where)
-    answer = _optional_text(row, columns, "answer", where)
-    steps = _steps(row, columns, where)
+    read: dict[str, Callable[[Row, Columns, str, str], Any]] = {
+        **dict.fromkeys(("reference", "answer"), _optional_text),
+        **dict.fromkeys(("steps", "variants"), _texts),
+        **dict.fromkeys(("rubric", "tests"), _json),
+    }
+    hidden = {role: reader(row, columns, role, where) for role, reader in read.items()}
     problem_id = _optional_text(row, columns, "id", where) or default_id
-    scaffold = Scaffold(
-        reference=Hidden(reference) if reference is not None else None,
-        answer=Hidden(answer) if answer is not None else None,
-        steps=Hidden(steps) if steps is not None else None,
-    )
+    scaffold = Scaffold(**{role: Hidden(value) for role, value in hidden.items() if value is not None})
     question = Question(problem_id=problem_id, text=_text(row, columns.question, "question", where))
     domain = _optional_text(row, columns, "domain", where)
     return Problem(question=question, scaffold=scaffold, **({"domain": domain} if domain is not None else {}))
@@ -186,19 +208,46 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _steps(row: Row, columns: Columns, where: str) -> tuple[str, ...] | None:
-    column = _column(row, columns, "steps")
+def _texts(row: Row, columns: Columns, role: str, where: str) -> tuple[str, ...] | None:
+    column = _column(row, columns, role)
     if column is None:
         return None
     value = _find(row, column)
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(s, str) and s.strip() for s in value):
         raise ColumnError(
-            f"{where}: column {column!r} must be a list of texts, but holds {_show(value, 'steps')}.",
-            *_way_out("steps"),
+            f"{where}: column {column!r} must be a list of texts, but holds {_show(value, role)}.", *_way_out(role)
         )
-    for step in value:
-        _check_encodable(step, column, where)
+    for text in value:
+        _check_encodable(text, column, where)
     return tuple(value)
+
+
+def _json(row: Row, columns: Columns, role: str, where: str) -> str | None:
+    """A structure as JSON text of one form, whether the cell holds it nested or as text; nothing of it is shown."""
+    column = _column(row, columns, role)
+    if column is None:
+        return None
+    cell = _find(row, column)
+    try:
+        value = json.loads(cell, object_pairs_hook=_each_once) if isinstance(cell, str) else cell
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        value, text = None, ""
+    if not isinstance(value, (list, tuple, Mapping)) or not value:
+        raise ColumnError(
+            f"{where}: column {column!r} must be a list or an object, nested or as JSON text (each key once, no NaN), "
+            f"but holds {_show(cell, role)}.",
+            *_way_out(role),
+        )
+    _check_encodable(text, column, where)
+    return text
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key is given twice")
+    return made
 
 
 def _find(row: Row, column: str) -> Any:

@@ -23,8 +23,7 @@ def mapped(columns: Columns, names: Sequence[str]) -> dict[str, str]:
     >>> mapped(Columns(question="q", reference="extra.solution", answer="gold"), ["q", "extra", "date"])
     {'q': 'q', 'extra.solution': 'extra'}
     """
-    roles = (columns.question, columns.reference, columns.answer, columns.id, columns.domain, columns.steps)
-    wanted = [column for column in roles if column is not None]
+    wanted = columns.by_role().values()
     roots = {column: column if column in names else column.partition(".")[0] for column in wanted}
     return {column: root for column, root in roots.items() if root in names}
 

@@ -66,11 +66,17 @@ def write_rows(folder: Path) -> list[dict[str, Any]]:
             "reference": f"Take the second summand as {n} and one more.\nDouble {n} is {2 * n}.\nPlus 1: {2 * n + 1}.",
             "answer": str(2 * n + 1),
             "steps": [str(2 * n), str(2 * n + 1)],
+            "variants": [f"Both summands are one half off {n}.5, so the sum is twice that number: {2 * n + 1}."],
+            "rubric": [{"title": f"Sees that the double of {n} is meant and adds one more", "weight": 1.0}],
+            "tests": [{"stdin": f"the pair of {n} and its follower", "stdout": f"{2 * n + 1} comes out of it"}],
         }
         for n in (40, 51)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
+
+
+COLUMNS = {role: role for role in ("steps", "variants", "rubric", "tests")}
 
 
 def source(name: str, folder: Path) -> dict[str, Any]:
@@ -80,12 +86,12 @@ def source(name: str, folder: Path) -> dict[str, Any]:
         return {"name": "chain", "steps": 3, "count": 2}
     rows = write_rows(folder)
     if name == "jsonl":
-        return {"name": "jsonl", "path": str(folder / "rows.jsonl"), "columns": {"steps": "steps"}}
+        return {"name": "jsonl", "path": str(folder / "rows.jsonl"), "columns": COLUMNS}
     if name == "parquet":
         pyarrow = pytest.importorskip("pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
-        return {"name": "parquet", "path": str(folder / "rows.parquet"), "columns": {"steps": "steps"}}
+        return {"name": "parquet", "path": str(folder / "rows.parquet"), "columns": COLUMNS}
     if name == "csv":
         with (folder / "rows.csv").open("w", newline="") as file:
             csv.DictWriter(file, rows[0]).writeheader()
@@ -93,7 +99,7 @@ def source(name: str, folder: Path) -> dict[str, Any]:
         return {"name": "csv", "path": str(folder / "rows.csv")}
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(rows).save_to_disk(folder / "hub")
-    return {"name": "hub", "path": str(folder / "hub"), "columns": {"steps": "steps"}}
+    return {"name": "hub", "path": str(folder / "hub"), "columns": COLUMNS}
 
 
 JUDGES: dict[str, dict[str, Any]] = {
@@ -161,7 +167,16 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
         problem = by_id[problem_id]
         assert problem.question.text in text
         assert problem.scaffold.reference is not None
-        assert leaked_ngram(text, problem.scaffold.reference.reveal(), problem.question.text) is None
+        for solution in written_of(problem):
+            assert leaked_ngram(text, solution, problem.question.text) is None
+
+
+def written_of(problem: Problem) -> list[str]:
+    """Every text of a scaffold of more than a few words."""
+    scaffold = problem.scaffold
+    texts = (scaffold.reference, scaffold.rubric, scaffold.tests)
+    variants = scaffold.variants.reveal() if scaffold.variants is not None else ()
+    return [text.reveal() for text in texts if text is not None] + list(variants)
 
 
 @pytest.mark.parametrize("judge", [name for name in JUDGES if name.endswith("no_reference")])
@@ -271,9 +286,10 @@ def test_a_run_that_reads_no_references_holds_none(reward_name: str, tmp_path: P
     }
     reads = reward_name != "sparse" and not reward_name.endswith("no_reference")
     for problem in Build(from_layers(Experiment, [layer]), training=True).train_problems:
-        held = (problem.scaffold.reference, problem.scaffold.steps)
-        assert all(value is not None for value in held) if reads else held == (None, None)
+        held = [getattr(problem.scaffold, name) for name in ("reference", "steps", "variants", "rubric")]
+        assert all(value is not None for value in held) if reads else held == [None] * 4
         assert problem.scaffold.answer is not None
+        assert problem.scaffold.tests is not None
 
 
 @pytest.mark.parametrize("source_name", ["champ", "chain", "jsonl"])

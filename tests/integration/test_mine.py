@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from exprl.commands import mine as mining
-from exprl.commands.mine import histogram, mine, tell_reading
+from exprl.commands.mine import histogram, mine, reading, row, tell_reading
 from exprl.component import Choice
 from exprl.config import from_layers
 from exprl.engines.transformers import TransformersEngine
@@ -149,6 +149,20 @@ def test_problems_that_lack_something_read_back(rows: Any, tmp_path: Path, lacki
     written = rows("hard.jsonl", ALL, train=train)
     assert [row.keys() for row in written] == [row.keys() for row in problems]
     assert printed(tmp_path / "log").build(Resources()).load() == train.build(Resources()).load()
+
+
+def test_everything_hidden_is_written_and_reads_back(tmp_path: Path) -> None:
+    hidden = {"reference": "Add.", "answer": "4", "steps": ["2", "4"], "variants": ["Double."]}
+    structures = {"rubric": [{"title": "Add", "weight": 1}], "tests": {"calls": [[2, 4]]}}
+    given = jsonl(
+        tmp_path / "own.jsonl",
+        [{"id": "a", "question": "2+2?", "domain": "code", **hidden, **structures}],
+        **{role: role for role in ("domain", "steps", "variants", "rubric", "tests")},
+    ).build(Resources())
+    [problem] = problems = given.load()
+    count = Count(id="a", content="", samples=4, correct=1)
+    (tmp_path / "mined.jsonl").write_text(json.dumps(row(problem, count)))
+    assert train_of(reading(tmp_path / "mined.jsonl")["data"]["train"]).build(Resources()).load() == problems
 
 
 def test_counts_of_other_problems_are_not_used(rows: Any, tmp_path: Path) -> None:

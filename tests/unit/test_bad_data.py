@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ SAID = "5+6 is ten and one, so it is 11 in the end"
 
 
 class TestJsonl:
-    @pytest.mark.parametrize("column", ["question", "reference", "answer", "id", "domain", "steps"])
+    @pytest.mark.parametrize("column", ["question", "reference", "answer", "id", "domain", "steps", "variants"])
     def test_half_a_surrogate_pair_is_no_text(self, tmp_path: Path, column: str) -> None:
-        value = ["a", "b\ud800"] if column == "steps" else "b\ud800"
+        value = ["a", "b\ud800"] if column in ("steps", "variants") else "b\ud800"
         path = lines(tmp_path / "x.jsonl", {**ROW, column: value})
         error = error_of(name="jsonl", path=path, columns={column: column})
         assert error.startswith(f"{path}:1: column {column!r} has half of a surrogate pair at character 1")
@@ -171,8 +172,16 @@ def test_a_key_given_twice_is_refused_with_its_row(tmp_path: Path, twice: str) -
 
 
 class TestWhatIsHidden:
-    @pytest.mark.parametrize("column", ["reference", "answer", "steps"])
-    @pytest.mark.parametrize("value", [[SECRET, 1], {"a": SECRET}, True, [], None])
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            *product(("reference", "answer", "steps", "variants"), ([SECRET, 1], {"a": SECRET}, True, [], None)),
+            *product(
+                ("rubric", "tests"),
+                (True, 3, [], {}, None, "", SECRET, json.dumps(SECRET), f'{{"{SECRET}": 1, "{SECRET}": 2}}'),
+            ),
+        ],
+    )
     def test_no_error_quotes_it(self, tmp_path: Path, column: str, value: Any) -> None:
         path = lines(tmp_path / "x.jsonl", {**ROW, column: value})
         error = error_of(name="jsonl", path=path, columns={column: column})
@@ -184,7 +193,21 @@ class TestWhatIsHidden:
         error = error_of(name="jsonl", path=path, columns={"question": "problem", "reference": None, "answer": None})
         assert "column 'problem' must be text, but holds a dict of 2." in error
 
-    def rows(self, count: int) -> list[dict[str, str]]:
+    def test_nor_a_nan_or_half_a_surrogate_pair_in_a_structure(self, tmp_path: Path) -> None:
+        for value in ('[{"secret": NaN}]', [{"secret": "\ud800"}]):
+            path = lines(tmp_path / "x.jsonl", {**ROW, "tests": value})
+            error = error_of(name="jsonl", path=path, columns={"tests": "tests"})
+            assert error.startswith(f"{path}:1: column 'tests' ")
+            assert "secret" not in error
+
+    def test_a_question_that_holds_a_variant_is_found(self, tmp_path: Path) -> None:
+        rows = [{**row, "variants": ["Count them.", row["reference"]], "reference": "Add."} for row in self.rows(8)]
+        rows = [{**row, "question": f"{row['question']} {row['variants'][1]}"} for row in rows]
+        path = lines(tmp_path / "x.jsonl", *rows)
+        error = error_of(name="jsonl", path=path, columns={"variants": "variants", "answer": None})
+        assert error.startswith(f"{path}: the question holds most of the reference in 8 of 8 rows")
+
+    def rows(self, count: int) -> list[dict[str, Any]]:
         return [
             {
                 "question": f"Ann has {n} apples and buys {n} more. How many has she?",

@@ -93,6 +93,22 @@ class TestJsonl:
         problem = load(name="jsonl", path=path, columns={"reference": None, "answer": None})[0]
         assert plain(problem) == ("train-1", "1?", None, None, None, "math")
 
+    def test_structures_are_one_json_text_however_a_row_holds_them(self, jsonl):
+        tests = [{"output": "é\n", "input": "1"}]
+        row = {**ROWS[0], "variants": ["Twice."], "rubric": {"milestones": []}}
+        columns = {role: role for role in ("variants", "rubric", "tests")}
+        path = jsonl({**row, "tests": tests}, {**row, "tests": json.dumps(tests, indent=2)})
+        one, other = (problem.scaffold for problem in load(name="jsonl", path=path, columns=columns))
+        assert one == other
+        assert one.variants.reveal() == ("Twice.",)
+        assert one.rubric.reveal() == '{"milestones":[]}'
+        assert one.tests.reveal() == '[{"input":"1","output":"é\\n"}]'
+
+    def test_a_partial_row_may_lack_them(self, jsonl):
+        columns = {"rubric": "rubric", "tests": "tests", "variants": "variants", "partial": True}
+        scaffold = load(name="jsonl", path=jsonl({**ROWS[0], "tests": None}), columns=columns)[0].scaffold
+        assert (scaffold.variants, scaffold.rubric, scaffold.tests) == (None, None, None)
+
     def test_scaffold_is_hidden(self, jsonl):
         assert "Add." not in repr(load(name="jsonl", path=jsonl(*ROWS)))
 
@@ -190,6 +206,13 @@ class TestParquet:
             ("a-1", "b?", None, "1", ("x", "y"), "math"),
             ("b-1", "a?", None, "1", ("x", "y"), "math"),
         ]
+
+    def test_nested_structures_are_those_of_jsonl(self, tmp_path, jsonl):
+        row = {**ROWS[0], "rubric": {"milestones": [{"title": "Add", "weight": 1.5}]}, "tests": [{"in": "1"}]}
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
+        columns = {"rubric": "rubric", "tests": "tests"}
+        problems = load(name="parquet", path=str(tmp_path / "train.parquet"), columns=columns)
+        assert problems == load(name="jsonl", path=jsonl(row), columns=columns)
 
     def test_bad_row_names_file_and_row(self, tmp_path):
         path = tmp_path / "train.parquet"

@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         errors().say("interrupted; go on with --resume" if options.run is run_train else "interrupted")
         raise SystemExit(130) from None
+    except SystemExit as error:  # no command of exprl leaves so: a script would take exit(0) for a finished run
+        errors().say(("error:", "bold red"), f" a plugin or a library left with exit({error.code!r}) before the end")
+        raise SystemExit(error.code or 1) from error
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:

@@ -137,3 +137,14 @@ def test_evaluate_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_p
     assert "evaluation.source" in failing(capsys, "evaluate", QUICKSTART, "evaluation.source=null")
     arguments = [QUICKSTART, "model.target_accuracy=0.0", "--checkpoint", str(tmp_path / "none.ckpt")]
     assert "no checkpoint" in failing(capsys, "evaluate", *arguments)
+
+
+@pytest.mark.parametrize(("left_with", "seen"), [(None, 1), (0, 1), (3, 3)])
+def test_a_plugin_that_exits_has_not_finished_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, left_with: int | None, seen: int
+) -> None:
+    monkeypatch.setattr("exprl.cli.run_configs", lambda _: sys.exit(left_with))
+    with pytest.raises(SystemExit) as left:
+        main(["configs"])
+    assert left.value.code == seen
+    assert "before the end" in capsys.readouterr().err

@@ -14,7 +14,8 @@ from exprl.component import Choice
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ColumnError, ConfigError, DataError, ModelError
 from exprl.evaluation.detectors import BehaviourDetector
-from exprl.evaluation.evaluate import EvaluationResult, evaluate
+from exprl.evaluation.evaluate import EvaluationResult, Sample, counted, evaluate
+from exprl.evaluation.responses import ks_of
 from exprl.experiment import Experiment
 from exprl.models import lora
 from exprl.models.base import LanguageModel, check_vocabulary
@@ -167,6 +168,14 @@ class Build:
             detector=self.detector,
             on_progress=on_progress,
         )
+
+    def grade(self, samples: Sequence[Sample], on_progress: OnProgress) -> EvaluationResult:
+        """pass@k of responses that are given, as many to each held-out problem; no model of the run is loaded."""
+        problems, evaluation = self.evaluation_problems, self.experiment.evaluation
+        n = len(samples) // len(problems)
+        detector = evaluation.behaviours.build(Resources(verifier=self.verifier, seed=self.experiment.seed))
+        ks = ks_of(evaluation.k, n)
+        return counted(iter(samples), problems, n, self.verifier, ks=ks, detector=detector, on_progress=on_progress)
 
     def check_lengths(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
         """Raise before any sampling when a prompt plus the length limit exceeds the model's context."""

@@ -1,4 +1,4 @@
-"""`exprl evaluate`: a model or checkpoint on a source."""
+"""`exprl evaluate`: a model or checkpoint on a source, or responses to it that are given."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from exprl.build import Build
 from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
+from exprl.evaluation.responses import read_responses
 from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
 from exprl.files.disk import write_json
 from exprl.runs.checkpoints import load_policy
-from exprl.runs.preflight import check_evaluation
+from exprl.runs.preflight import check_evaluation, check_grading
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases
 
@@ -37,8 +38,32 @@ def evaluate_model(
     build.check_lengths(build.evaluation_problems, build.evaluation_sampling.max_new_tokens)
     with Phases().run("sampling", len(build.evaluation_problems) * build.evaluation_sampling.n) as on_progress:
         result = build.evaluate(on_progress)
-    console.print(result_table(result, title=str(checkpoint or build.policy.name)))
+    report(result, str(checkpoint or build.policy.name), output, console)
+    return result
+
+
+def grade_responses(
+    experiment: Experiment, responses: Path, *, output: Path | None, console: Console
+) -> EvaluationResult:
+    """Grade the responses of a file to `evaluation.source` with the run's verifier; print and write the same.
+
+    Raises:
+        ExprlError: any of its children, before anything is graded.
+    """
+    check_grading(experiment, output)
+    build = Build(experiment)
+    samples = read_responses(responses, build.evaluation_problems)
+    with Phases().run("grading", len(samples)) as on_progress:
+        result = build.grade(samples, on_progress)
+    if left_out := [k for k in experiment.evaluation.k if k not in result.ks]:
+        console.say(f"evaluation.k: {left_out} left out, there are {result.samples} responses a problem")
+    report(result, responses.name, output, console)
+    return result
+
+
+def report(result: EvaluationResult, title: str, output: Path | None, console: Console) -> None:
+    """The table, and the figures in a file where one is wanted."""
+    console.print(result_table(result, title=title))
     if output is not None:
         write_json(output, result.to_json())
         console.say(f"figures and per-problem counts: {output}")
-    return result

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, zip_longest
+from itertools import islice, repeat, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from exprl.evaluation.reference_progress import reference_progress
 from exprl.files.disk import read_json
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.text.prompts import PromptBuilder
-from exprl.types import Problem, Prompt, Rollout
+from exprl.types import Problem, Prompt
 from exprl.verifiers.base import Verifier
 
 READ_AT_ONCE = 256
@@ -39,8 +39,8 @@ class EvaluationResult:
         samples: n.
         progress: [P] mean share of the reference's own steps reached; None where the source has no steps.
         guessed: [P] samples with the right answer that did not go through all of the reference's steps; None likewise.
-        length: mean response length in tokens.
-        cut_off: share of samples cut off at the length limit.
+        length: mean response length in tokens; None where the responses were given as text.
+        cut_off: share of samples cut off at the length limit; None likewise.
         ks: the k of pass@k to report.
         shown: samples that show each behaviour, by name.
         judged: samples with a verdict on each.
@@ -51,8 +51,8 @@ class EvaluationResult:
     samples: int
     progress: tuple[float, ...] | None
     guessed: tuple[int, ...] | None
-    length: float
-    cut_off: float
+    length: float | None
+    cut_off: float | None
     ks: tuple[int, ...]
     shown: dict[str, int] = field(default_factory=dict)
     judged: dict[str, int] = field(default_factory=dict)
@@ -133,15 +133,14 @@ class EvaluationResult:
     def joined(cls, parts: Sequence[EvaluationResult | None]) -> EvaluationResult:
         """One result of parts that took the problems in turn, as `problems[rank::ranks]`; None: a part without any."""
         made = [part for part in parts if part is not None]
-        total = sum(part.total for part in made)
         return replace(
             made[0],
             problem_ids=_in_turn([part.problem_ids for part in made]),
             correct=_in_turn([part.correct for part in made]),
             progress=None if made[0].progress is None else _in_turn([part.progress or () for part in made]),
             guessed=None if made[0].guessed is None else _in_turn([part.guessed or () for part in made]),
-            length=sum(part.length * part.total for part in made) / total,
-            cut_off=sum(part.cut_off * part.total for part in made) / total,
+            length=_mean([part.length for part in made], [part.total for part in made]),
+            cut_off=_mean([part.cut_off for part in made], [part.total for part in made]),
             shown={name: sum(part.shown[name] for part in made) for name in made[0].shown},
             judged={name: sum(part.judged[name] for part in made) for name in made[0].judged},
         )
@@ -149,6 +148,31 @@ class EvaluationResult:
 
 def _in_turn(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(value for row in zip_longest(*parts) for value in row if value is not None)
+
+
+def _mean(values: Iterable[float | None], weights: Iterable[int] = repeat(1)) -> float | None:
+    """The weighted mean of the values that are known; None where none is."""
+    known = [(value, weight) for value, weight in zip(values, weights, strict=False) if value is not None]
+    return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One response to a problem.
+
+    Attributes:
+        problem: the place of its problem.
+        text: what was written.
+        reply: the same as verifiers read it, with the thinking that a prompt opened.
+        tokens: how many it has; None: nobody has counted, it was given as text.
+        cut_off: whether it ended at the length limit; None likewise.
+    """
+
+    problem: int
+    text: str
+    reply: str
+    tokens: int | None = None
+    cut_off: bool | None = None
 
 
 def evaluate(
@@ -169,45 +193,66 @@ def evaluate(
     Raises:
         NonFiniteError: the engine gives a log-prob that is not finite: what it samples then is nobody's.
     """
-    count = len(problems)
-    correct, guessed = [0] * count, [0] * count
-    progress, lengths, cut_off = [0.0] * count, 0, 0
-    has_steps = all(problem.scaffold.steps is not None for problem in problems)
     built = [prompts.build(problem.question) for problem in problems]
+    samples = _sampled(engine, built, sampling, problems, on_progress)
+    return counted(samples, problems, sampling.n, verifier, ks=ks, detector=detector)
+
+
+def counted(
+    samples: Iterator[Sample],
+    problems: Sequence[Problem],
+    n: int,
+    verifier: Verifier,
+    *,
+    ks: Sequence[int],
+    detector: BehaviourDetector | None = None,
+    on_progress: OnProgress = no_progress,
+) -> EvaluationResult:
+    """Verify `n` samples of each problem, in whatever order they come; `on_progress` is called as they are verified."""
+    count = len(problems)
+    correct, guessed, progress = [0] * count, [0] * count, [0.0] * count
+    tokens: list[int | None] = []
+    cut_off: list[bool | None] = []
+    has_steps = all(problem.scaffold.steps is not None for problem in problems)
     rates = BehaviourRates(detector)
-    finished = _finished(engine, built, sampling, problems, on_progress)
-    while batch := list(islice(finished, READ_AT_ONCE)):
-        verdicts = verifier.verdicts([problems[index] for index, _ in batch], [rollout.reply for _, rollout in batch])
-        rates.update([rollout.text for _, rollout in batch])
-        for (index, rollout), right in zip(batch, verdicts, strict=True):
-            steps = problems[index].scaffold.steps
+    while batch := list(islice(samples, READ_AT_ONCE)):
+        verdicts = verifier.verdicts([problems[sample.problem] for sample in batch], [s.reply for s in batch])
+        rates.update([sample.text for sample in batch])
+        for sample, right in zip(batch, verdicts, strict=True):
+            index, steps = sample.problem, problems[sample.problem].scaffold.steps
             correct[index] += right
-            lengths += len(rollout)
-            cut_off += rollout.finish_reason == "length"
+            tokens.append(sample.tokens)
+            cut_off.append(sample.cut_off)
             if has_steps and steps is not None:
-                reached = reference_progress(rollout.text, steps.reveal())
-                progress[index] += reached / sampling.n
+                reached = reference_progress(sample.text, steps.reveal())
+                progress[index] += reached / n
                 guessed[index] += right and reached < 1.0
-    total = count * sampling.n
+        on_progress(len(batch))
     return EvaluationResult(
         problem_ids=tuple(problem.id for problem in problems),
         correct=tuple(correct),
-        samples=sampling.n,
+        samples=n,
         progress=tuple(progress) if has_steps else None,
         guessed=tuple(guessed) if has_steps else None,
-        length=lengths / total,
-        cut_off=cut_off / total,
+        length=_mean(tokens),
+        cut_off=_mean(cut_off),
         ks=tuple(ks),
         shown=dict(zip(BEHAVIOUR_NAMES, rates.shown.tolist(), strict=True)),
         judged=dict(zip(BEHAVIOUR_NAMES, rates.judged.tolist(), strict=True)),
     )
 
 
-def _finished(
+def _sampled(
     engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, problems: Sequence[Problem], on_progress: OnProgress
-) -> Iterator[tuple[int, Rollout]]:
-    """Samples as they finish, each with the place of its problem; `on_progress` is told of each."""
+) -> Iterator[Sample]:
+    """Samples as they finish; `on_progress` is told of each."""
     for index, rollout in engine.generate(prompts, sampling):
         check_finite({"sampled": sum(rollout.sampler_logprobs)}, f"evaluation: problem {problems[index].id!r}")
         on_progress(1)
-        yield index, rollout
+        yield Sample(
+            problem=index,
+            text=rollout.text,
+            reply=rollout.reply,
+            tokens=len(rollout),
+            cut_off=rollout.finish_reason == "length",
+        )

@@ -164,6 +164,16 @@ def checkpoint_to_evaluate(place: Place | None, option: str | None) -> Place | N
     return named
 
 
+def check_no_weights(place: Place | None, option: str | None) -> None:
+    """Raise `ConfigError` where weights are named beside `--responses`, with which nothing is sampled."""
+    checkpoint = option or (place.path if place is not None and place.kind == "checkpoint" else None)
+    if checkpoint is not None:
+        raise ConfigError(
+            f"--responses: responses are graded, nothing is sampled, but the checkpoint {checkpoint} is given too. "
+            "Leave one of them out; the verifier and the problems are those of a config or a run."
+        )
+
+
 def _check_evaluated(place: Place) -> None:
     here = quoted(place.path)
     if place.kind == "model":

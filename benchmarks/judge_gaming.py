@@ -52,7 +52,7 @@ class Form:
         reply = read_prompt("expected").replace(WORD.lower(), word)
         form = f'"{self.start}n" with n a whole number from {LABELS[0]} to {LABELS[-1]}'
         prompt = compose(
-            read_prompt("reference").replace(f"{WORD}s:", f"{self.word}s:"),
+            read_prompt("math").replace(f"{WORD}s:", f"{self.word}s:"),
             instructions={"view": read_prompt("rollout"), "reply": reply.replace("{verdict}", form)},
             contents={
                 "problem": problem.question.text,

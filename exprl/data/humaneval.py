@@ -57,7 +57,7 @@ def to_problem(record: Mapping[str, str]) -> Problem:
     """A record of the package's file; it has no final answer, only tests."""
     prompt, entry_point = record["prompt"], record["entry_point"]
     question = QUESTION.format(entry_point=entry_point, block=fenced(prompt.strip("\n")))
-    tests = {"form": "program", "program": record["test"], "entry_point": entry_point}
+    tests = {"form": "program", "entry_point": entry_point, "test": record["test"], "prompt": prompt}
     return Problem(
         question=Question(problem_id=record["task_id"], text=question),
         scaffold=Scaffold(

@@ -26,6 +26,11 @@ class Judge(Stateful):
         del config
         return cls.needs_reference
 
+    @classmethod
+    def preflight_without_reference(cls, config: Any) -> None:
+        """Raise what `preflight` would, for what `without_reference` makes of it."""
+        del config
+
     def without_reference(self, resources: Resources) -> Judge:
         """Who grades in its place where no reference may be seen: from problem and attempt alone, or the verifier.
 

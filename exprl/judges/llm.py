@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from exprl.component import option, title_of
-from exprl.config.ranges import Share, Tokens
+from exprl.config.ranges import NonEmpty, Share, Tokens
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges.backends.base import Query, Reply
 from exprl.judges.base import Judge
@@ -15,6 +15,7 @@ from exprl.judges.model_judge import ModelJudge
 from exprl.judges.prefixes import prefix_of
 from exprl.judges.prompting import JudgePrompt, compose, read_prompt
 from exprl.judges.scoring import SHORTEST_CONSTRAINED, Scoring, judgement_of, query_for, reply_instructions
+from exprl.judges.templates import read_template
 from exprl.judges.verdict import without_claims
 from exprl.resources import Resources
 from exprl.terminal.progress import OnProgress, no_progress
@@ -38,6 +39,12 @@ class LLMJudge(ModelJudge):
         help="expected: below this total probability of the five scores the judgement counts as unparseable",
     )
 
+    prompt: NonEmpty = option(
+        default="math",
+        help="what it is told: math, science or code, or a text file of your own with the same places; under "
+        "no_reference the one beside it whose name ends in _no_reference",
+    )
+
     @classmethod
     def check_options(cls, config: Any) -> None:
         """Only a rationale can be constrained, and it needs room."""
@@ -47,8 +54,15 @@ class LLMJudge(ModelJudge):
                 f"they are {config.scoring} and {config.max_new_tokens}."
             )
 
-    template: ClassVar[str]
-    """The name of the prompt's text file."""
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """Its prompt must be there, with the places that are filled."""
+        read_template(config.prompt, reference=cls.needs_reference)
+
+    def setup(self) -> None:
+        """Read the prompt: a run has one, whatever becomes of the file."""
+        super().setup()
+        self.template = read_template(self.config.prompt, reference=self.needs_reference)
 
     @abstractmethod
     def contents(self, problem: Problem) -> Mapping[str, str]:
@@ -77,12 +91,14 @@ class LLMJudge(ModelJudge):
     def query(self, request: JudgeRequest) -> Query:
         """What the backend is asked for one request."""
         config = self.config
-        return query_for(self.prompt(request), config.scoring, config.max_new_tokens, constrained=config.constrained)
+        return query_for(
+            self.prompt_for(request), config.scoring, config.max_new_tokens, constrained=config.constrained
+        )
 
-    def prompt(self, request: JudgeRequest) -> JudgePrompt:
+    def prompt_for(self, request: JudgeRequest) -> JudgePrompt:
         """The prompt for one request: the attempt comes last, so that prompts for longer prefixes continue it."""
         return compose(
-            read_prompt(self.template),
+            self.template,
             instructions={"view": read_prompt(request.view), "reply": reply_instructions(self.scoring)},
             contents={**self.contents(request.problem), "attempt": prefix_of(request).made(without_claims)},
         )
@@ -94,7 +110,7 @@ class LLMJudge(ModelJudge):
             self.backend.check(self.query(JudgeRequest(problem=problem, trace="")))
         reply = self.max_new_tokens if self.scoring == "rationale" else 0
         for problem in problems:
-            length, context = self.backend.room(self.prompt(JudgeRequest(problem=problem, trace="")))
+            length, context = self.backend.room(self.prompt_for(JudgeRequest(problem=problem, trace="")))
             if length is not None and context is not None and length + reply >= context:
                 raise JudgeError(
                     f"problem {problem.id!r}: the judge's prompt has {length} tokens before any attempt, which with "
@@ -113,14 +129,17 @@ _SLOTS = Problem(
 class ReferenceJudge(LLMJudge):
     """A language model that sees the problem, the reference solution and the attempt."""
 
-    template: ClassVar[str] = "reference"
-
     def contents(self, problem: Problem) -> Mapping[str, str]:
         """Problem and reference."""
         reference = problem.scaffold.reference
         if reference is None:
             raise JudgeError(f"problem {problem.id!r} has no reference solution for judge {title_of(self)}.")
         return {"problem": problem.question.text, "reference": reference.reveal()}
+
+    @classmethod
+    def preflight_without_reference(cls, config: Any) -> None:
+        """The prompt that shows no reference must be there."""
+        UnaidedJudge.preflight(config)
 
     def without_reference(self, resources: Resources) -> Judge:
         """The same model, asked the same way by the prompt that shows none."""
@@ -132,7 +151,6 @@ class UnaidedJudge(LLMJudge):
     """A language model that sees the problem and the attempt: the same rubric, and no reference solution."""
 
     needs_reference: ClassVar[bool] = False
-    template: ClassVar[str] = "no_reference"
 
     def contents(self, problem: Problem) -> Mapping[str, str]:
         """The question, and nothing of the scaffold."""

@@ -28,6 +28,11 @@ class NoReferenceJudge(WrappingJudge):
         if not _can_do_without(config.around.cls):
             raise refused(config.around, "does not say how it grades without a reference", _can_do_without)
 
+    @classmethod
+    def preflight(cls, config: Any) -> None:
+        """The judge within, as it grades here, must have what it needs."""
+        config.around.cls.preflight_without_reference(config.around.config)
+
     verifier: Any = given(lambda run, _: run.verifier, default=None, help="asked in place of `reference_steps`")
 
     def part(self, name: str, handed: Any, resources: Resources) -> Any:

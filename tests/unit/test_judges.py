@@ -77,7 +77,7 @@ def scores(judgements) -> list[float]:
 def test_expected_score_is_the_models_own_softmax(smollm2):
     judge = SameModelJudge(weights="frozen", backend=backend(smollm2))
     [judgement] = judge.judge([JudgeRequest(problem=problem("a"), trace="2 + 3 is 6.")])
-    message = judge.prompt(JudgeRequest(problem=problem("a"), trace="2 + 3 is 6.")).message
+    message = judge.prompt_for(JudgeRequest(problem=problem("a"), trace="2 + 3 is 6.")).message
     templated = smollm2.tokenizer.apply_chat_template(
         [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
     )
@@ -231,7 +231,7 @@ def test_sharing_beginnings_changes_no_probability(tiny, implementation):
     model = copy.deepcopy(tiny.model)
     model.set_attn_implementation(implementation)
     judge = SameModelJudge(weights="frozen", backend=Canned())
-    prompts = [judge.prompt(request) for request in nested_requests()]
+    prompts = [judge.prompt_for(request) for request in nested_requests()]
     labels = ["1", "2", "3", "4", "5"]
     model_of = LanguageModel(model=model, tokenizer=tiny.tokenizer, name="tiny")
     alone = [backend(model_of).label_probabilities([p], labels, REPLY_START, no_progress)[0] for p in prompts]
@@ -257,7 +257,7 @@ def test_sharing_beginnings_changes_no_probability_of_a_real_model(smollm2):
 
 def test_sharing_beginnings_changes_no_reply(tiny):
     judge = SameModelJudge(weights="frozen", backend=Canned())
-    prompts = [judge.prompt(request) for request in nested_requests()]
+    prompts = [judge.prompt_for(request) for request in nested_requests()]
     replies = [
         [reply.text for reply in backend(tiny, **options).complete(prompts, 30, no_progress)]
         for options in ({}, {"batch_size": 3}, {"share_prefixes": False}, {"batch_tokens": 1})
@@ -478,7 +478,7 @@ def test_the_steps_of_the_wrong_reference():
 def test_the_language_model_sees_the_wrong_reference_only(tiny, folder):
     resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=NUMBERED)
     judge = around("wrong_reference", {"name": "same_model", "weights": "frozen", "min_mass": 0.0}, resources)
-    message = judge.around.prompt(JudgeRequest(problem=judge.shown(NUMBERED[0]), trace="t")).message
+    message = judge.around.prompt_for(JudgeRequest(problem=judge.shown(NUMBERED[0]), trace="t")).message
     assert "question 0" in message
     assert "step 0" not in message
     assert re_step(message) in {f"step {k}" for k in range(1, 6)}

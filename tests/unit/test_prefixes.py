@@ -198,8 +198,8 @@ def test_steps_of_a_real_tokenizer_have_the_ids_of_the_whole_text(smollm2) -> No
         for count, prefix in enumerate(Parts(steps).prefixes(), start=1):
             request = PrefixRequest(problem=PROBLEM, trace=prefix)
             alone = JudgeRequest(problem=PROBLEM, trace="".join(steps[:count]), view="prefix")
-            assert tokens.encode(judge.prompt(request)) == tokens.encode(judge.prompt(alone))
-            assert judge.prompt(request).message == judge.prompt(alone).message
+            assert tokens.encode(judge.prompt_for(request)) == tokens.encode(judge.prompt_for(alone))
+            assert judge.prompt_for(request).message == judge.prompt_for(alone).message
 
 
 def split_as_qwen() -> PreTrainedTokenizerFast:

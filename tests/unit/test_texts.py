@@ -57,7 +57,7 @@ def test_a_text_that_is_gone_and_a_damaged_file(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ who has which
 
 
-def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageModel, monkeypatch) -> None:
+def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageModel, tmp_path: Path) -> None:
     backend = TransformersBackend(language_model=tiny)
     judge = SameModelJudge(weights="frozen", backend=backend)
     texts = OutcomeReward(judge=judge).texts()
@@ -66,9 +66,9 @@ def test_a_judges_texts_are_its_prompts_and_its_chat_template(tiny: LanguageMode
     assert len(set(prompts)) == 3
     for slot in ("{problem}", "{reference}", "{attempt}"):
         assert all(text.count(slot) == 1 for text in prompts)
-    own = prompting.read_prompt
-    monkeypatch.setattr("exprl.judges.llm.read_prompt", lambda name: own(name).replace("Other correct ways", "Others"))
-    assert judge.texts() != texts
+    own = tmp_path / "own.txt"
+    own.write_text(prompting.read_prompt("math").replace("Other correct ways", "Others"))
+    assert SameModelJudge(weights="frozen", prompt=str(own), backend=backend).texts() != texts
     assert UnaidedJudge(backend=backend).texts() != texts
 
 

@@ -27,7 +27,7 @@ from exprl.judges.same_model import SameModelJudge
 from exprl.models.pretrained import PretrainedModel
 from exprl.slicers import TokenWindowSlicer
 from exprl.terminal.progress import no_progress
-from exprl.text.prompts import PromptBuilder, PromptConfig
+from exprl.text.prompts import PromptBuilder, PromptTemplate
 from exprl.types import JudgeRequest, Problem, Rollout
 
 SEGMENTS = 10
@@ -78,7 +78,7 @@ def prepare(options: argparse.Namespace) -> tuple[VLLMEngine, SameModelJudge, li
     judge = SameModelJudge(weights="live", backend=VLLMBackend(host=engine.host, live=True))
     problems = sorted(ChampSource().load(), key=lambda p: -len(p.scaffold.reference.reveal()))
     problems = problems[len(problems) // 4 :][: options.rollouts]
-    builder = PromptBuilder(model.tokenizer, PromptConfig())
+    builder = PromptBuilder(model.tokenizer, PromptTemplate())
     length = SEGMENTS * options.segment_tokens
     sampling = Sampling(n=1, temperature=0.8, max_new_tokens=length, seed=1)
     prompts = [builder.build(problem.question) for problem in problems]

@@ -15,6 +15,7 @@ from .component import (
     Choice as Choice,
     Component as Component,
     choose as choose,
+    choose_each as choose_each,
     given as given,
     option as option,
     required_choice as required_choice,
@@ -76,6 +77,7 @@ from .registry import (
     METHODS as METHODS,
     MODELS as MODELS,
     OBJECTIVES as OBJECTIVES,
+    PROMPTS as PROMPTS,
     REWARDS as REWARDS,
     SLICERS as SLICERS,
     SOURCES as SOURCES,
@@ -83,6 +85,7 @@ from .registry import (
 )
 from .resources import Resources as Resources
 from .rewards import (
+    ByDomainReward as ByDomainReward,
     JudgedReward as JudgedReward,
     OutcomeReward as OutcomeReward,
     ProcessReward as ProcessReward,
@@ -91,7 +94,12 @@ from .rewards import (
 )
 from .slicers import DelimiterSlicer as DelimiterSlicer, Slicer as Slicer, TokenWindowSlicer as TokenWindowSlicer
 from .terminal.progress import OnProgress as OnProgress, no_progress as no_progress
-from .text.prompts import PromptBuilder as PromptBuilder
+from .text.prompts import (
+    ByDomainPrompt as ByDomainPrompt,
+    PromptBuilder as PromptBuilder,
+    Prompting as Prompting,
+    PromptTemplate as PromptTemplate,
+)
 from .text.tokenization import decode_with_ends as decode_with_ends
 from .training.module import ExpRLModule as ExpRLModule, Parts as Parts
 from .types import (
@@ -111,6 +119,7 @@ from .types import (
     SegmentRewards as SegmentRewards,
 )
 from .verifiers import (
+    ByDomainVerifier as ByDomainVerifier,
     ChoiceVerifier as ChoiceVerifier,
     ExactVerifier as ExactVerifier,
     MathVerifier as MathVerifier,

@@ -7,6 +7,8 @@ Rules that hold for every estimator:
 - A rollout cut off at the length limit under a process reward has no scores: its advantages are 0, it stays outside
   the baselines, and its tokens count in the loss's denominator. Under an outcome reward it is an ordinary 0.
 - Fewer than two scored rollouts have nothing to be compared with: whatever a group baseline centres is 0.
+- Groups of different domains, whose rewards may be of different kinds, are never compared: what is of a batch
+  (`segment_batch`, `scale: rms`) is of the batch's groups of one domain.
 - A reward for a whole rollout is one segment (K = 1). Segment estimators then give r minus the group mean
   (`segment_batch`: the batch's), which is `group` without its division by the group's standard deviation: Dr.GRPO's
   advantage, not GRPO's. A config that names no advantage has `group` with such a reward (`exprl.experiment`).
@@ -195,13 +197,19 @@ class Advantage(Component):
     )
 
     def estimate(
-        self, groups: Sequence[Sequence[AnyReward]], *, all_reduce: AllReduce = _alone
+        self,
+        groups: Sequence[Sequence[AnyReward]],
+        domains: Sequence[str] | None = None,
+        *,
+        all_reduce: AllReduce = _alone,
     ) -> list[tuple[Advantages, ...]]:
         """Advantages of every rollout of every group, in order.
 
         Args:
             groups: for each problem the rewards of its G rollouts.
-            all_reduce: sums a few numbers, each over all ranks; called equally often on every rank.
+            domains: of each problem; None: all are of one.
+            all_reduce: sums a few numbers, each over all ranks; called equally often on every rank whose groups are of
+                the same domains.
 
         Raises:
             ConfigError: a reward has a granularity that this estimator does not take.
@@ -209,6 +217,16 @@ class Advantage(Component):
         """
         for reward in (reward for group in groups for reward in group):
             self._check(reward)
+        places: dict[str, list[int]] = {}
+        for place, domain in enumerate(domains if domains is not None else [""] * len(groups)):
+            places.setdefault(domain, []).append(place)
+        estimated: dict[int, tuple[Advantages, ...]] = {}
+        for domain in sorted(places) or [""]:  # in an order that all ranks have; without a group they still sum
+            own = places.get(domain, [])
+            estimated |= zip(own, self._of_domain([groups[place] for place in own], all_reduce), strict=True)
+        return [estimated[place] for place in range(len(groups))]
+
+    def _of_domain(self, groups: Sequence[Sequence[AnyReward]], all_reduce: AllReduce) -> list[tuple[Advantages, ...]]:
         scored = [[scores_of(reward) for reward in group] for group in groups]
         counted = [[s for s in group if s is not None] for group in scored]
         values = self.of_batch(counted, all_reduce)

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 
 from exprl.component import Choice
+from exprl.domains import check_routes
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ColumnError, ConfigError, DataError, ModelError
 from exprl.evaluation.detectors import BehaviourDetector
@@ -23,7 +24,7 @@ from exprl.models.precision import prepare_to_train
 from exprl.resources import Resources
 from exprl.seeding import derive_seed
 from exprl.terminal.progress import OnProgress
-from exprl.text.prompts import PromptBuilder
+from exprl.text.prompts import PromptBuilder, Prompting
 from exprl.types import Problem
 from exprl.verifiers.base import Verifier
 
@@ -77,6 +78,8 @@ class Build:
         if source is None:
             raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
         problems = self._loaded(source, "data.train")
+        scores = self.experiment.method.cls.scores
+        self._check_routes(problems, "data.train", *(["reward"] if self.training and scores else []))
         hold = self.experiment.reads_references or not self.training
         return problems if hold else [problem.without_reference() for problem in problems]
 
@@ -87,6 +90,7 @@ class Build:
         if source is None:
             return []
         problems = self._loaded(source, "evaluation.source")
+        self._check_routes(problems, "evaluation.source")
         self.verifier.check(problems)
         self.tell_unreadable(problems, "evaluation.source")
         return problems
@@ -98,9 +102,15 @@ class Build:
         return verifier
 
     @cached_property
+    def prompting(self) -> Prompting:
+        """The messages around a question."""
+        prompting: Prompting = self.experiment.prompt.build(Resources())
+        return prompting
+
+    @cached_property
     def prompts(self) -> PromptBuilder:
         """Question to prompt."""
-        return PromptBuilder(self.policy.tokenizer, self.experiment.prompt)
+        return PromptBuilder(self.policy.tokenizer, self.prompting)
 
     @cached_property
     def detector(self) -> BehaviourDetector:
@@ -181,7 +191,7 @@ class Build:
         """Raise before any sampling when a prompt plus the length limit exceeds the model's context."""
         context = self.policy.context_length
         for problem in problems:
-            length = len(self.prompts.build(problem.question).token_ids)
+            length = len(self.prompts.build(problem.question, problem.domain).token_ids)
             if context is not None and length + max_new_tokens > context:
                 raise ModelError(
                     f"problem {problem.id!r}: its prompt of {length} tokens and rollout.max_new_tokens "
@@ -193,6 +203,11 @@ class Build:
         """Warn of answers that no response can be found equal to; call it after whatever refuses too many of them."""
         if unreadable := self.verifier.unreadable(problems):
             log.warning("%s: %s", key, self.verifier.told(unreadable, problems))
+
+    def _check_routes(self, problems: Sequence[Problem], source: str, *more: str) -> None:
+        """Raise `DataError` where a part of the run has no route for a problem's domain."""
+        for key in ("prompt", "verifier", *more):
+            check_routes(getattr(self.experiment, key), key, problems, source)
 
     @staticmethod
     def _loaded(source: Choice, key: str) -> list[Problem]:

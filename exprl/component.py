@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import MISSING, Field, fields
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from exprl.config.fields import Choice, choose, choose_by, given, option, required_choice, wrapped
+from exprl.config.fields import Choice, choose, choose_by, choose_each, given, option, required_choice, wrapped
 from exprl.config.options import Options, given_to, parts_of
 from exprl.config.validate import checked
 from exprl.errors import ConfigError, ContractError
+from exprl.registry import Registry
 from exprl.resources import Resources
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 __all__ = [
     "Choice",
@@ -23,6 +27,7 @@ __all__ = [
     "checked",
     "choose",
     "choose_by",
+    "choose_each",
     "given",
     "option",
     "required_choice",
@@ -53,7 +58,7 @@ class Component(Options, ABC):
         if positional:
             raise TypeError(f"{cls.__name__} takes keywords alone: {cls.__name__}{inspect.signature(cls)}")
         others = given_to(cls)
-        handed = {name: value for name, value in options.items() if isinstance(value, Component) or name in others}
+        handed = {n: value for n, value in options.items() if n in others or _is_handed(_metadata(cls, n), value)}
         chosen = {name: _choice(cls, name, value) for name, value in options.items() if name not in others}
         self._build(self._checked(chosen), handed, Resources())
 
@@ -75,8 +80,14 @@ class Component(Options, ABC):
         """Called once, when options and parts are in place: what is derived from them is made here."""
 
     def part(self, name: str, handed: Any, resources: Resources) -> Any:
-        """The component of option `name`: the one handed over, or else the one that its option chooses, built."""
+        """The component of option `name`: the one handed over, or else the one that its option chooses, built.
+
+        Of an option that holds several the components by their names.
+        """
         choice = getattr(self.config, name)
+        if isinstance(choice, dict):
+            own = {key: one for key, one in (handed or {}).items() if isinstance(one, Component)}
+            return {key: own[key] if key in own else one.build(resources) for key, one in choice.items()}
         return handed if handed is not None or choice is None else choice.build(resources)
 
     @classmethod
@@ -160,9 +171,17 @@ class Stateful(Component):
                 part.load_state_dict(state[name])
 
     def lasting(self) -> dict[str, Stateful]:
-        """The parts with a life, each once."""
-        parts = {id(self._built(name)): (name, self._built(name)) for name in parts_of(type(self))}
+        """The parts with a life, each once; one of several in an option has its name behind the option's and a dot."""
+        parts = {id(part): (name, part) for name, part in self._each_part()}
         return {name: part for name, part in parts.values() if isinstance(part, Stateful)}
+
+    def _each_part(self) -> Iterator[tuple[str, Any]]:
+        for name in parts_of(type(self)):
+            built = self._built(name)
+            if isinstance(built, dict):
+                yield from ((f"{name}.{key}", part) for key, part in built.items())
+            else:
+                yield name, built
 
 
 def title_of(component: Component) -> str:
@@ -181,11 +200,29 @@ def _taken(cls: type[Component], name: str, field: Field[Any], resources: Resour
     return field.default if take is None else take(resources, _title(cls))
 
 
+def _metadata(owner: type[Component], name: str) -> Mapping[str, Any]:
+    return next((field.metadata for field in fields(owner.Config) if field.name == name), EMPTY)
+
+
+def _is_handed(metadata: Mapping[str, Any], value: Any) -> bool:
+    """Whether it is a component, or holds one for an option that holds several."""
+    if metadata.get("each") and isinstance(value, Mapping):
+        return any(isinstance(one, Component) for one in value.values())
+    return isinstance(value, Component)
+
+
 def _choice(owner: type[Component], name: str, value: Any) -> Any:
     """What the option of a part holds: of a component handed over, the choice that would build its like."""
-    registry = next((field.metadata.get("registry") for field in fields(owner.Config) if field.name == name), None)
+    metadata = _metadata(owner, name)
+    registry = metadata.get("registry")
     if registry is None:
         return value
+    if metadata.get("each") and isinstance(value, Mapping):
+        return {str(key): _chosen(registry, f"{name}.{key}", one) for key, one in value.items()}
+    return _chosen(registry, name, value)
+
+
+def _chosen(registry: Registry[Any], name: str, value: Any) -> Any:
     if isinstance(value, type) and issubclass(value, Component):
         raise ConfigError(
             f"{name}: expected an object, but got the class {value.__name__}. Call it: {value.__name__}()."

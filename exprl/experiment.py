@@ -34,13 +34,13 @@ from exprl.registry import (
     METHODS,
     MODELS,
     OBJECTIVES,
+    PROMPTS,
     REWARDS,
     SOURCES,
     VERIFIERS,
     import_plugins,
     named_plugins,
 )
-from exprl.text.prompts import PromptConfig
 
 USUAL_ADVANTAGES = {"rollout": "group", "segment": "segment_delta"}
 """The advantage that goes with a reward of each granularity where none is named: GRPO's, and the paper's main one."""
@@ -229,7 +229,7 @@ class Experiment:
     method: Annotated[Choice, METHODS] = choose(METHODS, default="rl", help="what a training step does")
     model: Annotated[Choice, MODELS] = choose(MODELS, default="pretrained", help="the initial policy")
     lora: LoRAConfig = option(default=LoRAConfig(), help="a low-rank adapter instead of all weights")
-    prompt: PromptConfig = option(default=PromptConfig(), help="how a question becomes a prompt")
+    prompt: Annotated[Choice, PROMPTS] = choose(PROMPTS, default="template", help="how a question becomes a prompt")
     data: DataConfig = option(default=DataConfig(), help="training problems")
     rollout: Annotated[Choice, ENGINES] = choose(ENGINES, default="transformers", help="the engine that samples")
     verifier: Annotated[Choice, VERIFIERS] = choose(
@@ -255,14 +255,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         method = self.method.cls
-        granularity, accepts = self.reward.cls.granularity, self.advantage.cls.accepts
-        if method.scores and granularity not in accepts:
-            fitting = [name for name in ADVANTAGES.names() if granularity in ADVANTAGES.get(name).accepts]
-            raise ConfigError(
-                f"advantage.name: {self.advantage.name!r} takes one reward a {' or '.join(sorted(accepts))}, but "
-                f"reward {self.reward.name!r} gives one a {granularity}. Set advantage.name to "
-                f"one of: {', '.join(fitting)}."
-            )
+        if method.scores:
+            self._check_advantage()
         size = self.update.prompts_per_update
         if size is not None and self.data.prompts_per_step % size:
             raise ConfigError(
@@ -276,20 +270,36 @@ class Experiment:
         samples_at = fields_of(self.rollout.cls.Config)["temperature"].annotation
         configuration.coerce(samples_at, self.evaluation.temperature, "evaluation.temperature")
 
+    def _check_advantage(self) -> None:
+        """Raise `ConfigError` where a reward, that of a domain for example, gives what the advantage does not take."""
+        given, accepts = granularities_of(self.reward), self.advantage.cls.accepts
+        for key, granularity in given.items():
+            if granularity not in accepts:
+                fitting = [name for name in ADVANTAGES.names() if ADVANTAGES.get(name).accepts >= set(given.values())]
+                giver = f"reward.{key}" if key else f"reward {self.reward.name!r}"
+                raise ConfigError(
+                    f"advantage.name: {self.advantage.name!r} takes one reward a {' or '.join(sorted(accepts))}, but "
+                    f"{giver} gives one a {granularity}. Set advantage.name to one of: {', '.join(fitting)}."
+                )
+
+
+def granularities_of(reward: Choice) -> dict[str, str]:
+    """What a reward gives one to, a rollout or a segment, by the key within it; raises `ConfigError` if unsaid."""
+    try:
+        return dict(reward.cls.granularities(reward.config))
+    except ConfigError as error:
+        raise ConfigError(f"reward.{error}") from error
+
 
 def usual_advantage(reward: Choice) -> str:
     """The name of the advantage that goes with a reward, so that swapping the reward alone compares the methods.
 
+    Where domains have rewards of both kinds it is that of segments, which takes a rollout's as one segment.
+
     Raises:
         ConfigError: the reward's class does not say what it gives a reward to.
     """
-    granularity = getattr(reward.cls, "granularity", None)
-    if granularity not in USUAL_ADVANTAGES:
-        raise ConfigError(
-            f"reward.name: {reward.name!r} ({reward.cls.__module__}.{reward.cls.__qualname__}) must define granularity "
-            f"as {' or '.join(map(repr, USUAL_ADVANTAGES))}, but it is {granularity!r}."
-        )
-    return USUAL_ADVANTAGES[granularity]
+    return USUAL_ADVANTAGES["segment" if "segment" in granularities_of(reward).values() else "rollout"]
 
 
 def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:

@@ -97,6 +97,8 @@ class Registry(Generic[T]):
 
 SOURCES: Registry[Any] = Registry("source", "exprl.data", "exprl.chain.source")
 """Where problems come from: `ProblemSource`."""
+PROMPTS: Registry[Any] = Registry("prompt", "exprl.text.prompts")
+"""How a question becomes a prompt: `exprl.text.prompts.Prompting`."""
 MODELS: Registry[Any] = Registry("model", "exprl.models", "exprl.chain.model", shorthand=("pretrained", "path"))
 """What loads a policy or a judge's own model: `ModelProvider`."""
 ENGINES: Registry[Any] = Registry("engine", "exprl.engines")
@@ -122,6 +124,7 @@ METHODS: Registry[Any] = Registry("method", "exprl.training.methods")
 
 FAMILIES: tuple[Registry[Any], ...] = (
     SOURCES,
+    PROMPTS,
     MODELS,
     ENGINES,
     VERIFIERS,

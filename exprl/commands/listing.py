@@ -53,7 +53,7 @@ def sections_of(schema: type[Any]) -> dict[str, type[Any]]:
     """The sections of an experiment by their keys, and `experiment` itself for what stands outside of them.
 
     >>> list(sections_of(Experiment))
-    ['experiment', 'lora', 'prompt', 'data', 'optimizer', 'update', 'evaluation', 'trainer']
+    ['experiment', 'lora', 'data', 'optimizer', 'update', 'evaluation', 'trainer']
     """
     inner = {name: spec.dataclass for name, spec in fields_of(schema).items() if spec.dataclass is not None}
     return {"experiment": schema, **inner}

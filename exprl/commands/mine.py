@@ -175,7 +175,7 @@ def count_batch(build: Build, batch: Sequence[Problem], start: int, on_progress:
     """Sample and verify some problems; their samples depend on their place in the source alone."""
     sampling = build.evaluation_sampling
     seeded = replace(sampling, seed=derive_seed(sampling.seed, "mine", start))
-    prompts = [build.prompts.build(problem.question) for problem in batch]
+    prompts = [build.prompts.build(problem.question, problem.domain) for problem in batch]
     indices, responses = list[int](), list[str]()
     for index, rollout in build.engine.generate(prompts, seeded):
         indices.append(index)

@@ -102,6 +102,15 @@ def required_choice(registry: Registry[Any], *, help: str = "") -> Any:  # noqa:
     return field(metadata={"help": help, "registry": registry})
 
 
+def choose_each(registry: Registry[Any], *, help: str = "") -> Any:  # noqa: A002
+    """An option that holds components of `registry` by names of the user's own, and that must be given.
+
+    Annotate it with `Mapping[str, the components' type]`. A layer that names one of them anew, or sets an option of
+    one, leaves the others as they are; null in the place of one takes it away.
+    """
+    return field(metadata={"help": help, "registry": registry, "each": True})
+
+
 def wrapped(registry: Registry[Any], *, help: str = "") -> Any:  # noqa: A002
     """An option that makes its component a wrapper of its family: it stands around another one of `registry`.
 
@@ -130,7 +139,9 @@ def given(
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:
-    """One option: a plain value, a nested dataclass (`dataclass`) or a component picked by name (`registry`)."""
+    """One option: a plain value, a nested dataclass (`dataclass`), a component picked by name (`registry`), or several
+    components by names of the user's own (`each`).
+    """
 
     annotation: Any
     required: bool
@@ -141,6 +152,7 @@ class FieldSpec:
     name_for: Callable[[Mapping[str, Any]], str] | None = None
     of: str | None = None
     wraps: bool = False
+    each: Registry[Any] | None = None
     default: Any = MISSING
     """The plain value where none is given; of a component see `default_for`."""
 
@@ -172,16 +184,18 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
     plain = get_args(bare)[0] if get_origin(bare) is Annotated else bare
     nested = isinstance(plain, type) and dataclasses.is_dataclass(plain) and plain is not Choice
     without_default = field.default is MISSING and field.default_factory is MISSING
+    registry, each = field.metadata.get("registry"), field.metadata.get("each", False)
     return FieldSpec(
         annotation=annotation,
         required=without_default,
         help=field.metadata.get("help", ""),
-        registry=field.metadata.get("registry"),
+        registry=None if each else registry,
         dataclass=plain if nested else None,
         default_node=field.metadata.get("default_node"),
         name_for=field.metadata.get("name_for"),
         of=field.metadata.get("of"),
         wraps=field.metadata.get("wraps", False),
+        each=registry if each else None,
         default=_plain_default(field),
     )
 

@@ -39,6 +39,8 @@ def merge(
             merged[key] = value
         elif spec.registry is not None:
             merged[key] = _merge_choice(spec.registry, below, value, defaults.get(key) or spec.default_node or EMPTY)
+        elif spec.each is not None:
+            merged[key] = _merge_each(spec.each, below, value)
         elif spec.dataclass is not None:
             merged[key] = merge(spec.dataclass, below, value)
         else:
@@ -70,6 +72,18 @@ def _merge_choice(
         kept = {key: value for key, value in base.items() if key in fields_of(component.Config)}
     inherited = default if name == default.get("name") else EMPTY
     return {**merge(component.Config, {**kept, "name": name}, overlay, inherited), "name": name}
+
+
+def _merge_each(registry: Registry[Any], base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Node:
+    merged = {str(name): node for name, node in base.items()}
+    for name, node in ((str(name), node) for name, node in overlay.items()):
+        if isinstance(node, Mapping):
+            merged[name] = _merge_choice(registry, _mapping(merged.get(name)), node, EMPTY)
+        elif node is None and name in merged:
+            del merged[name]
+        else:
+            merged[name] = node  # `coerce` refuses it
+    return merged
 
 
 def with_default(registry: Registry[Any], node: Mapping[str, Any], default: Mapping[str, Any]) -> Node:

@@ -14,13 +14,15 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, ForwardRef, dataclass_transform
 
 from exprl.config.declaring import check_body
-from exprl.config.fields import Choice, choose, given, option, required_choice, wrapped
+from exprl.config.fields import Choice, choose, choose_each, given, option, required_choice, wrapped
 from exprl.config.validate import checked
 from exprl.errors import did_you_mean
 
 
 @dataclass_transform(
-    kw_only_default=True, frozen_default=True, field_specifiers=(option, choose, required_choice, wrapped, given)
+    kw_only_default=True,
+    frozen_default=True,
+    field_specifiers=(option, choose, choose_each, required_choice, wrapped, given),
 )
 class Options:
     """Base of what has typed options.
@@ -168,6 +170,8 @@ def _annotation(cls: type[Any], value: Value) -> Any:
         elsewhere = isinstance(value.annotation, str) and home != cls.__module__
         return ForwardRef(value.annotation, module=home) if elsewhere else value.annotation
     chosen = Annotated[Choice, registry]
+    if value.field.metadata.get("each"):
+        return dict[str, chosen]
     return chosen | None if value.field.default is None else chosen
 
 

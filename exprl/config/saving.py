@@ -38,6 +38,8 @@ def free_keys(config: Any, path: str = "") -> tuple[str, ...]:
     """The dotted keys of a config's options that may be others when a run is resumed."""
     if isinstance(config, Choice):
         return free_keys(config.config, path)
+    if isinstance(config, dict):
+        return tuple(key for name, one in config.items() for key in free_keys(one, f"{path}.{name}"))
     if not dataclasses.is_dataclass(config):
         return ()
     found: list[str] = []

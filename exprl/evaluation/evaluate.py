@@ -193,7 +193,7 @@ def evaluate(
     Raises:
         NonFiniteError: the engine gives a log-prob that is not finite: what it samples then is nobody's.
     """
-    built = [prompts.build(problem.question) for problem in problems]
+    built = [prompts.build(problem.question, problem.domain) for problem in problems]
     samples = _sampled(engine, built, sampling, problems, on_progress)
     return counted(samples, problems, sampling.n, verifier, ks=ks, detector=detector)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from exprl.component import Stateful
+from exprl.errors import ConfigError
 from exprl.rewards.checks import check_failures
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, Problem, Rollout, RolloutGroup
+
+Granularity = Literal["rollout", "segment"]
 
 MOST_LOST = 0.25
 """Of a step's rollouts, see `Reward.check_step`; a reward that asks a judge has an option for it."""
@@ -20,7 +23,23 @@ class Reward(Stateful):
 
     registered_family: ClassVar[str] = "reward"
 
-    granularity: ClassVar[Literal["rollout", "segment"]]
+    granularity: ClassVar[Granularity]
+
+    @classmethod
+    def granularities(cls, config: Any) -> dict[str, Granularity]:
+        """What has a reward with these options, by the key of the reward within that gives it; `""` is this one.
+
+        Raises:
+            ConfigError: the class does not say it.
+        """
+        del config
+        given: Any = getattr(cls, "granularity", None)
+        if given not in get_args(Granularity):
+            raise ConfigError(
+                f"name: {cls.registered_name!r} ({cls.__module__}.{cls.__qualname__}) must define granularity as "
+                f"{' or '.join(map(repr, get_args(Granularity)))}, but it is {given!r}."
+            )
+        return {"": given}
 
     @classmethod
     def reads_references(cls, config: Any) -> bool:
@@ -36,6 +55,13 @@ class Reward(Stateful):
 
         `on_progress` is called with the number of things scored as they are, for a progress bar.
         """
+
+    def scorers(self, problems: Sequence[Problem]) -> list[tuple[str, Reward, list[int]]]:
+        """Which reward scores which of these problems: its key within this one, itself, and their places.
+
+        A step's rewards are looked at, by `check_step` and `advice`, by whoever gave them.
+        """
+        return [("", self, list(range(len(problems))))]
 
     def check_step(self, rewards: Sequence[tuple[AnyReward, ...]]) -> None:
         """Raise where a step cannot be learned from; `rewards` are those of its groups on all ranks.

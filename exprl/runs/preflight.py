@@ -115,3 +115,6 @@ def _choices(part: Any, path: str) -> Iterator[tuple[str, Choice]]:
     if dataclasses.is_dataclass(part):
         for field in dataclasses.fields(part):
             yield from _choices(getattr(part, field.name), f"{path}.{field.name}")
+    if isinstance(part, dict):
+        for name, one in part.items():
+            yield from _choices(one, f"{path}.{name}")

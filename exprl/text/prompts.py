@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from exprl.component import checked, option
+from exprl.component import Component, choose, choose_each, option
 from exprl.config.ranges import Tokens
+from exprl.domains import Routes, Routing
 from exprl.errors import ConfigError, DataError, ModelError
+from exprl.registry import PROMPTS
 from exprl.text.chat import ChatFrame, Role, chat_frame
 from exprl.text.encoding import encoder_of
 from exprl.types import Prompt, Question
@@ -25,10 +27,23 @@ _ADVICE: Mapping[Role, str] = {
 }
 
 
-@checked
-@dataclass(frozen=True, kw_only=True)
-class PromptConfig:
-    """How a question becomes a prompt. Messages are plain text: nothing in them becomes a control token."""
+class Prompting(Component):
+    """How a question becomes messages: which template each domain has."""
+
+    registered_family: ClassVar[str] = "prompt"
+
+    @abstractmethod
+    def template_of(self, domain: str | None) -> PromptTemplate:
+        """That of a domain, or, where the domain is not known, that of all of them.
+
+        Raises:
+            DataError: the domain has none, or is not known and they differ.
+        """
+
+
+@PROMPTS.register("template")
+class PromptTemplate(Prompting):
+    """One template for all. Messages are plain text: nothing in them becomes a control token."""
 
     system: str | None = option(default=None, help="system message; null: none, or the chat template's own")
     template: str = option(
@@ -38,12 +53,46 @@ class PromptConfig:
         default=4096, help="longest prompt in tokens, chat template included (the paper: 4096)"
     )
 
-    def __post_init__(self) -> None:
-        if PLACEHOLDER not in self.template:
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """The question needs a place."""
+        if PLACEHOLDER not in config.template:
             raise ConfigError(
-                f"template: {self.template!r} has no {PLACEHOLDER}, so the policy would never see the question. "
+                f"template: {config.template!r} has no {PLACEHOLDER}, so the policy would never see the question. "
                 f"Put {PLACEHOLDER} where it belongs."
             )
+
+    def template_of(self, domain: str | None) -> PromptTemplate:
+        """This one."""
+        del domain
+        return self
+
+    def filled(self, text: str) -> str:
+        """The user's message with this text for the question."""
+        return self.template.replace(PLACEHOLDER, text)
+
+    def messages(self, user: str) -> tuple[str, ...]:
+        """The system message, if there is one, and the user's."""
+        return (user,) if self.system is None else (self.system, user)
+
+
+@PROMPTS.register("by_domain")
+class ByDomainPrompt(Routing, Prompting):
+    """The template of the problem's domain."""
+
+    domains: Mapping[str, Prompting] = choose_each(PROMPTS, help="the prompt of each domain, by the domain's name")
+    default: Prompting | None = choose(PROMPTS, default=None, help="that of every other domain; null: there is none")
+
+    def setup(self) -> None:
+        """The routes."""
+        super().setup()
+        self.routes = Routes(self.domains, self.default, "prompt")
+
+    def template_of(self, domain: str | None) -> PromptTemplate:
+        """That of its route."""
+        if domain is None:
+            raise DataError("prompt: the domain of the question must be said: build(problem.question, problem.domain).")
+        return self.routes[domain].template_of(domain)
 
 
 class PromptBuilder:
@@ -51,63 +100,67 @@ class PromptBuilder:
 
     Args:
         tokenizer: the policy's.
-        config: the messages around the question, and the length limit.
+        prompt: the messages around the question, and the length limit.
 
     Raises:
         ModelError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompting | None = None) -> None:
         self.tokenizer = tokenizer
-        self.config = config or PromptConfig()
+        self.prompt = prompt or PromptTemplate()
+        self._frames: dict[bool, ChatFrame] = {}
         if not tokenizer.chat_template:
             raise ModelError(
                 f"the tokenizer of {tokenizer.name_or_path or 'the policy'} has no chat template, so a question cannot "
                 "be told from an answer. Set model.chat_template, or choose an instruct model."
             )
 
-    def build(self, question: Question, *, thinking: bool = True) -> Prompt:
+    def build(self, question: Question, domain: str | None = None, *, thinking: bool = True) -> Prompt:
         """The prompt that ends where the policy's reply begins; without `thinking`, behind thinking it would open.
+
+        Args:
+            question: nothing else of a problem can become part of a prompt.
+            domain: the problem's, where prompts differ by it.
+            thinking: whether the reply may begin with it.
 
         Raises:
             TypeError: `question` is anything else, a `Problem` or a `Scaffold` above all.
             ModelError: the chat template refuses these messages (some allow no system message), loses or repeats one,
                 or has no place for a reply without the thinking that it opens.
-            DataError: the prompt is longer than `max_prompt_tokens`.
+            DataError: the prompt is longer than `max_prompt_tokens`, or the domain has none.
         """
         if type(question) is not Question:
             raise TypeError(
                 f"a prompt is built from a Question alone, but got a {type(question).__name__}; what else belongs to "
                 "a problem is hidden from the policy. Pass problem.question."
             )
-        frame = self.frame if thinking else self._closed
-        parts = frame.parts(*self.messages(self.config.template.replace(PLACEHOLDER, question.text)))
+        template = self.prompt.template_of(domain)
+        frame = self.frame(template) if thinking else self._closed(template)
+        parts = frame.parts(*template.messages(template.filled(question.text)))
         token_ids = encoder_of(self.tokenizer).encode(parts)
-        if len(token_ids) > self.config.max_prompt_tokens:
+        if len(token_ids) > template.max_prompt_tokens:
             raise DataError(
                 f"problem {question.problem_id!r}: its prompt has {len(token_ids)} tokens, but max_prompt_tokens is "
-                f"{self.config.max_prompt_tokens}. Drop the row or raise the limit."
+                f"{template.max_prompt_tokens}. Drop the row or raise the limit."
             )
         text = "".join(part.text for part in parts)
         return Prompt(problem_id=question.problem_id, text=text, token_ids=token_ids, reply_opening=frame.opening)
 
-    def messages(self, user: str) -> tuple[str, ...]:
-        """The system message, if there is one, and the user's."""
-        return (user,) if self.config.system is None else (self.config.system, user)
-
-    @cached_property
-    def frame(self) -> ChatFrame:
+    def frame(self, template: PromptTemplate) -> ChatFrame:
         """What the chat template writes around the messages; raises `ModelError` if it cannot be used for them."""
-        system = self.config.system is not None
-        return chat_frame(self.tokenizer, "the policy's tokenizer", system=system, advice=_ADVICE)
+        system = template.system is not None
+        if system not in self._frames:
+            self._frames[system] = chat_frame(self.tokenizer, "the policy's tokenizer", system=system, advice=_ADVICE)
+        return self._frames[system]
 
-    @cached_property
-    def _closed(self) -> ChatFrame:
-        if not self.frame.opening:
-            return self.frame
-        if self.frame.answer is None:
+    def _closed(self, template: PromptTemplate) -> ChatFrame:
+        frame = self.frame(template)
+        if not frame.opening:
+            return frame
+        if frame.answer is None:
             raise ModelError(
-                f"the chat template of the policy's tokenizer begins every reply with {self.frame.opening!r}, so a "
+                f"the chat template of the policy's tokenizer begins every reply with {frame.opening!r}, so a "
                 "given reply without thinking has no place in it. Set model.chat_template to a template that does not."
             )
-        return replace(self.frame, after=self.frame.answer)
+        return replace(frame, after=frame.answer)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from exprl.experiment import Experiment
+from exprl.experiment import Experiment, granularities_of
 
 
 def about_advantage(experiment: Experiment) -> str | None:
     """That an advantage for segments is given whole rollouts, where it is not GRPO's; None otherwise."""
     reward, advantage = experiment.reward, experiment.advantage
-    if reward.cls.granularity != "rollout" or "segment" not in advantage.cls.accepts:
+    if "segment" in granularities_of(reward).values() or "segment" not in advantage.cls.accepts:
         return None
     return (
         f"advantage.name={advantage.name} is made for one reward a segment, and reward.name={reward.name} gives one a "

@@ -54,6 +54,7 @@ class RL(Method):
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """The run's reward, advantage and objective."""
         from exprl.advantages import check_comparison
+        from exprl.experiment import granularities_of
         from exprl.training.advice import about_advantage
         from exprl.training.module import ExpRLModule, Parts
 
@@ -62,12 +63,8 @@ class RL(Method):
         if advice is not None and world.first:
             log.warning("%s", advice)
         advantage = experiment.advantage.build(build.resources)
-        check_comparison(
-            advantage,
-            experiment.reward.cls.granularity,
-            prompts=experiment.data.prompts_per_step,
-            samples=build.sampling.n,
-        )
+        for granularity in sorted(set(granularities_of(experiment.reward).values())):
+            check_comparison(advantage, granularity, prompts=experiment.data.prompts_per_step, samples=build.sampling.n)
         reward = experiment.reward.build(build.resources)
         reward.check(problems)
         if world.first:
@@ -166,7 +163,7 @@ class SelfDistillation(Method):
             build.tell_unreadable(problems, "data.train")
         build.check_lengths(problems, limit)
         template = self.template or build.policy.teacher_template
-        prompts = TeacherPrompts(build.policy.tokenizer, experiment.prompt, template)
+        prompts = TeacherPrompts(build.policy.tokenizer, build.prompting, template)
         for problem in problems:
             distillation.check_room(problem, len(prompts.build(problem)), limit, build.policy)
         parts = Parts(

@@ -18,6 +18,7 @@ from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_rewards
+from exprl.rewards.steps import advice_on, check_step
 from exprl.seeding import derive_seed
 from exprl.text.prompts import PromptBuilder
 from exprl.training import metrics
@@ -121,7 +122,7 @@ class ExpRLModule(PolicyModule):
 
     def sample(self, problems: Sequence[Problem]) -> list[RolloutGroup]:
         """Rollouts for each problem; the engine is given prompts made from questions, nothing else."""
-        prompts = [self.parts.prompts.build(problem.question) for problem in problems]
+        prompts = [self.parts.prompts.build(problem.question, problem.domain) for problem in problems]
         sampling = self.sampling_of_step(len(problems))
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         with self.phases.run("sampling", len(prompts) * sampling.n) as on_progress:
@@ -160,9 +161,10 @@ class ExpRLModule(PolicyModule):
         groups, rewards = zip(*everyones(self.world, rewarded, f"the update of {self.step}"), strict=True)
         who = f"advantage {title_of(self.parts.advantage)}"
         check_rollouts(groups, rewards, self.step, f"reward {title_of(self.parts.reward)}")
-        self.parts.reward.check_step(rewards)
+        problems = [group.problem for group in groups]
+        check_step(self.parts.reward, problems, rewards)
         with given_by(who):
-            advantages = self.parts.advantage.estimate(rewards)
+            advantages = self.parts.advantage.estimate(rewards, [problem.domain for problem in problems])
         check_estimates(rewards, advantages, who)
         scored = [
             ScoredGroup(group=group, rewards=reward, advantages=advantage)
@@ -175,23 +177,31 @@ class ExpRLModule(PolicyModule):
         """Say once, in one of the first steps, what the reward would have changed."""
         if self.advised or not self.world.first or self.steps_done >= ADVISED_STEPS:
             return
-        advice = self.parts.reward.advice([s.rewards for s in scored])
+        advice = advice_on(self.parts.reward, [s.group.problem for s in scored], [s.rewards for s in scored])
         if advice is not None:
             self.advised = True
             log.warning("%s: %s", self.step, advice)
 
     def verify(self, scored: Sequence[ScoredGroup]) -> list[list[bool]]:
-        """Which rollouts of each group have the right answer; empty where not every problem has an answer.
+        """Which rollouts of each group have the right answer; of a group none where the verifier cannot know.
 
         Each rank verifies its own and all know the whole, so that any of them can write what a checkpoint keeps once.
         """
         verifier = self.parts.verifier
-        if verifier is None or any(s.group.problem.scaffold.answer is None for s in scored):
+        if verifier is None:
             return []
         mine = own_groups(scored)
-        asked = [(s.group.problem, rollout.reply) for s in mine for rollout in s.group.rollouts]
+        known = [verifier.knows(s.group.problem) for s in mine]
+        asked = [
+            (s.group.problem, rollout.reply)
+            for s, knows in zip(mine, known, strict=True)
+            if knows
+            for rollout in s.group.rollouts
+        ]
         verdicts = iter(verifier.verdicts(*zip(*asked, strict=True)) if asked else ())
-        own = [[next(verdicts) for _ in s.group.rollouts] for s in mine]
+        own = [
+            [next(verdicts) for _ in s.group.rollouts] if knows else [] for s, knows in zip(mine, known, strict=True)
+        ]
         return [right for part in self.world.gather(own, f"the outcomes of {self.step}") for right in part]
 
     def learn(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -18,6 +18,7 @@ def sample_records(scored: ScoredGroup, step: int) -> list[dict[str, Any]]:
         {
             "step": step,
             "problem_id": scored.group.problem.id,
+            "domain": scored.group.problem.domain,
             "question": scored.group.problem.question.text,
             "response": rollout.text,
             "tokens": len(rollout),

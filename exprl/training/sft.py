@@ -100,7 +100,7 @@ def demonstration(problem: Problem, prompts: PromptBuilder, policy: LanguageMode
     text = reference.reveal()
     ids = (*encoder_of(tokenizer).plain(text), end)
     sequence = TokenSequence(
-        prompt_ids=prompts.build(problem.question, thinking=False).token_ids,
+        prompt_ids=prompts.build(problem.question, problem.domain, thinking=False).token_ids,
         response_ids=ids,
         advantages=(1.0,) * len(ids),
     )

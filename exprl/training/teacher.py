@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from exprl.judges.defusing import defuse, frame_names
 from exprl.judges.prompting import read_prompt
 from exprl.text.encoding import encoder_of
-from exprl.text.prompts import PLACEHOLDER, PromptBuilder, PromptConfig
+from exprl.text.prompts import PromptBuilder, Prompting
 from exprl.types import Problem
 
 if TYPE_CHECKING:
@@ -28,27 +28,26 @@ class TeacherPrompts:
 
     Args:
         tokenizer: of policy and teacher.
-        config: of the policy's prompts.
+        prompt: the policy's.
         template: a user message with {task} and {reference}; None: exprl's own.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig | None = None, template: str | None = None
+        self, tokenizer: PreTrainedTokenizerBase, prompt: Prompting | None = None, template: str | None = None
     ) -> None:
         self.tokenizer = tokenizer
-        self.config = config or PromptConfig()
         self.template = template or read_prompt("teacher")
-        self._around = PromptBuilder(tokenizer, self.config)
+        self._around = PromptBuilder(tokenizer, prompt)
 
     def build(self, problem: Problem) -> tuple[int, ...]:
         """The ids up to where the response begins; the problem has a reference."""
         reference = problem.scaffold.reference
         assert reference is not None, "the method checks"
-        frames = frame_names(self.template)
+        own, frames = self._around.prompt.template_of(problem.domain), frame_names(self.template)
         texts = {
-            "task": self.config.template.replace(PLACEHOLDER, defuse(problem.question.text, frames)),
+            "task": own.filled(defuse(problem.question.text, frames)),
             "reference": defuse(reference.reveal(), frames),
         }
         message = _SLOT.sub(lambda slot: texts[slot[1]], self.template)
         # Nothing hidden goes through the policy's builder: it only says what stands around its messages.
-        return encoder_of(self.tokenizer).encode(self._around.frame.parts(*self._around.messages(message)))
+        return encoder_of(self.tokenizer).encode(self._around.frame(own).parts(*own.messages(message)))

@@ -1,8 +1,9 @@
 """Verifiers: is the final answer of a response right."""
 
 from exprl.verifiers.base import Verifier
+from exprl.verifiers.by_domain import ByDomainVerifier
 from exprl.verifiers.choice import ChoiceVerifier
 from exprl.verifiers.exact import ExactVerifier
 from exprl.verifiers.mathematics import MathVerifier
 
-__all__ = ["ChoiceVerifier", "ExactVerifier", "MathVerifier", "Verifier"]
+__all__ = ["ByDomainVerifier", "ChoiceVerifier", "ExactVerifier", "MathVerifier", "Verifier"]

@@ -32,6 +32,10 @@ class Verifier(Component):
         """`verify_batch`, seen to give True or False for each response; raises `ContractError` naming the verifier."""
         return check_verdicts(len(responses), self.verify_batch(problems, responses), f"verifier {title_of(self)}")
 
+    def knows(self, problem: Problem) -> bool:
+        """Whether the problem has what responses are compared with: a final answer, unless a verifier needs another."""
+        return problem.scaffold.answer is not None
+
     def check(self, problems: Sequence[Problem]) -> None:
         """Before a run starts.
 
@@ -39,7 +43,7 @@ class Verifier(Component):
             DataError: a problem has no final answer, or most have a text in which none can be read, or a placeholder.
         """
         for problem in problems:
-            if problem.scaffold.answer is None:
+            if not self.knows(problem):
                 raise DataError(
                     f"problem {problem.id!r} has no final answer, but verifier {title_of(self)} needs one. "
                     "Set columns.answer to the column that holds it, or leave the row out."

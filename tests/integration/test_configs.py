@@ -37,7 +37,7 @@ def test_the_papers_settings() -> None:
     sparse = load_experiment(ROOT / "configs/qwen3_4b/sparse_grpo.yaml")
     for run in (process, outcome, sparse):
         assert (run.optimizer.lr, run.rollout.config.temperature, run.trainer.max_steps) == (1e-6, 0.8, 230)
-        assert (run.rollout.config.max_new_tokens, run.prompt.max_prompt_tokens) == (16384, 4096)
+        assert (run.rollout.config.max_new_tokens, run.prompt.config.max_prompt_tokens) == (16384, 4096)
         assert (run.objective.config.kl_coef, run.objective.config.kl) == (0.001, "k3")
     assert (process.data.prompts_per_step, process.rollout.config.samples_per_prompt) == (36, 10)
     assert (process.objective.config.clip_low, process.objective.config.clip_high) == (0.2, 0.26)

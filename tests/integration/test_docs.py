@@ -195,7 +195,7 @@ def test_the_readme_can_be_read_at_once_and_what_is_looked_for_is_found() -> Non
 
 def test_the_readmes_example_asks_for_its_delimiter(place: Path) -> None:
     example = load_experiment(place / "my.yaml")
-    assert example.reward.config.slicer.config.delimiter in example.prompt.template
+    assert example.reward.config.slicer.config.delimiter in example.prompt.config.template
     for override, name in (
         ("reward.name=sparse", "group"),
         ("reward.name=outcome", "group"),

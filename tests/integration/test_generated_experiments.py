@@ -14,19 +14,39 @@ from exprl.config import from_layers, merge
 from exprl.config.fields import FieldSpec, fields_of
 from exprl.errors import ExprlError
 from exprl.experiment import Experiment
-from exprl.registry import ADVANTAGES, ENGINES, JUDGES, METHODS, OBJECTIVES, REWARDS, SLICERS, VERIFIERS, Registry
+from exprl.registry import (
+    ADVANTAGES,
+    ENGINES,
+    JUDGES,
+    METHODS,
+    OBJECTIVES,
+    PROMPTS,
+    REWARDS,
+    SLICERS,
+    VERIFIERS,
+    Registry,
+)
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
 from tests.conftest import character_tokenizer, tiny_llama
 from tests.unit.option_strategies import allowed
 
-SECTIONS = ("data", "optimizer", "update", "evaluation", "trainer", "prompt", "lora")
-FAMILIES = {"method": METHODS, "verifier": VERIFIERS, "advantage": ADVANTAGES, "objective": OBJECTIVES}
+SECTIONS = ("data", "optimizer", "update", "evaluation", "trainer", "lora")
+FAMILIES = {
+    "method": METHODS,
+    "prompt": PROMPTS,
+    "verifier": VERIFIERS,
+    "advantage": ADVANTAGES,
+    "objective": OBJECTIVES,
+}
 NEEDS_MORE = {"smaller_model": "reference_steps", "choice": "exact"}
 """A judge that needs a model of its own, and a verifier of problems with letters as answers."""
 
+DOMAINS = st.sampled_from(["math", "code"])
+"""The first is that of every problem here."""
+
 FIXED = (
-    *("run_dir", "plugins", "source", "train", "behaviours", "model", "backend"),  # machine and network
+    *("run_dir", "plugins", "source", "train", "behaviours", "model", "backend", "default"),  # machine and network
     *("accelerator", "devices", "strategy", "cpu_offload", "template"),
 )
 SMALL: dict[str, Any] = {
@@ -56,6 +76,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
 def few(schema: type[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """What a schema requires and up to three more options, set to anything allowed."""
     fields = {key: spec for key, spec in fields_of(schema).items() if key not in FIXED}
+    fields = {key: spec for key, spec in fields.items() if spec.each is None}
     required = {key for key, spec in fields.items() if spec.required and spec.registry is None}
     chosen = st.sets(st.sampled_from(sorted(fields)), max_size=3) if fields else st.just(set())
     return chosen.flatmap(
@@ -69,11 +90,17 @@ def option_of(spec: FieldSpec) -> st.SearchStrategy[Any]:
 
 @st.composite
 def components(draw: st.DrawFn, registry: Registry[Any]) -> dict[str, Any]:
-    """A component of a family; a reward with a judge and a slicer drawn as well."""
+    """A component of a family; a reward with a judge and a slicer drawn as well, a route with one of its family."""
     name = draw(st.sampled_from(sorted({NEEDS_MORE.get(name, name) for name in registry.names()})))
     config = registry.get(name).Config
     parts = {key: family for key, family in {"judge": JUDGES, "slicer": SLICERS}.items() if key in fields_of(config)}
-    return {"name": name, **draw(few(config)), **{key: draw(components(family)) for key, family in parts.items()}}
+    routes = {
+        key: {domain: draw(components(spec.each)) for domain in draw(st.sets(DOMAINS, min_size=1))}
+        for key, spec in fields_of(config).items()
+        if spec.each is not None
+    }
+    chosen = {key: draw(components(family)) for key, family in parts.items()}
+    return {"name": name, **draw(few(config)), **routes, **chosen}
 
 
 @st.composite

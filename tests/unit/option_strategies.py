@@ -93,6 +93,8 @@ def allowed(spec: FieldSpec) -> st.SearchStrategy[Any]:
     if spec.registry is not None:
         one = choice(spec.registry)
         return one | st.none() if type(None) in get_args(spec.annotation) else one
+    if spec.each is not None:
+        return st.dictionaries(TEXT.filter(str.strip), choice(spec.each), min_size=1, max_size=2)
     return values(spec.annotation)
 
 

@@ -16,7 +16,7 @@ from exprl.judges.prompting import compose
 from exprl.models.base import LanguageModel
 from exprl.text import rendering
 from exprl.text.chat import NO_THINKING, ChatFrame, chat_frame, reply_end
-from exprl.text.prompts import PromptBuilder, PromptConfig
+from exprl.text.prompts import PromptBuilder, PromptTemplate
 from exprl.types import Hidden, Problem, Question, Scaffold
 from tests.conftest import tiny_llama
 from tests.rollouts import rollout_of
@@ -59,7 +59,7 @@ def tokenizer_with(template: str):
 
 
 def prompt_of(template: str, **config):
-    return PromptBuilder(tokenizer_with(template), PromptConfig(**config)).build(
+    return PromptBuilder(tokenizer_with(template), PromptTemplate(**config)).build(
         Question(problem_id="p", text=QUESTION)
     )
 

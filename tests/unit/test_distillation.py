@@ -12,7 +12,7 @@ from torch import Tensor
 from exprl.experiment import UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
-from exprl.text.prompts import PromptBuilder, PromptConfig
+from exprl.text.prompts import PromptBuilder, PromptTemplate
 from exprl.training.self_distillation import ESTIMATORS, DistillationUpdate, ExactDistillation, TeacherSequence
 from exprl.training.teacher import TeacherPrompts
 from exprl.training.world import World
@@ -159,7 +159,7 @@ def problem(reference: str = REFERENCE, question: str = "What is 7 * 6 - 2?") ->
 
 
 def test_the_teacher_reads_the_policys_message_and_the_reference(smollm2: LanguageModel) -> None:
-    config = PromptConfig(system="You are terse.", template="Task: {question}\nPut it in \\boxed{}. {reference} {x}")
+    config = PromptTemplate(system="You are terse.", template="Task: {question}\nPut it in \\boxed{}. {reference} {x}")
     text = smollm2.tokenizer.decode(TeacherPrompts(smollm2.tokenizer, config).build(problem()))
     own = PromptBuilder(smollm2.tokenizer, config).build(problem().question).text
     assert "Task: What is 7 * 6 - 2?\nPut it in \\boxed{}. {reference} {x}\n\nA worked solution" in text

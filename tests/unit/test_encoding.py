@@ -17,7 +17,7 @@ from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import compose
 from exprl.models.base import LanguageModel
 from exprl.text.encoding import Part, encoder_of
-from exprl.text.prompts import PromptBuilder, PromptConfig
+from exprl.text.prompts import PromptBuilder, PromptTemplate
 from exprl.training.sft import demonstration
 from exprl.training.teacher import TeacherPrompts
 from exprl.types import Hidden, Problem, Question, Scaffold
@@ -64,7 +64,7 @@ def held(tokenizer: PreTrainedTokenizerFast, ids: object) -> list[int]:
 def test_no_text_writes_a_control_token_in_any_prompt(kind: str, texts: tuple[str, str, str]) -> None:
     tokenizer = tokenizer_of(kind)
     question, reference, attempt = texts
-    config = PromptConfig(system=attempt, template=f"{reference} {{question}}")
+    config = PromptTemplate(system=attempt, template=f"{reference} {{question}}")
     marks = ["<|im_start|>", "<|im_end|>"]
     turn = tokenizer.convert_tokens_to_ids(marks)
     policy = PromptBuilder(tokenizer, config).build(Question(problem_id="p", text=question)).token_ids

@@ -101,10 +101,16 @@ def _required(schema: type[Any]) -> dict[str, Any]:
     simple |= {"arms": {"a": []}, "weights": "frozen", "class_path": "Timer"}
     chosen = {"model": {"name": "chain"}, "judge": {"name": "reference_steps"}}
     chosen["around"] = chosen["judge"]
-    return {
+    of_family = {"reward": "sparse", "verifier": "exact", "prompt": "template", "source": "champ"}
+    each = {
+        key: {"math": {"name": of_family[spec.each.family]}}
+        for key, spec in fields_of(schema).items()
+        if spec.each is not None
+    }
+    return each | {
         key: (chosen if spec.registry is not None else simple)[key]
         for key, spec in fields_of(schema).items()
-        if spec.required or (schema is Experiment and key == "model")
+        if (spec.required and spec.each is None) or (schema is Experiment and key == "model")
     }
 
 

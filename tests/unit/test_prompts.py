@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 from exprl.config import validate
 from exprl.data.leakage import leaked_ngram
 from exprl.errors import ConfigError, DataError, ModelError
-from exprl.text.prompts import PromptBuilder, PromptConfig
+from exprl.text.prompts import PromptBuilder, PromptTemplate
 from exprl.types import Hidden, Problem, Question, Scaffold
 
 TEMPLATE = (
@@ -44,7 +44,7 @@ def test_ids_are_those_of_transformers_itself():
 
 
 def test_system_message_and_template_leave_braces_alone():
-    config = PromptConfig(system="Use {braces}.", template="Solve {question} in \\boxed{}. {n}")
+    config = PromptTemplate(system="Use {braces}.", template="Solve {question} in \\boxed{}. {n}")
     prompt = PromptBuilder(tokenizer(), config).build(QUESTION)
     assert prompt.text == (f"<s>[system]Use {{braces}}.[user]Solve {QUESTION.text} in \\boxed{{}}. {{n}}[assistant]")
 
@@ -83,7 +83,7 @@ def test_reference_does_not_reach_the_prompt():
 
 
 def test_too_long_names_the_problem_and_both_lengths():
-    builder = PromptBuilder(tokenizer(), PromptConfig(max_prompt_tokens=4))
+    builder = PromptBuilder(tokenizer(), PromptTemplate(max_prompt_tokens=4))
     with pytest.raises(DataError, match=r"problem 'p': its prompt has 5 tokens, but max_prompt_tokens is 4"):
         builder.build(Question(problem_id="p", text="ab"))
     assert len(builder.build(Question(problem_id="p", text="a")).token_ids) == 4
@@ -95,7 +95,7 @@ def test_tokenizer_without_chat_template():
 
 
 def test_chat_template_that_refuses_a_system_message():
-    builder = PromptBuilder(tokenizer(NO_SYSTEM), PromptConfig(system="Be brief."))
+    builder = PromptBuilder(tokenizer(NO_SYSTEM), PromptTemplate(system="Be brief."))
     with pytest.raises(ModelError, match=r"no system role\. Set prompt\.system=null"):
         builder.build(QUESTION)
     assert PromptBuilder(tokenizer(NO_SYSTEM)).build(QUESTION).text.startswith("<s>[user]")
@@ -103,11 +103,11 @@ def test_chat_template_that_refuses_a_system_message():
 
 def test_template_without_the_question():
     with pytest.raises(ConfigError, match=r"template: 'Solve this' has no \{question\}"):
-        PromptConfig(template="Solve this")
+        PromptTemplate(template="Solve this")
     with pytest.raises(ConfigError, match=r"^prompt\.template: 'Solve this' has no"):
-        validate(PromptConfig, {"template": "Solve this"}, "prompt")
+        validate(PromptTemplate.Config, {"template": "Solve this"}, "prompt")
 
 
 def test_limit_below_one():
     with pytest.raises(ConfigError, match=r"max_prompt_tokens: must be in \[1, .* but got 0"):
-        PromptConfig(max_prompt_tokens=0)
+        PromptTemplate(max_prompt_tokens=0)

@@ -1,0 +1,90 @@
+"""A reward of each domain's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exprl.checks.contracts import given_by
+from exprl.component import choose, choose_each, title_of
+from exprl.config.fields import Choice
+from exprl.domains import Routes, Routing
+from exprl.errors import ConfigError
+from exprl.registry import REWARDS
+from exprl.rewards.base import Granularity, Reward
+from exprl.rewards.checks import check_rewards
+from exprl.terminal.progress import OnProgress, no_progress
+from exprl.types import AnyReward, Problem, Rollout, RolloutGroup
+
+
+@REWARDS.register("by_domain")
+class ByDomainReward(Routing, Reward):
+    """The reward of the problem's domain; one step may hold rewards of rollouts and rewards of segments."""
+
+    domains: Mapping[str, Reward] = choose_each(REWARDS, help="the reward of each domain, by the domain's name")
+    default: Reward | None = choose(REWARDS, default=None, help="that of every other domain; null: there is no other")
+
+    def setup(self) -> None:
+        """The routes."""
+        super().setup()
+        self.routes = Routes(self.domains, self.default, "reward")
+
+    @classmethod
+    def reads_references(cls, config: Any) -> bool:
+        """If that of any domain does."""
+        return any(choice.cls.reads_references(choice.config) for _, choice in _routes_of(config).items())
+
+    @classmethod
+    def granularities(cls, config: Any) -> dict[str, Granularity]:
+        """Those of each domain's."""
+        found: dict[str, Granularity] = {}
+        for key, choice in _routes_of(config).items():
+            try:
+                inner = choice.cls.granularities(choice.config)
+            except ConfigError as error:
+                raise ConfigError(f"{key}.{error}") from error
+            found |= {".".join(filter(None, (key, within))): given for within, given in inner.items()}
+        return found
+
+    def texts(self) -> dict[str, str]:
+        """Those of each domain's, by its key too, as two domains have texts of the same kind."""
+        return {f"{key}: {name}": text for key, part in self.lasting().items() for name, text in part.texts().items()}
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Every domain needs a route, whose reward looks at the problems that it will be asked about."""
+        self.routes.check(problems)
+        for _, reward, places in self.routes.split([problem.domain for problem in problems]):
+            reward.check([problems[place] for place in places])
+
+    def start(self, problem: Problem, rollout: Rollout) -> None:
+        """Let the reward of its domain begin."""
+        self.routes[problem.domain].start(problem, rollout)
+
+    def score(
+        self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress
+    ) -> list[tuple[AnyReward, ...]]:
+        """Each group by the reward of its domain, which is given all of its groups in one call.
+
+        Raises:
+            RewardError: one of the rewards gives something else than rewards of its rollouts; it is named.
+        """
+        scored: dict[int, tuple[AnyReward, ...]] = {}
+        for key, reward, places in self.routes.split([group.problem.domain for group in groups]):
+            own, who = [groups[place] for place in places], f"reward {title_of(reward)} ({key})"
+            with given_by(who):
+                rewards = reward.score(own, on_progress)
+            check_rewards(own, rewards, who)
+            scored |= zip(places, rewards, strict=True)
+        return [scored[place] for place in range(len(groups))]
+
+    def scorers(self, problems: Sequence[Problem]) -> list[tuple[str, Reward, list[int]]]:
+        """The rewards of the problems' domains."""
+        return [
+            (".".join(filter(None, (key, within))), scorer, [places[own] for own in inner])
+            for key, reward, places in self.routes.split([problem.domain for problem in problems])
+            for within, scorer, inner in reward.scorers([problems[place] for place in places])
+        ]
+
+
+def _routes_of(config: Any) -> Routes[Choice]:
+    return Routes(config.domains, config.default, "reward")

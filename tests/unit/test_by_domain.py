@@ -1,0 +1,424 @@
+"""Routing by domain: options and their layers, and which component sees which problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from exprl.advantages import SegmentBatch, SegmentDelta, SegmentEnd
+from exprl.build import Build
+from exprl.config import free_keys, from_layers, parse_overrides, to_node, to_yaml
+from exprl.config.reading import parse
+from exprl.domains import Routes
+from exprl.errors import ConfigError, ContractError, DataError, JudgeError, ModelError, RewardError
+from exprl.experiment import Experiment
+from exprl.judges import Judge
+from exprl.resources import Resources
+from exprl.rewards import ByDomainReward, OutcomeReward, ProcessReward, Reward, SparseReward
+from exprl.rewards.steps import advice_on, check_step
+from exprl.runs.preflight import check_parts
+from exprl.slicers import DelimiterSlicer
+from exprl.terminal.progress import no_progress
+from exprl.text.prompts import ByDomainPrompt, PromptBuilder, PromptTemplate
+from exprl.types import Judgement, Problem, RolloutGroup, RolloutReward, Segment, SegmentRewards
+from exprl.verifiers import ByDomainVerifier, ChoiceVerifier, ExactVerifier, MathVerifier
+from tests.conftest import character_tokenizer
+from tests.rollouts import problem_of, rollout_of
+
+JUDGE = {"name": "reference_steps", "strict": False}
+BASE: dict[str, Any] = {
+    "model": {"name": "chain"},
+    "reward": {
+        "name": "by_domain",
+        "domains": {
+            "math": {"name": "process", "judge": JUDGE, "normalization": "clipped_extremes"},
+            "science": {"name": "outcome", "judge": JUDGE},
+            "code": {"name": "sparse"},
+        },
+    },
+    "verifier": {"name": "by_domain", "domains": {"math": {"name": "math"}}, "default": {"name": "exact"}},
+    "prompt": {
+        "name": "by_domain",
+        "domains": {"code": {"template": "Program: {question}", "name": "template"}},
+        "default": {"name": "template", "system": "Think."},
+    },
+}
+
+
+def layered(*overrides: str) -> Experiment:
+    return from_layers(Experiment, [BASE, parse_overrides(overrides)])
+
+
+def of(domain: str, problem_id: str = "p", **options: Any) -> Problem:
+    return replace(problem_of(problem_id, **options), domain=domain)
+
+
+# ------------------------------------------------------------------ options
+
+
+def test_what_is_saved_is_read_as_what_it_was() -> None:
+    made = layered("reward.default.name=sparse")
+    assert from_layers(Experiment, [parse(to_yaml(made))]) == made
+    assert from_layers(Experiment, [to_node(made)]) == made
+
+
+def test_an_override_changes_one_route_and_keeps_the_options_that_both_components_have() -> None:
+    changed = layered("reward.domains.math.name=outcome").reward.config.domains
+    assert changed["math"].name == "outcome"
+    assert changed["math"].config.normalization == "clipped_extremes"
+    assert changed["math"].config.judge.config.strict is False
+    assert changed["science"] == layered().reward.config.domains["science"]
+
+
+def test_ablations_are_one_override_a_domain() -> None:
+    judge = layered("reward.domains.math.judge.name=no_reference").reward.config.domains["math"].config.judge
+    assert (judge.name, judge.config.around.name, judge.config.around.config.strict) == (
+        "no_reference",
+        "reference_steps",
+        False,
+    )
+    assert layered("reward.domains.code.name=outcome", "reward.domains.code.judge.name=reference_steps")
+    assert list(layered("reward.domains.math=null").reward.config.domains) == ["science", "code"]
+    assert layered("reward.name=sparse").reward.name == "sparse"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("reward.domains.math.judge.strct=1", r"reward\.domains\.math\.judge\.strct: unknown option\. Did you mean"),
+        ("reward.domains.math.name=proces", r"reward\.domains\.math\.name: Unknown reward 'proces'\. Did you mean"),
+        ("reward.domains.cod.judge.name=x", r"reward\.domains\.cod\.name: required, but missing\. Choose one of"),
+        (
+            "reward.domains.law=null",
+            r"reward\.domains\.law: expected a reward as \{name: \.\.\., options\}, but got No",
+        ),
+        ("reward.domains=[]", r"reward\.domains: expected a mapping, but got \[\]"),
+        ("reward.defalt.name=sparse", r"reward\.defalt: unknown option\. Did you mean 'default'\?"),
+        ("reward={name: by_domain}", r"reward\.domains: must|reward\.domains: required"),
+        ("prompt.domains.code.template=x", r"prompt\.domains\.code\.template: 'x' has no \{question\}"),
+        (
+            "advantage.name=group",
+            r"advantage\.name: 'group' takes one reward a rollout, but reward\.domains\.math gives one a segment\. Set",
+        ),
+    ],
+)
+def test_errors_name_the_key(override: str, said: str) -> None:
+    layers = [BASE, parse_overrides([override])]
+    if override == "reward={name: by_domain}":
+        layers = [{"model": {"name": "chain"}}, parse_overrides([override])]
+    with pytest.raises(ConfigError, match=f"^(?:{said})"):
+        from_layers(Experiment, layers)
+
+
+@pytest.mark.parametrize("domains", [{}, {" ": SparseReward(verifier=ExactVerifier())}])
+def test_a_route_and_its_name_are_needed(domains: dict[str, Reward]) -> None:
+    with pytest.raises(ConfigError, match=r"^domains: "):
+        ByDomainReward(domains=domains)
+
+
+def test_the_advantage_goes_with_all_routes() -> None:
+    assert layered().advantage.name == "segment_delta"
+    assert layered("reward.domains.math.name=outcome").advantage.name == "group"
+    assert layered("reward.domains.math=null", "reward.default.name=sparse", "advantage.name=group")
+
+
+def test_references_are_read_where_any_route_reads_them() -> None:
+    assert layered().reads_references
+    assert not layered("reward.domains.math.name=sparse", "reward.domains.science.name=sparse").reads_references
+    assert not layered(
+        "reward.domains.math.judge.name=no_reference", "reward.domains.science.judge.name=no_reference"
+    ).reads_references
+
+
+def test_options_within_a_route_are_asked_and_free_as_elsewhere() -> None:
+    with pytest.raises(ModelError, match=r"^reward\.domains\.math\.judge\.model: "):
+        check_parts(
+            layered("reward.domains.math.judge={name: smaller_model, model: {name: pretrained, path: /no/where}}"),
+            "reward",
+        )
+    free = [key for key in free_keys(layered()) if ".domains." in key]
+    backend = "{name: server, url: 'http://x/v1', model: m}"
+    server = (
+        f"reward.domains.math.judge={{name: smaller_model, model: {{name: pretrained, path: x}}, backend: {backend}}}"
+    )
+    more = [key for key in free_keys(layered(server)) if ".domains." in key]
+    assert more > free
+    assert all(key.startswith("reward.domains.math.judge.backend.") for key in set(more) - set(free))
+
+
+# ------------------------------------------------------------------ problems without a route
+
+
+def test_a_domain_without_a_route_is_refused_before_anything_is_loaded(tmp_path: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"question": "a", "reference": "b", "answer": "1", "kind": "math"}\n'
+        '{"question": "c", "reference": "d", "answer": "2", "kind": "cod"}\n'
+    )
+    data = {"data": {"train": {"name": "jsonl", "path": str(path), "columns": {"domain": "kind"}}}}
+    build = Build(from_layers(Experiment, [BASE, data]), training=True)
+    said = (
+        r"^data\.train: problem 'rows-2' has the domain 'cod', for which reward has no route\. Did you mean 'code'\? "
+        r"Choose one of: code, math, science\. Or set reward\.default"
+    )
+    with pytest.raises(DataError, match=said):
+        build.train_problems  # noqa: B018
+    assert "policy" not in vars(build)
+    held_out = {"evaluation": {"source": data["data"]["train"]}}
+    narrow = {"verifier": {"name": "by_domain", "domains": {"math": {"name": "math"}}}}
+    with pytest.raises(DataError, match=r"^evaluation\.source: problem 'rows-2' .* verifier has no route"):
+        Build(from_layers(Experiment, [{"model": {"name": "chain"}}, narrow, held_out])).evaluation_problems  # noqa: B018
+
+
+def test_components_refuse_it_themselves() -> None:
+    routed = ByDomainVerifier(domains={"math": ExactVerifier()})
+    with pytest.raises(DataError, match=r"^problem 'q' has the domain 'law', for which verifier has no route"):
+        routed.check([of("math"), of("law", "q")])
+    with pytest.raises(DataError, match=r"^the domain 'law' has no route\. Choose one of: math"):
+        routed.verify(of("law"), "4")
+
+
+def test_routes_keep_the_order_they_are_declared_in() -> None:
+    routes = Routes({"b": 1, "a": 2}, 3, "reward")
+    assert routes.places(["z", "a", "y", "b"]) == {"domains.b": [3], "domains.a": [1], "default": [0, 2]}
+    assert [key for key, _, _ in routes.split(["z", "b"])] == ["domains.b", "default"]
+
+
+# ------------------------------------------------------------------ rewards
+
+
+class Recording(Judge):
+    """Notes whom it is asked about, and gives the middle score."""
+
+    def __init__(self, *judgements: Judgement) -> None:
+        super().__init__()
+        self.judgements, self.asked, self.life = judgements or (Judgement(score=3.0),), list[str](), list[str]()
+
+    def judge(self, requests: Any, on_progress: Any = no_progress) -> list[Judgement]:
+        self.asked += [request.problem.id for request in requests]
+        on_progress(len(requests))
+        return [self.judgements[number % len(self.judgements)] for number in range(len(requests))]
+
+    def start(self, requests: Any) -> None:
+        self.life += [f"start {request.problem.id}" for request in requests]
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        self.life += [f"check {problem.id}" for problem in problems]
+
+    def prepare(self) -> None:
+        self.life.append("prepare")
+
+    def sync(self) -> None:
+        self.life.append("sync")
+
+    def close(self) -> None:
+        self.life.append("close")
+
+    def texts(self) -> dict[str, str]:
+        return {"prompt": str(id(self))}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.asked = state["asked"]
+
+
+def mixed(one: Judge, other: Judge) -> ByDomainReward:
+    slicer = DelimiterSlicer(delimiter="\n", position="end")
+    return ByDomainReward(
+        domains={
+            "math": ProcessReward(judge=one, slicer=slicer),
+            "science": OutcomeReward(judge=other),
+            "code": SparseReward(verifier=ExactVerifier()),
+        }
+    )
+
+
+def groups() -> list[RolloutGroup]:
+    lines = rollout_of("a\n", "b\n", "c\n")
+    said = (rollout_of("The answer is 4"), rollout_of("The answer is 5"))
+    return [
+        RolloutGroup(problem=of("code", "c1"), rollouts=said),
+        RolloutGroup(problem=of("math", "m1"), rollouts=(lines,)),
+        RolloutGroup(problem=of("science", "s1"), rollouts=(lines, lines)),
+        RolloutGroup(problem=of("math", "m2"), rollouts=(lines,)),
+    ]
+
+
+def test_each_group_has_the_reward_of_its_domain() -> None:
+    one, other = Recording(), Recording()
+    told = list[int]()
+    code, first, science, second = mixed(one, other).score(groups(), told.append)
+    assert [own.value for own in code] == [1.0, 0.0]
+    assert [type(own) for own in (*science, *first, *second)] == [RolloutReward] * 2 + [SegmentRewards] * 2
+    assert first[0].values == (0.5, 0.5, 0.5)
+    assert (one.asked, other.asked) == (["m1"] * 3 + ["m2"] * 3, ["s1", "s1"])
+    assert sum(told) == 6 + 2 + 2
+
+
+def test_a_rollout_reward_is_one_segment_for_an_advantage_of_segments() -> None:
+    rewards = mixed(Recording(), Recording()).score(groups())
+    code, math, *_ = SegmentDelta().estimate(rewards, [g.problem.domain for g in groups()])
+    assert [(own.segments, own.values) for own in code] == [((Segment(0, 1),), (0.5,)), ((Segment(0, 1),), (-0.5,))]
+    assert math[0].values == (0.0, 0.0, 0.0)
+
+
+def test_life_reaches_every_route() -> None:
+    one, other = Recording(), Recording()
+    reward = mixed(one, other)
+    problems = [group.problem for group in groups()]
+    reward.check(problems)
+    reward.prepare()
+    reward.start(problems[2], groups()[2].rollouts[0])
+    reward.sync()
+    reward.score(groups())
+    reward.close()
+    assert one.life == ["check m1", "check m2", "prepare", "sync", "close"]
+    assert other.life == ["check s1", "prepare", "start s1", "sync", "close"]
+    state = reward.state_dict()
+    fresh = Recording(), Recording()
+    mixed(*fresh).load_state_dict(state)
+    assert [judge.asked for judge in fresh] == [one.asked, other.asked]
+    assert reward.texts() == {"domains.math: prompt": str(id(one)), "domains.science: prompt": str(id(other))}
+
+
+def test_every_reward_looks_at_its_own_part_of_a_step() -> None:
+    failing = Recording(Judgement(score=None, status="error", rationale="no idea"))
+    reward = mixed(Recording(), failing)
+    problems, rewards = [group.problem for group in groups()], reward.score(groups())
+    with pytest.raises(JudgeError, match=r"^reward\.domains\.science: 2 of 2 judgements of this step failed"):
+        check_step(reward, problems, rewards)
+    check_step(reward, problems[:2], rewards[:2])
+    one_line = [replace(group, rollouts=(rollout_of("a\n"),)) for group in groups()]
+    said = advice_on(reward, problems, reward.score(one_line))
+    assert said is not None
+    assert said.startswith("reward.domains.math: 2 of 2 rollouts (of 1 tokens on average) are one segment")
+    assert advice_on(reward, problems[2:3], reward.score(one_line[2:3])) is None
+
+
+def test_a_reward_that_breaks_its_contract_is_named_with_its_route() -> None:
+    class Lost(SparseReward):
+        def score(self, groups: Any, on_progress: Any = no_progress) -> Any:
+            return super().score(groups, on_progress)[1:]
+
+    class Wrong(SparseReward):
+        def score(self, groups: Any, on_progress: Any = no_progress) -> Any:
+            return [(RolloutReward(value="much", length=1),)]  # type: ignore[arg-type]
+
+    for cls, error, said in (
+        (Lost, RewardError, r"^reward 'Lost' \(domains\.code\) returned rewards of 0 groups for 1"),
+        (Wrong, ContractError, r"^reward 'Wrong' \(domains\.code\): a reward is a number in \[0, 1\]"),
+    ):
+        reward = ByDomainReward(domains={"code": cls(verifier=ExactVerifier())})
+        with pytest.raises(error, match=said):
+            reward.score(groups()[:1])
+
+
+def test_routes_of_routes() -> None:
+    inner = ByDomainReward(
+        domains={"code": SparseReward(verifier=ExactVerifier())}, default=OutcomeReward(judge=Recording())
+    )
+    outer = ByDomainReward(domains={"math": ProcessReward(judge=Recording())}, default=inner)
+    assert type(outer).granularities(outer.config) == {
+        "domains.math": "segment",
+        "default.domains.code": "rollout",
+        "default.default": "rollout",
+    }
+    problems = [group.problem for group in groups()]
+    found = {key: places for key, _, places in outer.scorers(problems)}
+    assert found == {"domains.math": [1, 3], "default.domains.code": [0], "default.default": [2]}
+
+
+# ------------------------------------------------------------------ advantages
+
+
+def rewards_of(*values: float) -> tuple[RolloutReward, ...]:
+    return tuple(RolloutReward(value=value, length=2) for value in values)
+
+
+def test_a_batch_is_that_of_a_domain() -> None:
+    batch, domains = [rewards_of(1.0, 0.0), rewards_of(0.2, 0.2), rewards_of(0.5, 0.0)], ["math", "code", "math"]
+    found = [[own.values[0] for own in group] for group in SegmentBatch().estimate(batch, domains)]
+    assert found == [pytest.approx([0.625, -0.375]), pytest.approx([0.0, 0.0]), pytest.approx([0.125, -0.375])]
+    together = [[own.values[0] for own in group] for group in SegmentBatch().estimate(batch)]
+    assert together[1] == pytest.approx([0.2 - 1.9 / 6] * 2)
+
+
+@pytest.mark.parametrize("estimator", [SegmentBatch, SegmentEnd, SegmentDelta])
+def test_domains_are_scaled_apart(estimator: Any) -> None:
+    math, code = [rewards_of(1.0, 0.0), rewards_of(0.5, 0.0)], [rewards_of(0.02, 0.01)]
+    apart = [*estimator(scale="rms").estimate(math), *estimator(scale="rms").estimate(code)]
+    mixed_up = estimator(scale="rms").estimate([math[0], code[0], math[1]], ["math", "code", "math"])
+    assert [mixed_up[0], mixed_up[2], mixed_up[1]] == apart
+
+
+def test_all_ranks_sum_the_domains_in_one_order() -> None:
+    sums: list[list[float]] = []
+
+    def all_reduce(values: Sequence[float]) -> Sequence[float]:
+        sums.append(list(values))
+        return values
+
+    for domains in (["math", "code"], ["code", "math"]):
+        batch = {"math": rewards_of(1.0, 0.0), "code": rewards_of(0.2, 0.4)}
+        SegmentBatch().estimate([batch[domain] for domain in domains], domains, all_reduce=all_reduce)
+    assert sums[:2] == sums[2:] == [pytest.approx([0.6, 2]), pytest.approx([1.0, 2])]
+    SegmentBatch().estimate([], [], all_reduce=all_reduce)
+    assert len(sums) == 5
+
+
+# ------------------------------------------------------------------ verifiers and prompts
+
+
+def test_each_response_is_read_by_the_verifier_of_its_domain() -> None:
+    verifier = ByDomainVerifier(domains={"math": MathVerifier(), "science": ChoiceVerifier()}, default=ExactVerifier())
+    problems = [of("math", answer="0.5"), of("law", answer="0.5"), of("science", answer="B"), of("math", answer="2")]
+    said = [r"\boxed{\frac12}", r"\boxed{\frac12}", "The answer is (B).", "The answer is 3"]
+    assert verifier.verdicts(problems, said) == [True, False, True, False]
+    assert [verifier.verify(problem, text) for problem, text in zip(problems, said, strict=True)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert [verifier.gold(problem) for problem in problems] == ["0.5", "0.5", "B", "2"]
+
+
+def test_what_cannot_be_read_is_told_by_the_verifier_of_its_domain() -> None:
+    verifier = ByDomainVerifier(domains={"science": ChoiceVerifier()}, default=ExactVerifier())
+    problems = [of("science", "s", answer="Because."), of("law", "l", answer="N/A"), of("law", "k", answer="4")]
+    assert verifier.unreadable(problems) == ["s", "l"]
+    assert "verifier 'exact': in 1 of 2 problems (first: 'l')" in verifier.told(["s", "l"], problems)
+    assert verifier.told(["l"], problems).startswith("verifier 'exact'")
+    with pytest.raises(DataError, match=r"verifier 'exact' needs one"):
+        verifier.check([of("law", answer=None)])
+    assert (verifier.knows(of("law", answer=None)), verifier.knows(of("law"))) == (False, True)
+
+
+def test_each_question_has_the_template_of_its_domain() -> None:
+    prompt = ByDomainPrompt(
+        domains={"code": PromptTemplate(template="Run {question}", max_prompt_tokens=64)},
+        default=PromptTemplate(system="Brief."),
+    )
+    builder = PromptBuilder(character_tokenizer(), prompt)
+    question = of("code").question
+    code, other = builder.build(question, "code").text, builder.build(question, "law").text
+    assert code == PromptBuilder(character_tokenizer(), PromptTemplate(template="Run {question}")).build(question).text
+    assert other == PromptBuilder(character_tokenizer(), PromptTemplate(system="Brief.")).build(question).text
+    with pytest.raises(DataError, match="the domain of the question must be said"):
+        builder.build(question)
+
+
+def test_built_by_a_run_as_by_hand() -> None:
+    built = layered().prompt.build(Resources())
+    assert built.template_of("code").template == "Program: {question}"
+    assert built.template_of("math").system == "Think."
+    own = SparseReward(verifier=ExactVerifier())
+    by_hand = ByDomainReward(domains={"code": own, "law": {"name": "outcome", "judge": JUDGE}})  # type: ignore[dict-item]
+    assert by_hand.domains["code"] is own
+    assert type(by_hand.domains["law"]) is OutcomeReward
+    assert to_node(by_hand.config)["domains"]["code"] == {"name": "sparse", "clip_length": True}

@@ -88,7 +88,7 @@ def check_place(directory: RunDirectory, experiment: Experiment, *, resume: bool
         directory.check(configuration.to_yaml(experiment), resume=resume, free=configuration.free_keys(experiment))
 
 
-_SAMPLING = ("model", "rollout", "verifier")
+_SAMPLING = ("model", "prompt", "rollout", "verifier")
 _EVALUATION = ("evaluation.source", "evaluation.behaviours")
 
 

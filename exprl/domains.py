@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +11,15 @@ from exprl.errors import ConfigError, DataError, did_you_mean
 from exprl.types import Problem
 
 T = TypeVar("T")
+
+
+def label_of(domain: str) -> str:
+    """A domain in the names of metrics: signs that loggers do not take, or take for levels, are underscores.
+
+    >>> label_of("algebra/linear & more")
+    'algebra_linear _ more'
+    """
+    return re.sub(r"[^\w .-]", "_", domain)
 
 
 class Routing(Component):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from exprl.checks.finite import check_finite
+from exprl.domains import label_of
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import PathError
 from exprl.evaluation.behaviours import BehaviourRates
@@ -44,6 +45,7 @@ class EvaluationResult:
         ks: the k of pass@k to report.
         shown: samples that show each behaviour, by name.
         judged: samples with a verdict on each.
+        domains: [P] the problems' domains, as labels of metrics; empty in results of older versions.
     """
 
     problem_ids: tuple[str, ...]
@@ -56,18 +58,24 @@ class EvaluationResult:
     ks: tuple[int, ...]
     shown: dict[str, int] = field(default_factory=dict)
     judged: dict[str, int] = field(default_factory=dict)
+    domains: tuple[str, ...] = ()
 
     def per_problem(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """[P] values of `pass@k` or `progress`."""
+        """[P] values of `pass@k` or `progress`; of `pass@k/math` or `progress/math` those of a domain's problems."""
+        name, _, domain = name.partition("/")
         if name == "progress":
-            return np.asarray(self.progress, dtype=np.float64)
-        k = int(name.removeprefix("pass@"))
-        return np.array([pass_at_k(self.samples, c, k) for c in self.correct], dtype=np.float64)
+            values = np.asarray(self.progress, dtype=np.float64)
+        else:
+            k = int(name.removeprefix("pass@"))
+            values = np.array([pass_at_k(self.samples, c, k) for c in self.correct], dtype=np.float64)
+        return values[np.array(self.domains) == domain] if domain else values
 
     @property
     def measures(self) -> list[str]:
-        """Names of what is reported, `pass@k` first."""
-        return [*(f"pass@{k}" for k in self.ks), *(["progress"] if self.progress is not None else [])]
+        """Names of what is reported, `pass@k` first; of problems of several domains then the same of each."""
+        total = [*(f"pass@{k}" for k in self.ks), *(["progress"] if self.progress is not None else [])]
+        domains = sorted(set(self.domains))
+        return [*total, *(f"{name}/{domain}" for domain in domains if len(domains) > 1 for name in total)]
 
     def summary(self) -> dict[str, Any]:
         """Figures for `summary.json`: each measure with its 95 % interval over problems."""
@@ -104,6 +112,7 @@ class EvaluationResult:
             "ks": list(self.ks),
             "shown": self.shown,
             "judged": self.judged,
+            "domains": list(self.domains),
         }
 
     @classmethod
@@ -123,6 +132,7 @@ class EvaluationResult:
             result = cls.from_json(node)
             counted = [type(count) is int and 0 <= count <= result.samples for count in result.correct]
             whole = all(counted) and len(counted) == len(result.problem_ids) > 0
+            whole = whole and len(result.domains) in (0, len(counted))
         except (KeyError, TypeError) as error:
             raise PathError(f"{path} is damaged, it is no evaluation ({error}). {advice}") from error
         if not whole:
@@ -143,6 +153,7 @@ class EvaluationResult:
             cut_off=_mean([part.cut_off for part in made], [part.total for part in made]),
             shown={name: sum(part.shown[name] for part in made) for name in made[0].shown},
             judged={name: sum(part.judged[name] for part in made) for name in made[0].judged},
+            domains=_in_turn([part.domains for part in made]),
         )
 
 
@@ -239,6 +250,7 @@ def counted(
         ks=tuple(ks),
         shown=dict(zip(BEHAVIOUR_NAMES, rates.shown.tolist(), strict=True)),
         judged=dict(zip(BEHAVIOUR_NAMES, rates.judged.tolist(), strict=True)),
+        domains=tuple(label_of(problem.domain) for problem in problems),
     )
 
 

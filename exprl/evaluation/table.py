@@ -21,7 +21,7 @@ def comparison_table(before: EvaluationResult, after: EvaluationResult) -> Table
         table.add_column(column, justify="right" if column else "left")
     for name, difference in differences(before, after).items():
         table.add_row(
-            LABELS.get(name, name),
+            label(name),
             _percent(before.per_problem(name).mean()),
             _percent(after.per_problem(name).mean()),
             f"{100 * difference.mean:+z.1f} ({100 * difference.low:+z.1f} to {100 * difference.high:+z.1f})",
@@ -38,11 +38,21 @@ def result_table(result: EvaluationResult, title: str) -> Table:
     for name in result.measures:
         interval = interval_95(result.per_problem(name))
         value = _percent(result.per_problem(name).mean())
-        table.add_row(LABELS.get(name, name), value, f"{100 * interval.low:z.1f} to {100 * interval.high:z.1f}")
+        table.add_row(label(name), value, f"{100 * interval.low:z.1f} to {100 * interval.high:z.1f}")
     return table
 
 
 LABELS = {"progress": "reference steps reached"}
+
+
+def label(measure: str) -> str:
+    """A measure as tables name it.
+
+    >>> label("pass@1"), label("progress/math")
+    ('pass@1', 'reference steps reached, math')
+    """
+    name, _, domain = measure.partition("/")
+    return f"{LABELS.get(name, name)}{f', {domain}' if domain else ''}"
 
 
 def _percent(value: float) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from exprl.errors import DataError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.intervals import Array, Interval, interval_95, paired_interval_95
-from exprl.evaluation.table import LABELS
+from exprl.evaluation.table import label
 from exprl.files.lines import read_lines
 from exprl.runs.directory import RunDirectory
 from exprl.study.plan import Chosen, Place, Plan
@@ -265,7 +265,7 @@ def rows(findings: Findings, number: int, measures: Sequence[str]) -> tuple[list
         baseline = None
     header = ["arm", "stage", "seeds"]
     for measure in measures:
-        header += [LABELS.get(measure, measure), *([f"− {baseline.arm}"] if baseline else [])]
+        header += [label(measure), *([f"− {baseline.arm}"] if baseline else [])]
     table = []
     for entry in entries:
         cells = [entry.arm, entry.place.stage or "–", str(len(entry.results))]
@@ -332,7 +332,7 @@ def matrix(findings: Findings, number: int, measure: str) -> list[str]:
     if not found:
         return []
     body = [_line([f"**{one}**", *(_cell(found.get((one, other)), sign=True) for other in arms)]) for one in arms]
-    name = LABELS.get(measure, measure)
+    name = label(measure)
     return [f"{name}, row − column:", "", _line(["", *arms]), _line(["---"] + ["---:"] * len(arms)), *body, ""]
 
 

@@ -16,6 +16,7 @@ PLACEHOLDERS = {
     "score": "[1-5]",
     "behaviour": "|".join(BEHAVIOUR_NAMES),
     "k": r"[1-9]\d*",
+    "domain": "[^/]+",
 }
 """What `<...>` in a name stands for, as patterns."""
 
@@ -61,6 +62,15 @@ METRICS: tuple[Metric, ...] = (
     Metric("outcome/all_1", "share", "prompts with right rollouts alone"),
     Metric("outcome/mixed", "share", "the other prompts: what a sparse reward can learn from"),
     Metric("outcome/unlocked_prompts", "prompts", "training prompts solved at least once since the run began"),
+    # of each domain, where the training problems are of several
+    Metric(
+        "reward/mean/<domain>",
+        "reward",
+        "mean over the domain's valid rollouts; where training problems are of several domains",
+    ),
+    Metric("rollout/length_mean/<domain>", "tokens", "mean length of a response to a problem of the domain"),
+    Metric("rollout/cut_off_rate/<domain>", "share", "responses to its problems that were cut off"),
+    Metric("outcome/accuracy/<domain>", "share", "its rollouts that its verifier accepts, mean over prompts"),
     # the update; means over the response tokens that were trained on
     Metric("update/loss", "nats", "token mean of the policy loss; near 0 by design for centred advantages, not a fit"),
     Metric("update/entropy", "nats", "entropy of the policy at a token; falling towards 0 is collapse"),
@@ -84,6 +94,10 @@ METRICS: tuple[Metric, ...] = (
     # evaluations, a line of their own
     Metric("evaluation/pass@<k>", "share", "unbiased pass@k, mean over the held-out problems (evaluation.k)"),
     Metric("evaluation/progress", "share", "of the reference's steps reached, where the source has steps"),
+    Metric(
+        "evaluation/pass@<k>/<domain>", "share", "mean over the domain's problems, where the held-out are of several"
+    ),
+    Metric("evaluation/progress/<domain>", "share", "of the reference's steps reached in the domain's problems"),
     Metric("evaluation/guess_rate", "share", "samples with the right answer that miss some of the reference's steps"),
     Metric("evaluation/length_mean", "tokens", "mean length of a sample"),
     Metric("evaluation/cut_off_rate", "share", "samples cut off at the length limit"),

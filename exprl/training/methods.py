@@ -81,6 +81,7 @@ class RL(Method):
             objective=objective,
             verifier=build.verifier,
             initial_policy=build.kept_initial_policy,
+            domains=frozenset(problem.domain for problem in problems),
         )
         return ExpRLModule(
             build.policy,
@@ -174,6 +175,7 @@ class SelfDistillation(Method):
             objective=experiment.objective.build(build.resources),
             verifier=build.verifier,
             initial_policy=build.initial_policy,
+            domains=frozenset(problem.domain for problem in problems),
         )
         return distillation.DistillationModule(
             build.policy,

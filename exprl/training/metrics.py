@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from exprl.domains import label_of
 from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES
 from exprl.evaluation.dynamics import OutcomeDynamics
@@ -78,6 +79,31 @@ def outcome_metrics(problem_ids: Sequence[str], correct: Sequence[Sequence[bool]
     shares = dynamics.compute()
     del shares["unlocked_prompts"]  # the run's, not the step's
     return {f"outcome/{name}": share.item() for name, share in shares.items()}
+
+
+BY_DOMAIN = ("reward/mean", "outcome/accuracy", "rollout/length_mean", "rollout/cut_off_rate")
+"""What is logged of each domain as well, where a run has several."""
+
+
+def domain_metrics(scored: Sequence[ScoredGroup], correct: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """The figures of `BY_DOMAIN` over the groups of each domain alone, as `reward/mean/math`.
+
+    Args:
+        scored: a step's groups.
+        correct: for each the verdicts on its rollouts, or none; empty: there are none at all.
+    """
+    places: dict[str, list[int]] = {}
+    for place, s in enumerate(scored):
+        places.setdefault(label_of(s.group.problem.domain), []).append(place)
+    found: dict[str, float] = {}
+    for domain in sorted(places):
+        own = [scored[place] for place in places[domain]]
+        verdicts = [correct[place] for place in places[domain]] if correct else []
+        figures = {**reward_metrics(own), **rollout_metrics(own)}
+        if verdicts and all(verdicts):
+            figures |= outcome_metrics([s.group.problem.id for s in own], verdicts)
+        found |= {f"{name}/{domain}": figures[name] for name in BY_DOMAIN if name in figures}
+    return found
 
 
 def behaviour_counts(scored: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -41,6 +41,7 @@ class Parts:
     """The components one step runs through, in order.
 
     `initial_policy`, the frozen initial policy, is there if the loss, the logged KL (`log_kl`) or a judge needs it.
+    `domains` are those of the training problems; of several the main metrics are logged for each as well.
     """
 
     prompts: PromptBuilder
@@ -50,6 +51,7 @@ class Parts:
     objective: Objective
     verifier: Verifier | None = None
     initial_policy: LanguageModel | None = None
+    domains: frozenset[str] = frozenset()
 
 
 class ExpRLModule(PolicyModule):
@@ -235,14 +237,19 @@ class ExpRLModule(PolicyModule):
     # ------------------------------------------------------------------ what is logged
 
     def describe(self, scored: Sequence[ScoredGroup], correct: Sequence[Sequence[bool]]) -> dict[str, float]:
-        """Reward, judge, rollout and, where there are verdicts on each group, outcome metrics of a step."""
+        """Reward, judge, rollout and, where there are verdicts on each group, outcome metrics of a step.
+
+        Where the run has several domains the main ones stand there for each as well.
+        """
         described = {
             **metrics.reward_metrics(scored),
             **metrics.judge_metrics(scored),
             **metrics.rollout_metrics(scored),
             **metrics.behaviour_metrics(self.world.sum(metrics.behaviour_counts(own_groups(scored)))),
         }
-        if not correct:
+        if len(self.parts.domains) > 1:
+            described |= metrics.domain_metrics(scored, correct)
+        if not correct or not all(correct):
             return described
         shares = metrics.outcome_metrics([s.group.problem.id for s in scored], correct)
         return {**described, **shares, "outcome/unlocked_prompts": float(len(self.unlocked))}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from exprl.experiment import Experiment, load_experiment
 from exprl.terminal.console import Console
@@ -32,6 +35,17 @@ SMALL = [
 ]
 
 
+MIXED = [item for item in SMALL if not item.startswith(("data.train", "evaluation.source"))]
+"""The same for the fixture `mixed`."""
+
+JUDGE = {"name": "reference_steps"}
+REWARDS: dict[str, dict[str, Any]] = {
+    "math": {"name": "process", "slicer": {"name": "delimiter", "delimiter": "\n", "position": "end"}, "judge": JUDGE},
+    "science": {"name": "outcome", "judge": JUDGE, "clip_length": False},
+    "code": {"name": "sparse"},
+}
+
+
 @pytest.fixture(scope="session")
 def small() -> Callable[..., Experiment]:
     """The quickstart, shrunk, with further overrides."""
@@ -48,3 +62,36 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             return train(experiment, tmp_path / name, resume=resume, console=Console(file=log, width=120))
 
     return execute
+
+
+def write_problems(path: Path, count: int) -> None:
+    """Problems of the small world, in turn of the domains of `REWARDS`."""
+    from exprl.chain.source import ChainSource
+    from exprl.commands.mine import row
+    from exprl.evaluation.rates import Count
+
+    domains = cycle(REWARDS)
+    rows = [
+        {**row(problem, Count(id="", content="", samples=1, correct=0)), "domain": next(domains)}
+        for problem in ChainSource(steps=2, count=count).load()
+    ]
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """The config of a small run on problems of several domains, each with a reward of its own; beside `MIXED`."""
+    write_problems(tmp_path / "train.jsonl", 12)
+    write_problems(tmp_path / "held-out.jsonl", 6)
+    columns = {name: name for name in ("id", "domain", "steps")}
+    template = {"name": "template", "template": "{question}", "max_prompt_tokens": 64}
+    config = {
+        "extends": str(ROOT / "configs/quickstart.yaml"),
+        "data": {"train": {"name": "jsonl", "path": str(tmp_path / "train.jsonl"), "columns": columns}},
+        "evaluation": {"source": {"name": "jsonl", "path": str(tmp_path / "held-out.jsonl"), "columns": columns}},
+        "reward": {"name": "by_domain", "domains": REWARDS},
+        "verifier": {"name": "by_domain", "domains": {"code": {"name": "math"}}, "default": {"name": "exact"}},
+        "prompt": {"name": "by_domain", "domains": {"code": template}, "default": {"name": "template"}},
+    }
+    (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "mixed.yaml"

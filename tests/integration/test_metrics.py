@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from exprl.experiment import load_experiment
 from exprl.runs.directory import RunDirectory
 from exprl.training.glossary import METRICS, metric_of
 from exprl.training.room import checkpoint_bytes
+from tests.integration.conftest import MIXED
 from tests.integration.test_methods import EXACT
 from tests.integration.test_train import lines, scalars
 
@@ -21,10 +23,14 @@ RUNS = {
 }
 
 
-def test_every_logged_metric_is_declared_and_the_other_way_round(small: Any, run: Any, tmp_path: Path) -> None:
+def test_every_logged_metric_is_declared_and_the_other_way_round(
+    small: Any, mixed: Path, run: Any, tmp_path: Path
+) -> None:
     logged: set[str] = set()
-    for name, options in RUNS.items():
-        run(small(*options, "trainer.max_steps=1", "trainer.checkpoint_every=0"), name)
+    short = ("trainer.max_steps=1", "trainer.checkpoint_every=0")
+    runs = {name: small(*options, *short) for name, options in RUNS.items()}
+    for name, experiment in {**runs, "mixed": load_experiment(mixed, [*MIXED, *short])}.items():
+        run(experiment, name)
         written = {key for line in lines(tmp_path / name / "metrics.jsonl") for key in line} - {"step"}
         drawn = set(scalars(tmp_path / name))
         assert written <= drawn, "one name everywhere"

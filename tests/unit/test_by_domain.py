@@ -14,6 +14,7 @@ from exprl.config import free_keys, from_layers, parse_overrides, to_node, to_ya
 from exprl.config.reading import parse
 from exprl.domains import Routes
 from exprl.errors import ConfigError, ContractError, DataError, JudgeError, ModelError, RewardError
+from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
 from exprl.judges import Judge
 from exprl.resources import Resources
@@ -23,10 +24,13 @@ from exprl.runs.preflight import check_parts
 from exprl.slicers import DelimiterSlicer
 from exprl.terminal.progress import no_progress
 from exprl.text.prompts import ByDomainPrompt, PromptBuilder, PromptTemplate
-from exprl.types import Judgement, Problem, RolloutGroup, RolloutReward, Segment, SegmentRewards
+from exprl.training.evaluation_log import evaluation_metrics
+from exprl.training.glossary import metric_of
+from exprl.training.metrics import domain_metrics
+from exprl.types import Judgement, Problem, RolloutGroup, RolloutReward, ScoredGroup, Segment, SegmentRewards
 from exprl.verifiers import ByDomainVerifier, ChoiceVerifier, ExactVerifier, MathVerifier
 from tests.conftest import character_tokenizer
-from tests.rollouts import problem_of, rollout_of
+from tests.rollouts import problem_of, rollout_of, scored_of
 
 JUDGE = {"name": "reference_steps", "strict": False}
 BASE: dict[str, Any] = {
@@ -422,3 +426,60 @@ def test_built_by_a_run_as_by_hand() -> None:
     assert by_hand.domains["code"] is own
     assert type(by_hand.domains["law"]) is OutcomeReward
     assert to_node(by_hand.config)["domains"]["code"] == {"name": "sparse", "clip_length": True}
+
+
+# ------------------------------------------------------------------ what is logged
+
+
+def scored_in(domain: str, *values: float) -> ScoredGroup:
+    rollouts = [rollout_of(*"ab"[: 1 + number % 2]) for number in range(len(values))]
+    rewards = [RolloutReward(value=value, length=len(own)) for value, own in zip(values, rollouts, strict=True)]
+    return scored_of(rollouts, problem=of(domain), rewards=rewards)
+
+
+def test_figures_of_each_domain_alone() -> None:
+    step = [scored_in("math", 1.0, 0.0), scored_in("a/b", 0.5, 0.5), scored_in("math", 1.0, 1.0)]
+    found = domain_metrics(step, [[True, False], [], [True, True]])
+    assert found == {
+        "reward/mean/a_b": 0.5,
+        "reward/mean/math": 0.75,
+        "outcome/accuracy/math": 0.75,
+        "rollout/length_mean/a_b": 1.5,
+        "rollout/length_mean/math": 1.5,
+        "rollout/cut_off_rate/a_b": 0.0,
+        "rollout/cut_off_rate/math": 0.0,
+    }
+    assert "outcome/accuracy/math" not in domain_metrics(step, [])
+    assert all(metric_of(name) is not None for name in found)
+
+
+def evaluated(domains: str, *correct: int) -> EvaluationResult:
+    return EvaluationResult(
+        problem_ids=tuple(map(str, range(len(correct)))),
+        correct=correct,
+        samples=4,
+        progress=None,
+        guessed=None,
+        length=1.0,
+        cut_off=0.0,
+        ks=(1, 2),
+        domains=tuple(domains),
+    )
+
+
+def test_pass_at_k_of_each_domain_beside_the_total() -> None:
+    result = evaluated("mcm", 4, 0, 2)
+    assert result.measures == ["pass@1", "pass@2", "pass@1/c", "pass@2/c", "pass@1/m", "pass@2/m"]
+    figures = result.summary()
+    assert [figures[name] for name in ("pass@1", "pass@1/m", "pass@1/c", "pass@2/m")] == [
+        0.5,
+        0.75,
+        0.0,
+        (1 + 5 / 6) / 2,
+    ]
+    assert evaluation_metrics(result)["evaluation/pass@1/m"] == 0.75
+    assert EvaluationResult.from_json(result.to_json()) == result
+    joined = EvaluationResult.joined([evaluated("mm", 4, 2), evaluated("c", 0)])
+    assert replace(joined, problem_ids=result.problem_ids) == result
+    of_old = {name: value for name, value in result.to_json().items() if name != "domains"}
+    assert EvaluationResult.from_json(of_old).measures == evaluated("mmm", 1, 1, 1).measures == ["pass@1", "pass@2"]

@@ -87,5 +87,10 @@ def test_a_rank_may_have_nothing_to_verify() -> None:
     assert found == [RIGHT[:1], RIGHT[:1]]
 
 
-def test_without_an_answer_to_every_problem_there_are_no_outcomes() -> None:
-    assert verify([*GROUPS, scored(3, "yes", answer=None)], World(), Counting()) == []
+def test_without_an_answer_to_every_problem_there_are_no_outcomes_of_all() -> None:
+    groups = [*GROUPS, scored(3, "yes", answer=None)]
+    correct = verify(groups, World(), Counting())
+    assert correct == [*RIGHT, []]
+    module: Any = SimpleNamespace(parts=SimpleNamespace(domains=frozenset()), world=World(), unlocked=set())
+    assert ExpRLModule.describe(module, GROUPS, RIGHT)["outcome/accuracy"] == 1 / 3
+    assert not [name for name in ExpRLModule.describe(module, groups, correct) if name.startswith("outcome/")]

@@ -29,10 +29,14 @@ def ending_of(path: Path) -> str:
     return Path(path.stem if path.suffix.lower() in PACKED else path.name).suffix.lower()
 
 
+PACKAGE = "package:"
+"""Before the name of an installed package and a path within it: `package:exprl/configs/data/mixed.jsonl`."""
+
+
 def existing(path: str, source: str) -> Path:
     """`path` if it is there; a `DataError` with the closest name in its folder otherwise."""
     try:
-        found = Path(path).expanduser()
+        found = _in_package(path, source) if path.startswith(PACKAGE) else Path(path).expanduser()
         found.stat()
         return found
     except FileNotFoundError:
@@ -43,6 +47,18 @@ def existing(path: str, source: str) -> Path:
     empty = f"The folder {found.parent.absolute()} is {'empty' if found.parent.is_dir() else 'not there'}."
     hint = did_you_mean(found.name, siblings) if siblings else empty
     raise DataError(f"source {source!r}: no file {found.absolute()}. {hint}")
+
+
+def _in_package(path: str, source: str) -> Path:
+    """The file or folder within an installed package, found without running any of its code."""
+    name, _, inner = path.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            f"source {source!r}: path {path!r}: no package {name!r} is installed. "
+            f"Write {PACKAGE}<name>/<path within it>."
+        )
+    return Path(spec.submodule_search_locations[0], inner)
 
 
 def existing_file(path: str, source: str) -> Path:

@@ -46,6 +46,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_holds_every_config_and_nothing_beside_the_package(installed: Path) -> None:
     packed = {file.relative_to(installed / "exprl/configs") for file in installed.rglob("*.yaml")}
     assert packed == {file.relative_to(ROOT / "configs") for file in shipped().values()}
+    assert [file.relative_to(installed) for file in installed.rglob("*.jsonl")] == [
+        Path("exprl/configs/data/mixed.jsonl")
+    ]
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"exprl"}
 
 

@@ -419,6 +419,14 @@ class TestChain:
 
 
 class TestPackages:
+    def test_a_file_of_an_installed_package(self):
+        path = "package:exprl/configs/data/mixed.jsonl"
+        problems = load(name="jsonl", path=path, columns={"id": "id", "partial": True}, limit=2)
+        assert [p.id for p in problems] == ["math-01", "math-02"]
+        said = "no package 'no_such_package' is installed. Write package:<name>/<path within it>."
+        assert said in error_of(name="jsonl", path="package:no_such_package/x.jsonl")
+        assert "Did you mean 'mixed.jsonl'" in error_of(name="jsonl", path="package:exprl/configs/data/mixd.jsonl")
+
     def test_missing_package_says_what_to_install(self, monkeypatch):
         def gone(name: str) -> Any:
             raise ModuleNotFoundError(f"No module named {name!r}")

@@ -123,6 +123,7 @@ from .verifiers import (
     ChoiceVerifier as ChoiceVerifier,
     ExactVerifier as ExactVerifier,
     MathVerifier as MathVerifier,
+    QuantityVerifier as QuantityVerifier,
     Verifier as Verifier,
 )
 

@@ -5,5 +5,6 @@ from exprl.verifiers.by_domain import ByDomainVerifier
 from exprl.verifiers.choice import ChoiceVerifier
 from exprl.verifiers.exact import ExactVerifier
 from exprl.verifiers.mathematics import MathVerifier
+from exprl.verifiers.quantity import QuantityVerifier
 
-__all__ = ["ByDomainVerifier", "ChoiceVerifier", "ExactVerifier", "MathVerifier", "Verifier"]
+__all__ = ["ByDomainVerifier", "ChoiceVerifier", "ExactVerifier", "MathVerifier", "QuantityVerifier", "Verifier"]

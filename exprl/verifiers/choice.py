@@ -1,9 +1,10 @@
-"""Multiple choice: the letter that a response commits to."""
+"""Multiple choice: the option that a response commits to, by its letter or its text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated
 
 from exprl.component import option
@@ -15,6 +16,7 @@ from exprl.verifiers.answers import stated_answers
 from exprl.verifiers.base import Verifier
 from exprl.verifiers.gold import gold_answer
 from exprl.verifiers.notation import folded
+from exprl.verifiers.options import named, options_of
 from exprl.verifiers.statements import without_hedges
 
 _MARKS = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf)?\b|\\(?:boxed|fbox)\b|\\[\[\]()]|[*_`${}#]")
@@ -28,11 +30,13 @@ _GOES_ON = re.compile(  # "A triangle": the letter is the first word of an answe
 
 @VERIFIERS.register("choice")
 class ChoiceVerifier(Verifier):
-    r"""Right if the response's last stated letter is the problem's.
+    r"""Right if the option that the response states last, by its letter or its text, is the problem's.
 
-    The later of `\boxed{C}` and "answer is (C)" or "Answer: C. ..." counts, or else a last line that is the letter
-    alone. Naming a second choice beside it ("A or C", "A, B, C, D") is no answer. A small letter counts in brackets
-    only, and a capital that a sentence goes on from ("the answer is A triangle") states no choice.
+    The options are read from the question, where they stand as `A. ...`, `(A) ...` or `A) ...`; where it lists none,
+    letters count alone. The later of `\boxed{C}` and "answer is (C)" or "Answer: C. ..." counts, or else a last line
+    that is the option alone. Naming a second choice beside it ("A or C", "A, B, C, D") is no answer. A small letter
+    counts in brackets only, and a capital that a sentence goes on from ("the answer is A triangle") states no choice.
+    Neither does a letter with the text of another option.
     """
 
     letters: Annotated[str, Form("[A-Z]+", "capital letters, for example ABCD")] = option(
@@ -53,54 +57,84 @@ class ChoiceVerifier(Verifier):
         )
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Raise `DataError` for a problem whose answer is missing or is not one letter."""
+        """Raise `DataError` for a problem whose answer is missing or is no option."""
         super().check(problems)
         if unreadable := self.unreadable(problems):
             raise DataError(self.told(unreadable, problems))
 
     def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
-        """What to do about problems whose answer is no letter, nor a solution that ends in one."""
+        """What to do about problems whose answer is no option, nor a solution that ends in one."""
         return (
-            f"verifier 'choice' needs one letter of {self.letters} as the answer, for example C or (C), or a "
-            f"solution that ends in it (`#### C`, \\boxed{{C}}); {len(unreadable)} of {len(problems)} problems have "
-            f"another (first: {unreadable[0]!r}). Choose another verifier.name, or change the answers."
+            f"verifier 'choice' needs one letter of {self.letters} as the answer, or the text of an option that the "
+            f"question lists, for example C or (C), or a solution that ends in it (`#### C`, \\boxed{{C}}); "
+            f"{len(unreadable)} of {len(problems)} problems have another (first: {unreadable[0]!r}). Choose another "
+            "verifier.name, or change the answers."
         )
 
     def verify(self, problem: Problem, response: str) -> bool:
-        """Whether the stated letter is the problem's; False without one."""
+        """Whether the stated option is the problem's; False without one."""
         gold = self.gold(problem)
-        return gold is not None and self._stated(response) == gold
+        return gold is not None and self._stated(response, self._options(problem)) == gold
 
     def gold(self, problem: Problem) -> str | None:
-        """The letter that the problem's answer is or ends in."""
+        """The letter of the option that the problem's answer is or ends in."""
         answer = problem.scaffold.answer
         place = gold_answer(answer.reveal()) if answer is not None else None
         if place is None:
             return None
-        return self._chosen(place.text) if place.kind == "statement" else self._alone(place.text)
+        options = self._options(problem)
+        if place.kind == "statement":
+            return self._chosen(place.text, options)
+        return self._alone(place.text) or self._with_text(place.text, options) or named(place.text, options, whole=True)
 
-    def _stated(self, response: str) -> str | None:
+    def _options(self, problem: Problem) -> dict[str, str]:
+        return {letter: text for letter, text in _options_of(problem.question.text).items() if letter in self.letters}
+
+    def _stated(self, response: str, options: Mapping[str, str]) -> str | None:
         for place in stated_answers(response):
             if place.kind == "line":
-                return self._alone(place.text)
-            if self._letter.match(without_hedges(_marked_off(place.text))):
-                return self._chosen(place.text)
+                alone = self._alone(place.text) or self._with_text(place.text, options)
+                return alone or named(place.text, options, whole=True)
+            statement = without_hedges(_marked_off(place.text))
+            if self._letter.match(statement) or named(statement, options):
+                return self._chosen(place.text, options)
         return None
 
-    def _chosen(self, statement: str) -> str | None:
-        """The letter that a statement begins with and chooses; None for another beginning, or a second choice."""
+    def _chosen(self, statement: str, options: Mapping[str, str]) -> str | None:
+        """The option that a statement begins with and chooses; None for another beginning, or a second choice."""
         cleaned = without_hedges(_marked_off(statement))
         match = self._letter.match(cleaned)
         if match is None:
-            return None
+            return named(cleaned, options)
         rest = cleaned[match.end() :]
         is_choice = not _FORMULA.match(rest) and (match[1] or not _GOES_ON.match(rest))
-        return _capital(match) if is_choice and not self._second.match(rest) else None
+        letter = _capital(match)
+        return letter if is_choice and not self._second.match(rest) and _fits(letter, rest, options) else None
+
+    def _with_text(self, line: str, options: Mapping[str, str]) -> str | None:
+        """The letter of a line that is an option as the question has it, letter and text."""
+        cleaned = _marked_off(line)
+        match = self._letter.match(cleaned)
+        text = _AFTER_LETTER.sub("", cleaned[match.end() :]) if match else ""
+        return _capital(match) if match and text and named(text, options, whole=True) == _capital(match) else None
 
     def _alone(self, text: str) -> str | None:
         """The letter if `text` is nothing else, brackets, marks and a full stop aside."""
-        match = self._letter.fullmatch(_marked_off(text).rstrip(".").strip())
+        bare = _marked_off(text).rstrip(".").strip()
+        opened = f"({bare}" if bare.endswith(")") and "(" not in bare else bare  # b)
+        match = self._letter.fullmatch(opened)
         return _capital(match) if match else None
+
+
+_AFTER_LETTER = re.compile(r"^[\s.):,–-]+")
+_options_of = lru_cache(maxsize=1024)(options_of)
+"""A problem's rollouts follow each other."""
+
+
+def _fits(letter: str, rest: str, options: Mapping[str, str]) -> bool:
+    """Whether what follows a letter does not begin with the text of another option: "B. Venus" chooses two."""
+    said = named(_AFTER_LETTER.sub("", rest), options)
+    return said is None or said == letter
 
 
 def _marked_off(text: str) -> str:

@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 
 from exprl.component import Choice
+from exprl.data.base import ProblemSource
+from exprl.data.order import Part
 from exprl.domains import check_routes
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ColumnError, ConfigError, DataError, ModelError
@@ -74,14 +76,24 @@ class Build:
     @cached_property
     def train_problems(self) -> list[Problem]:
         """The training problems; in a run that reads no reference solutions they have none."""
-        source = self.experiment.data.train
-        if source is None:
-            raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
-        problems = self._loaded(source, "data.train")
+        problems, _ = self._train
         scores = self.experiment.method.cls.scores
         self._check_routes(problems, "data.train", *(["reward"] if self.training and scores else []))
         hold = self.experiment.reads_references or not self.training
         return problems if hold else [problem.without_reference() for problem in problems]
+
+    @cached_property
+    def train_parts(self) -> list[Part]:
+        """The parts of the training problems from which a step draws by weight."""
+        _, parts = self._train
+        return parts
+
+    @cached_property
+    def _train(self) -> tuple[list[Problem], list[Part]]:
+        source = self.experiment.data.train
+        if source is None:
+            raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
+        return self._loaded(source, "data.train")
 
     @cached_property
     def evaluation_problems(self) -> list[Problem]:
@@ -89,7 +101,7 @@ class Build:
         source = self.experiment.evaluation.source
         if source is None:
             return []
-        problems = self._loaded(source, "evaluation.source")
+        problems, _ = self._loaded(source, "evaluation.source")
         self._check_routes(problems, "evaluation.source")
         self.verifier.check(problems)
         self.tell_unreadable(problems, "evaluation.source")
@@ -210,11 +222,12 @@ class Build:
             check_routes(getattr(self.experiment, key), key, problems, source)
 
     @staticmethod
-    def _loaded(source: Choice, key: str) -> list[Problem]:
+    def _loaded(source: Choice, key: str) -> tuple[list[Problem], list[Part]]:
+        built: ProblemSource = source.build(Resources())
         try:
-            problems: list[Problem] = source.build(Resources()).load()
+            problems, parts = built.load_parts()
         except ColumnError as error:
             raise error.under(key) from error
         if not problems:
             raise DataError(f"{key} ({source.name}): no problems. Check the path, the filters and `limit`.")
-        return problems
+        return problems, parts

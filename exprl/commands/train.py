@@ -149,7 +149,7 @@ class TrainingRun:
         device = device_of(experiment.trainer)
         check_kernels(experiment.update, device)
         problems, held_out = build.train_problems, build.evaluation_problems
-        check_step(problems, experiment.data.prompts_per_step)
+        check_step(problems, experiment.data.prompts_per_step, build.train_parts)
         self.console.say(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.say(f"{len(problems)} training problems, {len(held_out)} held-out problems")
         check_kernels(experiment.update, device, build.policy.compute_dtype or build.policy.model.dtype)
@@ -229,6 +229,7 @@ class TrainingRun:
             prompts_per_step=self.experiment.data.prompts_per_step,
             max_steps=options.max_steps,
             seed=self.experiment.seed,
+            parts=self.build.train_parts,
         )
         strategy = strategy_for(options, self.world)
         writer = () if isinstance(strategy, ShardedStrategy) else (PlainCheckpointIO(),)

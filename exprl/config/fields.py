@@ -24,17 +24,19 @@ def option(
     help: str = "",  # noqa: A002 - argparse's word
     free: bool = False,
     of: str | None = None,
+    by_key: bool = False,
 ) -> Any:
     """An option: its one default, and the line that `exprl list` shows for it.
 
     Without a default the option is required. What a value must be is said by the annotation: its type, a `Literal` of
     the choices, or `Annotated` with a rule of `exprl.config.ranges`. A `free` one changes nothing of what a step
     computes, so it may be another when a run is resumed. One that says something `of` what another option names, such
-    as which file of a folder, does not outlive that: a layer that names something else leaves it behind.
+    as which file of a folder, does not outlive that: a layer that names something else leaves it behind. A mapping that
+    is merged `by_key` keeps the keys that a layer does not set; any other is replaced.
     """
     if positional:
         raise ContractError("option takes keywords: option(default=..., help=...).")
-    metadata = {"help": help, "free": free, "of": of}
+    metadata = {"help": help, "free": free, "of": of, "by_key": by_key}
     if default is not MISSING and type(default).__hash__ is None:
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     if default is MISSING:
@@ -153,6 +155,7 @@ class FieldSpec:
     of: str | None = None
     wraps: bool = False
     each: Registry[Any] | None = None
+    by_key: bool = False
     default: Any = MISSING
     """The plain value where none is given; of a component see `default_for`."""
 
@@ -196,6 +199,7 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
         of=field.metadata.get("of"),
         wraps=field.metadata.get("wraps", False),
         each=registry if each else None,
+        by_key=field.metadata.get("by_key", False),
         default=_plain_default(field),
     )
 

@@ -25,7 +25,7 @@ EMPTY: Mapping[str, Any] = types.MappingProxyType({})
 def merge(
     schema: type[Any], base: Mapping[str, Any], overlay: Mapping[str, Any], defaults: Mapping[str, Any] = EMPTY
 ) -> Node:
-    """`overlay` over `base`; nested dataclasses and component nodes merge, every other value is replaced.
+    """`overlay` over `base`; nested dataclasses, component nodes and mappings by key merge, other values are replaced.
 
     `defaults` are the options that `choose` gave the enclosing component: where neither layer names a nested
     component, they do.
@@ -41,6 +41,8 @@ def merge(
             merged[key] = _merge_choice(spec.registry, below, value, defaults.get(key) or spec.default_node or EMPTY)
         elif spec.each is not None:
             merged[key] = _merge_each(spec.each, below, value)
+        elif spec.by_key:
+            merged[key] = {**below, **value}
         elif spec.dataclass is not None:
             merged[key] = merge(spec.dataclass, below, value)
         else:

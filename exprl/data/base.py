@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from exprl.component import Component
+from exprl.data.order import Part
 from exprl.types import Problem
 
 
@@ -17,3 +18,8 @@ class ProblemSource(Component):
     @abstractmethod
     def load(self) -> list[Problem]:
         """All problems, ids unique; raises `DataError` naming file, row and column."""
+
+    def load_parts(self) -> tuple[list[Problem], list[Part]]:
+        """The same problems, and the parts that a step draws from by weight: most sources are one part."""
+        problems = self.load()
+        return problems, [Part(name=self.registered_name, count=len(problems), weight=1.0)]

@@ -11,18 +11,19 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from exprl.data.order import check_share, share_of, step_indices
+from exprl.data.order import Part, check_parts, check_share, mixed_indices, share_of, shares
 from exprl.errors import ConfigError, DataError
 from exprl.types import Problem
 
 
-def check_step(problems: Sequence[Problem], prompts_per_step: int) -> None:
-    """Raise `ConfigError` where a step needs more problems than there are."""
+def check_step(problems: Sequence[Problem], prompts_per_step: int, parts: Sequence[Part] = ()) -> None:
+    """Raise `ConfigError` where a step needs more problems than there are, or than there are of one of the `parts`."""
     if not 1 <= prompts_per_step <= len(problems):
         raise ConfigError(
             f"data.prompts_per_step: {prompts_per_step}, but there are {len(problems)} training problems, and no step "
             f"has a problem twice. Choose 1 to {len(problems)}, or add problems."
         )
+    check_parts(parts, prompts_per_step)
 
 
 class ExpRLDataModule(LightningDataModule):
@@ -38,14 +39,27 @@ class ExpRLDataModule(LightningDataModule):
         prompts_per_step: problems a step over all ranks; at least one a rank.
         max_steps: steps of the run.
         seed: of the order.
+        parts: of the problems, in order, from which a step draws by weight (`ProblemSource.load_parts`); empty: one.
 
     Raises:
-        ConfigError: a step needs more problems than there are.
+        ConfigError: a step needs more problems than there are, of a part or altogether.
+        ValueError: the parts do not make up the problems.
     """
 
-    def __init__(self, problems: Sequence[Problem], *, prompts_per_step: int, max_steps: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        *,
+        prompts_per_step: int,
+        max_steps: int,
+        seed: int = 0,
+        parts: Sequence[Part] = (),
+    ) -> None:
         super().__init__()
-        check_step(problems, prompts_per_step)
+        if parts and sum(part.count for part in parts) != len(problems):
+            raise ValueError(f"parts: they have {sum(p.count for p in parts)} problems, but there are {len(problems)}")
+        check_step(problems, prompts_per_step, parts)
+        self.parts = tuple(parts) or (Part(name="all", count=len(problems), weight=1.0),)
         self.problems = list(problems)
         self.prompts_per_step = prompts_per_step
         self.max_steps = max_steps
@@ -66,7 +80,7 @@ class ExpRLDataModule(LightningDataModule):
         check_share(self.prompts_per_step, ranks)
         self._processed_before = self._processed()
         sampler = StepSampler(
-            step_indices(len(self.problems), self.prompts_per_step, self.seed),
+            mixed_indices(self.parts, self.prompts_per_step, self.seed),
             start=self._start,
             max_steps=self.max_steps,
             rank=rank,
@@ -92,6 +106,7 @@ class ExpRLDataModule(LightningDataModule):
             "seed": self.seed,
             "prompts_per_step": self.prompts_per_step,
             "problems": fingerprint(self.problems),
+            "parts": self._shares(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -99,7 +114,7 @@ class ExpRLDataModule(LightningDataModule):
 
         Raises:
             DataError: the problems are others than those of the checkpoint.
-            ConfigError: `seed` or `prompts_per_step` is another, so the next step would be another.
+            ConfigError: `seed`, `prompts_per_step` or a weight is another, so the next step would be another.
         """
         difference = first_difference(state_dict["problems"], fingerprint(self.problems))
         if difference is not None:
@@ -107,11 +122,17 @@ class ExpRLDataModule(LightningDataModule):
                 f"the training problems are not those of the checkpoint: {difference}. "
                 "Resume with the same data, or start a new run."
             )
-        for key, now in (("seed", self.seed), ("prompts_per_step", self.prompts_per_step)):
-            if state_dict[key] != now:
-                raise ConfigError(f"{key}: the checkpoint was made with {state_dict[key]}, but got {now}.")
+        state = {"parts": {}, **state_dict}  # those of older versions have one part
+        for key, now in (("seed", self.seed), ("prompts_per_step", self.prompts_per_step), ("parts", self._shares())):
+            if state[key] != now:
+                raise ConfigError(f"{key}: the checkpoint was made with {state[key]}, but got {now}.")
         self._start = state_dict["step"]
         self._processed_before = None
+
+    def _shares(self) -> dict[str, float]:
+        """How much of a step is of each part by its name, where there are several."""
+        named = {part.name: share for part, share in zip(self.parts, shares(self.parts), strict=True)}
+        return named if len(named) > 1 else {}
 
     def _processed(self) -> int:
         # `processed` counts a batch as soon as training_step returns: before on_train_batch_end, where checkpoints are

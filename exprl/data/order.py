@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from exprl.errors import ConfigError
+from exprl.seeding import derive_seed
 
 
 def step_indices(count: int, per_step: int, seed: int) -> Iterator[list[int]]:
@@ -23,14 +27,93 @@ def step_indices(count: int, per_step: int, seed: int) -> Iterator[list[int]]:
     """
     if not 1 <= per_step <= count:
         raise ValueError(f"per_step must lie in 1..{count}, but got {per_step}")
-    waiting: list[int] = []
-    epoch = 0
+    epochs = _Epochs(count, seed)
     while True:
-        if len(waiting) < per_step:
-            waiting += _next_epoch(shuffled(count, seed, epoch), waiting, per_step)
-            epoch += 1
-        yield waiting[:per_step]
-        waiting = waiting[per_step:]
+        yield epochs.take(per_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Problems that follow each other, and how much of each step is drawn from them, beside the other parts."""
+
+    name: str
+    count: int
+    weight: float
+
+
+def mixed_indices(parts: Sequence[Part], per_step: int, seed: int) -> Iterator[list[int]]:
+    """Without end, the `per_step` problems (indices over all parts in order) of each step, of each part by its weight.
+
+    Each part is visited in shuffled epochs of its own, in an order that depends on the seed and the part's name alone.
+    A place of a step goes to the part that has had least of what is its own so far, so that after every step each has
+    had its share, give or take a problem or so; the places of a part are spread over the step. One part is
+    `step_indices`.
+
+    >>> steps = mixed_indices([Part(name="a", count=9, weight=3), Part(name="b", count=5, weight=1)], 4, seed=0)
+    >>> [sum(index < 9 for index in next(steps)) for _ in range(3)]
+    [3, 3, 3]
+
+    Raises:
+        ConfigError: see `check_parts`.
+    """
+    check_parts(parts, per_step)
+    if len(parts) == 1:
+        yield from step_indices(parts[0].count, per_step, seed)
+    starts = [0, *accumulate(part.count for part in parts)]
+    epochs = [_Epochs(part.count, derive_seed(seed, "mix", part.name)) for part in parts]
+    for places in _places(parts, per_step):
+        drawn = [iter(own.take(places.count(number))) for number, own in enumerate(epochs)]
+        yield [starts[number] + next(drawn[number]) for number in places]
+
+
+def shares(parts: Sequence[Part]) -> list[float]:
+    """How much of a step is of each part; 1 over all."""
+    total = math.fsum(part.weight for part in parts)
+    return [part.weight / total for part in parts]
+
+
+def check_parts(parts: Sequence[Part], per_step: int) -> None:
+    """Raise `ConfigError` where a step would have a problem of a part twice."""
+    for part, share in zip(parts, shares(parts), strict=True):
+        if share * per_step > part.count + _ROUNDING:
+            raise ConfigError(
+                f"data.train: {part.name!r} has {part.count} problems, but its weight makes {share * per_step:.1f} of "
+                f"the {per_step} of a step (data.prompts_per_step), and no step has a problem twice. Lower its weight, "
+                "or add problems."
+            )
+
+
+_ROUNDING = 1e-9
+
+
+def _places(parts: Sequence[Part], per_step: int) -> Iterator[list[int]]:
+    """For each step the numbers of the parts that its places go to."""
+    own, had, total = shares(parts), [0] * len(parts), 0
+    while True:
+        before, step = list(had), []
+        for _ in range(per_step):
+            total += 1
+            free = [number for number, part in enumerate(parts) if had[number] - before[number] < part.count]
+            number = max(free, key=lambda number: (own[number] * total - had[number], -number))
+            had[number] += 1
+            step.append(number)
+        yield step
+
+
+class _Epochs:
+    """The indices below `count` in shuffled epochs, any number of them at a time, each once in a time."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self.epoch, self.waiting = 0, list[int]()
+
+    def take(self, number: int) -> list[int]:
+        """The next ones; `number` is at most `count`."""
+        if len(self.waiting) < number:
+            self.waiting += _next_epoch(shuffled(self.count, self.seed, self.epoch), self.waiting, number)
+            self.epoch += 1
+        taken, self.waiting = self.waiting[:number], self.waiting[number:]
+        return taken
 
 
 def share_of(count: int, rank: int, ranks: int) -> slice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from exprl.checks.contracts import given_by
@@ -11,6 +12,7 @@ from exprl.config.fields import Choice
 from exprl.domains import Routes, Routing
 from exprl.errors import ConfigError
 from exprl.registry import REWARDS
+from exprl.resources import Resources
 from exprl.rewards.base import Granularity, Reward
 from exprl.rewards.checks import check_rewards
 from exprl.terminal.progress import OnProgress, no_progress
@@ -28,6 +30,15 @@ class ByDomainReward(Routing, Reward):
         """The routes."""
         super().setup()
         self.routes = Routes(self.domains, self.default, "reward")
+
+    def part(self, name: str, handed: Any, resources: Resources) -> Any:
+        """Each route's is given the problems that take it, so that a wrong reference is one of the same domain."""
+        domains = self.config.domains
+        if name == "default":
+            others = [problem for problem in resources.problems if problem.domain not in domains]
+            return super().part(name, handed, replace(resources, problems=others))
+        made = {domain: one for domain, one in (handed or {}).items() if isinstance(one, Reward)}
+        return {domain: made.get(domain) or one.build(_within(domain, resources)) for domain, one in domains.items()}
 
     @classmethod
     def reads_references(cls, config: Any) -> bool:
@@ -84,6 +95,10 @@ class ByDomainReward(Routing, Reward):
             for key, reward, places in self.routes.split([problem.domain for problem in problems])
             for within, scorer, inner in reward.scorers([problems[place] for place in places])
         ]
+
+
+def _within(domain: str, resources: Resources) -> Resources:
+    return replace(resources, problems=[problem for problem in resources.problems if problem.domain == domain])
 
 
 def _routes_of(config: Any) -> Routes[Choice]:

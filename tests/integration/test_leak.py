@@ -86,6 +86,8 @@ def source(name: str, folder: Path) -> dict[str, Any]:
         return {"name": "humaneval", "limit": 2}
     if name == "chain":
         return {"name": "chain", "steps": 3, "count": 2}
+    if name == "mix":
+        return {"name": "mix", "sources": {other: source(other, folder) for other in ("jsonl", "chain", "humaneval")}}
     rows = write_rows(folder)
     if name == "jsonl":
         return {"name": "jsonl", "path": str(folder / "rows.jsonl"), "columns": COLUMNS}
@@ -121,7 +123,15 @@ REWARDS: dict[str, dict[str, Any]] = {
     **{f"process {j}": {"name": "process", "slicer": {"name": "token_window", "window": 4}, "judge": node}
        for j, node in JUDGES.items()},
 }  # fmt: skip
-CASES = [(name, "process same_model") for name in ("champ", "chain", "humaneval", "jsonl", "csv", "parquet", "hub")]
+LENIENT = {"max_failure_rate": 1.0, "clip_length": False}
+REWARDS["process by_domain"] = {
+    "name": "by_domain",
+    "domains": {"math": {**REWARDS["process reference_steps"], **LENIENT}},
+    "default": {"name": "sparse"},
+}
+CASES = [
+    (name, "process same_model") for name in ("champ", "chain", "humaneval", "jsonl", "csv", "parquet", "hub", "mix")
+]
 CASES += [("jsonl", reward) for reward in REWARDS]
 
 
@@ -129,7 +139,7 @@ CASES += [("jsonl", reward) for reward in REWARDS]
 def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
     source_name: str, reward_name: str, tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reward = {"max_failure_rate": 1.0, "clip_length": False, **REWARDS[reward_name]}
+    reward = dict(REWARDS[reward_name]) if "domain" in reward_name else {**LENIENT, **REWARDS[reward_name]}
     if reward_name == "sparse":
         reward.pop("max_failure_rate")
     layer = {"data": {"train": source(source_name, tmp_path)}, "model": {"path": "unused"}, "reward": reward}

@@ -10,13 +10,14 @@ import pytest
 
 from exprl.advantages import SegmentBatch, SegmentDelta, SegmentEnd
 from exprl.build import Build
-from exprl.config import free_keys, from_layers, parse_overrides, to_node, to_yaml
+from exprl.config import free_keys, from_layers, parse_overrides, to_node, to_yaml, validate_choice
 from exprl.config.reading import parse
 from exprl.domains import Routes
 from exprl.errors import ConfigError, ContractError, DataError, JudgeError, ModelError, RewardError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
 from exprl.judges import Judge
+from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards import ByDomainReward, OutcomeReward, ProcessReward, Reward, SparseReward
 from exprl.rewards.steps import advice_on, check_step
@@ -87,6 +88,15 @@ def test_ablations_are_one_override_a_domain() -> None:
     assert layered("reward.domains.code.name=outcome", "reward.domains.code.judge.name=reference_steps")
     assert list(layered("reward.domains.math=null").reward.config.domains) == ["science", "code"]
     assert layered("reward.name=sparse").reward.name == "sparse"
+
+
+@pytest.mark.parametrize("wrapper", ["no_reference", "wrong_reference"])
+def test_one_override_changes_routes_that_share_a_judge(wrapper: str) -> None:
+    shared = {"reward": {"domains": {"science": {"judge": "${reward.domains.math.judge}"}}}}
+    layers = [BASE, shared, parse_overrides([f"reward.domains.math.judge.name={wrapper}"])]
+    domains = from_layers(Experiment, layers).reward.config.domains
+    assert domains["math"].config.judge == domains["science"].config.judge
+    assert (domains["science"].name, domains["science"].config.judge.name) == ("outcome", wrapper)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +345,21 @@ def test_routes_of_routes() -> None:
     problems = [group.problem for group in groups()]
     found = {key: places for key, _, places in outer.scorers(problems)}
     assert found == {"domains.math": [1, 3], "default.domains.code": [0], "default.default": [2]}
+
+
+def test_a_wrong_reference_is_one_of_the_same_domain() -> None:
+    wrong = {"name": "outcome", "judge": {"name": "wrong_reference", "around": JUDGE}}
+    node = {"name": "by_domain", "domains": {"math": wrong}, "default": wrong}
+    problems = [of("math", str(n), steps=[f"math {n}"]) for n in range(5)]
+    problems += [of(domain, domain, steps=[domain]) for domain in ("law", "art", "law 2")]
+    built = validate_choice(REWARDS, node, "reward").build(Resources(problems=problems, seed=1))
+    for problem in problems:
+        judge = built.routes[problem.domain].judge
+        shown = judge.shown(problem).scaffold.reference.reveal()
+        assert shown.startswith("math") == (problem.domain == "math")
+        assert shown != problem.scaffold.reference.reveal()
+    with pytest.raises(JudgeError, match="needs at least 2 different references"):
+        validate_choice(REWARDS, node, "reward").build(Resources(problems=problems[:6], seed=1))
 
 
 # ------------------------------------------------------------------ advantages

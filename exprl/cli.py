@@ -33,6 +33,10 @@ from exprl.terminal.console import Console, errors, write_document
 from exprl.terminal.streams import check_written
 
 
+class Left(SystemExit):
+    """A command of exprl leaves with this exit code, having said why."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, and turn an `ExprlError` into one clear line and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -48,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         errors().say("interrupted; go on with --resume" if options.command == "train" else "interrupted")
         raise SystemExit(130) from None
-    except SystemExit as error:  # no command of exprl leaves so: a script would take exit(0) for a finished run
+    except Left:
+        raise
+    except SystemExit as error:  # somebody else's: a script would take exit(0) for a finished run
         errors().say(("error:", "bold red"), f" a plugin or a library left with exit({error.code!r}) before the end")
         raise SystemExit(error.code or 1) from error
 
@@ -86,7 +92,7 @@ def run_train(options: argparse.Namespace) -> None:
     machine.check_kernels(experiment.update, machine.device_of(experiment.trainer))
     if count > 1 and alone:
         check_share(experiment.data.prompts_per_step, count)
-        raise SystemExit(launch.start_ranks(count, options.arguments))
+        raise Left(launch.start_ranks(count, options.arguments))
     from exprl.commands.train import train
     from exprl.training.interruption import Interrupted
 
@@ -94,7 +100,7 @@ def run_train(options: argparse.Namespace) -> None:
         train(experiment, run_dir, resume=options.resume, console=Console())
     except Interrupted as error:
         errors().say(f"{error}; go on with --resume")
-        raise SystemExit(error.exit_code) from None
+        raise Left(error.exit_code) from None
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -170,11 +176,11 @@ def run_study(options: argparse.Namespace) -> None:
         failures = command.study(plan, devices=Devices.found(options.jobs), only=only, console=Console())
     except Interrupted as error:
         errors().say(f"{error}; start the same command again to go on")
-        raise SystemExit(error.exit_code) from None
+        raise Left(error.exit_code) from None
     if failures:
         names = ", ".join(failure.name for failure in failures)
         errors().say(f"not finished: {names}")
-        raise SystemExit(1)
+        raise Left(1)
 
 
 def run_mine(options: argparse.Namespace) -> None:
@@ -189,7 +195,7 @@ def run_mine(options: argparse.Namespace) -> None:
         mine(experiment, output, rates, console=Console())
     except KeyboardInterrupt:
         errors().say("interrupted; start the same command again to go on")
-        raise SystemExit(130) from None
+        raise Left(130) from None
 
 
 def run_config(options: argparse.Namespace) -> None:
@@ -226,7 +232,7 @@ def run_doctor(options: argparse.Namespace) -> None:
     healthy = doctor.show(probing.findings(), Console(), as_json=options.json)
     check_written()
     if not healthy:
-        raise SystemExit(1)
+        raise Left(1)
 
 
 COMMANDS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exprl.cli import main
+from exprl.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,7 +143,7 @@ def test_evaluate_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_p
 def test_a_plugin_that_exits_has_not_finished_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, left_with: int | None, seen: int
 ) -> None:
-    monkeypatch.setattr("exprl.cli.run_configs", lambda _: sys.exit(left_with))
+    monkeypatch.setitem(COMMANDS, "configs", lambda _: sys.exit(left_with))
     with pytest.raises(SystemExit) as left:
         main(["configs"])
     assert left.value.code == seen

@@ -23,7 +23,7 @@ def step(monkeypatch) -> ModuleType:
 @pytest.mark.parametrize("kl", [True, False])
 def test_steps_of_exprl_are_timed_and_all_rollouts_have_the_length_that_was_asked_for(step, tmp_path, kl):
     options = step.parse(["--small", "--repeats=2", "--model", str(tmp_path), *([] if kl else ["--no-kl"])])
-    step.save_model(tmp_path, small=True)
+    step.save_model(tmp_path, options)
     found = step.exprl(options)  # asserts lengths and updates at every step
     assert len(found["seconds"]) == len(found["cpu_seconds"]) == 2
     assert min(found["seconds"]) > 0
@@ -34,7 +34,7 @@ def test_steps_of_exprl_are_timed_and_all_rollouts_have_the_length_that_was_aske
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 def test_steps_of_trl_are_timed_with_the_same_prompts_and_lengths(step, tmp_path):
     options = step.parse(["--small", "--model", str(tmp_path)])
-    step.save_model(tmp_path, small=True)
+    step.save_model(tmp_path, options)
     assert len(step.trl(options)["seconds"]) == 1
 
 
@@ -47,3 +47,10 @@ def test_the_table_gives_the_ratio_and_names_what_failed(step):
     assert "| exprl | 3 | 2.00 (1.00 to 3.00) | 4.00 | 16.0 | 8.0 | 1.00 |" in lines
     lines = step.table([("exprl", own), ("trl", {"failed": "no result within 5 s"})], options)
     assert lines[-1] == "| TRL | no result within 5 s | | | | | |"
+
+
+def test_random_weights_of_a_shape_have_a_tokenizer_of_their_vocabulary(step, monkeypatch):
+    shape = step.SHAPES["tiny"].shape
+    monkeypatch.setitem(step.SHAPES, "qwen3-tiny", step.SHAPES["tiny"])
+    model = step.toy("qwen3-tiny")
+    assert len(model.tokenizer) == model.model.config.vocab_size == shape["vocab_size"]

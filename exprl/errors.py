@@ -53,6 +53,10 @@ class RewardError(ExprlError):
     """A reward returned what nothing can be learned from; the message names it and the rollout."""
 
 
+class ExecutionError(ExprlError):
+    """A program cannot be judged by running it: no sandbox can be made, or its test program is at fault."""
+
+
 class ContractError(ExprlError, ValueError):
     """A component gave what its family does not allow; the message names it, the value and what is allowed.
 

@@ -103,7 +103,7 @@ MODELS: Registry[Any] = Registry("model", "exprl.models", "exprl.chain.model", s
 """What loads a policy or a judge's own model: `ModelProvider`."""
 ENGINES: Registry[Any] = Registry("engine", "exprl.engines")
 """Who samples rollouts: `Engine`."""
-VERIFIERS: Registry[Any] = Registry("verifier", "exprl.verifiers")
+VERIFIERS: Registry[Any] = Registry("verifier", "exprl.verifiers", "exprl.execution.verifier")
 """Whether a final answer is right: `Verifier`."""
 SLICERS: Registry[Any] = Registry("slicer", "exprl.slicers")
 """How a rollout is cut into segments: `Slicer`."""
@@ -113,6 +113,8 @@ BACKENDS: Registry[Any] = Registry("backend", "exprl.judges.backends")
 """Who runs a judge's model: `exprl.judges.backends.base.JudgeBackend`."""
 REWARDS: Registry[Any] = Registry("reward", "exprl.rewards")
 """What a rollout or a segment is worth: `Reward`."""
+SANDBOXES: Registry[Any] = Registry("sandbox", "exprl.execution")
+"""Where programs are run: `exprl.execution.sandboxes.Sandbox`."""
 ADVANTAGES: Registry[Any] = Registry("advantage", "exprl.advantages")
 """How rewards become advantages: `Advantage`."""
 OBJECTIVES: Registry[Any] = Registry("objective", "exprl.objectives")
@@ -132,6 +134,7 @@ FAMILIES: tuple[Registry[Any], ...] = (
     JUDGES,
     BACKENDS,
     REWARDS,
+    SANDBOXES,
     ADVANTAGES,
     OBJECTIVES,
     BEHAVIOURS,

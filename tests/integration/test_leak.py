@@ -37,8 +37,9 @@ from exprl.verifiers import ExactVerifier
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "exprl"
 
-MAY_REVEAL = {"judges", "verifiers", "evaluation/evaluate.py", "commands/mine.py", "types.py"}
-"""Where `reveal()` may be called: the judge's side, the evaluation's measure of progress, and the data set mined."""
+MAY_REVEAL = {"judges", "verifiers", "execution/tests.py", "evaluation/evaluate.py", "commands/mine.py", "types.py"}
+"""Where `reveal()` may be called: the judge's side, what runs programs, the evaluation's measure of
+progress, and the data set mined."""
 
 BASELINES_MAY_REVEAL = {"training/sft.py", "training/teacher.py"}
 """The two baselines that read references in training, which `rl` never imports: SFT, where the policy itself is meant

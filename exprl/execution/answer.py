@@ -1,0 +1,87 @@
+"""Which program a response answers with."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from exprl.execution.tests import CallTests, ProgramTests, Tests
+from exprl.text.thinking import without_thinking
+
+_FENCE = re.compile(
+    r"^[ \t]*(?P<fence>```+|~~~+)[ \t]*(?P<label>[^\s`]*)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+_PYTHON = {"python", "python3", "py", "py3"}
+_STOPS = re.compile(r"\n(?=class |def |@|if |print|#|```)")
+"""Where a completion of a function is over: the stop strings of HumanEval's paper (Chen et al. 2021)."""
+
+
+def program_of(response: str, tests: Tests) -> str | None:
+    """The program in a response, made complete where it completes the tests' prompt; None where there is none.
+
+    It is the last fenced block that is labelled as Python, else the last without a label, of what is said after
+    thinking. Without any, the whole reply counts if it is code by itself: it must parse, and define the entry point or
+    (a whole program) call something. For tests with a prompt it may also be a bare completion of that.
+    """
+    said = without_thinking(response)
+    if said is None:
+        return None
+    block = _block(said)
+    if isinstance(tests, ProgramTests):
+        return _for_prompt(block, said, tests)
+    if block is not None:
+        return block
+    wanted = tests.entry_point if isinstance(tests, CallTests) else None
+    return said if _is_code(said, wanted) else None
+
+
+def _block(said: str) -> str | None:
+    blocks = list(_FENCE.finditer(said))
+    labelled = [block for block in blocks if block["label"].lower() in _PYTHON]
+    bare = [block for block in blocks if not block["label"]]
+    chosen = labelled or bare
+    return chosen[-1]["code"] if chosen else None
+
+
+def _for_prompt(block: str | None, said: str, tests: ProgramTests) -> str | None:
+    """A program behind its prompt, whose imports and helpers it may lean on, or a completion of the prompt."""
+    code = said if block is None else block
+    if _defines(code, tests.entry_point):
+        whole = f"{tests.prompt}\n\n{code}"
+        return whole if tests.prompt and _parsed(whole) is not None else code
+    if not tests.prompt:
+        return block
+    for completion in (code, _STOPS.split(code, maxsplit=1)[0]):
+        if completion.strip() and _parsed(tests.prompt + completion) is not None:
+            return tests.prompt + completion
+    return block
+
+
+def _is_code(text: str, entry_point: str | None) -> bool:
+    if entry_point is not None:
+        return _defines(text, entry_point)
+    tree = _parsed(text)
+    return tree is not None and any(isinstance(node, ast.Call) for node in ast.walk(tree))
+
+
+def _defines(text: str, name: str) -> bool:
+    tree = _parsed(text)
+    return tree is not None and any(name in _names(node) for node in tree.body)
+
+
+def _names(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name for alias in node.names}
+    return set()
+
+
+def _parsed(text: str) -> ast.Module | None:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None

@@ -1,0 +1,32 @@
+"""The candidate's side of calls: its function is called with what comes in, what it returns goes out."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import values
+
+
+def serve(load: Callable[[], Callable[..., Any]], requests: int, replies: int) -> None:
+    """Answer each request line; what the program does to this process harms nobody but itself."""
+    try:
+        function = load()
+    except BaseException as error:
+        os.write(replies, values.dump({"raised": _name(error)}))
+        raise
+    os.write(replies, values.dump({"loaded": True}))
+    with os.fdopen(requests, "rb") as lines, os.fdopen(replies, "wb") as out:
+        for line in lines:
+            out.write(_reply(function, values.load(line)))
+            out.flush()
+
+
+def _reply(function: Callable[..., Any], request: dict[str, Any]) -> bytes:
+    try:
+        return values.dump({"value": function(*request["args"], **request["kwargs"])})
+    except BaseException as error:  # noqa: BLE001 - a program may raise whatever it likes
+        return values.dump({"raised": _name(error), "message": str(error)[:200]})
+
+
+def _name(error: BaseException) -> str:
+    return next((kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"), "Exception")

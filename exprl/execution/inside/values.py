@@ -1,0 +1,59 @@
+"""Values as one line of JSON, so that nothing but plain values passes: no object, no code, no class of anybody's own.
+
+Numbers, texts, booleans, None and lists are themselves; all else is an object {"type": ..., "items": [...]}.
+"""
+
+import json
+from typing import Any
+
+_CONTAINERS: dict[Any, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+def dump(message: dict[str, Any]) -> bytes:
+    """One line for a mapping of names to values."""
+    return json.dumps({name: _encoded(value) for name, value in message.items()}).encode() + b"\n"
+
+
+def load(line: bytes) -> dict[str, Any]:
+    """The mapping of a line; raises ValueError (or RecursionError) for whatever is not one."""
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError("not a message")
+    return {name: _decoded(value) for name, value in message.items()}
+
+
+def _encoded(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, str, int, float)):
+        return value
+    if isinstance(value, list):
+        return [_encoded(item) for item in value]
+    if isinstance(value, dict):
+        return {"type": "dict", "items": [[_encoded(key), _encoded(item)] for key, item in value.items()]}
+    if isinstance(value, (bytes, bytearray)):
+        return {"type": "bytes", "items": list(value)}
+    if isinstance(value, complex):
+        return {"type": "complex", "items": [value.real, value.imag]}
+    for name, kind in _CONTAINERS.items():
+        if isinstance(value, kind):
+            return {"type": name, "items": [_encoded(item) for item in value]}
+    raise TypeError(f"a {type(value).__name__} is no plain value")
+
+
+def _decoded(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_decoded(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kind, items = node.get("type"), node.get("items")
+    if not isinstance(items, list):
+        raise ValueError("not a value")
+    try:
+        if kind == "dict":
+            return {_decoded(key): _decoded(item) for key, item in items}
+        if kind == "bytes":
+            return bytes(items)
+        if kind == "complex":
+            return complex(*items)
+        return _CONTAINERS[kind](_decoded(item) for item in items)
+    except (TypeError, KeyError) as error:
+        raise ValueError("not a value") from error

@@ -1,0 +1,31 @@
+"""The options of whoever judges programs by running them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from exprl.component import Component, choose, option
+from exprl.config.ranges import PositiveInt, Range
+from exprl.execution.limits import Limits
+from exprl.execution.runner import Runner
+from exprl.execution.sandboxes import Sandbox
+from exprl.registry import SANDBOXES
+
+
+class Executing(Component):
+    """Base of the verifier and the reward that run programs."""
+
+    sandbox: Sandbox = choose(SANDBOXES, default="bubblewrap", help="where programs are run")
+    workers: PositiveInt | None = option(default=None, help="programs run at once; null: one a core", free=True)
+    time: Annotated[float, Range(gt=0, le=3600)] = option(
+        default=5.0,
+        help="seconds of CPU for one run of a program, unless its tests say; of waiting, twice that and one",
+    )
+    memory: Annotated[int, Range(ge=64, le=2**20)] = option(
+        default=512, help="MiB for one run of a program, unless its tests say"
+    )
+
+    def runner(self, *, every: bool) -> Runner:
+        """Who runs them; `every`: all tests of each."""
+        limits = Limits(time=self.time, memory=self.memory)
+        return Runner(self.sandbox, limits, workers=self.workers, every=every)

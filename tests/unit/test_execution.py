@@ -1,0 +1,361 @@
+"""Tests of programs, the program in a response, comparisons, and who runs many at once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from exprl.errors import DataError, ExecutionError
+from exprl.execution import Bubblewrap, NoSandbox, bubblewrap
+from exprl.execution.answer import program_of
+from exprl.execution.compare import same_output, same_value
+from exprl.execution.inside import values
+from exprl.execution.judging import Bench, Outcome, judge
+from exprl.execution.limits import Limits
+from exprl.execution.process import StoppedError
+from exprl.execution.runner import Runner
+from exprl.execution.sandboxes import Command
+from exprl.execution.seccomp import filter_program
+from exprl.execution.tests import (
+    CallCase,
+    CallTests,
+    ProgramTests,
+    StdioCase,
+    StdioTests,
+    Tests,
+    parse_tests,
+    read_tests,
+    to_json,
+)
+from exprl.execution.verifier import ExecutionVerifier
+from exprl.rewards.execution import ExecutionReward
+from exprl.types import Hidden, Problem, Question, RolloutGroup, Scaffold
+from tests.rollouts import rollout_of
+from tests.sandboxes import needs_sandbox
+
+ADD = ProgramTests(
+    entry_point="add",
+    prompt='from math import floor\n\n\ndef add(a, b):\n    """The sum."""\n',
+    test="def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
+)
+CALLS = CallTests(
+    entry_point="add", cases=(CallCase(args=(1, 2), expected=3), CallCase(kwargs={"a": 5, "b": 0}, expected=5))
+)
+SUMS = StdioTests(cases=(StdioCase(input="1 2", output="3"), StdioCase(input="4 5", output="9")))
+LIMITS = Limits(time=1.0, memory=256)
+
+
+def problem(tests: Tests | None) -> Problem:
+    scaffold = Scaffold(tests=Hidden(to_json(tests)) if tests is not None else None)
+    return Problem(question=Question(problem_id="p", text="Add."), scaffold=scaffold)
+
+
+def bench(sandbox: Bubblewrap | NoSandbox, **limits: float) -> Bench:
+    return Bench(sandbox=sandbox, limits=Limits(**{"time": 1.0, "memory": 256} | limits), stopping=threading.Event())
+
+
+# ------------------------------------------------------------------ tests as text
+
+
+@pytest.mark.parametrize("tests", [ADD, CALLS, SUMS, StdioTests(cases=SUMS.cases, time=0.5, memory=64)])
+def test_tests_are_read_as_they_are_written(tests: Tests) -> None:
+    assert parse_tests(to_json(tests)) == tests
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not json", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "`form` is one of"),
+        ('{"form": ["stdio"]}', "`form` is one of"),
+        ('{"form": "stdio"}', "at least one test"),
+        ('{"form": "stdio", "cases": []}', "at least one test"),
+        (
+            '{"form": "stdio", "cases": [{"input": "1", "output": 2}]}',
+            r"cases\[0\].output: expected a text, but got int",
+        ),
+        ('{"form": "stdio", "cases": [{"in": "1"}]}', r"cases\[0\]: expected an object of input, output"),
+        ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "tests": 1}', "unknown key 'tests'"),
+        ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "time": 0}', "`time` is a number above 0"),
+        ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "memory": 1.5}', "`memory` is a whole number"),
+        ('{"form": "call", "cases": [{"args": [], "expected": 1}]}', "`entry_point` must be the name"),
+        ('{"form": "call", "entry_point": "f", "cases": [{"args": [1]}]}', r"cases\[0\]: needs `args`"),
+        ('{"form": "program", "entry_point": "f", "test": ""}', "needs `test`"),
+        ('{"form": "program", "entry_point": "f", "test": "def"}', "`test` is no Python program"),
+    ],
+)
+def test_malformed_tests_are_told_without_showing_them(text: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        parse_tests(text)
+
+
+def test_a_problem_without_tests_is_named() -> None:
+    with pytest.raises(DataError, match=r"problem 'p' has no tests.*columns.tests"):
+        ExecutionVerifier(sandbox=NoSandbox()).check([problem(ADD), problem(None)])
+    with pytest.raises(DataError, match="problem 'p', tests: not JSON"):
+        read_tests(Problem(question=Question(problem_id="p", text=""), scaffold=Scaffold(tests=Hidden("x"))))
+
+
+# ------------------------------------------------------------------ the program in a response
+
+
+@pytest.mark.parametrize(
+    ("response", "program"),
+    [
+        ("```python\nprint(1)\n```\nbetter:\n```python\nprint(2)\n```", "print(2)\n"),
+        ("```py\nprint(1)\n```\nIt prints\n```\n1\n```", "print(1)\n"),
+        ("```\nprint(1)\n```", "print(1)\n"),
+        ("~~~python\nprint(1)\n~~~", "print(1)\n"),
+        ("<think>```python\nprint(1)\n```</think>I do not know.", None),
+        ("<think>```python\nprint(1)\n```", None),
+        ("```python\nprint(1)", "print(1)"),
+        ("```text\nprint(1)\n```", None),
+        ("print(input())", "print(input())"),
+        ("The answer is 3", None),
+        ("42", None),
+    ],
+)
+def test_the_program_is_the_last_fenced_block(response: str, program: str | None) -> None:
+    assert program_of(response, SUMS) == program
+
+
+def test_a_call_needs_the_function_in_unfenced_code() -> None:
+    assert program_of("def add(a, b):\n    return a + b", CALLS) is not None
+    assert program_of("def sub(a, b):\n    return a - b", CALLS) is None
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "    return a + b",
+        "    return a + b\n\nprint(add(1, 2)\n",  # goes on with what is no program
+        "```python\n    return a + b\n```",
+        "```python\ndef add(a, b):\n    return a + b\n```",
+        "def add(a, b):\n    return a + b",
+        "```python\ndef add(a, b):\n    return floor(a + b)\n```",  # leans on the prompt's imports
+    ],
+)
+def test_a_completion_of_the_prompt_is_made_whole(response: str) -> None:
+    program = program_of(response, ADD)
+    assert program is not None
+    names: dict[str, object] = {}
+    exec(program, names)
+    assert names["add"](2, 3) == 5  # type: ignore[operator]
+
+
+# ------------------------------------------------------------------ comparisons
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "same"),
+    [
+        ("3", "3\n", True),
+        ("a  b \n\n", "a b", True),
+        ("a\nb", "a b", False),
+        ("0.30000000000000004", "0.3", True),
+        ("0.31", "0.3", False),
+        ("1.0", "1", False),
+        ("10000000000000001", "10000000000000000", False),
+        ("1e-3", "0.001", True),
+        ("nan", "0.5", False),
+        ("", "", True),
+        ("", "0.0", False),
+    ],
+)
+def test_outputs(printed: str, expected: str, same: bool) -> None:
+    assert same_output(printed, expected) is same
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "same"),
+    [
+        ((1, 2), [1, 2], True),
+        ({1: "a"}, {"1": "a"}, True),
+        (10**400, 1.0, False),
+        (float("nan"), float("nan"), True),
+        (float("nan"), 1.0, False),
+        ("1", 1, False),
+        ([1], [1, 2], False),
+        (None, None, True),
+        ({1}, [1], False),
+        (1.0, 1, True),
+        (True, 1, True),
+    ],
+)
+def test_values(value: object, expected: object, same: bool) -> None:
+    assert same_value(value, expected) is same
+
+
+@pytest.mark.parametrize("value", [1, 2.5, "ä", None, True, [1, (2, {3: {4}})], frozenset({1}), b"\x00", 1j])
+def test_plain_values_pass_as_they_are(value: object) -> None:
+    passed = values.load(values.dump({"value": value}))["value"]
+    assert passed == value
+    assert type(passed) is type(value)
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"[" * 10**6, b'{"value": {"type": "object", "items": []}}', b"\xff"])
+def test_what_is_no_value_is_refused(line: bytes) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        values.load(line)
+
+
+def test_objects_do_not_pass() -> None:
+    with pytest.raises(TypeError, match="no plain value"):
+        values.dump({"value": object()})
+
+
+# ------------------------------------------------------------------ judging
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("program", "tests", "verdicts"),
+    [
+        ("print(sum(map(int, input().split())))", SUMS, ("passed", "passed")),
+        ("print(3)", SUMS, ("passed", "wrong")),
+        ("print(sum(map(int, input().split())))\nraise ValueError", SUMS, ("crashed", "crashed")),
+        ("print(sum(map(int, input().split()))); exit()", SUMS, ("passed", "passed")),
+        ("def add(a, b): return a + b", CALLS, ("passed", "passed")),
+        ("def add(a, b): return a + b if b else 1 / 0", CALLS, ("passed", "crashed")),
+        ("import os\ndef add(a, b): return os._exit(0) if b else a", CALLS, ("crashed", "passed")),
+        ("def add(a, b): return a + b", ADD, ("passed",)),
+        ("def add(a, b): return 3", ADD, ("wrong",)),
+    ],
+)
+def test_verdicts(program: str, tests: Tests, verdicts: tuple[str, ...]) -> None:
+    assert judge(program, tests, bench(Bubblewrap())).verdicts == verdicts
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert add(1, 2) == 3\nassert add([1], [2]) == [1, 2]",  # MBPP: no check function
+        "def check(f):\n    try:\n        f(None, 1)\n    except TypeError:\n        return\n    assert False",
+        "def check(f):\n    assert f((1,), (2,)) == (1, 2)\n    assert floor(f(0.5, 1)) == 1",
+    ],
+)
+def test_test_programs_see_what_a_function_gives_and_raises(test: str) -> None:
+    tests = ProgramTests(entry_point="add", test=test, prompt=ADD.prompt)
+    assert judge("def add(a, b): return a + b", tests, bench(Bubblewrap())).passed
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "test", ["import no_such_package", "def check(f):\n    pass", "def test(f):\n    assert f(1, 2)"]
+)
+def test_a_test_program_that_calls_nothing_says_nothing(test: str) -> None:
+    tests = ProgramTests(entry_point="add", test=test)
+    with pytest.raises(ExecutionError, match="the test program for 'add'"):
+        judge("def add(a, b): return a + b", tests, bench(Bubblewrap()))
+
+
+@needs_sandbox
+def test_the_first_failure_ends_it_where_all_are_wanted() -> None:
+    assert judge("print(0)", SUMS, bench(Bubblewrap()), every=False).verdicts == ("wrong", "not run")
+
+
+def test_a_sandbox_that_does_not_stand_is_no_verdict() -> None:
+    class Broken(NoSandbox):
+        def command(self, *arguments: object) -> Command:
+            return Command(arguments=("/bin/sh", "-c", "echo no namespaces >&2"), environment={})
+
+    with pytest.raises(ExecutionError, match="a sandbox does not start: no namespaces"):
+        judge("print(3)", SUMS, bench(Broken()))
+    reward = ExecutionReward(sandbox=Broken())
+    with closing(reward):
+        [[own]] = reward.score([RolloutGroup(problem=problem(SUMS), rollouts=(rollout_of("```\nprint(3)\n```"),))])
+    assert own.value is None
+    assert own.judgements[0].status == "error"
+    with pytest.raises(ExecutionError):
+        ExecutionVerifier(sandbox=Broken()).verify(problem(SUMS), "```\nprint(3)\n```")
+
+
+def test_none_warns(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        sandbox = NoSandbox()
+    assert "unconfined" in caplog.text
+    assert judge("print(sum(map(int, input().split())))", SUMS, bench(sandbox)).passed
+
+
+def test_without_bubblewrap_a_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bubblewrap, "_found", lambda name: None)
+    with pytest.raises(ExecutionError, match=r"apt-get install bubblewrap.*sandbox.name=none"):
+        Bubblewrap.preflight(Bubblewrap.Config())
+
+
+def test_the_filter_is_made_for_known_processors() -> None:
+    for machine in ("x86_64", "aarch64"):
+        program = filter_program(machine)
+        assert program is not None
+        assert len(program) % 8 == 0
+    assert filter_program("vax") is None
+
+
+# ------------------------------------------------------------------ reward, verifier, runner
+
+
+@needs_sandbox
+def test_reward_of_all_and_of_a_share() -> None:
+    said = ["```python\nprint(sum(map(int, input().split())))\n```", "```python\nprint(3)\n```", "I do not know."]
+    group = RolloutGroup(problem=problem(SUMS), rollouts=(*map(rollout_of, said), rollout_of(said[0], finish="length")))
+    for credit, expected in (("all", [1.0, 0.0, 0.0, 0.0]), ("share", [1.0, 0.5, 0.0, 0.0])):
+        with closing(ExecutionReward(credit=credit)) as reward:
+            for one in group.rollouts:
+                reward.start(group.problem, one)
+            [rewards] = reward.score([group])
+        assert [one.value for one in rewards] == expected
+        assert [one.cut_off for one in rewards] == [False, False, False, True]
+        assert "1 of 2 tests passed" in rewards[1].judgements[0].rationale
+    assert ExecutionVerifier().verdicts([group.problem] * 3, said) == [True, False, False]
+
+
+@needs_sandbox
+def test_the_same_program_runs_once() -> None:
+    with closing(Runner(Bubblewrap(), LIMITS, workers=2)) as runner:
+        first = runner.start("print(3)", SUMS)
+        assert runner.start("print(3)", SUMS) is first
+        assert runner.start("print(4)", SUMS) is not first
+        first.result()
+        runner.forget()
+        assert runner.start("print(3)", SUMS) is not first
+
+
+@needs_sandbox
+def test_closing_ends_what_runs() -> None:
+    runner = Runner(Bubblewrap(), Limits(time=100.0), workers=1)
+    running, waiting = runner.start("while True: pass", SUMS), runner.start("print(3)", SUMS)
+    while not running.running():
+        time.sleep(0.01)
+    start = time.monotonic()
+    runner.close()
+    assert time.monotonic() - start < 20
+    assert isinstance(running.exception(), StoppedError)
+    assert waiting.cancelled()
+
+
+@needs_sandbox
+def test_packages_are_shown_where_asked() -> None:
+    code, tests = "import numpy\nprint(numpy.arange(3).sum())", StdioTests(cases=(StdioCase(input="", output="3"),))
+    roomy = {"time": 5.0, "memory": 2048}
+    assert judge(code, tests, bench(Bubblewrap(), **roomy)).verdicts == ("crashed",)
+    assert judge(code, tests, bench(Bubblewrap(packages=True), **roomy)).passed
+
+
+def test_an_outcome_says_where_it_failed() -> None:
+    outcome = Outcome(verdicts=("passed", "time", "not run"))
+    assert str(outcome) == "1 of 3 tests passed; the first other, number 2: time"
+    assert not outcome.passed
+    assert Outcome(verdicts=()).share == 0.0
+    assert not Outcome(verdicts=()).passed
+
+
+def test_no_script_within_knows_of_exprl() -> None:
+    scripts = Path(values.__file__).parent.glob("*.py")
+    assert not any("exprl." in line for path in scripts for line in path.read_text().splitlines() if "import" in line)

@@ -25,7 +25,7 @@ NOT_IN_CI := test -z "$(CI)" # what may be missing on a laptop may not where it 
 help: ## show this list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 26
 
-install: $(VENV)/.installed ## make .venv with exprl, its tools and the quickstart's model
+install: $(VENV)/.installed $(VENV)/.sandbox ## make .venv with exprl, its tools and the quickstart's model
 
 quickstart: install ## train the small example, or go on where it stopped (ARGS="trainer.max_steps=5")
 	$(BIN)/exprl train configs/quickstart.yaml --resume $(ARGS)
@@ -118,6 +118,14 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(INSTALL) --editable '.[reasoning]' \
 		|| { echo "reasoning-gym cannot be installed here (it needs a C compiler): its tests are skipped." >&2; $(NOT_IN_CI); }
 	@touch $@
+
+# Programs that a model wrote run in bubblewrap. Nothing else needs it, so an installation never fails for want of it.
+$(VENV)/.sandbox: | $(VENV)/.python
+	@if ! command -v bwrap >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get install --yes bubblewrap || { apt-get update && apt-get install --yes bubblewrap; }; \
+	fi >/dev/null 2>&1 || true
+	@if command -v bwrap >/dev/null; then touch $@; else \
+		echo "No bubblewrap, so programs cannot be judged by running them; install it: apt-get install bubblewrap" >&2; fi
 
 # vLLM for the tests that run it for real. It pulls CUDA builds of three packages that a CPU torch cannot load and nothing
 # here uses. Where it cannot be installed its tests are skipped, and say so.

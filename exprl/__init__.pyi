@@ -38,6 +38,8 @@ from .engines import (
 )
 from .errors import ExprlError as ExprlError
 from .evaluation.pass_at_k import PassAtK as PassAtK, pass_at_k as pass_at_k
+from .execution import Bubblewrap as Bubblewrap, NoSandbox as NoSandbox, Sandbox as Sandbox
+from .execution.verifier import ExecutionVerifier as ExecutionVerifier
 from .experiment import (
     Experiment as Experiment,
     OptimizerConfig as OptimizerConfig,
@@ -79,6 +81,7 @@ from .registry import (
     OBJECTIVES as OBJECTIVES,
     PROMPTS as PROMPTS,
     REWARDS as REWARDS,
+    SANDBOXES as SANDBOXES,
     SLICERS as SLICERS,
     SOURCES as SOURCES,
     VERIFIERS as VERIFIERS,
@@ -86,6 +89,7 @@ from .registry import (
 from .resources import Resources as Resources
 from .rewards import (
     ByDomainReward as ByDomainReward,
+    ExecutionReward as ExecutionReward,
     JudgedReward as JudgedReward,
     OutcomeReward as OutcomeReward,
     ProcessReward as ProcessReward,

@@ -264,6 +264,16 @@ def cpu_finding(cores: int, memory: int) -> Finding:
     return Finding(subject="CPU", state="ok", said=said)
 
 
+def sandbox_finding(fault: str) -> Finding:
+    """Whether programs can be judged by running them; `fault`: why not, empty where they can."""
+    if not fault:
+        return Finding(subject="sandbox", state="ok", said="bubblewrap: programs can be judged by running them")
+    fix = "apt-get install bubblewrap, or sandbox.name=none for programs that you would run by hand"
+    return Finding(
+        subject="sandbox", state="note", said=f"verifier and reward execution cannot be used: {fault}", fix=fix
+    )
+
+
 def offline_finding(environment: Mapping[str, str]) -> Finding:
     """Whether models and data may come from the hub."""
     found = [name for name in OFFLINE if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]

@@ -15,7 +15,9 @@ from exprl.checks.packages import declared, found_version
 from exprl.commands import doctor
 from exprl.commands.doctor import Finding, Gpu, Room, Torch
 from exprl.config.shipped import shipped
-from exprl.errors import ModelError
+from exprl.errors import ExecutionError, ModelError
+from exprl.execution.bubblewrap import Bubblewrap, missing_tool
+from exprl.execution.process import probe
 from exprl.models.cache import CACHE_VARIABLE, cache_folder
 from exprl.registry import broken_plugins
 
@@ -38,6 +40,7 @@ def findings() -> Iterator[Finding]:
     yield doctor.configs_finding([*shipped()])
     yield doctor.cpu_finding(cores(), memory())
     yield from map(doctor.room_finding, rooms())
+    yield doctor.sandbox_finding(sandbox_fault())
     yield doctor.offline_finding(os.environ)
     torch = torch_here()
     yield from doctor.device_findings(torch, driver=Path("/proc/driver/nvidia/version").exists())
@@ -59,6 +62,18 @@ def version(package: str) -> str | None:
     if found is None and other is not None and importlib.util.find_spec(package) is not None:
         return found_version(other)
     return found
+
+
+def sandbox_fault() -> str:
+    """Why no program can be run in a sandbox here; empty where one can."""
+    missing = missing_tool()
+    if missing is not None:
+        return f"{missing} is not installed"
+    try:
+        probe(Bubblewrap())
+    except ExecutionError as error:
+        return str(error)
+    return ""
 
 
 def wanted_python() -> str:

@@ -33,6 +33,10 @@ class ExecutionVerifier(Executing, Verifier):
                 started.append(runner.start(program_of(response, tests), tests))
             return [future.result().passed for future in started]
 
+    def knows(self, problem: Problem) -> bool:
+        """Whether it has tests."""
+        return problem.scaffold.tests is not None
+
     def check(self, problems: Sequence[Problem]) -> None:
         """Every problem needs tests that can be read; raises `DataError` naming the first that has none."""
         for problem in problems:

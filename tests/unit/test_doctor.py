@@ -34,6 +34,11 @@ def test_python(found: str, state: str) -> None:
     check(doctor.python_finding(found, ">=3.11"), state, found)
 
 
+def test_sandbox() -> None:
+    check(doctor.sandbox_finding(""), "ok", "bubblewrap")
+    check(doctor.sandbox_finding("bwrap is not installed"), "note", "bwrap is not", "apt-get install bubblewrap")
+
+
 @pytest.mark.parametrize(
     ("change", "state", "said"),
     [

@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 
 from exprl.cli import main
+from exprl.experiment import load_experiment
+from exprl.training.module import ExpRLModule
 from tests.integration.conftest import MIXED, REWARDS
+from tests.integration.test_train import lines, untimed
 
 OPTIONS = ["trainer.max_steps=2", "data.prompts_per_step=6"]
 
 
 def train(config: Path, folder: Path, *overrides: str) -> None:
     main(["train", str(config), *MIXED, *OPTIONS, f"run_dir={folder}", *overrides])
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_every_row_by_its_route(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,3 +69,32 @@ def test_one_override_makes_another_reward_of_a_domain(mixed: Path, tmp_path: Pa
     )
     statuses = {s["domain"]: s["segments"][0]["status"] for s in lines(tmp_path / "run/samples.jsonl")}
     assert statuses == dict.fromkeys(REWARDS, "ok")
+
+
+def test_a_mix_goes_on_as_if_it_had_not_stopped(
+    mixed: Path, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, half = (
+        {"name": "jsonl", "path": str(tmp_path / name), "columns": {"id": "id", "domain": "domain", "steps": "steps"}}
+        for name in ("train.jsonl", "held-out.jsonl")
+    )
+    source = {"name": "mix", "sources": {"a": whole, "b": half}, "weights": {"a": 2.0}}
+    options = ["data.prompts_per_step=6", "evaluation.source=null", "trainer.max_steps=4", "trainer.checkpoint_every=1"]
+    experiment = load_experiment(mixed, [*MIXED, *options, f"data.train={json.dumps(source)}"])
+    score = ExpRLModule.score
+
+    def failing(self: ExpRLModule, groups: Any) -> Any:
+        if self.steps_done == 2:
+            raise RuntimeError("the machine is gone")
+        return score(self, groups)
+
+    run(experiment, "straight")
+    with monkeypatch.context() as patched:
+        patched.setattr(ExpRLModule, "score", failing)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            run(experiment, "stopped")
+    run(experiment, "stopped", resume=True)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert untimed(tmp_path / "stopped" / name) == untimed(tmp_path / "straight" / name)
+    drawn = Counter(sample["problem_id"][0] for sample in lines(tmp_path / "straight/samples.jsonl"))
+    assert drawn == {"a": 4 * 4 * 4, "b": 4 * 2 * 4}  # steps, prompts of 6, rollouts a prompt

@@ -18,6 +18,7 @@ _DEEPEST = 30
 _ASSIGNMENT = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?)\s*=\s*(?=[^=<>]+$)")
 _NAME = re.compile(r"\s*(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?\s*")
 _CALL = re.compile(_NAME.pattern + r"\([^()=<>]*\)\s*")
+_CALLED = re.compile(r"\s*((?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?)\(([^()=<>]*)\)\s*=")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _ROUNDING = Fraction(1, 20)
 """Relative: as far apart may be what an equation gives as the same number, exactly and rounded."""
@@ -62,7 +63,7 @@ def compare(gold: str, answer: str) -> bool | Undecided:
         return False
     if said[0] is not None or said[1] is not None:
         return said[0] is not None and said[1] is not None and agreeing_wordings(said[0], said[1])
-    if _primes(one.text) != _primes(other.text):
+    if _primes(one.text) != _primes(other.text) or _at_another_place(one.text, other.text):
         return False
     return _compare_values(one, other)
 
@@ -135,6 +136,15 @@ def _parts(text: str) -> list[str]:
 def _primes(text: str) -> int:
     """How many times the value is primed: f' is not f."""
     return len(_PRIME.findall(text.rpartition("=")[2]))
+
+
+def _at_another_place(first: str, second: str) -> bool:
+    """Whether both say what the same function is, of two numbers that are not the same: f(3)=5 is not f(2)=5."""
+    one, other = _CALLED.match(first), _CALLED.match(second)
+    if one is None or other is None or one[1] != other[1]:
+        return False
+    places = read_number(one[2]), read_number(other[2])
+    return places[0] is not None and places[1] is not None and equal_numbers(*places) is False
 
 
 def _readings(one: Quantity, other: Quantity) -> list[tuple[str, str]]:

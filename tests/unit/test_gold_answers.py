@@ -97,6 +97,20 @@ def test_an_equation_in_an_unknown_gives_no_value(math: MathVerifier) -> None:
 
 
 @pytest.mark.parametrize(
+    ("gold", "response", "right"),
+    [
+        ("f(2)=5", "f(2)=5", True),
+        ("f(2)=5", "f(2)=5.0", True),
+        ("f(2)=5", "f(3)=5", False),
+        ("P(0)=1", r"P(\frac12)=1", False),
+        ("f(x)=x+1", "f(x)=1+x", True),
+    ],
+)
+def test_a_value_is_that_of_its_place(math: MathVerifier, gold: str, response: str, right: bool) -> None:
+    assert math.verify(problem(gold), rf"\boxed{{{response}}}") is right
+
+
+@pytest.mark.parametrize(
     "gold",
     [
         r"$\boxed{5}$ or $\boxed{6}$",

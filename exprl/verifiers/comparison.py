@@ -143,8 +143,8 @@ def _at_another_place(first: str, second: str) -> bool:
     one, other = _CALLED.match(first), _CALLED.match(second)
     if one is None or other is None or one[1] != other[1]:
         return False
-    places = read_number(one[2]), read_number(other[2])
-    return places[0] is not None and places[1] is not None and equal_numbers(*places) is False
+    place, stated = read_number(one[2]), read_number(other[2])
+    return place is not None and stated is not None and equal_numbers(place, stated) is False
 
 
 def _readings(one: Quantity, other: Quantity) -> list[tuple[str, str]]:

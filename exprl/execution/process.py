@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Literal, Self
 
 from exprl.errors import ExecutionError
@@ -66,32 +67,32 @@ class Contained:
         self.limits = limits
         self._sandbox = sandbox
         self._stopping = stopping or threading.Event()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `kill`
         self._first: int | None = None
-        ready = Pipe()
-        self._ready = ready.reads
-        source, entered = sealed(program), sealed(stdin)
-        handed = {"program": source, "ready": ready.writes.fileno(), **(descriptors or {})}
-        given = {"limits": _inside(limits, sandbox, runs), **handed, **(options or {})}
-        command = sandbox.command([role, json.dumps(given)], limits)
-        try:
-            self.process = subprocess.Popen(
-                command.arguments,
-                stdin=entered,
-                stdout=subprocess.PIPE if role == "script" else subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=(*handed.values(), *command.descriptors),
-                env=dict(command.environment),
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError as error:
-            ready.reads.close()
-            raise ExecutionError(f"a sandbox cannot be started: {error}") from error
-        finally:
+        self._looked = 0.0
+        with ExitStack() as theirs, ExitStack() as ours:
+            try:
+                self._errors = ours.enter_context(tempfile.TemporaryFile())
+                ready = ours.enter_context(Pipe())
+                handed = {"ready": ready.writes.fileno(), "program": _handed(program, theirs), **(descriptors or {})}
+                given = {"limits": _inside(limits, sandbox, runs), **handed, **(options or {})}
+                command = sandbox.command([role, json.dumps(given)], limits)
+                for descriptor in command.descriptors:
+                    theirs.callback(os.close, descriptor)
+                self.process = subprocess.Popen(
+                    command.arguments,
+                    stdin=_handed(stdin, theirs),
+                    stdout=subprocess.PIPE if role == "script" else subprocess.DEVNULL,
+                    stderr=self._errors,
+                    pass_fds=(*handed.values(), *command.descriptors),
+                    env=dict(command.environment),
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ExecutionError(f"a sandbox cannot be started: {error}") from error
             ready.writes.close()
-            for descriptor in (source, entered, *command.descriptors):
-                os.close(descriptor)
+            self._ready = ready.reads
+            self._ours = ours.pop_all()
         self._deadline = time.monotonic() + START_SECONDS
 
     def __enter__(self) -> Self:
@@ -164,16 +165,18 @@ class Contained:
             self.watch()
             if beside is not None:
                 beside.watch()
-        self.watch(memory=False)
+        self.watch()
 
-    def watch(self, *, memory: bool = True) -> None:
+    def watch(self) -> None:
         """Raise `LimitError` or `StoppedError` where the run has to end."""
         if self._stopping.is_set():
             raise StoppedError
         if time.monotonic() > self._deadline:
             raise LimitError("time")
-        if memory and group_memory(self.process.pid) > self.limits.memory * 2**20:
-            raise LimitError("memory")
+        if time.monotonic() > self._looked + _LOOK_EVERY:
+            self._looked = time.monotonic()
+            if group_memory(self.process.pid) > self.limits.memory * 2**20:
+                raise LimitError("memory")
 
     def ended(self) -> int:
         """Its exit status, once its output has ended; negative or above 128 where a signal ended it."""
@@ -198,8 +201,7 @@ class Contained:
         self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
-        self._errors.close()
-        self._ready.close()
+        self._ours.close()
 
     def _complaint(self) -> str:
         self.process.poll()
@@ -213,6 +215,12 @@ def probe(sandbox: Sandbox) -> None:
     with Contained(sandbox, "script", b"pass", Limits()) as process:
         process.wait_ready()
         process.read_all()
+
+
+def _handed(content: bytes, stack: ExitStack) -> int:
+    descriptor = sealed(content)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _first_within(pid: int, sandbox: Sandbox) -> int | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -17,8 +20,9 @@ from exprl.execution.compare import same_output, same_value
 from exprl.execution.inside import values
 from exprl.execution.judging import Bench, Outcome, judge
 from exprl.execution.limits import Limits
+from exprl.execution.memory import children_of
 from exprl.execution.process import StoppedError
-from exprl.execution.runner import Runner
+from exprl.execution.runner import Memory, Runner
 from exprl.execution.sandboxes import Command
 from exprl.execution.seccomp import filter_program
 from exprl.execution.tests import (
@@ -38,6 +42,7 @@ from exprl.types import Hidden, Problem, Question, RolloutGroup, Scaffold
 from tests.rollouts import rollout_of
 from tests.sandboxes import needs_sandbox
 
+ROOT = Path(__file__).parents[2]
 ADD = ProgramTests(
     entry_point="add",
     prompt='from math import floor\n\n\ndef add(a, b):\n    """The sum."""\n',
@@ -325,6 +330,61 @@ def test_the_same_program_runs_once() -> None:
         first.result()
         runner.forget()
         assert runner.start("print(3)", SUMS) is not first
+
+
+def test_what_a_reward_has_run_a_verifier_does_not_run_again() -> None:
+    memory, ran = Memory(size=1), []
+
+    class Counting(NoSandbox):
+        def command(self, *arguments: object) -> Command:
+            ran.append(arguments)
+            return super().command(*arguments)  # type: ignore[arg-type]
+
+    for every, program, count in (
+        (True, "print(3)", 2),
+        (False, "print(3)", 2),
+        (False, "print(9)", 3),
+        (True, "print(3)", 5),
+    ):
+        with closing(Runner(Counting(), LIMITS, workers=1, every=every, memory=memory)) as runner:
+            assert not runner.start(program, SUMS).result().passed
+        assert len(ran) == count
+
+
+@needs_sandbox
+def test_a_trainer_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
+    script = """
+from exprl.execution import Bubblewrap
+from exprl.execution.limits import Limits
+from exprl.execution.runner import Memory, Runner
+from exprl.execution.tests import StdioCase, StdioTests
+runner = Runner(Bubblewrap(), Limits(time=1000.0), workers=1)
+code = "import os, time\\nprint(flush=True)\\nos.fork() or os.setsid()\\ntime.sleep(1000)"
+runner.start(code, StdioTests(cases=(StdioCase(input="", output="never"),)))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as trainer:
+        below = eventually(lambda: processes_below(trainer.pid), lambda found: len(found) >= 4)
+        trainer.kill()
+    assert below
+    assert not eventually(lambda: [pid for pid in below if runs(pid)], lambda left: not left)
+
+
+def processes_below(pid: int) -> list[int]:
+    return [found for child in children_of(pid) for found in (child, *processes_below(child))]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def eventually(look: Callable[[], list[int]], enough: Callable[[list[int]], bool]) -> list[int]:
+    deadline = time.monotonic() + 30
+    while not enough(found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 @needs_sandbox

@@ -51,6 +51,7 @@ from .judges import (
     LLMJudge as LLMJudge,
     NoReferenceJudge as NoReferenceJudge,
     ReferenceStepsJudge as ReferenceStepsJudge,
+    RubricJudge as RubricJudge,
     SameModelJudge as SameModelJudge,
     SmallerModelJudge as SmallerModelJudge,
     WrappingJudge as WrappingJudge,

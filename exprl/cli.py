@@ -198,6 +198,20 @@ def run_mine(options: argparse.Namespace) -> None:
         raise Left(130) from None
 
 
+def run_rubric(options: argparse.Namespace) -> None:
+    """`exprl rubric`."""
+    check_config(options.config, "rubric")
+    experiment = load_experiment(options.config, options.overrides)
+    output = local_path(options.output, "--output")
+    from exprl.commands.rubric import make_rubrics  # imports torch
+
+    try:
+        make_rubrics(experiment, output, options.by, console=Console())
+    except KeyboardInterrupt:
+        errors().say("interrupted; start the same command again to go on")
+        raise SystemExit(130) from None
+
+
 def run_config(options: argparse.Namespace) -> None:
     """`exprl config`."""
     check_config(options.config, "config")
@@ -241,6 +255,7 @@ COMMANDS = {
     "export": run_export,
     "study": run_study,
     "mine": run_mine,
+    "rubric": run_rubric,
     "list": run_list,
     "config": run_config,
     "configs": run_configs,

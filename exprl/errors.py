@@ -49,6 +49,10 @@ class JudgeError(ExprlError):
     """Judging failed more often than `max_failure_rate` allows, or a judge lacks what it needs."""
 
 
+class RubricError(JudgeError):
+    """A rubric is none, or not to be had; the message says why, and whoever knows the row names it."""
+
+
 class RewardError(ExprlError):
     """A reward returned what nothing can be learned from; the message names it and the rollout."""
 

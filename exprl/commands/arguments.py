@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         add_export,
         add_study,
         add_mine,
+        add_rubric,
         add_list,
         add_config,
         add_configs,
@@ -145,6 +146,37 @@ def add_mine(commands: Commands) -> None:
     mine.add_argument("--min-rate", type=float, default=0.0, help="least share of right samples (default: 0)")
     mine.add_argument("--max-rate", type=float, default=0.0, help="largest share of right samples (default: 0)")
     mine.set_defaults(command="mine")
+
+
+def add_rubric(commands: Commands) -> None:
+    """`exprl rubric`."""
+    rubric = commands.add_parser(
+        "rubric",
+        help="a grading rubric for every reference, in a file to read and edit",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Makes of each reference, once, what the judge `rubric` marks traces by: milestones with points.\n"
+        "The model of reward.judge writes them; a row's own column `rubric` is taken over.\n\n"
+        "  exprl rubric my.yaml reward.judge.name=rubric --output rubrics.jsonl\n"
+        "  exprl rubric my.yaml --by steps --output rubrics.jsonl          without any model\n"
+        "  exprl train my.yaml reward.judge.name=rubric reward.judge.rubrics=rubrics.jsonl\n\n"
+        "Each line is one rubric:\n\n"
+        '  {"id": "p1", "milestones": [{"title": "Set-up", "what": "...", "weight": 2}, ...],\n'
+        '   "reference_digest": "..."}\n\n'
+        "Edit titles, criteria and weights as you like; weights are points on any scale, 2 to 12 milestones a rubric.\n"
+        "No title may hold the final answer. reference_digest says which reference a line is of: leave it.\n"
+        'A row that failed has "failed" with the reason instead: write its "milestones" yourself, or start again.\n'
+        "Started again, the command keeps every rubric in the file and makes what is missing.",
+    )
+    rubric.add_argument("config", help=CONFIG)
+    rubric.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    rubric.add_argument("--output", required=True, help="the .jsonl file; begun before: goes on")
+    rubric.add_argument(
+        "--by",
+        choices=("model", "steps"),
+        default="model",
+        help="who makes them: the model of reward.judge (default), or the steps of the reference, one milestone each",
+    )
+    rubric.set_defaults(command="rubric")
 
 
 def add_list(commands: Commands) -> None:

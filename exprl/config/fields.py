@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -61,6 +61,19 @@ class Choice:
     def build(self, resources: Any) -> Any:
         """The component itself, with what the run's `exprl.resources.Resources` give it."""
         return self.cls.from_config(self.config, resources)
+
+
+def choices_in(part: Any, path: str) -> Iterator[tuple[str, Choice]]:
+    """The components that `part` chooses, itself first where it is one, and those within them, each with its key."""
+    if isinstance(part, Choice):
+        yield path, part
+        part = part.config
+    if dataclasses.is_dataclass(part):
+        for own in dataclasses.fields(part):
+            yield from choices_in(getattr(part, own.name), f"{path}.{own.name}")
+    if isinstance(part, Mapping):
+        for name, one in part.items():
+            yield from choices_in(one, f"{path}.{name}")
 
 
 def choose(

@@ -22,6 +22,7 @@ from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
 from exprl.judges.backends.setting import Setting
 from exprl.judges.pairing import one_each
 from exprl.judges.prompting import compose, read_prompt
+from exprl.judges.yes_no import instruction, probability_of_yes, yes_no
 from exprl.models.provider import ModelProvider
 from exprl.registry import BACKENDS, BEHAVIOURS, MODELS
 from exprl.resources import Resources
@@ -80,8 +81,7 @@ QUESTIONS: Mapping[str, str] = {
     "backtracking": "Does the writer give up the point they have reached and go back to an earlier one of the attempt?",
     "exploration": "Does the writer try a different way of solving the problem, or start the solution again?",
 }
-LABELS = ("Y", "N")
-REPLY_START = "Answer: "
+WORD = "Answer"
 
 
 @BEHAVIOURS.register("judged")
@@ -133,14 +133,11 @@ class JudgedDetector(BehaviourDetector):
         return JudgeModel(weights="own", own=config.model, judge=f"{cls.registered_name} (behaviour)")
 
     def _verdict(self, reply: Reply) -> bool | None:
-        # `not >=`: NaN is no verdict either
-        if reply.status != "ok" or not sum(reply.probabilities) >= self.min_mass:
-            return None
-        yes, no = reply.probabilities
-        return yes > no
+        yes = probability_of_yes(reply, self.min_mass)
+        return None if yes is None else yes > 0.5
 
 
 def query(text: str, behaviour: str) -> Query:
     """The question about one behaviour of one trace; the trace comes last in the shared part, the question after it."""
-    prompt = compose(read_prompt("behaviour"), {"question": QUESTIONS[behaviour]}, {"attempt": text})
-    return Query(prompt=prompt, labels=LABELS, reply_start=REPLY_START)
+    asked = {"question": QUESTIONS[behaviour], "verdict": instruction(WORD)}
+    return yes_no(compose(read_prompt("behaviour"), asked, {"attempt": text}), WORD)

@@ -4,6 +4,7 @@ from exprl.judges.base import Judge
 from exprl.judges.llm import LLMJudge, ReferenceJudge
 from exprl.judges.no_reference import NoReferenceJudge
 from exprl.judges.reference_steps import ReferenceStepsJudge
+from exprl.judges.rubric import RubricJudge
 from exprl.judges.same_model import SameModelJudge
 from exprl.judges.smaller_model import SmallerModelJudge
 from exprl.judges.verdict import parse_score
@@ -16,6 +17,7 @@ __all__ = [
     "NoReferenceJudge",
     "ReferenceJudge",
     "ReferenceStepsJudge",
+    "RubricJudge",
     "SameModelJudge",
     "SmallerModelJudge",
     "WrappingJudge",

@@ -8,6 +8,7 @@ from exprl.component import option
 from exprl.errors import JudgeError
 from exprl.judges.base import Judge
 from exprl.judges.final_answer import FinalAnswerJudge
+from exprl.judges.rubrics import rubric_of_steps
 from exprl.registry import JUDGES
 from exprl.resources import Resources
 from exprl.terminal.progress import OnProgress, no_progress
@@ -17,6 +18,9 @@ from exprl.types import Judgement, JudgeRequest, Problem
 @JUDGES.register("reference_steps")
 class ReferenceStepsJudge(Judge):
     """Scores 1 + 4 times the share of the reference's steps reached, in order; deterministic, no model.
+
+    It is the judge `rubric` without a language model: steps are milestones of equal weight, and a comparison of texts
+    says which are reached. So they may be any number, and none that follows one not reached counts.
 
     It compares texts and understands nothing: a right step in other words does not count. It is meant for worlds whose
     references state checkable intermediate results (`scaffold.steps`, or else the reference's lines), for runs on a
@@ -51,7 +55,8 @@ class ReferenceStepsJudge(Judge):
     def _grade(self, request: JudgeRequest) -> Judgement:
         steps = reference_steps(request.problem)
         reached = steps_reached(request.trace, steps, strict=self.strict)
-        return Judgement(score=1.0 + 4.0 * reached / len(steps), rationale=f"{reached} of {len(steps)} steps reached")
+        score = rubric_of_steps(steps).score([float(number < reached) for number in range(len(steps))])
+        return Judgement(score=score, rationale=f"{reached} of {len(steps)} steps reached")
 
 
 def reference_steps(problem: Problem) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class WrongReferenceJudge(WrappingJudge):
 
     def setup(self) -> None:
         """Shuffle the references."""
-        donors = [problem for problem in self.problems if problem.scaffold.reference is not None]
+        donors = [problem for problem in self.problems if _has_solution(problem.scaffold)]
         random.Random(self.seed).shuffle(donors)
         self._scaffolds = [problem.scaffold for problem in donors]
         self._contents = [_contents(scaffold) for scaffold in self._scaffolds]
@@ -60,10 +60,19 @@ class WrongReferenceJudge(WrappingJudge):
         return next(self._scaffolds[place] for place in places if self._contents[place] != own)
 
 
+def _has_solution(scaffold: Scaffold) -> bool:
+    """A worked solution, or the rubric that stands for one."""
+    return scaffold.reference is not None or scaffold.rubric is not None
+
+
 def _contents(scaffold: Scaffold) -> str:
-    """A digest of reference and steps for which letter case, white space and invisible characters do not count."""
+    """A digest of reference and steps for which letter case, white space and invisible characters do not count.
+
+    Of a row without a reference its rubric is what it says.
+    """
     steps = scaffold.steps.reveal() if scaffold.steps is not None else ()
-    text = "\0".join([scaffold.reference.reveal() if scaffold.reference is not None else "", *steps])
+    said = scaffold.reference if scaffold.reference is not None else scaffold.rubric
+    text = "\0".join([said.reveal() if said is not None else "", *steps])
     plain = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(" " if c.isspace() else c for c in plain if unicodedata.category(c) != "Cf")
     return hashlib.blake2b(" ".join(kept.split()).encode("utf-8", "replace"), digest_size=16).hexdigest()

@@ -25,6 +25,7 @@ TYPE_INSTEAD = {
     "mine": (
         "To mine with its policy: exprl mine {config} model.name=pretrained model.path={path} --output FILE.jsonl."
     ),
+    "rubric": "To make the rubrics of its run: exprl rubric {config} --output FILE.jsonl.",
     "config": "The config of its run: exprl config {config}.",
 }
 """For a run or checkpoint where a config belongs, by command."""

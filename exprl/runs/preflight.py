@@ -5,8 +5,7 @@ Each would be met later too, by whoever needs it: behind seconds of imports and 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from exprl import config as configuration
 from exprl.checks.packages import check_adapters
 from exprl.component import Choice
+from exprl.config.fields import choices_in
 from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError
 from exprl.experiment import Experiment, TrainerConfig
@@ -81,6 +81,21 @@ def check_mining(experiment: Experiment, output: Path) -> None:
     check_can_write(output, "--output")
 
 
+def check_rubrics(experiment: Experiment, output: Path, judges: Sequence[tuple[str, Choice]]) -> None:
+    """The same for `exprl rubric`: the problems, the file, and the `judges` by their keys that are to write rubrics."""
+    if experiment.data.train is None:
+        raise ConfigError("data.train: required for rubrics, but missing. For example {name: jsonl, path: ...}.")
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"--output: {output} must end in .jsonl, the format it is written in.")
+    check_parts(experiment, "data.train", "evaluation.source")
+    if judges:
+        _check_policy(experiment)
+        check_parts(experiment, *_SAMPLING)
+    for path, judge in judges:
+        _check_choices(judge, path, experiment)
+    check_can_write(output, "--output")
+
+
 def check_place(directory: RunDirectory, experiment: Experiment, *, resume: bool) -> None:
     """Raise `RunDirectoryError` where this run cannot have the folder; it is left as it was."""
     check_run_dir(directory.path)
@@ -100,21 +115,13 @@ def _check_policy(experiment: Experiment) -> None:
 def check_parts(experiment: Experiment, *keys: str) -> None:
     """Ask the components at `keys`, and those within them, what this machine lacks and what does not go together."""
     for key in keys:
-        for path, choice in _choices(attrgetter(key)(experiment), key):
-            try:
-                choice.cls.preflight(choice.config)
-                choice.cls.check_fit(choice.config, experiment)
-            except ExprlError as error:
-                raise type(error)(f"{path}: {error}") from error
+        _check_choices(attrgetter(key)(experiment), key, experiment)
 
 
-def _choices(part: Any, path: str) -> Iterator[tuple[str, Choice]]:
-    if isinstance(part, Choice):
-        yield path, part
-        part = part.config
-    if dataclasses.is_dataclass(part):
-        for field in dataclasses.fields(part):
-            yield from _choices(getattr(part, field.name), f"{path}.{field.name}")
-    if isinstance(part, dict):
-        for name, one in part.items():
-            yield from _choices(one, f"{path}.{name}")
+def _check_choices(part: Any, key: str, experiment: Experiment) -> None:
+    for path, choice in choices_in(part, key):
+        try:
+            choice.cls.preflight(choice.config)
+            choice.cls.check_fit(choice.config, experiment)
+        except ExprlError as error:
+            raise type(error)(f"{path}: {error}") from error

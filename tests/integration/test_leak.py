@@ -17,10 +17,13 @@ import torch
 from exprl.advantages import SegmentDelta
 from exprl.build import Build
 from exprl.config import from_layers, validate_choice
-from exprl.data.leakage import leaked_ngram, longest_shared_ngram, words
+from exprl.data.leakage import find_run, gist, leaked_ngram, longest_shared_ngram, words
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import TransformersEngine
 from exprl.experiment import Experiment, OptimizerConfig, UpdateConfig
+from exprl.judges.rubric import GENERIC
+from exprl.judges.rubric_file import Wanted
+from exprl.judges.rubrics import Milestone, Rubric, origins, read_rubrics, rubric_of_steps
 from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
 from exprl.registry import REWARDS as REWARD_CLASSES, SOURCES
@@ -68,7 +71,10 @@ def write_rows(folder: Path) -> list[dict[str, Any]]:
             "answer": str(2 * n + 1),
             "steps": [str(2 * n), str(2 * n + 1)],
             "variants": [f"Both summands are one half off {n}.5, so the sum is twice that number: {2 * n + 1}."],
-            "rubric": [{"title": f"Sees that the double of {n} is meant and adds one more", "weight": 1.0}],
+            "rubric": [
+                {"title": f"Sees that the double of {n} is meant", "what": f"Twice {n} and one more is {2 * n + 1}."},
+                {"title": "Comes to the end of it", "what": f"It finds {2 * n + 1} and nothing else.", "weight": 2},
+            ],
             "tests": [{"stdin": f"the pair of {n} and its follower", "stdout": f"{2 * n + 1} comes out of it"}],
         }
         for n in (40, 51)
@@ -112,10 +118,12 @@ JUDGES: dict[str, dict[str, Any]] = {
     "live": {"name": "same_model", "weights": "live"},
     "rationale": {"name": "same_model", "weights": "frozen", "scoring": "rationale", "max_new_tokens": 4},
     "reference_steps": {"name": "reference_steps", "strict": False},
+    "rubric": {"name": "rubric", "min_mass": 0.0},
+    "rubric file": {"name": "rubric", "min_mass": 0.0, "rubrics": "rubrics.jsonl", "monotone": True},
 }
 JUDGES |= {
     f"{name} {wrapper}": {"name": wrapper, "around": JUDGES[name]}
-    for name in ("same_model", "rationale", "reference_steps")
+    for name in ("same_model", "rationale", "reference_steps", "rubric", "rubric file")
     for wrapper in ("no_reference", "wrong_reference")
 }
 REWARDS: dict[str, dict[str, Any]] = {
@@ -133,7 +141,28 @@ REWARDS["process by_domain"] = {
 CASES = [
     (name, "process same_model") for name in ("champ", "chain", "humaneval", "jsonl", "csv", "parquet", "hub", "mix")
 ]
+CASES += [("champ", "process rubric")]  # by its steps
 CASES += [("jsonl", reward) for reward in REWARDS]
+
+
+@pytest.fixture(autouse=True)
+def rubric_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each test stands: the rubrics of `write_rows`, edited."""
+    monkeypatch.chdir(tmp_path)
+    entries = [
+        Wanted(problem=problem, origin=origin).entry(lambda number=number: edited_rubric(number))
+        for number, problem in enumerate(
+            validate_choice(SOURCES, source("jsonl", tmp_path), "").build(Resources()).load()
+        )
+        for origin in origins(problem.scaffold)
+    ]
+    Path("rubrics.jsonl").write_text("".join(entry.line() for entry in entries))
+
+
+def edited_rubric(number: int) -> Rubric:
+    """Titles and criteria that stand in no row."""
+    titles = (f"The edited way number {number} is begun", f"The edited way number {number} is ended")
+    return Rubric(tuple(Milestone(title=title, what=f"Whoever marks sees that {title.lower()}.") for title in titles))
 
 
 @pytest.mark.parametrize(("source_name", "reward_name"), CASES)
@@ -174,6 +203,8 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
     given = [(prompt.problem_id, prompt.text) for prompt in engine.given]
     given += [(prompt.problem_id, tiny.tokenizer.decode(prompt.token_ids)) for prompt in engine.given]
     rows = [record for s in scored for record in sample_records(s, step=1)]
+    told = json.dumps(rows)
+    assert ("The edited way" in told) is ("rubric file" in reward_name and not reward_name.endswith("no_reference"))
     given += [(row["problem_id"], tiny.tokenizer.decode(s.prompt_ids)) for row, s in zip(rows, sequences, strict=True)]
     assert len(given) == 3 * len(problems) + (len(sequences) - len(problems))
     for problem_id, text in given:
@@ -182,6 +213,8 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
         assert problem.scaffold.reference is not None
         for solution in written_of(problem):
             assert leaked_ngram(text, solution, problem.question.text) is None
+        for written in milestones_of(problem):
+            assert not shows(text, written, problem.question.text), written
 
 
 def written_of(problem: Problem) -> list[str]:
@@ -190,6 +223,21 @@ def written_of(problem: Problem) -> list[str]:
     texts = (scaffold.reference, scaffold.rubric, scaffold.tests)
     variants = scaffold.variants.reveal() if scaffold.variants is not None else ()
     return [text.reveal() for text in texts if text is not None] + list(variants)
+
+
+def milestones_of(problem: Problem) -> list[str]:
+    """Titles and criteria of every rubric that a judge may know of a problem."""
+    column = read_rubrics(problem.scaffold.rubric.reveal()) if problem.scaffold.rubric is not None else ()
+    steps = problem.scaffold.steps.reveal() if problem.scaffold.steps is not None else ()
+    rubrics = (*column, rubric_of_steps(steps), *map(edited_rubric, range(2)), GENERIC)
+    return [text for rubric in rubrics for milestone in rubric.milestones for text in (milestone.title, milestone.what)]
+
+
+def shows(text: str, written: str, question: str) -> bool:
+    """Whether a text holds four words in a row of a title or criterion, or a shorter one whole; the question not."""
+    words, given, asked = gist(written), gist(text), gist(question)
+    runs = (words[start : start + 4] for start in range(max(1, len(words) - 3)))
+    return any(find_run(run, given) is not None and find_run(run, asked) is None for run in runs)
 
 
 @pytest.mark.parametrize("judge", [name for name in JUDGES if name.endswith("no_reference")])
@@ -223,6 +271,10 @@ def test_the_search_would_find_a_leak(tmp_path: Path) -> None:
     leaky = f"{row['question']} Hint: {row['reference'].splitlines()[0]}"
     found = leaked_ngram(leaky, row["reference"], row["question"])
     assert found is not None
+    for milestone in row["rubric"]:
+        assert shows(f"{row['question']} Hint: {milestone['title']}", milestone["title"], row["question"])
+        assert shows(f"{row['question']} Hint: {milestone['what'][4:]}", milestone["what"], row["question"])
+        assert not shows(row["question"], milestone["what"], row["question"])
     assert len(found.split()) > longest_shared_ngram(words(row["question"]), words(row["reference"]))
 
 

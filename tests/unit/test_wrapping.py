@@ -182,11 +182,11 @@ def test_every_option_of_the_judge_is_kept(base: dict[str, Any], wrapper: str) -
         ({"name": "no_reference"}, r"^judge\.around: required, but missing"),
         (
             {"name": "wrong_reference", "around": {"name": "no_reference", "around": {"name": "reference_steps"}}},
-            r"^judge\.around: 'no_reference' reads no reference.* does: .*reference_steps, same_model, smaller_model",
+            r"^judge\.around: 'no_reference' reads no reference.* does: .*reference_steps, rubric, same_model, smaller",
         ),
         (
             {"name": "no_reference", "around": {"name": "wrong_reference", "around": {"name": "reference_steps"}}},
-            r"^judge\.around: 'wrong_reference' does not say.* does: .*reference_steps, same_model, smaller_model",
+            r"^judge\.around: 'wrong_reference' does not say.* does: .*reference_steps, rubric, same_model, smaller",
         ),
     ],
 )

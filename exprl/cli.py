@@ -209,7 +209,7 @@ def run_rubric(options: argparse.Namespace) -> None:
         make_rubrics(experiment, output, options.by, console=Console())
     except KeyboardInterrupt:
         errors().say("interrupted; start the same command again to go on")
-        raise SystemExit(130) from None
+        raise Left(130) from None
 
 
 def run_config(options: argparse.Namespace) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from exprl.errors import ConfigError
 from exprl.types import Problem
 
 if TYPE_CHECKING:
     from exprl.models.base import LanguageModel
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -24,6 +26,7 @@ class Resources:
         problems: the training problems, for `wrong_reference`.
         verifier: the run's one `Verifier` of final answers.
         seed: the run's.
+        kept: what `once` has made, by what it was asked for.
         teacher: whether the initial policy will also read references, as a teacher; a model made for a run learns to.
     """
 
@@ -34,6 +37,16 @@ class Resources:
     verifier: Any = None
     seed: int = 0
     teacher: bool = False
+    kept: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
+
+    def once(self, what: Any, make: Callable[[], T]) -> T:
+        """What `make` made for the first who asked for `what`: one model for all judges that name it."""
+        for known, made in self.kept:
+            if known == what:
+                return cast(T, made)
+        made = make()
+        self.kept.append((what, made))
+        return made
 
     def need_policy(self, who: str) -> LanguageModel:
         """The policy, or a `ConfigError` that says who needs it."""

@@ -46,6 +46,26 @@ def test_the_papers_settings() -> None:
     assert sparse.update.prompts_per_update == 16
 
 
+def test_the_routes_of_the_mixed_runs() -> None:
+    judged, executed = (load_experiment(f"qwen3_8b_mixed/{name}").reward.config for name in ("judged", "executed"))
+    assert (judged.default.name, {name: one.name for name, one in judged.domains.items()}) == (
+        "process",
+        {"science": "outcome", "code": "outcome"},
+    )
+    judges = [judged.default.config.judge, *(one.config.judge for one in judged.domains.values())]
+    assert [judge.config.prompt for judge in judges] == ["math", "science", "code"]
+    assert {judge.config.model.config.path for judge in judges} == {"Qwen/Qwen3-4B"}
+    assert executed.domains["code"].name == "execution"
+    assert (executed.default, executed.domains["science"]) == (judged.default, judged.domains["science"])
+
+
+@pytest.mark.parametrize("config", ["mixed", "qwen3_8b_mixed/executed"])
+@pytest.mark.parametrize("judge", ["no_reference", "wrong_reference"])
+def test_an_ablation_of_a_route_is_one_name(config: str, judge: str) -> None:
+    science = load_experiment(config, [f"reward.domains.science.judge.name={judge}"]).reward.config.domains["science"]
+    assert (science.config.judge.name, science.config.judge.config.around.config.prompt) == (judge, "science")
+
+
 def test_the_baselines_of_the_paper() -> None:
     sft = load_experiment(ROOT / "configs/qwen3_4b/sft.yaml")
     distilled = load_experiment(ROOT / "configs/qwen3_4b/self_distillation.yaml")

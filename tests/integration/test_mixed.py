@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from exprl.cli import main
+from exprl.config.shipped import FOLDER
 from exprl.experiment import load_experiment
 from exprl.training.module import ExpRLModule
+from tests.conftest import character_tokenizer, tiny_llama
 from tests.integration.conftest import MIXED, REWARDS
 from tests.integration.test_train import lines, untimed
+from tests.sandboxes import needs_sandbox
 
 OPTIONS = ["trainer.max_steps=2", "data.prompts_per_step=6"]
 
@@ -98,3 +101,31 @@ def test_a_mix_goes_on_as_if_it_had_not_stopped(
         assert untimed(tmp_path / "stopped" / name) == untimed(tmp_path / "straight" / name)
     drawn = Counter(sample["problem_id"][0] for sample in lines(tmp_path / "straight/samples.jsonl"))
     assert drawn == {"a": 4 * 4 * 4, "b": 4 * 2 * 4}  # steps, prompts of 6, rollouts a prompt
+
+
+@needs_sandbox
+def test_the_shipped_example_takes_each_row_by_its_route(tmp_path: Path) -> None:
+    """As it is but for the model, which has random weights, and for one problem of each domain."""
+    rows = {json.loads(line)["domain"]: line for line in (FOLDER / "data/mixed.jsonl").open(encoding="utf-8")}
+    (tmp_path / "four.jsonl").write_text("".join(rows.values()), encoding="utf-8")
+    tokenizer = character_tokenizer()
+    for part in (tokenizer, tiny_llama(len(tokenizer), context=16384)):
+        part.save_pretrained(tmp_path / "model")
+    short = [
+        "rollout.samples_per_prompt=2",
+        "rollout.max_new_tokens=12",
+        "data.prompts_per_step=4",
+        "trainer.max_steps=1",
+    ]
+    files = [f"data.train.path={tmp_path / 'four.jsonl'}", f"run_dir={tmp_path / 'run'}"]
+    model = [f"model={{path: {tmp_path / 'model'}, gguf_file: null}}"]
+    model += [f"reward.{route}.judge.min_mass=0" for route in ("default", "domains.science")]
+    main(["train", "mixed", *short, *files, *model])
+    samples = lines(tmp_path / "run/samples.jsonl")
+    assert Counter(sample["domain"] for sample in samples) == dict.fromkeys(rows, 2)
+    for sample in samples:
+        (first, *_) = sample["segments"]
+        assert first["status"] == "ok"
+        assert ("tests passed" in first["rationale"]) == (sample["domain"] == "code")
+    step = lines(tmp_path / "run/metrics.jsonl")[0]
+    assert {f"reward/mean/{domain}" for domain in rows} <= step.keys()

@@ -30,7 +30,7 @@ from exprl.judges.reference_steps import steps_reached
 from exprl.judges.scoring import expected_score, judgement_of
 from exprl.judges.verdict import REPLY_START
 from exprl.models.base import LanguageModel
-from exprl.registry import JUDGES
+from exprl.registry import JUDGES, REWARDS
 from exprl.resources import Resources
 from exprl.terminal.progress import no_progress
 from exprl.types import Hidden, JudgeRequest, Problem, Question, Scaffold
@@ -391,6 +391,17 @@ def test_smaller_model_loads_its_own(tiny, folder):
     assert not any(weight.requires_grad for weight in judge.backend.language_model.model.parameters())
     with pytest.raises(ConfigError, match="model: required"):
         validate_choice(JUDGES, {"name": "smaller_model"}, "judge")
+
+
+def test_judges_of_one_run_that_name_the_same_model_load_it_once(folder):
+    node = {"name": "smaller_model", "model": {"name": "pretrained", "path": str(folder), "dtype": "float32"}}
+    routes = {"science": {"name": "outcome", "judge": {**node, "prompt": "science"}}}
+    reward = {"name": "by_domain", "domains": routes, "default": {"name": "outcome", "judge": node}}
+    built = validate_choice(REWARDS, reward, "reward").build(Resources())
+    models = [one.judge.backend.language_model for one in (built.default, built.domains["science"])]
+    assert models[0] is models[1]
+    alone = validate_choice(JUDGES, node, "judge").build(Resources())
+    assert alone.backend.language_model is not models[0]
 
 
 @pytest.mark.parametrize("given", [{}, {"model": None}])

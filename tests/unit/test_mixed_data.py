@@ -9,11 +9,15 @@ from math import comb, factorial, log2, sqrt
 
 import pytest
 
+from exprl.build import Build
 from exprl.config import validate_choice
+from exprl.execution.verifier import ExecutionVerifier
+from exprl.experiment import load_experiment
 from exprl.registry import SOURCES
 from exprl.resources import Resources
 from exprl.types import Problem
 from exprl.verifiers import ChoiceVerifier, MathVerifier
+from tests.sandboxes import needs_sandbox
 
 PATH = "package:exprl/configs/data/mixed.jsonl"
 COLUMNS = {"id": "id", "domain": "domain", "tests": "tests", "partial": True}
@@ -59,6 +63,22 @@ def test_each_reference_ends_in_the_answer_and_in_no_other_problems() -> None:
     choice = ChoiceVerifier(letters="ABCD")
     choice.check(of("choice"))
     assert all(choice.verify(problem, reference(problem)) for problem in of("choice"))
+
+
+@needs_sandbox
+def test_each_program_passes_its_tests_and_no_other_problems() -> None:
+    problems, verifier = of("code"), ExecutionVerifier()
+    verifier.check(problems)
+    assert all(verifier.verify_batch(problems, [reference(problem) for problem in problems]))
+    others = [reference(problem) for problem in [*problems[1:], problems[0]]]
+    assert not any(verifier.verify_batch(problems, others))
+
+
+def test_the_config_that_reads_it_takes_every_row() -> None:
+    build = Build(load_experiment("mixed"))
+    assert build.train_problems == PROBLEMS
+    build.verifier.check(PROBLEMS)
+    assert build.verifier.unreadable(PROBLEMS) == []
 
 
 def paths(x: int, y: int) -> int:

@@ -404,3 +404,14 @@ def test_untied_weights_are_streamed_and_never_written():
     backend = VLLMBackend(host=host)
     assert_near(run(backend, [short("one")]), run(huggingface(untied), [short("one")]), 1e-4)
     assert not list(Path(host._folder.name).glob("*.safetensors"))
+
+
+def test_judges_with_the_same_model_and_options_share_an_engine(smollm2: LanguageModel) -> None:
+    resources = Resources(initial_policy=lambda: smollm2)
+    frozen = JudgeModel(weights="frozen", judge="same_model")
+    one, same, other = (
+        VLLMBackend.open(VLLMBackend.Config(**{**OPTIONS, "max_model_len": length}), frozen, resources)
+        for length in (4096, 4096, 2048)
+    )
+    assert one.host is same.host
+    assert one.host is not other.host

@@ -158,7 +158,11 @@ def provider_of(model: JudgeModel, resources: Resources) -> ModelProvider:
 
 
 def load_own(model: JudgeModel, resources: Resources) -> LanguageModel:
-    """The model a judge names for itself, without gradients."""
+    """The model a judge names for itself, without gradients; loaded once for all judges of a run that name it."""
+    return resources.once(("own model", model.own), lambda: _loaded(model, resources))
+
+
+def _loaded(model: JudgeModel, resources: Resources) -> LanguageModel:
     language_model = provider_of(model, resources).load()
     check_vocabulary(language_model)
     language_model.model.requires_grad_(False)

@@ -96,7 +96,9 @@ class VLLMBackend(HostOptions, QueuedBackend[Ticket | Reply]):
         if model.weights == "frozen" and (host := host_with_base(resources)) is not None:
             return cls.made(config, host=host, shared=True)
         source = load_own(model, resources) if model.weights == "own" else resources.need_initial_policy(judge)
-        return cls.made(config, host=VLLMHost(source, config))
+        # judges alike share an engine: each has its own memory
+        host = resources.once(("judge's vLLM", id(source), config), lambda: VLLMHost(source, config))
+        return cls.made(config, host=host)
 
     @property
     def identity(self) -> str:

@@ -38,8 +38,12 @@ from .engines import (
 )
 from .errors import ExprlError as ExprlError
 from .evaluation.pass_at_k import PassAtK as PassAtK, pass_at_k as pass_at_k
-from .execution import Bubblewrap as Bubblewrap, NoSandbox as NoSandbox, Sandbox as Sandbox
-from .execution.verifier import ExecutionVerifier as ExecutionVerifier
+from .execution import (
+    Bubblewrap as Bubblewrap,
+    ExecutionVerifier as ExecutionVerifier,
+    NoSandbox as NoSandbox,
+    Sandbox as Sandbox,
+)
 from .experiment import (
     Experiment as Experiment,
     OptimizerConfig as OptimizerConfig,

@@ -103,7 +103,7 @@ MODELS: Registry[Any] = Registry("model", "exprl.models", "exprl.chain.model", s
 """What loads a policy or a judge's own model: `ModelProvider`."""
 ENGINES: Registry[Any] = Registry("engine", "exprl.engines")
 """Who samples rollouts: `Engine`."""
-VERIFIERS: Registry[Any] = Registry("verifier", "exprl.verifiers", "exprl.execution.verifier")
+VERIFIERS: Registry[Any] = Registry("verifier", "exprl.verifiers", "exprl.execution")
 """Whether a final answer is right: `Verifier`."""
 SLICERS: Registry[Any] = Registry("slicer", "exprl.slicers")
 """How a rollout is cut into segments: `Slicer`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 
 from exprl.execution.tests import CallTests, ProgramTests, Tests
 from exprl.text.thinking import without_thinking
@@ -82,6 +83,8 @@ def _names(node: ast.stmt) -> set[str]:
 
 def _parsed(text: str) -> ast.Module | None:
     try:
-        return ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Python thinks of a policy's style
+            return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

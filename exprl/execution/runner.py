@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from exprl.execution.judging import Bench, Outcome, judge
 from exprl.execution.limits import Limits
 from exprl.execution.sandboxes import Sandbox
-from exprl.execution.tests import Tests, to_json
+from exprl.execution.tests import Tests
 
 _REMEMBERED = 2**14
 
@@ -91,7 +91,7 @@ class Runner:
 
     def _key(self, program: str | None, tests: Tests) -> str:
         sandbox = self._bench.sandbox
-        asked = (type(sandbox).__qualname__, sandbox.config, self._bench.limits, program, to_json(tests))
+        asked = (type(sandbox).__qualname__, sandbox.config, self._bench.limits, program, tests.digest)
         return hashlib.sha256(repr(asked).encode("utf-8", "backslashreplace")).hexdigest()
 
 

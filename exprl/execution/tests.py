@@ -12,9 +12,11 @@ Three forms, each with optional limits `time` (seconds of one run) and `memory` 
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from exprl.errors import DataError
@@ -40,7 +42,12 @@ class CallCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Tests:
-    """Base of the three forms. `time` in seconds and `memory` in MiB limit one run; None: the run's own limits."""
+    """Base of the three forms.
+
+    Attributes:
+        time: limit of one run in seconds; None: that of who runs it.
+        memory: limit of one run in MiB; None: that of who runs it.
+    """
 
     __test__: ClassVar[bool] = False  # no test class of pytest's
     form: ClassVar[str]
@@ -50,6 +57,11 @@ class Tests:
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    @cached_property
+    def digest(self) -> str:
+        """By which equal tests are known."""
+        return hashlib.sha256(to_json(self).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +114,9 @@ def read_tests(problem: Problem) -> Tests:
         raise DataError(f"problem {problem.id!r}, tests: {error}") from None
 
 
+@lru_cache(maxsize=1024)
 def parse_tests(text: str) -> Tests:
-    """Tests from their JSON text.
+    """Tests from their JSON text; a text is read once, however many programs are judged by it.
 
     Raises:
         DataError: it is not of one of the three forms; nothing of the tests themselves is shown.

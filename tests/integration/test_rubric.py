@@ -12,7 +12,7 @@ import pytest
 from exprl.cli import main
 from exprl.commands import rubric as command
 from exprl.commands.rubric import make_rubrics
-from exprl.config import from_layers
+from exprl.config import from_layers, to_node
 from exprl.errors import ConfigError, DataError, ExprlError, JudgeError, RunDirectoryError
 from exprl.experiment import Experiment
 from exprl.judges.rubric_file import Entry
@@ -158,13 +158,13 @@ def test_what_people_edited_stays_and_what_failed_is_tried_again(
     scribe: Scribe, url: str, folder: Path, make: Make, tmp_path: Path
 ) -> None:
     rows = write_rows(tmp_path, *map(row, range(3)))
-    scribe.replies["What is 1 + 1?"] = completion("I would rather not.\nReally.")
-    scribe.replies["What is 2 + 1?"] = completion("1 | Set-up | a\n2 | So it is 3 | b")
+    scribe.replies["What is 0 + 1?"] = completion("I would rather not.\nReally.")
+    scribe.replies["What is 1 + 1?"] = completion("1 | Set-up | a\n2 | So it is 2 | b")
     entries = make(experiment(rows, folder, url))
     path, said = tmp_path / "rubrics.jsonl", (tmp_path / "log").read_text()
-    assert [entry.rubric is None for entry in entries] == [False, True, True]
-    assert "no rubric for p1: line 1 of the reply is not of the form" in said
-    assert "no rubric for p2: milestone 2: its title holds the final answer" in said
+    assert [entry.rubric is None for entry in entries] == [True, True, False]
+    assert "no rubric for p0: line 1 of the reply is not of the form" in said
+    assert "no rubric for p1: milestone 2: its title holds the final answer" in said
     assert "1 of 3 rubrics" in said
     assert [sorted(line) for line in read(path)][1] == ["failed", "id", "reference_digest"]
 
@@ -173,9 +173,9 @@ def test_what_people_edited_stays_and_what_failed_is_tried_again(
     scribe.replies.clear()
     scribe.asked.clear()
     make(experiment(rows, folder, url))
-    assert [line["milestones"][0]["title"] for line in read(path)] == ["Their own", "Set-up", "Set-up"]
+    assert [line["milestones"][0]["title"] for line in read(path)] == ["Set-up", "Set-up", "Their own"]
     assert len(scribe.asked) == 2
-    assert path.read_text().splitlines()[0] == edited.splitlines()[0]
+    assert path.read_text().splitlines()[2] == edited.splitlines()[2]
 
 
 def test_a_changed_reference_is_said_and_made_anew(url: str, folder: Path, make: Make, tmp_path: Path) -> None:
@@ -204,6 +204,28 @@ def test_columns_and_steps_need_no_model(folder: Path, make: Make, tmp_path: Pat
     assert lines[0]["milestones"] == column
     assert [m["what"] for m in lines[1]["milestones"]] == ["first", "second"]
     assert lines[2]["failed"] == "it has neither a column `rubric` nor `steps`"
+
+
+def test_by_domain_each_judge_writes_for_its_own(
+    scribe: Scribe, url: str, folder: Path, make: Make, tmp_path: Path, tiny: LanguageModel
+) -> None:
+    domains = ["math", "code", "science", "math", "law"]
+    rows = write_rows(tmp_path, *(row(number, domain=domain) for number, domain in enumerate(domains)))
+    other = Scribe(tiny.tokenizer)
+    with FakeServer(other) as second:
+        mathematics, science = (to_node(experiment(rows, folder, at).reward) for at in (url, second.url))
+        wrapped = {**science, "judge": {"name": "wrong_reference", "around": science["judge"]}}
+        routes = {"math": mathematics, "science": wrapped, "code": {"name": "sparse"}}
+        layer = {
+            "model": {"path": str(folder)},
+            "data": {"train": {"name": "jsonl", "path": str(rows), "columns": {"id": "id", "domain": "domain"}}},
+            "reward": {"name": "by_domain", "domains": routes, "default": {"name": "sparse"}},
+            "advantage": {"name": "group"},
+        }
+        make(from_layers(Experiment, [layer]))
+    assert [line["id"] for line in read(tmp_path / "rubrics.jsonl")] == ["p0", "p2", "p3"]
+    assert [f"What is {n} + 1?" in asked for n, asked in zip((0, 3), sorted(scribe.asked), strict=True)] == [True, True]
+    assert ["What is 2 + 1?" in asked for asked in other.asked] == [True]
 
 
 def test_a_model_that_can_write_none_is_said(folder: Path, make: Make, tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ NAMES: dict[str, tuple[str, ...]] = {
     "variants": ("variants", "solutions", "references", "generations"),
     "rubric": ("rubric", "rubrics", "grading_scheme", "marking_scheme", "grading_guidelines"),
     "tests": ("tests", "test_cases", "input_output", "unit_tests", "public_tests", "private_tests"),
+    "choices": ("choices.text", "choices", "options"),
     "id": ("id", "uuid", "problem_id", "unique_id"),
 }
 """By role, the likeliest first: GSM8K, MATH, AIME, NuminaMath, DeepScaleR, Big-Math, OpenThoughts, OpenMathReasoning,
-verl's Parquet, APPS, DeepCoder. A solution stands in for an answer that has no column: it may end in one
+verl's Parquet, APPS, DeepCoder, ARC, MMLU. A solution stands in for an answer that has no column: it may end in one
 (`verifiers/gold.py`)."""
 
 SHOWN = 40

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from itertools import islice
+from string import ascii_uppercase
 from typing import Any, TypeVar
 
 from exprl.component import checked, option
@@ -23,7 +24,7 @@ from exprl.types import Hidden, Problem, Question, Scaffold
 T = TypeVar("T")
 Row = Mapping[str, Any]
 
-ROLES = ("question", "reference", "answer", "id", "domain", "steps", "variants", "rubric", "tests")
+ROLES = ("question", "reference", "answer", "id", "domain", "steps", "variants", "rubric", "tests", "choices")
 HIDDEN_ROLES = ("reference", "answer", "steps", "variants", "rubric", "tests")
 """No message shows what is in these columns: errors go to terminals and logs."""
 
@@ -55,6 +56,11 @@ class Columns:
     )
     tests: NonEmpty | None = option(
         default=None, help="tests of a program, as JSON text or nested; null: the rows have none"
+    )
+    choices: NonEmpty | None = option(
+        default=None,
+        help="list of the options of a multiple-choice question, which are put under it as `A. ...`; null: none, or "
+        "they stand in the question",
     )
     partial: bool = option(
         default=False, help="a row may lack whatever a column is named for but the question and id, or have null there"
@@ -103,7 +109,7 @@ def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source
                 "choose another columns.id, or null to number the rows."
             )
         first_seen[problem.id] = where
-        if (sign := _exposed(problem, row, columns, where)) is not None:
+        if (sign := _exposed(row, columns, where)) is not None:
             shown[sign].append(where)
         problems.append(problem)
     if not problems:
@@ -112,11 +118,12 @@ def read_problems(rows: Iterable[tuple[str, str, Row]], columns: Columns, source
     return problems
 
 
-def _exposed(problem: Problem, row: Row, columns: Columns, where: str) -> Sign | None:
+def _exposed(row: Row, columns: Columns, where: str) -> Sign | None:
     """What the question gives away of the reference, or of a variant of it."""
     reference, answer = (_optional_text(row, columns, role, where) for role in ("reference", "answer"))
     solutions = (reference, *(_texts(row, columns, "variants", where) or ()))
-    signs = (exposed(problem.question.text, solution, answer) for solution in solutions)
+    question = _text(row, columns.question, "question", where)  # an option may well say what is right
+    signs = (exposed(question, solution, answer) for solution in solutions)
     return next((sign for sign in signs if sign is not None), None)
 
 
@@ -129,11 +136,31 @@ def to_problem(row: Row, columns: Columns, where: str, default_id: str) -> Probl
         **dict.fromkeys(("rubric", "tests"), _json),
     }
     hidden = {role: reader(row, columns, role, where) for role, reader in read.items()}
+    choices = _choices(row, columns, where)
+    if choices:
+        hidden["answer"] = _letter(row, columns, choices) or hidden["answer"]
     problem_id = _optional_text(row, columns, "id", where) or default_id
     scaffold = Scaffold(**{role: Hidden(value) for role, value in hidden.items() if value is not None})
-    question = Question(problem_id=problem_id, text=_text(row, columns.question, "question", where))
+    text = "\n".join([_text(row, columns.question, "question", where), *choices])
+    question = Question(problem_id=problem_id, text=text)
     domain = _optional_text(row, columns, "domain", where)
     return Problem(question=question, scaffold=scaffold, **({"domain": domain} if domain is not None else {}))
+
+
+def _choices(row: Row, columns: Columns, where: str) -> list[str]:
+    """The options of a question, each as a line with its letter; none where there are none."""
+    texts = _texts(row, columns, "choices", where) or ()
+    if len(texts) > len(ascii_uppercase):
+        raise DataError(f"{where}: column {columns.choices!r} has {len(texts)} options, more than there are letters.")
+    return [f"{letter}. {' '.join(text.split())}" for letter, text in zip(ascii_uppercase, texts, strict=False)]
+
+
+def _letter(row: Row, columns: Columns, choices: Sized) -> str | None:
+    """The letter of an answer that is an option's place, a whole number from 0; None for any other answer."""
+    place = _find(row, columns.answer) if columns.answer is not None else None
+    if isinstance(place, int) and not isinstance(place, bool) and 0 <= place < len(choices):
+        return ascii_uppercase[place]
+    return None
 
 
 def _optional_text(row: Row, columns: Columns, role: str, where: str) -> str | None:

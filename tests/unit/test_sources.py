@@ -3,7 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,9 @@ from exprl.errors import ConfigError, DataError
 from exprl.judges.reference_steps import steps_reached
 from exprl.registry import SOURCES
 from exprl.resources import Resources
-from exprl.types import Problem
+from exprl.types import Hidden, Problem
+from exprl.verifiers import ChoiceVerifier
+from exprl.verifiers.options import options_of
 
 ROWS = [{"question": f"{n}+{n}?", "reference": f"Add.\n{2 * n}", "answer": 2 * n} for n in range(1, 6)]
 
@@ -184,6 +186,40 @@ class TestJsonl:
     def test_window_that_selects_nothing(self, jsonl, window):
         with pytest.raises(ConfigError, match=rf"^data\.train\.{next(iter(window))}: must be in \["):
             load(name="jsonl", path=jsonl(*ROWS), **window)
+
+
+class TestChoices:
+    """MMLU's form: an answer is a place; ARC's: it is a letter, and choices are nested."""
+
+    COLUMNS: ClassVar[dict[str, Any]] = {"reference": None, "choices": "choices"}
+
+    def load(self, tmp_path: Path, row: dict[str, Any], **columns: Any) -> Problem:
+        (tmp_path / "x.jsonl").write_text(json.dumps({"question": "Which is a metal?", **row}))
+        return load(name="jsonl", path=str(tmp_path / "x.jsonl"), columns={**self.COLUMNS, **columns})[0]
+
+    @pytest.mark.parametrize(
+        ("answer", "gold"), [(1, "B"), (0, "A"), ("B", "B"), ("sulphur\nS8", "A"), ("1", None), (2, None), (-1, None)]
+    )
+    def test_they_stand_under_the_question_and_the_answer_is_one_of_them(self, answer, gold, tmp_path):
+        problem = self.load(tmp_path, {"choices": ["sulphur\nS8", "iron"], "answer": answer})
+        assert problem.question.text == "Which is a metal?\nA. sulphur S8\nB. iron"
+        assert options_of(problem.question.text) == {"A": "sulphur S8", "B": "iron"}
+        assert ChoiceVerifier().gold(problem) == gold
+
+    def test_nested_and_missing_ones(self, tmp_path):
+        row = {"choices": {"text": ["iron", "sulphur"], "label": ["A", "B"]}, "answerKey": "A"}
+        problem = self.load(tmp_path, row, choices="choices.text", answer="answerKey")
+        assert ChoiceVerifier().verify(problem, "The answer is iron.")
+        open_one = self.load(tmp_path, {"answer": 7}, partial=True)
+        assert (open_one.question.text, open_one.scaffold.answer) == ("Which is a metal?", Hidden("7"))
+
+    @pytest.mark.parametrize(
+        ("choices", "message"),
+        [("iron", "must be a list of texts"), ([1, 2], "must be a list of texts"), (["x"] * 27, "has 27 options")],
+    )
+    def test_what_is_no_list_of_options(self, choices, message, tmp_path):
+        with pytest.raises(DataError, match=message):
+            self.load(tmp_path, {"choices": choices, "answer": 0})
 
 
 class TestParquet:

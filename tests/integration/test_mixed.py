@@ -120,7 +120,7 @@ def test_the_shipped_example_takes_each_row_by_its_route(tmp_path: Path) -> None
     files = [f"data.train.path={tmp_path / 'four.jsonl'}", f"run_dir={tmp_path / 'run'}"]
     model = [f"model={{path: {tmp_path / 'model'}, gguf_file: null}}"]
     model += [f"reward.{route}.judge.min_mass=0" for route in ("default", "domains.science")]
-    main(["train", "mixed", *short, *files, *model])
+    main(["train", "mixed", *short, *files, *model, "evaluation.source=null"])
     samples = lines(tmp_path / "run/samples.jsonl")
     assert Counter(sample["domain"] for sample in samples) == dict.fromkeys(rows, 2)
     for sample in samples:

@@ -76,7 +76,9 @@ def test_each_program_passes_its_tests_and_no_other_problems() -> None:
 
 def test_the_config_that_reads_it_takes_every_row() -> None:
     build = Build(load_experiment("mixed"))
-    assert build.train_problems == PROBLEMS
+    held_out = build.evaluation_problems
+    assert [*build.train_problems, *held_out] == PROBLEMS
+    assert {problem.domain for problem in held_out} == {problem.domain for problem in PROBLEMS}
     build.verifier.check(PROBLEMS)
     assert build.verifier.unreadable(PROBLEMS) == []
 

@@ -458,7 +458,7 @@ class TestPackages:
     def test_a_file_of_an_installed_package(self):
         path = "package:exprl/configs/data/mixed.jsonl"
         problems = load(name="jsonl", path=path, columns={"id": "id", "partial": True}, limit=2)
-        assert [p.id for p in problems] == ["math-01", "math-02"]
+        assert [p.id for p in problems] == ["math-01", "code-01"]
         said = "no package 'no_such_package' is installed. Write package:<name>/<path within it>."
         assert said in error_of(name="jsonl", path="package:no_such_package/x.jsonl")
         assert "Did you mean 'mixed.jsonl'" in error_of(name="jsonl", path="package:exprl/configs/data/mixd.jsonl")

@@ -13,7 +13,7 @@ import torch
 from exprl.component import Choice
 from exprl.data.base import ProblemSource
 from exprl.data.order import Part
-from exprl.domains import check_routes
+from exprl.domains import check_labels, check_routes
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ColumnError, ConfigError, DataError, ModelError
 from exprl.evaluation.detectors import BehaviourDetector
@@ -230,4 +230,5 @@ class Build:
             raise error.under(key) from error
         if not problems:
             raise DataError(f"{key} ({source.name}): no problems. Check the path, the filters and `limit`.")
+        check_labels(problems)
         return problems, parts

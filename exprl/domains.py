@@ -91,11 +91,28 @@ class Routes(Generic[T]):
                     f"route. {self._advice(problem.domain)}"
                 )
 
+    def unused(self, problems: Sequence[Problem]) -> list[str]:
+        """The domains that have a route and no problem."""
+        found = {problem.domain for problem in problems}
+        return [name for name in self.domains if name not in found]
+
     def _advice(self, domain: str) -> str:
         return (
             f"{did_you_mean(domain, self.domains)} Or set {self.key}.default, for every other domain. (A row's domain "
             "is what its column columns.domain says, and math where none is named.)"
         )
+
+
+def check_labels(problems: Sequence[Problem]) -> None:
+    """Raise `DataError` where two domains would be one in the names of metrics."""
+    first: dict[str, str] = {}
+    for problem in problems:
+        other = first.setdefault(label_of(problem.domain), problem.domain)
+        if other != problem.domain:
+            raise DataError(
+                f"problem {problem.id!r}: its domain {problem.domain!r} and the domain {other!r} of others are both "
+                f"{label_of(other)!r} in the names of metrics, which would add them up. Rename one of them in the data."
+            )
 
 
 def check_routes(choice: Choice, key: str, problems: Sequence[Problem], source: str) -> None:

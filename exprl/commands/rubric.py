@@ -132,7 +132,7 @@ def make_rubrics(experiment: Experiment, output: Path, by: By, *, console: Conso
         files.arrange([one.key for one in wanted(problems)])
         found = {entry.key: entry for entry, _ in files.lines()}
     entries = [found[one.key] for one in every]
-    tell(entries, output, console)
+    tell(entries, output, by, [key for key, _ in judges], console)
     return entries
 
 
@@ -178,8 +178,9 @@ def problems_of(build: Build) -> list[Problem]:
     for problem in [*build.train_problems, *build.evaluation_problems]:
         if problems.setdefault(problem.id, problem).scaffold != problem.scaffold:
             raise DataError(
-                f"problem {problem.id!r} is in data.train and, with another reference, in evaluation.source. Rubrics "
-                "are kept by id: set columns.id to one that tells them apart, or evaluation.source=null."
+                f"problem {problem.id!r} is in data.train and, with another reference, answer, steps, variants, rubric "
+                "or tests, in evaluation.source. Rubrics are kept by id: give both the same columns, set columns.id to "
+                "one that tells them apart, or evaluation.source=null."
             )
     return list(problems.values())
 
@@ -232,8 +233,10 @@ def tell_changed(kept: Sequence[Entry], every: Sequence[Wanted], console: Consol
         )
 
 
-def tell(entries: Sequence[Entry], output: Path, console: Console) -> None:
+def tell(entries: Sequence[Entry], output: Path, by: By, judges: Sequence[str], console: Console) -> None:
     """Say what came out, row by row where there is no rubric, and how to judge by the file.
+
+    `judges` are the keys of the judges that grade by rubrics.
 
     Raises:
         JudgeError: there is no rubric at all.
@@ -244,16 +247,23 @@ def tell(entries: Sequence[Entry], output: Path, console: Console) -> None:
     if len(failed) > NAMED:
         console.say(f"and for {len(failed) - NAMED} more, see 'failed' in the file")
     if len(failed) == len(entries):
-        raise JudgeError(
-            f"none of {len(entries)} rubrics could be made; {output} says why, row by row. Take a stronger model "
-            "(reward.judge.model), more reward.judge.max_new_tokens, or reward.judge.constrained=true on a backend "
-            "that can."
+        model = " or ".join(f"{key}.model" for key in judges)
+        advice = (
+            f"Take a stronger model ({model}), more max_new_tokens there, or constrained=true on a backend that can."
+            if by == "model"
+            else "Set data.train.columns.steps to the column with the intermediate results, or let a model write: "
+            "leave --by away."
         )
+        raise JudgeError(f"none of {len(entries)} rubrics could be made; {output} says why, row by row. {advice}")
     made = len(entries) - len(failed)
     console.say(f"{made} of {len(entries)} rubrics: {output}")
     if failed:
         console.say('Fill in the others there ("milestones" in place of "failed"), or start the command again.')
-    console.say(f"To judge by them: {shlex.quote(f'reward.judge.rubrics={output}')}")
+    options = [f"{key}.rubrics={output}" for key in judges] or [
+        "reward.judge.name=rubric",
+        f"reward.judge.rubrics={output}",
+    ]
+    console.say(f"To judge by them: {shlex.join(options)}")
 
 
 def named(ids: Sequence[str]) -> str:

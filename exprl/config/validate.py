@@ -133,10 +133,13 @@ def validate_choice(registry: Registry[Any], node: Any, path: str, default: Mapp
 
 
 def _of_another(registry: Registry[Any], name: str, path: str, option: str) -> str | None:
-    """Which components have an option that the one called `name` has not."""
+    """Which components have an option that the one called `name` has not, or where those within it have it."""
     known = [other for other in registry.names() if option in fields_of(registry.get(other).Config)]
     if not known:
         return None
+    each = next((key for key, spec in fields_of(registry.get(name).Config).items() if spec.each is registry), None)
+    if each is not None:
+        return f"Each {registry.family} within it has options of its own: {path}.{each}.NAME.{option}."
     others = f"{', '.join(known)} {'have' if known[1:] else 'has'} one"
     return f"The {registry.family} {name!r} has none, {others}: set {path}.name={known[0]}."
 

@@ -13,7 +13,10 @@ from exprl.files.lines import read_lines
 from exprl.judges.rubrics import Rubric, checked, digest_of, of_node, origins, own_rubrics, read_rubrics, to_node
 from exprl.types import Problem
 
-ADVICE = "Mend the line, or delete it and run `exprl rubric` again, which makes what is missing."
+ADVICE = (
+    "Mend the line. Without it `exprl rubric` writes one for each reference, with its digest, whose milestones (or "
+    "'failed') can then be replaced by yours: keep a copy."
+)
 
 Key = tuple[str, str]
 """A problem's id, and the digest of what one of its rubrics is made of."""

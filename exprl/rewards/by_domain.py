@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,13 +11,16 @@ from exprl.checks.contracts import given_by
 from exprl.component import choose, choose_each, title_of
 from exprl.config.fields import Choice
 from exprl.domains import Routes, Routing
-from exprl.errors import ConfigError
+from exprl.errors import ConfigError, DataError, JudgeError
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards.base import Granularity, Reward
 from exprl.rewards.checks import check_rewards
+from exprl.rewards.steps import of_route
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, Problem, Rollout, RolloutGroup
+
+log = logging.getLogger(__name__)
 
 
 @REWARDS.register("by_domain")
@@ -64,8 +68,20 @@ class ByDomainReward(Routing, Reward):
     def check(self, problems: Sequence[Problem]) -> None:
         """Every domain needs a route, whose reward looks at the problems that it will be asked about."""
         self.routes.check(problems)
-        for _, reward, places in self.routes.split([problem.domain for problem in problems]):
-            reward.check([problems[place] for place in places])
+        if unused := self.routes.unused(problems):
+            found = ", ".join(sorted({problem.domain for problem in problems}))
+            log.warning(
+                "reward.domains: no training problem has the domain %s, only %s. A row's domain is what its column "
+                "data.train.columns.domain says, and math where none is named.",
+                ", ".join(unused),
+                found,
+            )
+        for key, reward, places in self.routes.split([problem.domain for problem in problems]):
+            try:
+                reward.check([problems[place] for place in places])
+            except (DataError, JudgeError) as error:
+                family = JudgeError if isinstance(error, JudgeError) else DataError
+                raise family(of_route(str(error), key)) from error
 
     def start(self, problem: Problem, rollout: Rollout) -> None:
         """Let the reward of its domain begin."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from exprl.errors import JudgeError
@@ -23,15 +24,24 @@ def check_step(reward: Reward, problems: Sequence[Problem], rewards: Rewards) ->
         try:
             scorer.check_step(own)
         except JudgeError as error:
-            raise (JudgeError(f"reward.{key}: {error}") if key else error) from error
+            raise (JudgeError(of_route(str(error), key)) if key else error) from error
 
 
 def advice_on(reward: Reward, problems: Sequence[Problem], rewards: Rewards) -> str | None:
     """The first thing to change about a step that can be learned from (`Reward.advice`); None: nothing seen."""
     for key, scorer, own in _shares(reward, problems, rewards):
         if (advice := scorer.advice(own)) is not None:
-            return f"reward.{key}: {advice}" if key else advice
+            return of_route(advice, key) if key else advice
     return None
+
+
+def of_route(message: str, key: str) -> str:
+    """What one of several rewards says, with where it stands: the options that it names are its own.
+
+    >>> of_route("set reward.slicer.window.", "domains.math")
+    'reward.domains.math: set reward.domains.math.slicer.window.'
+    """
+    return f"reward.{key}: " + re.sub(r"\breward\.(?=[a-z])", f"reward.{key}.", message)
 
 
 def _shares(

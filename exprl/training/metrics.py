@@ -71,11 +71,16 @@ def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
 def outcome_metrics(problem_ids: Sequence[str], correct: Sequence[Sequence[bool]]) -> dict[str, float]:
     """Shares of a step's prompts whose rollouts are all wrong, all right, or mixed; one list of verdicts a prompt.
 
-    >>> outcome_metrics(["a", "b"], [[False, False], [True, False]])["outcome/mixed"]
+    Prompts without verdicts are left out; where there are no others, there are no figures.
+
+    >>> outcome_metrics(["a", "b", "c"], [[False, False], [True, False], []])["outcome/mixed"]
     0.5
     """
+    known = [(problem_id, verdicts) for problem_id, verdicts in zip(problem_ids, correct, strict=True) if verdicts]
+    if not known:
+        return {}
     dynamics = OutcomeDynamics(sync_on_compute=False)  # the step's prompts of all ranks are here
-    dynamics.update(problem_ids, correct)
+    dynamics.update(*zip(*known, strict=True))
     shares = dynamics.compute()
     del shares["unlocked_prompts"]  # the run's, not the step's
     return {f"outcome/{name}": share.item() for name, share in shares.items()}
@@ -100,7 +105,7 @@ def domain_metrics(scored: Sequence[ScoredGroup], correct: Sequence[Sequence[boo
         own = [scored[place] for place in places[domain]]
         verdicts = [correct[place] for place in places[domain]] if correct else []
         figures = {**reward_metrics(own), **rollout_metrics(own)}
-        if verdicts and all(verdicts):
+        if verdicts:
             figures |= outcome_metrics([s.group.problem.id for s in own], verdicts)
         found |= {f"{name}/{domain}": figures[name] for name in BY_DOMAIN if name in figures}
     return found

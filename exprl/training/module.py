@@ -237,7 +237,7 @@ class ExpRLModule(PolicyModule):
     # ------------------------------------------------------------------ what is logged
 
     def describe(self, scored: Sequence[ScoredGroup], correct: Sequence[Sequence[bool]]) -> dict[str, float]:
-        """Reward, judge, rollout and, where there are verdicts on each group, outcome metrics of a step.
+        """Reward, judge, rollout and, of the groups on which there are verdicts, outcome metrics of a step.
 
         Where the run has several domains the main ones stand there for each as well.
         """
@@ -249,7 +249,7 @@ class ExpRLModule(PolicyModule):
         }
         if len(self.parts.domains) > 1:
             described |= metrics.domain_metrics(scored, correct)
-        if not correct or not all(correct):
+        if not any(correct):
             return described
         shares = metrics.outcome_metrics([s.group.problem.id for s in scored], correct)
         return {**described, **shares, "outcome/unlocked_prompts": float(len(self.unlocked))}

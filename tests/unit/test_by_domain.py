@@ -12,7 +12,7 @@ from exprl.advantages import SegmentBatch, SegmentDelta, SegmentEnd
 from exprl.build import Build
 from exprl.config import free_keys, from_layers, parse_overrides, to_node, to_yaml, validate_choice
 from exprl.config.reading import parse
-from exprl.domains import Routes
+from exprl.domains import Routes, check_labels
 from exprl.errors import ConfigError, ContractError, DataError, JudgeError, ModelError, RewardError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
@@ -451,6 +451,24 @@ def test_built_by_a_run_as_by_hand() -> None:
     assert by_hand.domains["code"] is own
     assert type(by_hand.domains["law"]) is OutcomeReward
     assert to_node(by_hand.config)["domains"]["code"] == {"name": "sparse", "clip_length": True}
+
+
+def test_a_route_without_problems_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    judged: Any = {"name": "outcome", "judge": JUDGE}
+    reward = ByDomainReward(domains={"math": judged, "science": judged}, default=judged)
+    reward.check([of("math", steps=("1", "2"))])
+    assert "no training problem has the domain science, only math" in caplog.text
+    assert "columns.domain" in caplog.text
+
+
+def test_domains_that_would_be_one_in_the_names_of_metrics_are_refused() -> None:
+    with pytest.raises(DataError, match=r"'math:x' and the domain 'math/x'.*Rename"):
+        check_labels([of("math/x"), of("math"), of("math:x")])
+
+
+def test_an_option_of_a_route_is_not_one_of_the_whole() -> None:
+    with pytest.raises(ConfigError, match=r"reward\.domains\.NAME\.judge"):
+        layered("reward.judge.name=reference_steps")
 
 
 # ------------------------------------------------------------------ what is logged

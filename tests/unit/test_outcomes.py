@@ -87,10 +87,14 @@ def test_a_rank_may_have_nothing_to_verify() -> None:
     assert found == [RIGHT[:1], RIGHT[:1]]
 
 
-def test_without_an_answer_to_every_problem_there_are_no_outcomes_of_all() -> None:
+def test_a_problem_without_an_answer_is_left_out_of_the_outcomes_and_takes_no_others_away() -> None:
     groups = [*GROUPS, scored(3, "yes", answer=None)]
     correct = verify(groups, World(), Counting())
     assert correct == [*RIGHT, []]
     module: Any = SimpleNamespace(parts=SimpleNamespace(domains=frozenset()), world=World(), unlocked=set())
-    assert ExpRLModule.describe(module, GROUPS, RIGHT)["outcome/accuracy"] == 1 / 3
-    assert not [name for name in ExpRLModule.describe(module, groups, correct) if name.startswith("outcome/")]
+    whole, part = (ExpRLModule.describe(module, *given) for given in ((GROUPS, RIGHT), (groups, correct)))
+    for name in (name for name in whole if name.startswith("outcome/")):
+        assert part[name] == whole[name]
+    assert whole["outcome/accuracy"] == 1 / 3
+    none = ExpRLModule.describe(module, groups[3:], correct[3:])
+    assert not [name for name in none if name.startswith("outcome/")]

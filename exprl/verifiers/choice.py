@@ -12,7 +12,7 @@ from exprl.config.ranges import Form
 from exprl.errors import DataError
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
-from exprl.verifiers.answers import stated_answers
+from exprl.verifiers.answers import Stated, stated_answers
 from exprl.verifiers.base import Verifier
 from exprl.verifiers.gold import gold_answer
 from exprl.verifiers.notation import folded
@@ -66,9 +66,9 @@ class ChoiceVerifier(Verifier):
         """What to do about problems whose answer is no option, nor a solution that ends in one."""
         return (
             f"verifier 'choice' needs one letter of {self.letters} as the answer, or the text of an option that the "
-            f"question lists, for example C or (C), or a solution that ends in it (`#### C`, \\boxed{{C}}); "
-            f"{len(unreadable)} of {len(problems)} problems have another (first: {unreadable[0]!r}). Choose another "
-            "verifier.name, or change the answers."
+            "question lists (a letter must be among those listed), for example C or (C), or a solution that ends in "
+            f"it (`#### C`, \\boxed{{C}}); {len(unreadable)} of {len(problems)} problems have another (first: "
+            f"{unreadable[0]!r}). Choose another verifier.name, or change the answers."
         )
 
     def verify(self, problem: Problem, response: str) -> bool:
@@ -77,12 +77,16 @@ class ChoiceVerifier(Verifier):
         return gold is not None and self._stated(response, self._options(problem)) == gold
 
     def gold(self, problem: Problem) -> str | None:
-        """The letter of the option that the problem's answer is or ends in."""
+        """The letter of the option that the problem's answer is or ends in; one that the question lists, if it does."""
         answer = problem.scaffold.answer
         place = gold_answer(answer.reveal()) if answer is not None else None
         if place is None:
             return None
         options = self._options(problem)
+        letter = self._gold_letter(place, options)
+        return letter if not options or letter in options else None
+
+    def _gold_letter(self, place: Stated, options: Mapping[str, str]) -> str | None:
         if place.kind == "statement":
             return self._chosen(place.text, options)
         return self._alone(place.text) or self._with_text(place.text, options) or named(place.text, options, whole=True)

@@ -58,6 +58,8 @@ _TAKEN_BACK = re.compile(
     rf"|\bactually,?\s+(?:no|it\s+is|it['’]s|that\s+is|the\s+(?:correct\s+|right\s+)?answer)\b"
 )
 """Anywhere after."""
+_ANSWERS_NO = re.compile(r"(?i)[\s*_$\\({\[\"'“]*no\b")
+"""A statement that begins so takes nothing back: "no" is the answer."""
 _NEXT_DENIES = re.compile(
     rf"(?i)^(?:[^.!?\n]|\.(?=\d))*[.!?\n]\s*(?:but\s+|however,?\s+)?(?:this|that|it|which)(?:\s+is|\s+was|['’]s)\s+(?:\w+\s+)?{_WRONG}\b"
     rf"|^(?:[^.!?\n]|\.(?=\d))*[.!?\n]{_MARKS}(?:{_OR}|{_MAYBE})\s+(?:it\s+is\s+|it['’]s\s+|even\s+)?{_NUMBER}"
@@ -92,7 +94,16 @@ def stands_by_statement(before: str, statement: str) -> bool:
     clause = _last_clause(before)
     keywords = list(_KEYWORD.finditer(clause))
     lead = clause[: keywords[-1].start()] if keywords else ""
-    return not (_DOUBT_OF_STATEMENT.search(lead) or _OPEN_STATEMENT.match(statement[:_NEAR]) or _taken_back(statement))
+    return not (
+        _DOUBT_OF_STATEMENT.search(lead)
+        or _OPEN_STATEMENT.match(statement[:_NEAR])
+        or _taken_back(_after_no(statement))
+    )
+
+
+def _after_no(statement: str) -> str:
+    no = _ANSWERS_NO.match(statement)
+    return statement[no.end() :] if no else statement
 
 
 def _taken_back(after: str) -> bool:

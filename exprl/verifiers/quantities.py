@@ -32,7 +32,7 @@ _TAIL = re.compile(
 )
 _MEASURED = re.compile(r"(?:[\d})|]|\\pi)\s*$")
 _POWERS = re.compile(r"\^\{?(-?\d)\}?")
-_NO_UNIT = re.compile(
+NO_UNIT = re.compile(
     r"(?i)\b(?:or|and|not|to|more|less|than|least|most|of|if|for|when|where|mod|modulo|from|between|per cent|"
     r"a\.?m\.?|p\.?m\.?|noon|midnight|o'?clock|bc|ad|bce|ce|th|st|nd|rd|january|february|march|april|may|june|july|"
     r"august|september|october|november|december|i|base|is|are|times)\b"
@@ -143,7 +143,7 @@ def _unit(value: str, tail: str) -> str | None:
     words = re.sub(r"[/·.]|\^\{?-?\d\}?", " ", inside).split()
     if not words or not re.search(r"\d", value) or re.search(r"\d", "".join(words)):
         return None
-    if (_NO_UNIT.search(inside) and inside.strip().lower() != "in") or is_a_number(inside):
+    if (NO_UNIT.search(inside) and inside.strip().lower() != "in") or is_a_number(inside):
         return None
     known = [_singular(word) in _NAMES for word in words]
     is_apart = tail[0].isspace() or tail.startswith(r"\text")

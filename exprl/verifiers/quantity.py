@@ -15,22 +15,39 @@ from exprl.verifiers.answers import stated_answers, without_marks
 from exprl.verifiers.base import Verifier
 from exprl.verifiers.gold import gold_answer
 from exprl.verifiers.notation import plain_latex
-from exprl.verifiers.quantities import read_number
+from exprl.verifiers.number_words import is_a_number
+from exprl.verifiers.quantities import NO_UNIT, read_number
 from exprl.verifiers.statements import begins_like_a_value, stated_value
-from exprl.verifiers.units import Unit, read_unit
+from exprl.verifiers.units import Unit, read_unit, same_kind
 
 Units = Literal["required", "optional", "ignored"]
 
 LONGEST = 200
 """Characters of a quantity."""
 
-_TEN = r"10\s*\^\s*(?:\{\s*[-+]?\d+\s*\}|\d)"
+_TEN = r"10\^\{[-+]?\d+\}"
+_PART = r"\s*(?:\{\s*\d+\s*\}|\d)"
 _NUMBER = re.compile(
-    r"[-+]?\s*(?:\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+(?!\.)"
-    rf"|(?:\d+\.?\d*|\.\d+)(?:\s*(?:\\times|\\cdot|\*)\s*{_TEN})?|{_TEN})(?![\d.])"
+    rf"[-+]?\s*(?:(?:\d+\s*)?\\frac{_PART}{_PART}|\d+\s*/\s*\d+(?!\.)"
+    rf"|{_TEN}|(?:\d+\.?\d*|\.\d+)(?:\s*(?:\\times|\\cdot|\*)\s*{_TEN})?)(?![\d.])"
 )
-_EQUALS = re.compile(r"^[^=≈<>]{1,40}?(?:=|≈|\\approx)\s*(?=[-+\d.\\])")
-_OF = re.compile(r"\s+of\b.*$")
+_WRITINGS = [
+    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)"), r"\\times "),
+    (re.compile(r"(?<![\d.])10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+))"), r"10^{\1\2}"),  # 10^23 is not 10^{2}3
+    (re.compile(r"^([-+]?\d+)\s+(\d{1,2})\s*/\s*(\d{1,3})(?![\d./^])"), r"\1\\frac{\2}{\3}"),
+]
+_MICRO = re.compile(r"\\mu(?![A-Za-z])\s*")
+"""Replaced first: without styles, \\mu\\mathrm{F} is a command of another name."""
+_NAME = (
+    r"(?:\\(?!(?:frac|sqrt|ln|log|exp|sin|cos|tan|approx)(?![A-Za-z]))[A-Za-z]+|[^\W\d_]+|_\s*\{[^{}=]*\}|_\s*\w|[{}()|'\s]"
+    r"|\^\s*\{?\s*\\circ\s*\}?)"
+)
+_EQUALS = re.compile(rf"^(?=[^\W\d_]|[\\|]){_NAME}{{1,30}}+(?:=|≈|\\approx)\s*(?=[-+\d.\\])")
+"""The name of a quantity and its sign of equality: a number before it is another value, and x^2 is not x."""
+_TEXT = re.compile(r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_OF = re.compile(r"\s+of\s+([A-Za-z][A-Za-z ,'-]*)$")
+_WORDS = re.compile(r"\s+[A-Za-z]{3,}(?:[\s/-]+[A-Za-z]{2,})*\s*")
+"""A unit that is none of measurement: "apples", "apples per day"; a short or joined one is a factor, as in 2x."""
 
 
 @dataclass(frozen=True)
@@ -86,32 +103,36 @@ class QuantityVerifier(Verifier):
             return _word(wanted.text) == _word(given.text) and self._close(wanted.value, given.value)
         if given.unit is None:
             return not wanted.text and self._close(wanted.value, given.value)  # "32000 bacteria" where 32000 is asked
-        same = dict(wanted.unit.dimensions) == dict(given.unit.dimensions)
-        return same and self._close(wanted.value * wanted.unit.factor, given.value * given.unit.factor)
+        return same_kind(wanted.unit, given.unit) and self._close(
+            wanted.value * wanted.unit.factor, given.value * given.unit.factor
+        )
 
     def _close(self, wanted: Fraction, given: Fraction) -> bool:
         return abs(given - wanted) <= Fraction(self.relative_tolerance) * abs(wanted)
 
 
 def read_quantity(text: str) -> Measured | None:
-    r"""The number that `text` begins with and the unit that the rest is; None for anything else.
+    r"""The number that `text` begins with and the unit that the rest is, if in words; None for anything else.
 
     >>> read_quantity(r"F = 4.8\times 10^3\ \mathrm{N}").value
     Fraction(4800, 1)
-    >>> read_quantity("204 or 408 m") is None
-    True
+    >>> read_quantity("204 or 408 m") is None, read_quantity(r"2\pi rad") is None, read_quantity("12 million") is None
+    (True, True, True)
     """
     if len(text) > LONGEST:
         return None
-    plain = _EQUALS.sub("", plain_latex(text))
+    plain = _EQUALS.sub("", plain_latex(_MICRO.sub("µ", text)))
+    for pattern, new in _WRITINGS:
+        plain = pattern.sub(new, plain)
     match = _NUMBER.match(plain)
     number = read_number(re.sub(r"^([-+])\s+", r"\1", match[0])) if match else None
     if match is None or number is None:
         return None
-    unit = _OF.sub("", plain[match.end() :]).strip()
-    if re.search(r"\d(?!\}?$)(?<!\^\d)(?<!\^\{\d)(?<!-\d)|(?i:\b(?:or|and|not)\b)|[=<>+]", unit):
+    rest = _OF.sub(lambda of: of[0] if is_a_number(of[1]) else "", _TEXT.sub(r" \1 ", plain[match.end() :]))
+    unit = read_unit(rest)
+    if unit is None and (not _WORDS.fullmatch(rest) or NO_UNIT.search(rest) or is_a_number(rest)):
         return None
-    return Measured(number.value, unit, read_unit(unit))
+    return Measured(number.value, rest.strip(), unit)
 
 
 def _stated(response: str) -> str | None:
@@ -127,4 +148,4 @@ def _stated(response: str) -> str | None:
 
 
 def _word(text: str) -> str:
-    return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip().casefold().removesuffix("s")
+    return " ".join(text.split()).casefold().removesuffix("s")

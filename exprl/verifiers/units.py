@@ -47,14 +47,17 @@ _PREFIXED = {  # symbols | names that are written out
     "A | ampere amp": _unit(1, A=1), "K | kelvin": _unit(1, K=1), "mol | mole": _unit(1, mol=1),
     "N | newton": _unit(1, kg=1, m=1, s=-2), "J | joule": _unit(1, kg=1, m=2, s=-2),
     "W | watt": _unit(1, kg=1, m=2, s=-3), "Pa | pascal": _unit(1, kg=1, m=-1, s=-2),
-    "Hz | hertz": _unit(1, s=-1), "C | coulomb": _unit(1, A=1, s=1),
+    "Hz | hertz": _unit(1, s=-1, cycle=1), "C | coulomb": _unit(1, A=1, s=1),
     "V | volt": _unit(1, kg=1, m=2, s=-3, A=-1), "Ω | ohm": _unit(1, kg=1, m=2, s=-3, A=-2),
     "F | farad": _unit(1, kg=-1, m=-2, s=4, A=2), "T | tesla": _unit(1, kg=1, s=-2, A=-1),
     "Wb | weber": _unit(1, kg=1, m=2, s=-2, A=-1), "H | henry": _unit(1, kg=1, m=2, s=-2, A=-2),
-    "S | siemens": _unit(1, kg=-1, m=-2, s=3, A=2), "Bq | becquerel": _unit(1, s=-1),
+    "S | siemens": _unit(1, kg=-1, m=-2, s=3, A=2), "Bq | becquerel": _unit(1, s=-1, decay=1),
     "L l | liter litre": _unit("1/1000", m=3), "M | molar": _unit(1000, mol=1, m=-3),
     "eV | electronvolt": _unit("1.602176634e-19", kg=1, m=2, s=-2), "cal | calorie": _unit("4.184", kg=1, m=2, s=-2),
-    "Wh": _unit(3600, kg=1, m=2, s=-2), "bar": _unit(100_000, kg=1, m=-1, s=-2),
+    "Wh": _unit(3600, kg=1, m=2, s=-2), "Nm": _unit(1, kg=1, m=2, s=-2), "Ah": _unit(3600, A=1, s=1),
+    "bar": _unit(100_000, kg=1, m=-1, s=-2), "rad | radian": _unit(1, rad=1), "cd | candela": _unit(1, cd=1),
+    "lm | lumen": _unit(1, lumen=1), "lx | lux": _unit(1, lumen=1, m=-2), "Gy | gray": _unit(1, m=2, s=-2),
+    "Sv | sievert": _unit(1, sievert=1),
 }  # fmt: skip
 _WHOLE = {
     "min | minute": _unit(60, s=1), "h hr | hour": _unit(3600, s=1), "d | day": _unit(86400, s=1),
@@ -63,7 +66,9 @@ _WHOLE = {
     "mi | mile": _unit("1609.344", m=1), "lb | pound lbs": _unit("0.45359237", kg=1),
     "mph": _unit("0.44704", m=1, s=-1),
     "kmh kph": _unit("5/18", m=1, s=-1), "ha | hectare": _unit(10_000, m=2),
-    "atm | atmosphere": _unit(101_325, kg=1, m=-1, s=-2), "rad | radian": _unit(1),
+    "atm | atmosphere": _unit(101_325, kg=1, m=-1, s=-2), 
+    "yd | yard": _unit("0.9144", m=1), "oz | ounce": _unit("0.028349523125", kg=1), "dB | decibel": _unit(1, decibel=1),
+    "AU au": _unit(149_597_870_700, m=1), "ly": _unit(9_460_730_472_580_800, m=1), 
     "% | percent": _unit("1/100"), "1": _unit(1), "°C degC | celsius": _CELSIUS,
     "°F degF | fahrenheit": _unit(1, fahrenheit=1), "° deg | degree": _unit(1, degree=1),
 }  # fmt: skip
@@ -94,8 +99,11 @@ def _words() -> dict[str, Unit]:
 
 _SYMBOLS, _WORDS = _symbols(), _words()
 
-_TOKEN = re.compile(r"\^\{?(?P<power>[-+]?\d{1,3})\}?|(?P<name>[A-Za-zµμΩ%°]+|1)|(?P<sign>[/()])|(?P<joint>[\s·⋅*]+)")
+_TOKEN = re.compile(
+    r"\^\{?(?P<power>[-+]?\d{1,3})\}?|(?P<name>[A-Za-zµμΩ%°]+|1(?=\s*\)?\s*/))|(?P<sign>[/()])|(?P<joint>[\s·⋅*]+)"
+)
 _REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"\^\s*\{\s*([-+]?\d{1,3})\s*\}"), r"^\1 "),
     (re.compile(r"\\(?:text|mathrm|mathsf|rm)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"(\1)/(\2)"),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?\s*"), "°"),
@@ -106,8 +114,29 @@ _REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile("Ω"), "Ω"),
     (re.compile(r"(?i)\bdegrees?\s+(celsius|fahrenheit)\b|°\s*([CF])\b"), lambda m: f"deg{(m[1] or m[2])[0].upper()}"),
     (re.compile(r"(?i)\b(square|sq\.?|cubic|cu\.?)\s+([A-Za-z]+)"), lambda m: f"{m[2]}^{2 if m[1][0] in 'sS' else 3}"),
+    (re.compile(r"(?i)\b([A-Za-z]+)\s+(squared|cubed)\b"), lambda m: f"{m[1]}^{2 if m[2][0] in 'sS' else 3}"),
+    (re.compile(r"(?<=[A-Za-z])-(?=[A-Za-z])"), " "),
     (re.compile(r"(?i)\s*\bper\b\s*"), "/"),
 ]
+
+
+_COUNTED = frozenset({"cycle", "decay", "rad"})
+"""What a unit counts: it may go unsaid in another, 1/s, but cycles are no decays and no radians."""
+
+
+def same_kind(first: Unit, second: Unit) -> bool:
+    """Whether two units measure the same; a number alone counts nothing, so that 0.5 is not 0.5 rad.
+
+    >>> [same_kind(read_unit(one), read_unit(other)) for one, other in [("Hz", "1/s"), ("Hz", "rad/s"), ("rad", "")]]
+    [True, False, False]
+    """
+    counts, others = zip(*map(_split_counts, (first, second)), strict=True)
+    return others[0] == others[1] and (counts[0] == counts[1] or (bool(others[0]) and not all(counts)))
+
+
+def _split_counts(unit: Unit) -> tuple[dict[str, int], dict[str, int]]:
+    counts = {name: power for name, power in unit.dimensions.items() if name in _COUNTED}
+    return counts, {name: power for name, power in unit.dimensions.items() if name not in _COUNTED}
 
 
 def read_unit(text: str) -> Unit | None:

@@ -6,9 +6,9 @@ import pytest
 
 from exprl.errors import DataError
 from exprl.types import Hidden, Problem, Question, Scaffold
-from exprl.verifiers import ChoiceVerifier, QuantityVerifier
+from exprl.verifiers import ChoiceVerifier, ExactVerifier, MathVerifier, QuantityVerifier
 from exprl.verifiers.options import options_of
-from exprl.verifiers.units import read_unit
+from exprl.verifiers.units import read_unit, same_kind
 
 PLANETS = "Which planet is closest to the Sun?\nA. Venus\nB. Mercury\nC. Mars\nD. the Earth"
 
@@ -83,6 +83,40 @@ def test_the_answer_may_be_given_as_a_text() -> None:
         verifier.check([problem("Pluto")])
 
 
+def test_a_letter_that_the_question_does_not_list_is_no_answer() -> None:
+    unlisted = problem("E")
+    assert ChoiceVerifier().unreadable([unlisted]) == ["p"]
+    assert not ChoiceVerifier().verify(unlisted, "The answer is E.")
+    with pytest.raises(DataError, match="a letter must be among those listed"):
+        ChoiceVerifier().check([unlisted])
+    assert ChoiceVerifier().gold(problem("E", "Which of the five?")) == "E"
+
+
+NO = [
+    "The answer is no.",
+    "The answer is No, because x.",
+    "Answer: No.",
+    "Answer: no, it is not.",
+    "Answer: **No**, as x.",
+]
+
+
+@pytest.mark.parametrize("response", NO)
+def test_no_is_an_answer(response: str) -> None:
+    question = "Is it so?\nA. Yes\nB. No"
+    assert ChoiceVerifier().verify(problem("No", question), response)
+    assert ChoiceVerifier().verify(problem("B", question), response)
+    assert MathVerifier().verify(problem("No"), response)
+    assert not MathVerifier().verify(problem("Yes"), response)
+
+
+def test_no_is_an_exact_answer_and_takes_an_earlier_one_back() -> None:
+    assert ExactVerifier().verify(problem("No"), "Answer: No.")
+    for taken_back in ("The answer is 5. No, 6", "The answer is no. No, wait, yes", r"\boxed{5}. No, 6"):
+        for gold in ("5", "No"):
+            assert not MathVerifier().verify(problem(gold), taken_back)
+
+
 def test_options_that_say_the_same_are_told_apart_by_letter_alone() -> None:
     twice = "Which?\nA. one\nB. one\nC. two"
     assert not ChoiceVerifier().verify(problem("A", twice), "The answer is one.")
@@ -110,6 +144,16 @@ RIGHT = [
     ("50 %", "0.5"), ("25 °C", "25 degrees Celsius"), ("90 °", "90^\\circ"), ("6 ohm", "6 Ω"), ("6 ohm", "0.006 kΩ"),
     ("4.18 J/(g K)", "4180 J/(kg K)"), ("1/2 h", "30 min"), ("5 apples", "5 apples"), ("0 V", "0 V"),
     ("Force times distance gives it.\nThe answer is 204 m.", "204 m"),
+    ("6e23", "6 × 10^23"), ("6.02e23", "6.022 × 10^23."), ("6e23", "6*10**23"), ("6e23", "6 x 10^23"),
+    ("1e-9 m", r"\boxed{10^{-9}\ \text{m}}"), ("1e9 m", r"\boxed{10^{9}\ \text{m}}"), ("1e9 m", "10^9 m"),
+    ("3.0 x 10^8 m/s", "3e8 m/s"), ("6.02 × 10^23 mol^-1", r"$6.02 \times 10^{23}\ \mathrm{mol^{-1}}$"),
+    ("9.8 m/s^2", "9.8 meters per second squared"), ("2 kWh", "2 kilowatt-hours"), ("100 J", "100 Nm"),
+    ("100 J", "100 newton-meters"), ("2 µF", r"\boxed{2\,\mu\mathrm{F}}"), ("2 µF", r"\boxed{2\ \mu F}"),
+    ("8 J/(mol K)", r"\boxed{8\ \mathrm{J\,mol^{-1}\,K^{-1}}}"), ("1/2 m", r"\boxed{\frac12 \text{ m}}"),
+    (r"2\frac{1}{2} m", "2.5 m"), ("2 1/2 m", "2.5 m"), ("-2 1/2 m", "-2.5 m"), ("2 Hz", "2 s^-1"),
+    ("2 rad/s", "2 1/s"), ("5 kJ", "ΔH° = 5 kJ"), ("5 N", r"\boxed{F_1 = 5\,\text{N}}"),
+    ("5 N", r"\boxed{F(t) \approx 5 N}"),
+    ("9.8 m/s^2", r"\boxed{9.8\ \frac{\text{m}}{\text{s}^{2}}}"), ("5 apples", r"\boxed{5\text{ apples}}"),
 ]  # fmt: skip
 WRONG = [
     ("4800 N", "4800 J"), ("4800 N", "4800"), ("4800 N", "48 kN"), ("4800 N", "4800 m"), ("4800 N", "5000 N"),
@@ -118,6 +162,11 @@ WRONG = [
     ("204 m", "about 204"), ("204 m", ""), ("204 m", "204 m/s"), ("204 m", "no idea"), ("204 m", "The cliff is far."),
     ("204 m", "<think>204 m</think>"), ("32000", "31000"), ("25 °C", "25 K"), ("25 °C", "25 °F"),
     ("5 apples", "5 pears"),
+    ("2 Hz", "2 rad/s"), ("2 Bq", "2 Hz"), ("50 %", "0.5 rad"), ("0.5 rad", "0.5"), ("2 Bq", "2 rad/s"),
+    ("5 kg", "The answer is 3 = 5 kg"), ("5 kg", "7 m = 5 kg"), ("5 kg", r"\boxed{3 kg \approx 5 kg}"),
+    ("5 kg", r"\boxed{x^2 = 5 kg}"), ("5 kg", r"\boxed{\frac{1}{m} = 5 kg}"), ("60 W", "60 W of 30"),
+    ("60 W", "60 W of a million"), ("2", "2 1"), ("6e23", "6 × 10^2"), ("6e2", "6 × 10^23"),
+    ("2 m", r"\boxed{2\frac{1}{2} m}"), ("4 m", "4 m squared"),
     ("0 V", "0.001 V"), ("20 m/s", "20 km/h"), ("10 mg", "10 Mg"), ("204 m", "The answer is 204 m. Wait, no, 300 m."),
     ("204 m", "The distance is not 204 m"), ("204 m", "204 or 408 m"), ("90 °", "90"), ("204 m", "2 0 4 m"),
 ]  # fmt: skip
@@ -155,6 +204,34 @@ def test_tolerance_and_units_are_options(options: dict[str, object], gold: str, 
     assert QuantityVerifier(**options).verify(problem(gold), response) is right
 
 
+FACTORS = [
+    r"\pi",
+    r"\pi rad",
+    "x",
+    r"\sqrt{5}",
+    "^5",
+    "^2 m",
+    "!",
+    " × 5",
+    "-50",
+    " million",
+    " dozen",
+    " squared",
+    "xy",
+    " x",
+]
+
+
+@pytest.mark.parametrize("units", ["required", "optional", "ignored"])
+@pytest.mark.parametrize("rest", FACTORS)
+def test_a_number_with_a_factor_is_not_cut_to_the_number(units: str, rest: str) -> None:
+    verifier = QuantityVerifier(units=units)
+    assert verifier.gold(problem(f"12{rest}")) is None
+    assert not verifier.verify(problem("12"), rf"The answer is $12{rest}$.")
+    assert not verifier.verify(problem("12 m"), rf"\boxed{{12{rest}}}")
+    assert not verifier.verify(problem(f"12{rest}"), "The answer is 12")
+
+
 def test_an_answer_without_a_number_is_refused_before_a_run() -> None:
     with pytest.raises(DataError, match="verifier 'quantity': in 1 of 1 problems"):
         QuantityVerifier().check([problem("far away")])
@@ -173,7 +250,7 @@ def test_units_that_are_the_same(one: str, other: str) -> None:
     first, second = read_unit(one), read_unit(other)
     assert first is not None
     assert second is not None
-    assert first.dimensions == second.dimensions
+    assert same_kind(first, second)
     assert float(first.factor) == pytest.approx(float(second.factor) * factor, rel=1e-12)
 
 

@@ -10,10 +10,16 @@ from exprl.execution.tests import CallTests, ProgramTests, Tests
 from exprl.text.thinking import without_thinking
 
 _FENCE = re.compile(
-    r"^[ \t]*(?P<fence>```+|~~~+)[ \t]*(?P<label>[^\s`]*)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)",
-    re.MULTILINE | re.DOTALL,
+    r"""
+    ^(?P<indent>[ \t]*(?:(?:[-*+]|\d+[.)])[ ]+)?)      # the block may be an item of a list
+    (?P<fence>```+|~~~+)(?P<info>[^\n`]*)\n
+    (?:(?P<code>.*?^(?:(?!(?P=fence))[^\n])*)(?P=fence)[`~]*[ \t]*$  # the closing fence may end the last line
+    |(?P<rest>.*)\Z)
+    """,
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
 )
-_PYTHON = {"python", "python3", "py", "py3"}
+_PYTHON = re.compile(r"\s*\{?\s*\.?py(thon)?(3(\.\d+)?)?(?![\w-])", re.IGNORECASE)
+"""A block's label: `python`, `py3`, or Pandoc's `{.python}`."""
 _STOPS = re.compile(r"\n(?=class |def |@|if |print|#|```)")
 """Where a completion of a function is over: the stop strings of HumanEval's paper (Chen et al. 2021)."""
 
@@ -28,6 +34,7 @@ def program_of(response: str, tests: Tests) -> str | None:
     said = without_thinking(response)
     if said is None:
         return None
+    said = said.replace("\r\n", "\n")
     block = _block(said)
     if isinstance(tests, ProgramTests):
         return _for_prompt(block, said, tests)
@@ -39,17 +46,27 @@ def program_of(response: str, tests: Tests) -> str | None:
 
 def _block(said: str) -> str | None:
     blocks = list(_FENCE.finditer(said))
-    labelled = [block for block in blocks if block["label"].lower() in _PYTHON]
-    bare = [block for block in blocks if not block["label"]]
-    chosen = labelled or bare
-    return chosen[-1]["code"] if chosen else None
+    labelled = [block for block in blocks if _PYTHON.match(block["info"])]
+    bare = [block for block in blocks if not block["info"].strip()]
+    if not (labelled or bare):
+        return None
+    chosen = (labelled or bare)[-1]
+    code = chosen["rest"] if chosen["code"] is None else chosen["code"]
+    return _outdented(code.rstrip(" \t"), len(chosen["indent"]))
+
+
+def _outdented(code: str, width: int) -> str:
+    """Without the fence's own indentation (CommonMark 0.31, 4.5), if the code was indented along with it."""
+    if code.lstrip("\n")[:width].strip():
+        return code
+    return re.sub(rf"^[ \t]{{0,{width}}}", "", code, flags=re.MULTILINE)
 
 
 def _for_prompt(block: str | None, said: str, tests: ProgramTests) -> str | None:
     """A program behind its prompt, whose imports and helpers it may lean on, or a completion of the prompt."""
     code = said if block is None else block
     if _defines(code, tests.entry_point):
-        whole = f"{tests.prompt}\n\n{code}"
+        whole = _behind(tests.prompt, code)
         return whole if tests.prompt and _parsed(whole) is not None else code
     if not tests.prompt:
         return block
@@ -57,6 +74,20 @@ def _for_prompt(block: str | None, said: str, tests: ProgramTests) -> str | None
         if completion.strip() and _parsed(tests.prompt + completion) is not None:
             return tests.prompt + completion
     return block
+
+
+def _behind(prompt: str, code: str) -> str:
+    """Both, as one program: what it wants of `__future__` has to stand first."""
+    tree = _parsed(code)
+    wanted = [node for node in tree.body if _of_future(node)] if tree else []
+    if tree is None or not wanted:
+        return f"{prompt}\n\n{code}"
+    rest = ast.Module(body=[node for node in tree.body if node not in wanted], type_ignores=[])
+    return "\n".join([*map(ast.unparse, wanted), prompt, "", ast.unparse(rest)])
+
+
+def _of_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
 def _is_code(text: str, entry_point: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -30,8 +31,9 @@ def same_output(printed: str, expected: str) -> bool:
 def same_value(value: Any, expected: Any) -> bool:
     """Whether a returned value, as it was read back, equals the expected JSON value.
 
-    A tuple stands for a list, and floats are equal within `TOLERANCE`; nan is nan. All else is Python's own equality of
-    plain values. Sets, bytes and complex numbers equal no JSON value.
+    A tuple stands for a list; where a float is expected, a number within `TOLERANCE` is as good, and nan is nan. A
+    whole number is that number, as int or float; true and false are no numbers. Keys that are no texts stand for the
+    texts that JSON makes of them, but no two for the same. Sets, bytes and complex numbers equal no JSON value.
 
     >>> same_value((1, 0.1 + 0.2), [1, 0.3]), same_value({"a": 1}, {"a": 1.0}), same_value({1}, [1])
     (True, True, False)
@@ -40,15 +42,23 @@ def same_value(value: Any, expected: Any) -> bool:
         return len(value) == len(expected) and all(map(same_value, value, expected))
     if isinstance(value, dict) and isinstance(expected, dict):
         named = {_key(key): item for key, item in value.items()}
-        return named.keys() == expected.keys() and all(same_value(named[key], expected[key]) for key in expected)
-    if isinstance(value, float) or isinstance(expected, float):
-        return isinstance(value, int | float) and isinstance(expected, int | float) and _close(value, expected)
-    return bool(value == expected)
+        alike = len(named) == len(value) and named.keys() == expected.keys()
+        return alike and all(same_value(named[key], expected[key]) for key in expected)
+    if isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected
+    if isinstance(expected, float):
+        return isinstance(value, int | float) and _close(value, expected)
+    return not isinstance(value, complex) and bool(value == expected)
 
 
 def _key(key: Any) -> Any:
-    """JSON's keys are texts, so a number as a key stands for its text."""
-    return str(key) if isinstance(key, int | float) and not isinstance(key, bool) else key
+    """JSON's keys are texts, so any other that JSON knows stands for its text."""
+    return json.dumps(key) if key is None or isinstance(key, float | bool) or _short(key) else key
+
+
+def _short(key: Any) -> bool:
+    """Whether it is a whole number that Python writes at all."""
+    return isinstance(key, int) and key.bit_length() < 2**13
 
 
 def _close(value: float, expected: float) -> bool:

@@ -42,7 +42,10 @@ class Outcome:
         passed, count = self.verdicts.count("passed"), len(self.verdicts)
         first = next((number for number, verdict in enumerate(self.verdicts) if verdict != "passed"), None)
         said = f"{passed} of {count} test{'' if count == 1 else 's'} passed"
-        return said if first is None else f"{said}; the first other, number {first + 1}: {self.verdicts[first]}"
+        if first is None:
+            return said
+        unasked = " (no program in the response)" if self.verdicts[first] == "not run" else ""
+        return f"{said}; test {first + 1}: {self.verdicts[first]}{unasked}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +222,7 @@ def _verdict(line: bytes, tests: ProgramTests) -> Verdict:
     told = values.load(line)
     if "broken" in told:
         raise ExecutionError(
-            f"the test program for {tests.entry_point!r} fails before it calls anything: {told['broken']}. If it needs "
-            "packages, set sandbox.packages=true."
+            f"the test program for {tests.entry_point!r} is at fault, not what it tests: {told['broken']}. Mend it, "
+            "or leave the row out. If it needs packages, set sandbox.packages=true."
         )
     return "passed" if told.get("passed") is True else "wrong"

@@ -8,12 +8,22 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from exprl.errors import ExecutionError
 from exprl.execution.judging import Bench, Outcome, judge
 from exprl.execution.limits import Limits
 from exprl.execution.sandboxes import Sandbox
 from exprl.execution.tests import Tests
+from exprl.types import Problem
 
 _REMEMBERED = 2**14
+
+
+def outcome_of(problem: Problem, future: Future[Outcome]) -> Outcome:
+    """What was found; an `ExecutionError` names the problem."""
+    try:
+        return future.result()
+    except ExecutionError as error:
+        raise ExecutionError(f"problem {problem.id!r}: {error}") from error
 
 
 class Memory:

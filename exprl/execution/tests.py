@@ -108,8 +108,14 @@ def read_tests(problem: Problem) -> Tests:
             f"problem {problem.id!r} has no tests, but its program is to be judged by running it. Set columns.tests to "
             "the column that holds them, or leave the row out."
         )
+    text: object = hidden.reveal()
+    if not isinstance(text, str):
+        raise DataError(
+            f"problem {problem.id!r}, tests: expected JSON text, but got {type(text).__name__}. Write "
+            "Hidden(json.dumps(tests))."
+        )
     try:
-        return parse_tests(hidden.reveal())
+        return parse_tests(text)
     except DataError as error:
         raise DataError(f"problem {problem.id!r}, tests: {error}") from None
 

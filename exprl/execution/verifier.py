@@ -7,6 +7,7 @@ from contextlib import closing
 
 from exprl.execution.answer import program_of
 from exprl.execution.options import Executing
+from exprl.execution.runner import outcome_of
 from exprl.execution.tests import read_tests
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
@@ -17,7 +18,8 @@ from exprl.verifiers.base import Verifier
 class ExecutionVerifier(Executing, Verifier):
     """Right if the program in the response passes all the problem's tests, run in a sandbox.
 
-    A response without a program is wrong. Where a sandbox cannot be made nothing is known: `ExecutionError`.
+    A response without a program is wrong. Where a sandbox cannot be made, or a test program is itself
+    at fault, nothing is known: `ExecutionError`, which names the problem.
     """
 
     def verify(self, problem: Problem, response: str) -> bool:
@@ -31,7 +33,7 @@ class ExecutionVerifier(Executing, Verifier):
             for problem, response in zip(problems, responses, strict=True):
                 tests = read_tests(problem)
                 started.append(runner.start(program_of(response, tests), tests))
-            return [future.result().passed for future in started]
+            return [outcome_of(problem, future).passed for problem, future in zip(problems, started, strict=True)]
 
     def knows(self, problem: Problem) -> bool:
         """Whether it has tests."""

@@ -11,6 +11,7 @@ from exprl.errors import ExecutionError
 from exprl.execution.answer import program_of
 from exprl.execution.judging import Outcome
 from exprl.execution.options import Executing
+from exprl.execution.runner import outcome_of
 from exprl.execution.tests import read_tests
 from exprl.registry import REWARDS
 from exprl.rewards.base import Reward
@@ -56,8 +57,11 @@ class ExecutionReward(Executing, Reward):
         self, groups: Sequence[RolloutGroup], on_progress: OnProgress = no_progress
     ) -> list[tuple[AnyReward, ...]]:
         """A reward a rollout, with what was found as its judgement."""
-        begun = [[(rollout, self._begin(group.problem, rollout)) for rollout in group.rollouts] for group in groups]
-        return [tuple(self._reward(rollout, future, on_progress) for rollout, future in group) for group in begun]
+        begun = [[(one, self._begin(group.problem, one)) for one in group.rollouts] for group in groups]
+        return [
+            tuple(self._reward(group.problem, one, future, on_progress) for one, future in futures)
+            for group, futures in zip(groups, begun, strict=True)
+        ]
 
     def sync(self) -> None:
         """The next step's programs are others."""
@@ -75,12 +79,14 @@ class ExecutionReward(Executing, Reward):
         tests = read_tests(problem)
         return self._runner.start(program_of(rollout.reply, tests), tests)
 
-    def _reward(self, rollout: Rollout, future: Future[Outcome] | None, on_progress: OnProgress) -> RolloutReward:
+    def _reward(
+        self, problem: Problem, rollout: Rollout, future: Future[Outcome] | None, on_progress: OnProgress
+    ) -> RolloutReward:
         if future is None:
             on_progress(1)
             return RolloutReward(value=0.0, length=len(rollout), cut_off=True)
         try:
-            outcome = future.result()
+            outcome = outcome_of(problem, future)
         except ExecutionError as error:
             value, judgement = None, Judgement(score=None, status="error", rationale=str(error))
         else:

@@ -41,8 +41,9 @@ TESTS: dict[str, Tests] = {
     "program": ProgramTests(
         entry_point="mix",
         prompt='def mix(x):\n    """The square and seven."""\n',
-        test="def check(candidate):\n    assert candidate(987654) == 975460423723\n"
-        "    assert candidate(1234567) == 1524155677496\n",
+        test="def check(candidate):\n"  # lazily: what ends the iteration ends the test
+        "    for got, want in zip(map(candidate, [987654, 1234567]), [975460423723, 1524155677496]):\n"
+        "        assert got == want\n",
     ),
 }
 LIMITS = Limits(time=1.0, memory=256, processes=32, files=32)

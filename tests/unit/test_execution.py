@@ -105,6 +105,9 @@ def test_a_problem_without_tests_is_named() -> None:
         ExecutionVerifier(sandbox=NoSandbox()).check([problem(ADD), problem(None)])
     with pytest.raises(DataError, match="problem 'p', tests: not JSON"):
         read_tests(Problem(question=Question(problem_id="p", text=""), scaffold=Scaffold(tests=Hidden("x"))))
+    unwritten = Scaffold(tests=Hidden({"form": "stdio"}))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"problem 'p', tests: expected JSON text, but got dict.*json\.dumps"):
+        read_tests(Problem(question=Question(problem_id="p", text=""), scaffold=unwritten))
 
 
 # ------------------------------------------------------------------ the program in a response
@@ -124,6 +127,17 @@ def test_a_problem_without_tests_is_named() -> None:
         ("print(input())", "print(input())"),
         ("The answer is 3", None),
         ("42", None),
+        ("```python\r\nprint(1)\r\n```\r\nIt prints 1.", "print(1)\n"),
+        ("1. Here:\n   ```python\n   if 1:\n       print(1)\n   ```\n2. Done.", "if 1:\n    print(1)\n"),
+        ("- ```python\n  print(1)\n  ```", "print(1)\n"),
+        ("   ```python\nif 1:\n  print(1)\n   ```", "if 1:\n  print(1)\n"),  # the fence alone is indented
+        ("```{.python .numberLines}\nprint(1)\n```\n```{.sh}\nls\n```", "print(1)\n"),
+        ("``` Python3.11\nprint(1)\n```", "print(1)\n"),
+        ("```pycon\n>>> 1\n```", None),
+        ("```python\nprint(1)```\nBetter:\n```python\nprint(2)\n```", "print(2)\n"),
+        ("```python\nprint(1)```\nIt prints 1.", "print(1)"),
+        ("```python\nprint('```')  # or ```x```\nprint(2)\n```", "print('```')  # or ```x```\nprint(2)\n"),
+        ("```python\nprint(2)  # ```x", "print(2)  # ```x"),
     ],
 )
 def test_the_program_is_the_last_fenced_block(response: str, program: str | None) -> None:
@@ -144,6 +158,7 @@ def test_a_call_needs_the_function_in_unfenced_code() -> None:
         "```python\ndef add(a, b):\n    return a + b\n```",
         "def add(a, b):\n    return a + b",
         "```python\ndef add(a, b):\n    return floor(a + b)\n```",  # leans on the prompt's imports
+        "```python\nfrom __future__ import annotations\ndef add(a: no, b):\n    return floor(a + b)\n```",
     ],
 )
 def test_a_completion_of_the_prompt_is_made_whole(response: str) -> None:
@@ -190,7 +205,15 @@ def test_outputs(printed: str, expected: str, same: bool) -> None:
         (None, None, True),
         ({1}, [1], False),
         (1.0, 1, True),
-        (True, 1, True),
+        (True, 1, False),
+        (1, True, False),
+        (True, True, True),
+        (float(2**53), 2**53 + 1, False),
+        (975460423000.0, 975460423723, False),
+        (1, 1.0000001, True),
+        (1 + 0j, 1, False),
+        ({1: 3, "1": 2}, {"1": 2}, False),
+        ({True: 2, None: 3, 1.5: 4}, {"true": 2, "null": 3, "1.5": 4}, True),
     ],
 )
 def test_values(value: object, expected: object, same: bool) -> None:
@@ -208,6 +231,12 @@ def test_plain_values_pass_as_they_are(value: object) -> None:
 def test_what_is_no_value_is_refused(line: bytes) -> None:
     with pytest.raises((ValueError, RecursionError)):
         values.load(line)
+
+
+def test_whole_numbers_pass_at_any_length() -> None:
+    sent = {"value": [-(10**5000)]}
+    assert values.load(values.dump(sent)) == sent
+    assert not same_value({10**5000: 1}, {"1": 1})
 
 
 def test_objects_do_not_pass() -> None:
@@ -243,6 +272,7 @@ def test_verdicts(program: str, tests: Tests, verdicts: tuple[str, ...]) -> None
     [
         "assert add(1, 2) == 3\nassert add([1], [2]) == [1, 2]",  # MBPP: no check function
         "def check(f):\n    try:\n        f(None, 1)\n    except TypeError:\n        return\n    assert False",
+        "def check(f):\n    assert f(10**5000, 1) == 10**5000 + 1",
         "def check(f):\n    assert f((1,), (2,)) == (1, 2)\n    assert floor(f(0.5, 1)) == 1",
     ],
 )
@@ -253,12 +283,61 @@ def test_test_programs_see_what_a_function_gives_and_raises(test: str) -> None:
 
 @needs_sandbox
 @pytest.mark.parametrize(
-    "test", ["import no_such_package", "def check(f):\n    pass", "def test(f):\n    assert f(1, 2)"]
+    ("test", "said"),
+    [
+        ("import no_such_package", "ModuleNotFoundError"),
+        ("def check(f):\n    pass", "without a call"),
+        ("def test(f):\n    assert f(1, 2)", "without a call"),
+        ("def check(f):\n    class SECRET42(KeyError): pass\n    raise SECRET42('SECRET42')", "KeyError"),
+        ("def check(f):\n    assert f(1, 2) == SECRET42", "NameError"),
+        ("def check(f):\n    f(1, 2); import SECRET42", "ModuleNotFoundError"),
+        ("def check(f):\n    f(1, 2); from math import SECRET42", "ImportError"),
+        ("def check(f):\n    assert f(1, 2) == 3\n    f(lambda: 'SECRET42', 1)", "no plain value"),
+        (
+            "def check(f):\n    f(1, 2)\n    try:\n        f(open, 1)\n    except BaseException:\n        pass",
+            "no plain",
+        ),
+    ],
 )
-def test_a_test_program_that_calls_nothing_says_nothing(test: str) -> None:
+def test_a_test_program_at_fault_says_nothing_of_a_program(test: str, said: str) -> None:
+    own = problem(ProgramTests(entry_point="add", test=test))
+    response = "```python\ndef add(a, b): return a + b\n```"
+    with pytest.raises(ExecutionError, match=f"problem 'p': the test program for 'add' is at fault.*{said}") as raised:
+        ExecutionVerifier().verify(own, response)
+    assert "SECRET42" not in str(raised.value)
+    with closing(ExecutionReward()) as reward:
+        [[found]] = reward.score([RolloutGroup(problem=own, rollouts=(rollout_of(response),))])
+    assert found.value is None
+    assert "SECRET42" not in found.judgements[0].rationale
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("return None", "assert len(add(1, 2)) == 1"),
+        ("return []", "for got in add(1, 2):\n    last = got\nassert last == 3"),  # a NameError of the test's own name
+        ("return 'missing'", "assert eval(add(1, 2)) == 3"),
+        ("raise NameError('x')", "assert add(1, 2) == 3"),
+        ("raise ImportError('x')", "import math; assert add(1, 2) == 3"),
+        ("return 0", "import math; assert add(1, 2) == 3"),
+        ("return object()", "try:\n    add(1, 2)\nexcept TypeError:\n    pass"),
+        ("__import__('os')._exit(0)", "try:\n    add(1, 2)\nexcept BaseException:\n    pass"),
+        ("raise StopIteration", "assert all(map(add, [1], [2]))"),
+        ("raise StopAsyncIteration", "assert all(map(add, [1], [2]))"),
+        ("raise GeneratorExit", "assert all(map(add, [1], [2]))"),
+    ],
+)
+def test_what_a_program_brings_about_in_its_test_is_its_own_fault(program: str, test: str) -> None:
     tests = ProgramTests(entry_point="add", test=test)
-    with pytest.raises(ExecutionError, match="the test program for 'add'"):
-        judge("def add(a, b): return a + b", tests, bench(Bubblewrap()))
+    assert judge(f"def add(a, b): {program}", tests, bench(Bubblewrap())).verdicts == ("wrong",)
+
+
+@needs_sandbox
+def test_a_test_program_sees_the_exceptions_that_want_more_than_a_message() -> None:
+    test = "try:\n    encode('\\ud800')\nexcept UnicodeEncodeError:\n    pass\nelse:\n    assert False"
+    tests = ProgramTests(entry_point="encode", test=test)
+    assert judge("def encode(text): return text.encode()", tests, bench(Bubblewrap())).passed
 
 
 @needs_sandbox
@@ -410,7 +489,9 @@ def test_packages_are_shown_where_asked() -> None:
 
 def test_an_outcome_says_where_it_failed() -> None:
     outcome = Outcome(verdicts=("passed", "time", "not run"))
-    assert str(outcome) == "1 of 3 tests passed; the first other, number 2: time"
+    assert str(outcome) == "1 of 3 tests passed; test 2: time"
+    unasked = judge(None, SUMS, bench(NoSandbox()))
+    assert str(unasked) == "0 of 2 tests passed; test 1: not run (no program in the response)"
     assert not outcome.passed
     assert Outcome(verdicts=()).share == 0.0
     assert not Outcome(verdicts=()).passed

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from . import values
+from .faults import UnsendableError, fault
 
 LONGEST_REPLY = 2**24
 
@@ -20,19 +21,30 @@ class Candidate:
     def __init__(self, requests: int, replies: int) -> None:
         self.requests, self.replies = os.fdopen(requests, "wb"), os.fdopen(replies, "rb")
         self.calls = 0
+        self.gone = False
+        self.unsendable = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns; raises what it raises, or `GoneError`."""
-        self.calls += 1
-        try:
-            self.requests.write(values.dump({"args": list(args), "kwargs": kwargs}))
-            self.requests.flush()
-        except OSError:
-            raise GoneError from None
-        reply = self._read()
+        """What the function returns; raises what it raises, `GoneError`, or `UnsendableError`."""
+        reply = self._ask({"args": list(args), "kwargs": kwargs})
         if "value" in reply:
             return reply["value"]
         raise exception(reply.get("raised"), reply.get("message"))
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            line = values.dump(request)
+        except TypeError:
+            self.unsendable = True
+            raise UnsendableError from None
+        self.calls += 1
+        try:
+            self.requests.write(line)
+            self.requests.flush()
+            return self._read()
+        except (OSError, GoneError):
+            self.gone = True
+            raise GoneError from None
 
     def load(self) -> bool:
         """Whether the program is ready to be called; the test program would else be blamed for what it raises."""
@@ -49,11 +61,17 @@ class Candidate:
 
 
 def exception(name: Any, message: Any) -> Exception:
-    """The built-in exception of that name, or a RuntimeError in its place."""
+    """The built-in exception of that name, or a RuntimeError in its place.
+
+    So it is for those that end a loop instead of the test, in `map`, `zip` or `for` (as in a generator, PEP 479).
+    """
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    ends_loops = (StopIteration, StopAsyncIteration)
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, ends_loops):
         with contextlib.suppress(TypeError):
             return kind(str(message))
+        with contextlib.suppress(TypeError):
+            return kind.__new__(kind, str(message))  # UnicodeError's, which want more than a message
     return RuntimeError(str(message))
 
 
@@ -62,9 +80,15 @@ def check(given: dict[str, str], requests: int, replies: int, verdict: int) -> N
     candidate = Candidate(requests, replies)
     try:
         outcome = _run(given, candidate)
+    except GoneError:
+        outcome = {"passed": False}
     except BaseException as error:  # noqa: BLE001 - a test program may raise whatever it likes
-        broken = candidate.calls == 0 and not isinstance(error, GoneError)
-        outcome = {"broken": f"{type(error).__name__}: {error}"[:200]} if broken else {"passed": False}
+        broken = fault(error, given, candidate.calls)
+        outcome = {"passed": False} if broken is None else {"broken": f"it raises {broken}"}
+    if candidate.unsendable:
+        outcome = {"broken": "it calls the entry point with what is no plain value"}
+    elif candidate.gone:  # though the test program took no notice
+        outcome = {"passed": False}
     os.write(verdict, values.dump(outcome))
 
 
@@ -80,5 +104,5 @@ def _run(given: dict[str, str], candidate: Candidate) -> dict[str, Any]:
     if callable(namespace.get("check")):
         namespace["check"](candidate)
     if candidate.calls == 0:
-        return {"broken": "the test program ends without a call of the entry point"}
+        return {"broken": "it ends without a call of the entry point"}
     return {"passed": True}

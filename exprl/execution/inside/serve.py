@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import values
+from .faults import builtin_name
 
 
 def serve(load: Callable[[], Callable[..., Any]], requests: int, replies: int) -> None:
@@ -12,7 +13,7 @@ def serve(load: Callable[[], Callable[..., Any]], requests: int, replies: int) -
     try:
         function = load()
     except BaseException as error:
-        os.write(replies, values.dump({"raised": _name(error)}))
+        os.write(replies, values.dump({"raised": builtin_name(error)}))
         raise
     os.write(replies, values.dump({"loaded": True}))
     with os.fdopen(requests, "rb") as lines, os.fdopen(replies, "wb") as out:
@@ -23,10 +24,10 @@ def serve(load: Callable[[], Callable[..., Any]], requests: int, replies: int) -
 
 def _reply(function: Callable[..., Any], request: dict[str, Any]) -> bytes:
     try:
-        return values.dump({"value": function(*request["args"], **request["kwargs"])})
+        value = function(*request["args"], **request["kwargs"])
     except BaseException as error:  # noqa: BLE001 - a program may raise whatever it likes
-        return values.dump({"raised": _name(error), "message": str(error)[:200]})
-
-
-def _name(error: BaseException) -> str:
-    return next((kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"), "Exception")
+        return values.dump({"raised": builtin_name(error), "message": str(error)[:200]})
+    try:
+        return values.dump({"value": value})
+    except BaseException:  # noqa: BLE001 - the program's own objects take part
+        return values.dump({"raised": "RuntimeError", "message": "it returns what is no plain value"})

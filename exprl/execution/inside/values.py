@@ -1,12 +1,15 @@
 """Values as one line of JSON, so that nothing but plain values passes: no object, no code, no class of anybody's own.
 
-Numbers, texts, booleans, None and lists are themselves; all else is an object {"type": ..., "items": [...]}.
+Numbers, texts, booleans, None and lists are themselves; all else is an object {"type": ..., "items": [...]}, and so is
+a whole number of more digits than Python writes.
 """
 
 import json
 from typing import Any
 
 _CONTAINERS: dict[Any, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_LONG = 2**13
+"""Bits; hexadecimal digits have no limit, and take no time that grows with their square."""
 
 
 def dump(message: dict[str, Any]) -> bytes:
@@ -23,6 +26,8 @@ def load(line: bytes) -> dict[str, Any]:
 
 
 def _encoded(value: Any) -> Any:
+    if isinstance(value, int) and value.bit_length() > _LONG:
+        return {"type": "int", "items": [hex(value)]}
     if value is None or isinstance(value, (bool, str, int, float)):
         return value
     if isinstance(value, list):
@@ -50,6 +55,9 @@ def _decoded(node: Any) -> Any:
     try:
         if kind == "dict":
             return {_decoded(key): _decoded(item) for key, item in items}
+        if kind == "int":
+            [digits] = items
+            return int(digits, 16)
         if kind == "bytes":
             return bytes(items)
         if kind == "complex":

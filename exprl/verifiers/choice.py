@@ -11,6 +11,7 @@ from exprl.component import option
 from exprl.config.ranges import Form
 from exprl.errors import DataError
 from exprl.registry import VERIFIERS
+from exprl.text.thinking import without_thinking
 from exprl.types import Problem
 from exprl.verifiers.answers import Stated, stated_answers
 from exprl.verifiers.base import Verifier
@@ -21,10 +22,17 @@ from exprl.verifiers.statements import without_hedges
 
 _MARKS = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf)?\b|\\(?:boxed|fbox)\b|\\[\[\]()]|[*_`${}#]")
 
-_FORMULA = re.compile(r"\s*(?:[\^!*×]|\\(?:times|cdot|cup|cap|to|prime)(?![A-Za-z]))|[-‐‑][A-Za-z]{2,}")  # A^2, A-level
+_QUOTED = re.compile(r"[\"“'‘]([A-Z])[\"”'’]")
+_FORMULA = re.compile(
+    r"\s*(?:[\^*×]|!(?!\s*(?:$|[A-Z]))|\\(?:times|cdot|cup|cap|to|prime)(?![A-Za-z]))|[-‐‑][A-Za-z]{2,}"
+)  # A^2, A-level
+
+_CONCLUDES = re.compile(r"(?i)^(?:(?:so|therefore|thus|hence|then|finally|clearly)\b,?\s+)*")
+_CALLED_RIGHT = r"(?:(?:the\s+)?(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|the\s+(?:answer|one))"
 
 _GOES_ON = re.compile(  # "A triangle": the letter is the first word of an answer in words
-    r"[ \t]+(?!(?:and|or|is|was|because|since|as|for|with|from|by|which|where|so|due|i\.e|that|the)\b)[A-Za-z]"
+    r"[ \t]+(?!(?:and|or|is|was|because|since|as|for|with|from|by|which|where|so|due|i\.e|that|the|rather\s+than"
+    r"|instead\s+of)\b)[A-Za-z]"
 )
 
 
@@ -48,6 +56,10 @@ class ChoiceVerifier(Verifier):
         letters = self.letters
         bracketed = rf"[(\[]\s*([{letters}{letters.lower()}])\s*[)\]]"
         self._letter = re.compile(rf"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:{bracketed}|([{letters}])(?![\w'’]))")
+        self._says = re.compile(
+            rf"(?<!\w)(?:(?:[Ii]t|[Tt]h(?:is|at))\s+(?:is|must\s+be)\s+{self._letter.pattern}"
+            rf"|{self._letter.pattern}\s+is\s+{_CALLED_RIGHT})\s*[.!]?"
+        )
         separator = r"[\s,;/&|+().\[\]–—-]"
         joint = r"(?:(?:or|and|to|through|maybe|perhaps|possibly|also|plus|as\s+well\s+as|with)\b\s*)"
         self._second = re.compile(
@@ -98,7 +110,7 @@ class ChoiceVerifier(Verifier):
         for place in stated_answers(response):
             if place.kind == "line":
                 alone = self._alone(place.text) or self._with_text(place.text, options)
-                return alone or named(place.text, options, whole=True)
+                return alone or self._said(place.text, response) or named(place.text, options, whole=True)
             statement = without_hedges(_marked_off(place.text))
             if self._letter.match(statement) or named(statement, options):
                 return self._chosen(place.text, options)
@@ -122,6 +134,14 @@ class ChoiceVerifier(Verifier):
         text = _AFTER_LETTER.sub("", cleaned[match.end() :]) if match else ""
         return _capital(match) if match and text and named(text, options, whole=True) == _capital(match) else None
 
+    def _said(self, line: str, response: str) -> str | None:
+        """The letter of a line that only says which it is ("It is C.", "Option C is right."), if no other is said."""
+        if not self._says.fullmatch(_CONCLUDES.sub("", _marked_off(line))):
+            return None
+        said = _marked_off(without_thinking(response) or "")
+        letters = {next(filter(None, match.groups())).upper() for match in self._says.finditer(said)}
+        return letters.pop() if len(letters) == 1 else None
+
     def _alone(self, text: str) -> str | None:
         """The letter if `text` is nothing else, brackets, marks and a full stop aside."""
         bare = _marked_off(text).rstrip(".").strip()
@@ -142,7 +162,7 @@ def _fits(letter: str, rest: str, options: Mapping[str, str]) -> bool:
 
 
 def _marked_off(text: str) -> str:
-    return _MARKS.sub("", folded(text)).strip()
+    return _QUOTED.sub(r"\1", _MARKS.sub("", folded(text))).strip()
 
 
 def _capital(match: re.Match[str]) -> str:

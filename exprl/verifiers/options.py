@@ -14,8 +14,16 @@ _INLINE = re.compile(r"(?<!\S)\(([A-Z])\)\s+")
 _STYLE = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf)?\b|[{}$*_`]|\\[()\[\]]")
 _ARTICLE = re.compile(r"(?:the|a|an)\s+(?=\S)")
 _ENDS = re.compile(
-    r"\s*(?:$|[.,;:!)\n]|\(|--?\s|[–—]|(?:because|since|as|which|for|so|that is|due|from|by)\b)"
+    r"\s*(?:$|[.,;:!)\n]|\(|--?\s|[–—]|(?:because|since|as|which|for|so|that is|due|from|by|rather than|instead of)\b)"
 )  # what may follow an option's text in a sentence
+
+
+_REASONS = re.compile(
+    r"[\s,;]*(?:which|because|since|as|due|from|by|for|rather\s+than|instead\s+of)\b(?!.*\b(?:or|and|but|also|too"
+    r"|either|equally|maybe|perhaps|possibly|might|may|could|not|no|however|actually|correct|right|wrong|answer|well|both|plus"
+    r"|same)\b)(?!.*[?.,;:/&\n–—])"
+)
+"""A remark that may name other options without choosing them: "which is larger than Mars"."""
 
 
 def options_of(question: str) -> dict[str, str]:
@@ -39,7 +47,8 @@ def options_of(question: str) -> dict[str, str]:
 def named(statement: str, options: Mapping[str, str], *, whole: bool = False) -> str | None:
     """The letter of the option whose text `statement` is, or begins with and then only gives reasons.
 
-    None too where it names a second one after it, or several options say the same. `whole`: it must be nothing else.
+    None too where it names a second one after it, unless in a reason ("which is larger than Mars"), or several options
+    say the same. `whole`: it must be nothing else.
 
     >>> named("iron, since it conducts", {"A": "iron", "B": "sulphur"})
     'A'
@@ -55,8 +64,10 @@ def named(statement: str, options: Mapping[str, str], *, whole: bool = False) ->
         rest = said[len(text) :]
         if whole and rest.strip(" ."):
             continue
+        if not _ENDS.match(rest):
+            continue
         others = (other for name, other in texts.items() if name != letter and other)
-        if _ENDS.match(rest) and not any(re.search(rf"(?<!\w){re.escape(other)}(?!\w)", rest) for other in others):
+        if _REASONS.match(rest) or not any(re.search(rf"(?<!\w){re.escape(other)}(?!\w)", rest) for other in others):
             return letter
     return None
 

@@ -30,12 +30,26 @@ CHOSEN = [
     "**Answer:** B\n", "The correct answer is: Mercury (B)", "Final answer: $B$", "<answer>B</answer>",
     "The best choice is option B because it is the innermost.",
     "The answer is the planet Mercury: Mercury.\n\nAnswer: B",
+    'The answer is "B".', "The answer is “B”.", "The answer is 'B'.", "The answer is ‘B’", "The answer is B!",
+    "The answer is B! It is the innermost.", "The answer is B rather than A", "The answer is B instead of A.",
+    "The answer is Mercury, which is closer than Venus.", "The answer is Mercury rather than Venus.", "Hot.\nIt is B.",
+    "Hot.\nOption B is correct.", "Hot.\nTherefore, B is the correct answer.", "So this must be (b).",
+    "Thus, B is right!", "Option A is incorrect.\nOption B is correct.",
+    "Hot.\n**Hence, option (B) is the best choice.**",
 ]  # fmt: skip
 NOT_CHOSEN = [
     "A", "Venus", "The answer is Venus.", "B or C", "Venus or Mercury", "The answer is Mercury or Venus.", "",
     "A, B, C, D", "The answer is Mars.", "The answer is B. Wait, no, it is A.", "The answer is not B.",
     "Mercury is not the answer.", "The answer is Venus (A), not Mercury.", "All of them.", "Answer: B and C",
     "<think>B</think>", "The answer is Mercurial.", "B. Venus", r"\boxed{\text{Mars}}", "The answer is the Earth.",
+    "It is A.", "It is B or A.", "Is it B?", "It is not B.", "Option B is incorrect.", "B is the wrong answer.",
+    "B is correct, or A is.", "It might be B.", "The answer is B! × 2", "The answer is Mercury, or rather Venus.",
+    "The answer is Mercury, which is not right, Venus is.", "The answer is Mercury, as is Venus, or both.",
+    "The answer is Mercury, since it is hot. Venus too.", "The answer is Venus rather than Mercury.",
+    "The answer is A rather than B.", "It is B. It is A.", "A is correct.\nB is correct.",
+    "Option A is right since it is hot.\nOption B is right.", "The answer is Mercury as well as Venus.",
+    "The answer is Mercury, since hot, Venus.", "The answer is B rather large.",
+    "The answer is Mercury, which moves; maybe Venus.",
     "The answer is Mercury and Venus.", "Mercury is hot, Venus is hotter.", "I would say Mercury",
 ]  # fmt: skip
 

@@ -68,7 +68,8 @@ _WHOLE = {
     "kmh kph": _unit("5/18", m=1, s=-1), "ha | hectare": _unit(10_000, m=2),
     "atm | atmosphere": _unit(101_325, kg=1, m=-1, s=-2), 
     "yd | yard": _unit("0.9144", m=1), "oz | ounce": _unit("0.028349523125", kg=1), "dB | decibel": _unit(1, decibel=1),
-    "AU au": _unit(149_597_870_700, m=1), "ly": _unit(9_460_730_472_580_800, m=1), 
+    "AU au": _unit(149_597_870_700, m=1), "Å | angstrom": _unit("1e-10", m=1),
+    "ly": _unit(9_460_730_472_580_800, m=1), 
     "% | percent": _unit("1/100"), "1": _unit(1), "°C degC | celsius": _CELSIUS,
     "°F degF | fahrenheit": _unit(1, fahrenheit=1), "° deg | degree": _unit(1, degree=1),
 }  # fmt: skip
@@ -100,7 +101,7 @@ def _words() -> dict[str, Unit]:
 _SYMBOLS, _WORDS = _symbols(), _words()
 
 _TOKEN = re.compile(
-    r"\^\{?(?P<power>[-+]?\d{1,3})\}?|(?P<name>[A-Za-zµμΩ%°]+|1(?=\s*\)?\s*/))|(?P<sign>[/()])|(?P<joint>[\s·⋅*]+)"
+    r"\^\{?(?P<power>[-+]?\d{1,3})\}?|(?P<name>[A-Za-zÅµμΩ%°]+|1(?=\s*\)?\s*/))|(?P<sign>[/()])|(?P<joint>[\s·⋅*]+)"
 )
 _REPLACED: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\^\s*\{\s*([-+]?\d{1,3})\s*\}"), r"^\1 "),

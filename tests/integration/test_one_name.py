@@ -46,11 +46,18 @@ REFUSED_ON_BOTH = {
     "reward.judge.name=smaller_model": r"reward\.judge\.model: required, but missing",
     "advantage.name=group": r"advantage\.name: 'group' takes one reward a rollout.*Set advantage\.name to one of",
     "verifier.name=choice": r"verifier 'choice'.*[Cc]hoose another verifier\.name",
+    "reward.name=by_domain": r"reward\.domains: required, but missing",
+    "verifier.name=by_domain": r"verifier\.domains: required, but missing",
+    "reward.name=execution": r"has no tests.*Set columns\.tests",
+    "verifier.name=execution": r"has no tests.*Set columns\.tests",
 }
 REFUSED_ON_QUICKSTART = REFUSED_ON_BOTH | {
     "reward.judge.name=same_model": r"reward\.judge\.weights: required, but missing.*frozen.*live",
+    "reward.judge.name=rubric": r"does not write each of Y, N as one token.*choose another judge model",
 }
-REFUSED_ON_CHAMP = REFUSED_ON_BOTH
+REFUSED_ON_CHAMP = REFUSED_ON_BOTH | {
+    "verifier.name=quantity": r"verifier 'quantity'.*choose another verifier\.name",  # most answers are formulas
+}
 
 
 def trained(override: str, small: Any, run: Any, folder: Path) -> None:

@@ -173,6 +173,8 @@ def _beyond(rule: Range) -> Iterator[float]:
 def fits(spec: FieldSpec, value: Any) -> bool:
     """Whether an option may be `value`, for the values that `refused` draws from."""
     if spec.registry is not None:
+        if value == {} and spec.default_node is not None:
+            return True  # all as in the default
         return value is None and type(None) in get_args(spec.annotation)
     return _fits(spec.annotation, value)
 

@@ -137,7 +137,9 @@ def test_takes_linear_time():
     assert time.perf_counter() - start < 2
 
 
-@pytest.mark.parametrize("template", ["reference", "no_reference"])
+@pytest.mark.parametrize(
+    "template", [f"{name}{end}" for name in ("math", "science", "code") for end in ("", "_no_reference")]
+)
 def test_remarks_are_the_words_of_the_prompts(template):
     for score, meaning in MEANINGS.items():
         assert f"\n{score:g} - {meaning}" in read_prompt(template)

@@ -25,7 +25,7 @@ VALUES = [[1.0, 0.0, 0.0, 0.0], [0.75, 0.5, 0.25, 0.5]]
 
 
 def experiment(reward: str, **node: Any) -> Experiment:
-    judged = {"judge": JUDGE} if reward != "sparse" else {}
+    judged = {"judge": JUDGE} if reward in ("outcome", "process") else {}
     return from_layers(Experiment, [{"model": {"name": "chain"}, "reward": {"name": reward, **judged}, **node}])
 
 

@@ -137,7 +137,8 @@ class JudgeTokenizer:
         if any(ids[:-1] != prefix for ids in encoded) or len(set(label_ids)) != len(labels):
             raise JudgeError(
                 f"the tokenizer of {self._name} does not write each of {', '.join(labels)} as one token, so their "
-                "probabilities cannot be read: set scoring=rationale, or choose another judge model."
+                "probabilities cannot be read: choose another judge model, or a judge that writes its verdict "
+                "(scoring=rationale)."
             )
         return prefix, label_ids
 

@@ -15,8 +15,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-build-isolation --constraint $(LOCK)
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 CACHE   := EXPRL_CACHE=$(CURDIR)/.cache/exprl
-# In the order of the files: those that start many processes come first, and none of them is left for the end.
-PYTEST  := $(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST  := $(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 NOT_IN_CI := test -z "$(CI)" # what may be missing on a laptop may not where it would go unseen
 

@@ -17,7 +17,7 @@ import pytest
 from exprl.config.layers import load_layers
 from exprl.config.shipped import shipped
 from exprl.experiment import Experiment, load_experiment
-from exprl.registry import FAMILIES
+from exprl.registry import FAMILIES, _named, named_plugins
 from exprl.study.plan import Plan
 from tests.integration.conftest import ROOT
 
@@ -80,7 +80,9 @@ def commands() -> list[tuple[str, str]]:
 def registered() -> Iterator[None]:
     """What printed plugins register is gone afterwards: other tests of this process count what there is."""
     before = [dict(registry._classes) for registry in FAMILIES if registry.names()]
+    named_before = named_plugins()
     yield
+    _named.intersection_update(named_before)
     for registry, classes in zip(FAMILIES, before, strict=True):
         registry._classes.clear()
         registry._classes.update(classes)

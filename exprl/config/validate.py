@@ -139,7 +139,10 @@ def _of_another(registry: Registry[Any], name: str, path: str, option: str) -> s
         return None
     each = next((key for key, spec in fields_of(registry.get(name).Config).items() if spec.each is registry), None)
     if each is not None:
-        return f"Each {registry.family} within it has options of its own: {path}.{each}.NAME.{option}."
+        return (
+            f"None of the {registry.family}s within it has one; what one has is set for all of them so, or as "
+            f"{path}.{each}.NAME.{option} for one."
+        )
     others = f"{', '.join(known)} {'have' if known[1:] else 'has'} one"
     return f"The {registry.family} {name!r} has none, {others}: set {path}.name={known[0]}."
 

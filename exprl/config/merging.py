@@ -112,7 +112,7 @@ def _within(layer: Mapping[str, Any], key: str, name: str | None) -> Any:
 
 def _takes(registry: Registry[Any], name: Any, option: str, node: Mapping[str, Any]) -> bool:
     """Whether a component has an option, or one within it may; one that is `${...}` is set where that stands."""
-    if name not in registry.names() or isinstance(node.get(option), str) and "${" in node[option]:
+    if name not in registry.names() or (isinstance(node.get(option), str) and "${" in node[option]):
         return False
     fields = fields_of(registry.get(name).Config)
     return option in fields or any(spec.each is registry for spec in fields.values())

@@ -44,7 +44,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def problems(rows: Path) -> list[Problem]:
-    return JsonLinesSource(path=str(rows), columns=Columns(id="id", domain="domain", tests="tests", partial=True)).load()
+    return JsonLinesSource(
+        path=str(rows), columns=Columns(id="id", domain="domain", tests="tests", partial=True)
+    ).load()
 
 
 @pytest.fixture(scope="module")

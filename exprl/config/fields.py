@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from exprl.config.keys import joined
 from exprl.config.ranges import Rule
 from exprl.errors import ContractError
 from exprl.registry import Registry
@@ -73,7 +74,7 @@ def choices_in(part: Any, path: str) -> Iterator[tuple[str, Choice]]:
             yield from choices_in(getattr(part, own.name), f"{path}.{own.name}")
     if isinstance(part, Mapping):
         for name, one in part.items():
-            yield from choices_in(one, f"{path}.{name}")
+            yield from choices_in(one, joined(path, str(name)))
 
 
 def choose(

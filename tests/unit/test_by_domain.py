@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -106,6 +107,21 @@ def test_an_option_of_the_whole_is_set_in_every_route_that_has_it(wrapper: str) 
     assert all(changed[domain].config.judge.config.around.config.strict is False for domain in ("math", "science"))
     assert changed["math"].config.normalization == "clipped_extremes"
     assert changed["code"] == layered().reward.config.domains["code"]
+
+
+def test_a_domain_with_a_dot_in_its_name_is_overridden_in_quotation_marks() -> None:
+    dotted = 'reward.domains."physics.mechanics"'
+    made = layered(f"{dotted}=" + "{name: outcome, judge: {name: reference_steps}}", f"{dotted}.judge.strict=true")
+    assert made.reward.config.domains["physics.mechanics"].config.judge.config.strict is True
+    assert from_layers(Experiment, [parse(to_yaml(made))]) == made
+    with pytest.raises(ConfigError, match=rf"^{re.escape(dotted)}\.judge\.strct: unknown option"):
+        layered(f"{dotted}=" + "{name: outcome, judge: {name: reference_steps, strct: 1}}")
+    (key,) = (key for key in free_keys(layered(f"{dotted}.name=execution")) if "physics" in key)
+    assert key == f"{dotted}.workers"
+    routes = Routes({"physics.mechanics": 1}, None, "reward")
+    assert routes.places(["physics.mechanics"]) == {'domains."physics.mechanics"': [0]}
+    with pytest.raises(ConfigError, match=r"write key\.path=value"):
+        layered('reward.domains."physics.name=sparse')
 
 
 def test_what_is_said_of_one_route_holds_over_what_is_said_of_all() -> None:

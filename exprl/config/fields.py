@@ -77,6 +77,14 @@ def choices_in(part: Any, path: str) -> Iterator[tuple[str, Choice]]:
             yield from choices_in(one, joined(path, str(name)))
 
 
+def chosen_by(config: Any) -> Iterator[Choice]:
+    """The components that a config's options choose, not those within them."""
+    for own in dataclasses.fields(config):
+        value = getattr(config, own.name)
+        values = value.values() if isinstance(value, Mapping) else [value]
+        yield from (one for one in values if isinstance(one, Choice))
+
+
 def choose(
     registry: Registry[Any],
     *positional: Any,

@@ -143,6 +143,7 @@ def stages(device: str) -> list[Stage]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a stage ends with this process
     options = parse()
     out: Path = options.out or ROOT / "benchmarks/results/gpu"
     out.mkdir(parents=True, exist_ok=True)

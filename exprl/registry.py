@@ -95,11 +95,13 @@ class Registry(Generic[T]):
         return f"Registry({self.family}: {', '.join(self._classes)})"
 
 
-SOURCES: Registry[Any] = Registry("source", "exprl.data", "exprl.chain.source")
+SOURCES: Registry[Any] = Registry("source", "exprl.data", "exprl.chain.source", "exprl.worlds.sources")
 """Where problems come from: `ProblemSource`."""
 PROMPTS: Registry[Any] = Registry("prompt", "exprl.text.prompts")
 """How a question becomes a prompt: `exprl.text.prompts.Prompting`."""
-MODELS: Registry[Any] = Registry("model", "exprl.models", "exprl.chain.model", shorthand=("pretrained", "path"))
+MODELS: Registry[Any] = Registry(
+    "model", "exprl.models", "exprl.chain.model", "exprl.worlds.model", shorthand=("pretrained", "path")
+)
 """What loads a policy or a judge's own model: `ModelProvider`."""
 ENGINES: Registry[Any] = Registry("engine", "exprl.engines")
 """Who samples rollouts: `Engine`."""

@@ -13,20 +13,19 @@ as with solutions that people write for people.
 
 The number of turns is the difficulty. Every turn needs the dials as the one before left them, and a mistake
 spreads to all three dials, so that wrong steps lead to the right answer about once in a thousand times.
-Questions are split by a hash of their own text: none is in both splits, whatever the seeds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
+from exprl.chain import drawing
+from exprl.chain.drawing import Split
 from exprl.config.ranges import Range
 
-Split = Literal["train", "heldout"]
 Dials = tuple[int, int, int]
 
 LABELS = "abcdefghijklmnop"
@@ -38,7 +37,6 @@ START_PREFIX = "from "
 ANSWER_PREFIX = "Answer: "
 TEACHER_TEMPLATE = "{reference}\n{task}"
 """The user message with a worked solution, for who has learnt to read one; a reader of a question alone sees {task}."""
-HELDOUT_ONE_IN = 5
 
 
 def turn(dials: Dials, by: int) -> Dials:
@@ -91,12 +89,6 @@ class ChainProblem:
         return show(self.states[-1])
 
 
-def split_of(question: str) -> Split:
-    """The split a question belongs to: a pure function of its text."""
-    digest = hashlib.sha256(question.encode()).digest()
-    return "heldout" if digest[0] % HELDOUT_ONE_IN == 0 else "train"
-
-
 def draw(rng: random.Random, steps: int) -> ChainProblem:
     """One problem of either split."""
     if not 1 <= steps <= MAX_STEPS:
@@ -107,19 +99,9 @@ def draw(rng: random.Random, steps: int) -> ChainProblem:
 
 def stream(seed: int, steps: int | Sequence[int], split: Split = "train") -> Iterator[ChainProblem]:
     """Problems of one split without end, their lengths drawn evenly from `steps`."""
-    lengths = (steps,) if isinstance(steps, int) else tuple(steps)
-    rng = random.Random(seed)
-    while True:
-        problem = draw(rng, rng.choice(lengths))
-        if split_of(problem.question) == split:
-            yield problem
+    return drawing.stream(draw, seed, steps, split)
 
 
 def generate(seed: int, count: int, steps: int | Sequence[int], split: Split = "train") -> list[ChainProblem]:
     """`count` different problems of one split."""
-    problems: dict[ChainProblem, None] = {}
-    for problem in stream(seed, steps, split):
-        if len(problems) == count:
-            break
-        problems[problem] = None
-    return list(problems)
+    return drawing.generate(draw, seed, count, steps, split)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from exprl.chain.problems import HELDOUT_ONE_IN, ChainLength, ChainProblem, Split, generate
+from exprl.chain.drawing import HELDOUT_ONE_IN, Split
+from exprl.chain.problems import ChainLength, ChainProblem, generate
 from exprl.component import option
 from exprl.config.ranges import PositiveInt, Range, Seed
 from exprl.data.base import ProblemSource

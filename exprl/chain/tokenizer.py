@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +15,8 @@ from exprl.chain.problems import ANSWER_PREFIX, DELIMITER, LABELS, START_PREFIX
 PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN = "<pad>", "<bos>", "<eos>", "<user>", "<assistant>", "<unk>"
 
 _SPECIAL = (PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN)
-_SPLIT = rf"{ANSWER_PREFIX}|{START_PREFIX}|\+[0-9] |[\s\S]"
+TOKENS = (ANSWER_PREFIX, START_PREFIX, DELIMITER, *"0123456789", *LABELS, *(f"+{by} " for by in range(10)))
+"""Digits, labels, turns (`+3 `, with the space after it), separators, the answer's prefix."""
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
@@ -23,17 +26,20 @@ _CHAT_TEMPLATE = (
 )
 
 
-def vocabulary() -> dict[str, int]:
-    """Every token: digits, labels, turns (`+3 `, with the space after it), separators, the answer's prefix."""
-    tokens = [*_SPECIAL, ANSWER_PREFIX, START_PREFIX, DELIMITER, *"0123456789", *LABELS]
-    tokens += [f"+{by} " for by in range(10)]
-    return {token: index for index, token in enumerate(tokens)}
+def vocabulary(tokens: Sequence[str] = TOKENS) -> dict[str, int]:
+    """The special tokens and then `tokens`, numbered."""
+    return {token: index for index, token in enumerate((*_SPECIAL, *tokens))}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer whose decoding joins the tokens exactly, with nothing between them."""
-    tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
+def build_tokenizer(tokens: Sequence[str] = TOKENS) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer whose decoding joins the tokens exactly, with nothing between them.
+
+    Where several of `tokens` stand, the longest is taken; what is no token is read character by character.
+    """
+    words = sorted((token for token in tokens if len(token) > 1), key=lambda token: (-len(token), token))
+    split = "|".join([*map(re.escape, words), r"[\s\S]"])
+    tokenizer = Tokenizer(models.WordLevel(vocabulary(tokens), unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(split), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -61,9 +67,9 @@ class ChainModelConfig:
     seed: int = 0
 
 
-def build_model(config: ChainModelConfig = ChainModelConfig()) -> LlamaForCausalLM:
-    """A small Llama with random weights that depend on `config` alone; the global random state is left as it was."""
-    vocab = vocabulary()
+def build_model(config: ChainModelConfig = ChainModelConfig(), tokens: Sequence[str] = TOKENS) -> LlamaForCausalLM:
+    """A small Llama with random weights that depend on the arguments alone; the global random state is left alone."""
+    vocab = vocabulary(tokens)
     llama = LlamaConfig(
         vocab_size=len(vocab),
         hidden_size=config.hidden_size,

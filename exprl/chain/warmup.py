@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
 import torch
 
 from exprl.chain import problems as chain
-from exprl.chain.options import WarmUpOptions
+from exprl.chain.options import ChainWarmUp, WarmUpOptions
 from exprl.chain.supervised import StopAtTarget, train_supervised
 from exprl.errors import ModelError
 from exprl.experiment import OptimizerConfig
@@ -32,7 +33,7 @@ READING_TURNS = 3
 log = logging.getLogger(__name__)
 
 
-def warm_up(policy: LanguageModel, options: WarmUpOptions) -> dict[str, Any]:
+def warm_up(policy: LanguageModel, options: ChainWarmUp) -> dict[str, Any]:
     """Train `policy` in place; returns what was measured. Its problems are of the `train` split.
 
     Raises:
@@ -49,23 +50,24 @@ def warm_up(policy: LanguageModel, options: WarmUpOptions) -> dict[str, Any]:
         every = options.reference_every
         reading = (solved(problem, policy, prompts, reference_every=every) for problem in problems)
         measured = [solved(problem, policy, prompts, reference_every=every) for problem in hard]
-        record["reading"] = train_until(policy, reading, measured, READING_ACCURACY, options)
+        read = partial(step_accuracy, policy, measured)
+        record["reading"] = train_until(policy, reading, read, READING_ACCURACY, options)
         turns = cycle([examples, *[reading] * READING_TURNS])
         examples = (next(turn) for turn in turns)
-    measured = [solved(problem, policy, prompts) for problem in hard]
-    record["solving"] = train_until(policy, examples, measured, options.target_accuracy, options)
+    solve = partial(step_accuracy, policy, [solved(problem, policy, prompts) for problem in hard])
+    record["solving"] = train_until(policy, examples, solve, options.target_accuracy, options)
     return record
 
 
 def train_until(
     policy: LanguageModel,
     examples: Iterator[TokenSequence],
-    measured: Sequence[TokenSequence],
+    measure: Callable[[], float],
     target: float,
     options: WarmUpOptions,
 ) -> dict[str, Any]:
-    """Train until steps of `measured` are right with probability `target`; see `warm_up`."""
-    stop = StopAtTarget(lambda: step_accuracy(policy, measured), target=target, every=MEASURE_EVERY)
+    """Train until `measure`, the probability that a step is right, reaches `target`; see `warm_up`."""
+    stop = StopAtTarget(measure, target=target, every=MEASURE_EVERY)
     optimizer = OptimizerConfig(lr=options.lr, betas=(0.9, 0.95), weight_decay=0.01, warmup_updates=50)
     batches = islice(batched(examples, options.batch_size), options.max_updates)
     updates = train_supervised(policy, batches, optimizer, stop)
@@ -89,8 +91,13 @@ def solved(
     shown = problem.question
     if reference_every is not None:
         shown = chain.TEACHER_TEMPLATE.format(reference=problem.reference(reference_every), task=problem.question)
-    prompt = prompts.build(Question(problem_id="warm-up", text=shown))
-    ids = policy.tokenizer(problem.reference(), add_special_tokens=False)["input_ids"]
+    return example(shown, problem.reference(), policy, prompts)
+
+
+def example(question: str, response: str, policy: LanguageModel, prompts: PromptBuilder) -> TokenSequence:
+    """A question's prompt and the response to it as token ids, ended."""
+    prompt = prompts.build(Question(problem_id="warm-up", text=question))
+    ids = policy.tokenizer(response, add_special_tokens=False)["input_ids"]
     return TokenSequence(prompt_ids=prompt.token_ids, response_ids=(*ids, policy.tokenizer.eos_token_id))
 
 

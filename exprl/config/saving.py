@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from exprl.config.fields import Choice
-from exprl.config.keys import joined
 
 
 def to_node(config: Any) -> Any:
@@ -32,7 +31,7 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     """
     if not isinstance(node, dict):
         return {path: node}
-    return {k: v for key, value in node.items() for k, v in flat(value, joined(path, str(key))).items()}
+    return {k: v for key, value in node.items() for k, v in flat(value, f"{path}.{key}" if path else key).items()}
 
 
 def free_keys(config: Any, path: str = "") -> tuple[str, ...]:
@@ -40,12 +39,12 @@ def free_keys(config: Any, path: str = "") -> tuple[str, ...]:
     if isinstance(config, Choice):
         return free_keys(config.config, path)
     if isinstance(config, dict):
-        return tuple(key for name, one in config.items() for key in free_keys(one, joined(path, str(name))))
+        return tuple(key for name, one in config.items() for key in free_keys(one, f"{path}.{name}"))
     if not dataclasses.is_dataclass(config):
         return ()
     found: list[str] = []
     for field in dataclasses.fields(config):
-        key = joined(path, field.name)
+        key = f"{path}.{field.name}" if path else field.name
         found += [key] if field.metadata.get("free") else free_keys(getattr(config, field.name), key)
     return tuple(found)
 

@@ -93,8 +93,11 @@ def source(name: str, folder: Path) -> dict[str, Any]:
         return {"name": "humaneval", "limit": 2}
     if name == "chain":
         return {"name": "chain", "steps": 3, "count": 2}
+    if name in ("reactions", "clauses"):
+        return {"name": name, "steps": 3, "count": 2}
     if name == "mix":
-        return {"name": "mix", "sources": {other: source(other, folder) for other in ("jsonl", "chain", "humaneval")}}
+        parts = ("jsonl", "chain", "reactions", "clauses", "humaneval")
+        return {"name": "mix", "sources": {other: source(other, folder) for other in parts}}
     rows = write_rows(folder)
     if name == "jsonl":
         return {"name": "jsonl", "path": str(folder / "rows.jsonl"), "columns": COLUMNS}
@@ -139,7 +142,8 @@ REWARDS["process by_domain"] = {
     "default": {"name": "sparse"},
 }
 CASES = [
-    (name, "process same_model") for name in ("champ", "chain", "humaneval", "jsonl", "csv", "parquet", "hub", "mix")
+    (name, "process same_model")
+    for name in ("champ", "chain", "reactions", "clauses", "humaneval", "jsonl", "csv", "parquet", "hub", "mix")
 ]
 CASES += [("champ", "process rubric")]  # by its steps
 CASES += [("jsonl", reward) for reward in REWARDS]

@@ -1,4 +1,4 @@
-"""The warm-up of the miniature world's policy."""
+"""The warm-up of the miniature worlds' policies."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from exprl.registry import METHODS
 from exprl.resources import Resources
 from exprl.text.prompts import PromptBuilder
 from exprl.training.teacher import TeacherPrompts
+from exprl.worlds import clauses
+from exprl.worlds.model import WorldsModel
+from exprl.worlds.reactions import SUBSTANCES
+from exprl.worlds.warmup import Lesson, examples_of_those_behind
+from exprl.worlds.world import worlds
 
 
 def test_a_policy_that_reads_references_uses_them() -> None:
@@ -57,3 +62,39 @@ def test_a_target_out_of_reach_is_said(updates: int) -> None:
         ModelError, match=rf"step accuracy is 0\.\d+ after {updates} updates, not 0\.9\. Raise max_updates"
     ):
         ChainModel(max_steps=1, target_accuracy=0.9, max_updates=updates).load()
+
+
+def test_one_policy_learns_three_worlds() -> None:
+    provider = WorldsModel(turns=2, processes=2, cases=2, target_accuracy=0.0)
+    policy = provider.load()
+    record = json.loads((provider.folder() / "warmup.json").read_text())
+    assert record["accuracies"].keys() == {"chain", "reactions", "clauses"}
+    assert record["step_accuracy"] == min(record["accuracies"].values())
+    for world in worlds(turns=2, processes=2, cases=2):
+        measured = Lesson(world, policy, provider.seed).measure()
+        assert measured == pytest.approx(record["accuracies"][world.name], rel=1e-3)
+
+
+def test_what_is_at_its_target_is_shown_no_more_until_it_falls_below() -> None:
+    provider = WorldsModel()
+    policy = provider.with_tokenizer(provider.initial())
+    lessons = [Lesson(world, policy, 0) for world in worlds(turns=2, processes=2, cases=2)]
+    chain_lesson, reactions_lesson, clauses_lesson = lessons
+    examples = examples_of_those_behind(lessons, 0.5)
+
+    def shown() -> set[str]:
+        return {_kind(policy.tokenizer.decode(next(examples).response_ids, skip_special_tokens=True)) for _ in range(9)}
+
+    assert shown() == {"chain", "reactions", "clauses"}
+    chain_lesson.accuracy = clauses_lesson.accuracy = 0.5
+    assert shown() == {"reactions"}
+    chain_lesson.accuracy, reactions_lesson.accuracy = 0.4, 0.9
+    assert shown() == {"chain"}
+    chain_lesson.accuracy = 0.5
+    assert shown() == {"chain", "reactions", "clauses"}
+
+
+def _kind(response: str) -> str:
+    if response.startswith(clauses.HEAD):
+        return "clauses"
+    return "reactions" if response.split()[0] in SUBSTANCES else "chain"

@@ -124,12 +124,18 @@ def stages(device: str) -> list[Stage]:
             seconds=200 if on_gpu else 60,
         ),
     ]
+    if on_gpu:
+        models = ("--config", "qwen3-0.6b", "qwen3-4b-16k", "--variant", "ours")
+        question = "And with its layers compiled?"
+        found.append(
+            Stage(name="compiled", question=question, command=(update, *models, "--compile-layers"), seconds=100)
+        )
     toy = ("--small", "--variant", "exprl")
     shape = ("--shape", "qwen3-0.6b", "--precision", "bf16")
     steps = Stage(
         name="steps",
         question="How fast are whole steps beside TRL's?",
-        command=("benchmarks/step.py", *((*shape, "--rollouts", "64", "--new-tokens", "256") if on_gpu else toy)),
+        command=("benchmarks/step.py", *((*shape, "--rollouts", "32", "--repeats", "2") if on_gpu else toy)),
         seconds=240 if on_gpu else 30,
     )
     found.append(steps)
@@ -143,6 +149,7 @@ def stages(device: str) -> list[Stage]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a stage ends with this process
     options = parse()
     out: Path = options.out or ROOT / "benchmarks/results/gpu"
     out.mkdir(parents=True, exist_ok=True)

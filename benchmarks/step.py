@@ -207,6 +207,7 @@ class Steps:
         now = time.perf_counter(), time.process_time()
         if self._last is not None:
             self.seconds.append(now[0] - self._last[0])
+            print(f"step {len(self.seconds)}, {self.seconds[-1]:.2f} s", file=sys.stderr, flush=True)
             self.cpu_seconds.append(now[1] - self._last[1])
         self._last = now
 

@@ -179,6 +179,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", nargs="+", choices=CONFIGS, default=["tiny"], help="model and rollouts")
     parser.add_argument("--variant", choices=[*VARIANTS, "all"], default="all", help="whose update")
     parser.add_argument("--packing", action="store_true", help="exprl: end to end instead of padded (TRL always pads)")
+    parser.add_argument("--compile-layers", action="store_true", help="exprl: the decoder layers by torch.compile")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations, in both")
     parser.add_argument("--repeats", type=int, default=3, help="timed updates; the median counts")
     parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
@@ -254,6 +255,7 @@ def ours(
             micro_batch_tokens=config.micro_batch_tokens,
             packing=options.packing,
             activation_checkpointing=not options.no_checkpointing,
+            compile_layers=options.compile_layers,
         ),
         temperature=1.0,
         world=World(),
@@ -355,7 +357,8 @@ def in_fresh_process(variant: str, config: str, options: argparse.Namespace) -> 
     """The measurement, or {"failed": why there is none}."""
     if CONFIGS[config].device == "cuda" and not torch.cuda.is_available():
         return {"failed": "not measured: needs a GPU"}
-    passed = [f"--{name}" for name in ("packing", "no-checkpointing") if getattr(options, name.replace("-", "_"))]
+    flags = ("packing", "compile-layers", "no-checkpointing")
+    passed = [f"--{name}" for name in flags if getattr(options, name.replace("-", "_"))]
     for name in ("repeats", "threads", "memory-gib", "seed"):
         passed += [f"--{name}", str(getattr(options, name.replace("-", "_")))]
     command = [__file__, "--config", config, "--here", variant, *passed]

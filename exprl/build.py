@@ -95,6 +95,14 @@ class Build:
             raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
         return self._loaded(source, "data.train")
 
+    def check_data(self) -> None:
+        """Raise an `ExprlError` where the training problems lack what training needs; no model is loaded."""
+        method, reward = self.experiment.method, self.experiment.reward
+        problems = self.train_problems
+        known = Resources(problems=problems, verifier=self.verifier, seed=self.experiment.seed)
+        for choice in (method, *([reward] if method.cls.scores else [])):
+            choice.cls.check_data(choice.config, problems, known)
+
     @cached_property
     def evaluation_problems(self) -> list[Problem]:
         """The held-out problems; empty without `evaluation.source`."""

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, Field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from exprl.config.fields import Choice, choose, choose_by, choose_each, given, option, required_choice, wrapped
+from exprl.config.fields import (
+    Choice,
+    choose,
+    choose_by,
+    choose_each,
+    chosen_by,
+    given,
+    option,
+    required_choice,
+    wrapped,
+)
 from exprl.config.options import Options, given_to, parts_of
 from exprl.config.validate import checked
 from exprl.errors import ConfigError, ContractError
 from exprl.registry import Registry
 from exprl.resources import Resources
+from exprl.types import Problem
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -106,6 +117,20 @@ class Component(Options, ABC):
         It is asked after `preflight`, loads nothing either, and is given the whole `exprl.experiment.Experiment`.
         """
         del config, experiment
+
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """Raise an `ExprlError`, naming the first problem that lacks what `config` needs, before any model is loaded.
+
+        Whoever defines it asks the components within `config` by `super()`.
+
+        Args:
+            config: the options.
+            problems: what it will be asked about.
+            resources: what there is of a run without its model: verifier, problems, seed.
+        """
+        for choice in chosen_by(config):
+            choice.cls.check_data(choice.config, problems, resources)
 
     @classmethod
     def _made(cls, config: Any, handed: Mapping[str, Any], resources: Resources) -> Self:

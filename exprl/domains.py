@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from exprl.component import Choice, Component
+from exprl.config.keys import joined
 from exprl.errors import ConfigError, DataError, did_you_mean
 from exprl.types import Problem
 
@@ -64,7 +65,7 @@ class Routes(Generic[T]):
 
     def items(self) -> Iterator[tuple[str, T]]:
         """Each route with its key."""
-        yield from ((f"domains.{name}", own) for name, own in self.domains.items())
+        yield from ((joined("domains", name), own) for name, own in self.domains.items())
         if self.default is not None:
             yield "default", self.default
 
@@ -78,7 +79,7 @@ class Routes(Generic[T]):
         found: dict[str, list[int]] = {key: [] for key, _ in self.items()}
         for place, domain in enumerate(domains):
             self[domain]  # raises
-            found[f"domains.{domain}" if domain in self.domains else "default"].append(place)
+            found[joined("domains", domain) if domain in self.domains else "default"].append(place)
         return {key: places for key, places in found.items() if places}
 
     def check(self, problems: Sequence[Problem], source: str = "") -> None:

@@ -8,9 +8,10 @@ import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from shutil import disk_usage, which
+from shutil import disk_usage
 
 from exprl import __version__
+from exprl.checks.compilers import has_compiler
 from exprl.checks.packages import declared, found_version
 from exprl.commands import doctor
 from exprl.commands.doctor import Finding, Gpu, Room, Torch
@@ -51,7 +52,7 @@ def findings() -> Iterator[Finding]:
             torch,
             version("triton"),
             interpreted=os.environ.get("TRITON_INTERPRET") == "1",
-            compiler=any(map(which, (os.environ.get("CC", "cc"), "gcc", "clang"))),
+            compiler=has_compiler(),
         )
 
 

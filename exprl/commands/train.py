@@ -150,6 +150,7 @@ class TrainingRun:
         check_kernels(experiment.update, device)
         problems, held_out = build.train_problems, build.evaluation_problems
         check_step(problems, experiment.data.prompts_per_step, build.train_parts)
+        build.check_data()
         self.console.say(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.say(f"{len(problems)} training problems, {len(held_out)} held-out problems")
         check_kernels(experiment.update, device, build.policy.compute_dtype or build.policy.model.dtype)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from exprl.config.keys import joined
 from exprl.config.ranges import Rule
 from exprl.errors import ContractError
 from exprl.registry import Registry
@@ -73,7 +74,15 @@ def choices_in(part: Any, path: str) -> Iterator[tuple[str, Choice]]:
             yield from choices_in(getattr(part, own.name), f"{path}.{own.name}")
     if isinstance(part, Mapping):
         for name, one in part.items():
-            yield from choices_in(one, f"{path}.{name}")
+            yield from choices_in(one, joined(path, str(name)))
+
+
+def chosen_by(config: Any) -> Iterator[Choice]:
+    """The components that a config's options choose, not those within them."""
+    for own in dataclasses.fields(config):
+        value = getattr(config, own.name)
+        values = value.values() if isinstance(value, Mapping) else [value]
+        yield from (one for one in values if isinstance(one, Choice))
 
 
 def choose(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from exprl.config.keys import split_override
 from exprl.config.merging import Node, merge
 from exprl.config.reading import DEEPEST, parse, read_file
 from exprl.config.shipped import located
@@ -71,6 +72,11 @@ def parse_overrides(overrides: Sequence[str]) -> Node:
     >>> parse_overrides(["trainer.max_steps=2", "reward.judge.name=no_reference"])
     {'trainer': {'max_steps': 2}, 'reward': {'judge': {'name': 'no_reference'}}}
 
+    A part of a key that holds a dot, as a domain's name may, stands in quotation marks:
+
+    >>> parse_overrides(['reward.domains."physics.mechanics".name=outcome'])
+    {'reward': {'domains': {'physics.mechanics': {'name': 'outcome'}}}}
+
     A `#` is a character like any other, since a command line has no comments:
 
     >>> parse_overrides(["run_dir=r/exp #1"])
@@ -78,10 +84,11 @@ def parse_overrides(overrides: Sequence[str]) -> Node:
     """
     tree: Node = {}
     for item in overrides:
-        key, equals, text = item.partition("=")
-        *above, last = keys = key.split(".")
-        if not equals or not all(keys) or key.startswith("-"):
+        found = split_override(item)
+        if found is None or item.startswith("-"):
             raise ConfigError(f"override {item!r}: write key.path=value, for example trainer.max_steps=2.")
+        *above, last = keys = found[0]
+        key, text = item.removesuffix(f"={found[1]}"), found[1]
         if len(keys) > DEEPEST:
             raise ConfigError(f"override {key[:60]}...: a key of {len(keys)} parts; no option lies that deep.")
         try:

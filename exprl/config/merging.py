@@ -7,6 +7,9 @@ a data set.
 
 A wrapper (`wrapped(...)`) takes nobody's place: naming it puts it around the component that stood there, which keeps
 all its options, and naming what stands within takes it off again.
+
+A component that holds several of its own family (`choose_each(...)`), one for each domain for example, takes options
+for all of them: what it does not have itself is set in each of those within it that has it.
 """
 
 from __future__ import annotations
@@ -73,7 +76,46 @@ def _merge_choice(
     else:
         kept = {key: value for key, value in base.items() if key in fields_of(component.Config)}
     inherited = default if name == default.get("name") else EMPTY
+    kept, overlay = _spread(registry, fields_of(component.Config), kept, overlay)
     return {**merge(component.Config, {**kept, "name": name}, overlay, inherited), "name": name}
+
+
+def _spread(
+    registry: Registry[Any], fields: Mapping[str, FieldSpec], base: Node, overlay: Mapping[str, Any]
+) -> tuple[Node, Mapping[str, Any]]:
+    """Both layers of a component, with what `overlay` sets for all of its family within it set in these.
+
+    That is merged below what the layer says of one of them. What none of them has is left where it stands, to be
+    refused by `validate`.
+    """
+    each = next((key for key, spec in fields.items() if spec.each is registry), None)
+    shared = {key: value for key, value in overlay.items() if key != "name" and key not in fields}
+    if each is None or not shared:
+        return base, overlay
+    spread, taken = dict(base), set[str]()
+    places = [(key, None) for key, spec in fields.items() if spec.registry is registry]
+    routes = {**_mapping(base.get(each)), **_mapping(overlay.get(each))}
+    for key, name in [*places, *((each, str(name)) for name in routes)]:
+        below, own = (_mapping(_within(layer, key, name)) for layer in (base, overlay))
+        chosen = own.get("name", below.get("name"))
+        options = {option: value for option, value in shared.items() if _takes(registry, chosen, option, below)}
+        if options:
+            made = _merge_choice(registry, below, {"name": chosen, **options}, EMPTY)
+            spread[key] = made if name is None else {**_mapping(spread.get(key)), name: made}
+            taken.update(options)
+    return spread, {key: value for key, value in overlay.items() if key not in taken}
+
+
+def _within(layer: Mapping[str, Any], key: str, name: str | None) -> Any:
+    return layer.get(key) if name is None else {str(n): node for n, node in _mapping(layer.get(key)).items()}.get(name)
+
+
+def _takes(registry: Registry[Any], name: Any, option: str, node: Mapping[str, Any]) -> bool:
+    """Whether a component has an option, or one within it may; one that is `${...}` is set where that stands."""
+    if name not in registry.names() or (isinstance(node.get(option), str) and "${" in node[option]):
+        return False
+    fields = fields_of(registry.get(name).Config)
+    return option in fields or any(spec.each is registry for spec in fields.values())
 
 
 def _merge_each(registry: Registry[Any], base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Node:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from exprl.config.fields import Choice
+from exprl.config.keys import joined
 
 
 def to_node(config: Any) -> Any:
@@ -31,7 +32,7 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     """
     if not isinstance(node, dict):
         return {path: node}
-    return {k: v for key, value in node.items() for k, v in flat(value, f"{path}.{key}" if path else key).items()}
+    return {k: v for key, value in node.items() for k, v in flat(value, joined(path, str(key))).items()}
 
 
 def free_keys(config: Any, path: str = "") -> tuple[str, ...]:
@@ -39,12 +40,12 @@ def free_keys(config: Any, path: str = "") -> tuple[str, ...]:
     if isinstance(config, Choice):
         return free_keys(config.config, path)
     if isinstance(config, dict):
-        return tuple(key for name, one in config.items() for key in free_keys(one, f"{path}.{name}"))
+        return tuple(key for name, one in config.items() for key in free_keys(one, joined(path, str(name))))
     if not dataclasses.is_dataclass(config):
         return ()
     found: list[str] = []
     for field in dataclasses.fields(config):
-        key = f"{path}.{field.name}" if path else field.name
+        key = joined(path, field.name)
         found += [key] if field.metadata.get("free") else free_keys(getattr(config, field.name), key)
     return tuple(found)
 

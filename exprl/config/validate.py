@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from exprl.config.fields import Choice, FieldSpec, allows_none, describe, fields_of, registry_of, rules_of
+from exprl.config.keys import joined
 from exprl.config.merging import with_default
 from exprl.config.secrets import without_secrets
 from exprl.errors import ConfigError, ContractError, did_you_mean
@@ -42,10 +43,10 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "", *, elsewh
     for key in node:
         if key not in fields:
             hint = _within(node, str(key), path, fields) or elsewhere(str(key)) or did_you_mean(str(key), fields)
-            raise ConfigError(f"{_join(path, str(key))}: unknown option. {hint}")
+            raise ConfigError(f"{joined(path, str(key))}: unknown option. {hint}")
     values: dict[str, Any] = {}
     for key, spec in fields.items():
-        where = _join(path, key)
+        where = joined(path, key)
         default = spec.default_for(_with_defaults(fields, values))
         if key in node:
             values[key] = _convert(spec, node[key], where, default)
@@ -57,7 +58,7 @@ def validate(schema: type[S], node: Mapping[str, Any], path: str = "", *, elsewh
         return schema(**values)
     except ConfigError as error:
         # a dataclass that knows the key names it from its own level
-        raise ConfigError(_join(path, str(error))) from error
+        raise ConfigError(f"{path}.{error}" if path else str(error)) from error
     except ValueError as error:
         raise ConfigError(f"{path or schema.__name__}: {error}") from error
 
@@ -139,7 +140,10 @@ def _of_another(registry: Registry[Any], name: str, path: str, option: str) -> s
         return None
     each = next((key for key, spec in fields_of(registry.get(name).Config).items() if spec.each is registry), None)
     if each is not None:
-        return f"Each {registry.family} within it has options of its own: {path}.{each}.NAME.{option}."
+        return (
+            f"None of the {registry.family}s within it has one; what one has is set for all of them so, or as "
+            f"{path}.{each}.NAME.{option} for one."
+        )
     others = f"{', '.join(known)} {'have' if known[1:] else 'has'} one"
     return f"The {registry.family} {name!r} has none, {others}: set {path}.name={known[0]}."
 
@@ -172,7 +176,7 @@ def coerce(annotation: Any, value: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _wrong_type(path, "a mapping", value)
-        return {str(key): coerce(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+        return {str(key): coerce(arguments[1], item, joined(path, str(key))) for key, item in value.items()}
     if dataclasses.is_dataclass(annotation):
         return _coerce_dataclass(cast(type[Any], annotation), value, path)
     return _coerce_scalar(annotation, value, path)
@@ -304,9 +308,5 @@ def _within(node: Mapping[str, Any], key: str, path: str, fields: Mapping[str, F
         name = choice.get("name") if isinstance(choice, Mapping) else None
         known = spec.registry if spec.wraps else None
         if known is not None and name in known.names() and key in fields_of(known.get(str(name)).Config):
-            return f"{name!r}, which it stands around, has one: {_join(path, inner)}.{key}."
+            return f"{name!r}, which it stands around, has one: {joined(path, inner)}.{key}."
     return None
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key

@@ -54,11 +54,21 @@ class Judge(Stateful):
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise `JudgeError`, naming the first problem that lacks what this judge needs, before a run starts."""
-        if not self.reads_references(self.config):
-            return
-        for problem in problems:
-            if problem.scaffold.reference is None:
-                raise JudgeError(
-                    f"problem {problem.id!r} has no reference solution, but judge {title_of(self)} needs one. "
-                    "Add it, drop the row, or use the judge 'no_reference' or the reward 'sparse'."
-                )
+        if self.reads_references(self.config):
+            _check_references(problems, title_of(self))
+
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """Every problem needs a reference where the judge reads it; raises `JudgeError`."""
+        super().check_data(config, problems, resources)
+        if cls.reads_references(config):
+            _check_references(problems, repr(cls.registered_name))
+
+
+def _check_references(problems: Sequence[Problem], judge: str) -> None:
+    for problem in problems:
+        if problem.scaffold.reference is None:
+            raise JudgeError(
+                f"problem {problem.id!r} has no reference solution, but judge {judge} needs one. "
+                "Add it, drop the row, or use the judge 'no_reference' or the reward 'sparse'."
+            )

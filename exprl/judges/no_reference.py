@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -32,6 +33,10 @@ class NoReferenceJudge(WrappingJudge):
     def preflight(cls, config: Any) -> None:
         """The judge within, as it grades here, must have what it needs."""
         config.around.cls.preflight_without_reference(config.around.config)
+
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """Nothing of what the judge within needs is shown to it."""
 
     verifier: Any = given(lambda run, _: run.verifier, default=None, help="asked in place of `reference_steps`")
 

@@ -110,10 +110,7 @@ class RubricJudge(ModelJudge):
     def rubrics_of(self, problem: Problem) -> tuple[Rubric, ...]:
         """Those that a trace is marked by; raises `RubricError` where there is none, or a bad one."""
         if problem not in self._known:
-            try:
-                self._known[problem] = own_rubrics(problem) if self._file is None else self._file.rubrics(problem)
-            except RubricError as error:
-                self._known[problem] = error
+            self._known[problem] = _rubrics(problem, self._file)
         found = self._known[problem]
         if isinstance(found, RubricError):
             raise found
@@ -121,10 +118,7 @@ class RubricJudge(ModelJudge):
 
     @cached_property
     def _file(self) -> RubricFile | None:
-        if self.rubrics is None:
-            return None
-        path = local_path(self.rubrics, "rubrics")
-        return RubricFile(read_entries(path), str(path))
+        return _read(self.rubrics)
 
     def write(self, rubrics: Sequence[Wanted], on_progress: OnProgress = no_progress) -> list[Entry]:
         """Have the model write rubrics, greedily, and read them strictly; one that fails is an entry that says why.
@@ -200,6 +194,17 @@ class RubricJudge(ModelJudge):
         for problem, rubrics in found:
             self._check_room(problem, rubrics)
 
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """Raise `JudgeError` where too many problems have no rubric."""
+        super(Judge, cls).check_data(config, problems, resources)  # a row may have a rubric and no reference
+        file = _read(config.rubrics)
+        missing = [
+            f"problem {p.id!r}: {known}" for p in problems if isinstance(known := _rubrics(p, file), RubricError)
+        ]
+        if len(missing) > config.max_missing * len(problems):
+            raise JudgeError(_refused(missing, len(problems), config.max_missing))
+
     def texts(self) -> dict[str, str]:
         """The question about a milestone, the model's chat template, and which rubrics the file holds."""
         texts = {"the judge's chat template": self.backend.chat_template}
@@ -214,15 +219,9 @@ class RubricJudge(ModelJudge):
         return GenericRubricJudge.made(self.config, backend=self.backend)
 
     def _tell_missing(self, missing: Sequence[str], count: int) -> None:
-        more = f"; and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        told = f"{len(missing)} of {count} problems have no rubric. {'; '.join(missing[:NAMED])}{more}."
         if len(missing) > self.max_missing * count:
-            raise JudgeError(
-                f"judge 'rubric': {told} `exprl rubric CONFIG --output FILE` makes rubrics of references, for "
-                "reward.judge.rubrics=FILE; mend them there, drop the rows, or raise max_missing "
-                f"({self.max_missing:g})."
-            )
-        log.warning("judge 'rubric': %s Their judgements will have failed.", told)
+            raise JudgeError(_refused(missing, count, self.max_missing))
+        log.warning("%s Their judgements will have failed.", _without_rubric(missing, count))
 
     def _check_room(self, problem: Problem, rubrics: Iterable[Rubric]) -> None:
         milestones = [milestone for rubric in rubrics for milestone in rubric.milestones]
@@ -234,6 +233,34 @@ class RubricJudge(ModelJudge):
                 f"any attempt, which leaves no room in the judge's context of {context}. Shorten the milestone, drop "
                 "the row, or choose a judge with a longer context."
             )
+
+
+def _read(rubrics: str | None) -> RubricFile | None:
+    """The rubrics of a file; None: the rows bring theirs along."""
+    if rubrics is None:
+        return None
+    path = local_path(rubrics, "rubrics")
+    return RubricFile(read_entries(path), str(path))
+
+
+def _rubrics(problem: Problem, file: RubricFile | None) -> tuple[Rubric, ...] | RubricError:
+    """Those of a problem, or why it has none."""
+    try:
+        return own_rubrics(problem) if file is None else file.rubrics(problem)
+    except RubricError as error:
+        return error
+
+
+def _without_rubric(missing: Sequence[str], count: int) -> str:
+    more = f"; and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return f"judge 'rubric': {len(missing)} of {count} problems have no rubric. {'; '.join(missing[:NAMED])}{more}."
+
+
+def _refused(missing: Sequence[str], count: int, share: float) -> str:
+    return (
+        f"{_without_rubric(missing, count)} `exprl rubric CONFIG --output FILE` makes rubrics of references, for "
+        f"reward.judge.rubrics=FILE; mend them there, drop the rows, or raise max_missing ({share:g})."
+    )
 
 
 class GenericRubricJudge(RubricJudge):

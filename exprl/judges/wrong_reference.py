@@ -14,6 +14,7 @@ from exprl.errors import JudgeError
 from exprl.judges.base import Judge
 from exprl.judges.wrapping import WrappingJudge, refused
 from exprl.registry import JUDGES
+from exprl.resources import Resources
 from exprl.types import Problem, Scaffold
 
 
@@ -31,6 +32,10 @@ class WrongReferenceJudge(WrappingJudge):
         """The judge within must read references."""
         if not config.around.cls.reads_references(config.around.config):
             raise refused(config.around, "reads no reference, a wrong one or the right one", _reads)
+
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """A problem without a reference is shown with another one's."""
 
     def setup(self) -> None:
         """Shuffle the references."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -77,11 +78,16 @@ class ByDomainReward(Routing, Reward):
                 found,
             )
         for key, reward, places in self.routes.split([problem.domain for problem in problems]):
-            try:
+            with _naming(key):
                 reward.check([problems[place] for place in places])
-            except (DataError, JudgeError) as error:
-                family = JudgeError if isinstance(error, JudgeError) else DataError
-                raise family(of_route(str(error), key)) from error
+
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """Each route's reward looks at the problems that take it."""
+        for key, choice, places in _routes_of(config).split([problem.domain for problem in problems]):
+            own = [problems[place] for place in places]
+            with _naming(key):
+                choice.cls.check_data(choice.config, own, replace(resources, problems=own))
 
     def start(self, problem: Problem, rollout: Rollout) -> None:
         """Let the reward of its domain begin."""
@@ -111,6 +117,16 @@ class ByDomainReward(Routing, Reward):
             for key, reward, places in self.routes.split([problem.domain for problem in problems])
             for within, scorer, inner in reward.scorers([problems[place] for place in places])
         ]
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Inside, what is said of problems names the route, whose options are meant."""
+    try:
+        yield
+    except (DataError, JudgeError) as error:
+        family = JudgeError if isinstance(error, JudgeError) else DataError
+        raise family(of_route(str(error), key)) from error
 
 
 def _within(domain: str, resources: Resources) -> Resources:

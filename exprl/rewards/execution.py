@@ -14,6 +14,7 @@ from exprl.execution.options import Executing
 from exprl.execution.runner import outcome_of
 from exprl.execution.tests import read_tests
 from exprl.registry import REWARDS
+from exprl.resources import Resources
 from exprl.rewards.base import Reward
 from exprl.terminal.progress import OnProgress, no_progress
 from exprl.types import AnyReward, Judgement, Problem, Rollout, RolloutGroup, RolloutReward
@@ -44,10 +45,16 @@ class ExecutionReward(Executing, Reward):
         """No program has been started yet."""
         self._runner = self.runner(every=self.credit == "share")
 
-    def check(self, problems: Sequence[Problem]) -> None:
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
         """Every problem needs tests."""
+        super().check_data(config, problems, resources)
         for problem in problems:
             read_tests(problem)
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """The same."""
+        self.check_data(self.config, problems, Resources())
 
     def start(self, problem: Problem, rollout: Rollout) -> None:
         """Run its program, as soon as there is room."""

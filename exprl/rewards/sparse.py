@@ -35,6 +35,13 @@ class SparseReward(Reward):
         """0 or 1 a rollout."""
         return [self._score(group, on_progress) for group in groups]
 
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """Every problem needs a final answer."""
+        super().check_data(config, problems, resources)
+        if resources.verifier is not None:
+            resources.verifier.check(problems)
+
     def check(self, problems: Sequence[Problem]) -> None:
         """Every problem needs a final answer."""
         self.verifier.check(problems)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exprl import config as configuration
+from exprl.checks.compilers import check_compiler
 from exprl.checks.packages import check_adapters
 from exprl.component import Choice
 from exprl.config.fields import choices_in
@@ -35,6 +36,8 @@ def check_training(experiment: Experiment) -> None:
     check_logger_packages(experiment.trainer)
     devices = experiment.trainer.devices
     check_share(experiment.data.prompts_per_step, devices if isinstance(devices, int) else 1)
+    if experiment.update.compile_layers:
+        check_compiler("update.compile_layers")
     _check_policy(experiment)
     check_parts(experiment, "data.train", *_SAMPLING, *(["reward"] if experiment.method.cls.scores else []))
     if experiment.evaluation.source is not None:

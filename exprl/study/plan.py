@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from exprl import config as configuration
+from exprl.config.keys import split_key
 from exprl.config.shipped import located
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
@@ -211,7 +212,7 @@ class Plan:
     def _option(self, value: Any) -> Node:
         assert self.study.tune is not None
         node: Any = value
-        for key in reversed(self.study.tune.key.split(".")):
+        for key in reversed(split_key(self.study.tune.key)):
             node = {key: node}
         return dict(node)
 

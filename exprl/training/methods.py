@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from exprl.build import Build
+    from exprl.resources import Resources
     from exprl.training.policy_module import PolicyModule
     from exprl.training.world import World
     from exprl.types import Problem
@@ -102,11 +103,16 @@ class SFT(Method):
     scores: ClassVar[bool] = False
     reads_references: ClassVar[bool] = True
 
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """Every problem needs a reference."""
+        del config, resources
+        check_references(problems, cls.registered_name)
+
     def prepare(self, build: Build, world: World) -> PolicyModule:
-        """Every problem's reference must be there and fit."""
+        """Every problem's reference must fit."""
         from exprl.training.sft import SFTModule, demonstration
 
-        check_references(build.train_problems, self.registered_name)
         for problem in build.train_problems:
             demonstration(problem, build.prompts, build.policy)
         return SFTModule(
@@ -149,17 +155,22 @@ class SelfDistillation(Method):
         if slots:
             raise ConfigError(f"template: must have the place {' and '.join(slots)}, but got {config.template!r}.")
 
+    @classmethod
+    def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
+        """Every problem needs a reference and an answer."""
+        del config
+        check_references(problems, cls.registered_name)
+        resources.need_verifier(f"method {cls.registered_name!r}").check(problems)
+
     def prepare(self, build: Build, world: World) -> PolicyModule:
-        """Every problem needs a reference and an answer, and the teacher's prompt must leave room for a rollout."""
+        """The teacher's prompt must leave room for a rollout."""
         from exprl.rewards import SparseReward
         from exprl.training import self_distillation as distillation
         from exprl.training.module import Parts
         from exprl.training.teacher import TeacherPrompts
 
         experiment, problems, limit = build.experiment, build.train_problems, build.sampling.max_new_tokens
-        check_references(problems, self.registered_name)
         reward = SparseReward(clip_length=False, verifier=build.verifier)  # for the log alone
-        reward.check(problems)
         if world.first:
             build.tell_unreadable(problems, "data.train")
         build.check_lengths(problems, limit)

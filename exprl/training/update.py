@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -17,6 +16,7 @@ from exprl.errors import ConfigError
 from exprl.experiment import UpdateConfig
 from exprl.kernels import Divergence, TokenStatistics
 from exprl.models.base import LanguageModel
+from exprl.models.layers import checkpointing, compiled
 from exprl.models.logits import FrozenHidden
 from exprl.models.modes import evaluating
 from exprl.models.sharding import is_sharded
@@ -138,7 +138,7 @@ class PolicyUpdate:
 
     def frozen_logprobs(self, model: LanguageModel, update: Update) -> list[Tensor]:
         """[N] log-probs of each micro-batch's response tokens under a model as it is, without gradient."""
-        with model.inference():
+        with model.inference(), compiled(model.model, on=self.options.compile_layers):
             return [self.logprobs(model, batch).logp for _, batch in self.batches(update)]
 
     def logprobs(
@@ -198,8 +198,12 @@ class PolicyUpdate:
         # FSDP averages over ranks what here is a sum.
         scale = (self.world.size if is_sharded(self.policy.model) else 1) / update.tokens
         sums: defaultdict[str, float] = defaultdict(float)
-        recompute = self.options.activation_checkpointing
-        with evaluating(self.policy.model), checkpointing(self.policy.model, on=recompute):
+        model, options = self.policy.model, self.options
+        with (
+            evaluating(model),
+            checkpointing(model, on=options.activation_checkpointing),
+            compiled(model, on=options.compile_layers),
+        ):
             for number, (counts, batch) in enumerate(self.batches(update)):
                 before = old[number] if old is not None else None
                 loss, stats = self.token_loss(batch, before, initial[number] if initial is not None else None)
@@ -272,23 +276,3 @@ def wants_packing(model: PreTrainedModel, options: UpdateConfig) -> bool:
     if options.packing == "auto":
         return attention in PACKING_ATTENTION and not recurrent
     return bool(options.packing)
-
-
-@contextmanager
-def checkpointing(model: PreTrainedModel, *, on: bool) -> Iterator[None]:
-    """Inside, activations of the decoder layers are computed again in backward instead of kept, if `on`.
-
-    transformers does so for a layer in training mode; what is inside the layer stays in eval mode, without dropout.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if on else []
-    if layers:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False

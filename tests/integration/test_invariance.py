@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from exprl.experiment import UpdateConfig
+from exprl.models import layers
 from exprl.objectives import Clipped
 from exprl.training.update import PolicyUpdate
 from exprl.training.world import World
@@ -99,3 +101,22 @@ def test_dropout_never_takes_part_in_an_update() -> None:
     noisy = gradients(World(), model, scored_groups(), activation_checkpointing=True)
     assert_same(noisy, gradients(World(), policy(), scored_groups()))
     assert model.model.training
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_layers_give_the_same_gradient(
+    alone: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, recompute: bool
+) -> None:
+    """Through Dynamo and AOTAutograd; what Inductor makes of it needs a compiler and, on a CPU, half a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    model = policy()
+    result = gradients(
+        World(), model, scored_groups(), compile_layers=True, micro_batch_tokens=60, activation_checkpointing=recompute
+    )
+    assert_same(result, alone[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    found = layers.decoder_layers(model.model)
+    assert len(found) == 2
+    assert not any("forward" in vars(layer) for layer in found), "sampling would compile for every length of its cache"

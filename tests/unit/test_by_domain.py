@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -99,9 +100,71 @@ def test_one_override_changes_routes_that_share_a_judge(wrapper: str) -> None:
     assert (domains["science"].name, domains["science"].config.judge.name) == ("outcome", wrapper)
 
 
+@pytest.mark.parametrize("wrapper", ["no_reference", "wrong_reference"])
+def test_an_option_of_the_whole_is_set_in_every_route_that_has_it(wrapper: str) -> None:
+    changed = layered(f"reward.judge.name={wrapper}").reward.config.domains
+    assert [changed[domain].config.judge.name for domain in ("math", "science")] == [wrapper] * 2
+    assert all(changed[domain].config.judge.config.around.config.strict is False for domain in ("math", "science"))
+    assert changed["math"].config.normalization == "clipped_extremes"
+    assert changed["code"] == layered().reward.config.domains["code"]
+
+
+def test_a_domain_with_a_dot_in_its_name_is_overridden_in_quotation_marks() -> None:
+    dotted = 'reward.domains."physics.mechanics"'
+    made = layered(f"{dotted}=" + "{name: outcome, judge: {name: reference_steps}}", f"{dotted}.judge.strict=true")
+    assert made.reward.config.domains["physics.mechanics"].config.judge.config.strict is True
+    assert from_layers(Experiment, [parse(to_yaml(made))]) == made
+    with pytest.raises(ConfigError, match=rf"^{re.escape(dotted)}\.judge\.strct: unknown option"):
+        layered(f"{dotted}=" + "{name: outcome, judge: {name: reference_steps, strct: 1}}")
+    (key,) = (key for key in free_keys(layered(f"{dotted}.name=execution")) if "physics" in key)
+    assert key == f"{dotted}.workers"
+    routes = Routes({"physics.mechanics": 1}, None, "reward")
+    assert routes.places(["physics.mechanics"]) == {'domains."physics.mechanics"': [0]}
+    with pytest.raises(ConfigError, match=r"write key\.path=value"):
+        layered('reward.domains."physics.name=sparse')
+
+
+def test_what_is_said_of_one_route_holds_over_what_is_said_of_all() -> None:
+    changed = layered(
+        "reward.normalization=extremes_only",
+        "reward.domains.science.normalization=semi_smooth",
+        "reward.domains.law={name: outcome, judge: {name: reference_steps}}",
+        "reward.default={name: outcome, judge: {name: reference_steps}}",
+    ).reward.config
+    said = {key: choice.config.normalization for key, choice in changed.domains.items() if key != "code"}
+    assert said == {"math": "extremes_only", "science": "semi_smooth", "law": "extremes_only"}
+    assert changed.default.config.normalization == "extremes_only"
+    assert list(layered("reward.judge.strict=true", "reward.domains.math=null").reward.config.domains) == [
+        "science",
+        "code",
+    ]
+
+
+def test_an_option_of_all_reaches_prompts_verifiers_and_routes_within_routes() -> None:
+    made = layered("prompt.max_prompt_tokens=77", "verifier.timeout=3")
+    prompts, verifiers = made.prompt.config, made.verifier.config
+    assert prompts.domains["code"].config.max_prompt_tokens == prompts.default.config.max_prompt_tokens == 77
+    assert verifiers.domains["math"].config.timeout == 3
+    within = {"name": "by_domain", "domains": {"law": {"name": "outcome", "judge": JUDGE}}}
+    layers = [BASE, {"reward": {"domains": {"code": within}}}, parse_overrides(["reward.judge.strict=true"])]
+    code = from_layers(Experiment, layers).reward.config.domains["code"].config
+    assert code.domains["law"].config.judge.config.strict is True
+
+
+def test_a_route_that_is_another_one_s_by_interpolation_is_changed_once() -> None:
+    shared = {"reward": {"domains": {"science": {"judge": "${reward.domains.math.judge}"}}}}
+    layers = [BASE, shared, parse_overrides(["reward.judge.name=no_reference"])]
+    domains = from_layers(Experiment, layers).reward.config.domains
+    assert domains["math"].config.judge == domains["science"].config.judge
+    assert domains["science"].config.judge.config.around.name == "reference_steps"
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("reward.slicer.window=3", r"reward\.domains\.math\.slicer\.window: unknown option\. The slicer 'delimiter'"),
+        ("reward.credit=share", r"reward\.credit: unknown option\. None of the rewards within it has one; what"),
+        ("reward.judge.strct=1", r"reward\.domains\.math\.judge\.strct: unknown option\. Did you mean"),
         ("reward.domains.math.judge.strct=1", r"reward\.domains\.math\.judge\.strct: unknown option\. Did you mean"),
         ("reward.domains.math.name=proces", r"reward\.domains\.math\.name: Unknown reward 'proces'\. Did you mean"),
         ("reward.domains.cod.judge.name=x", r"reward\.domains\.cod\.name: required, but missing\. Choose one of"),
@@ -464,11 +527,6 @@ def test_a_route_without_problems_is_told(caplog: pytest.LogCaptureFixture) -> N
 def test_domains_that_would_be_one_in_the_names_of_metrics_are_refused() -> None:
     with pytest.raises(DataError, match=r"'math:x' and the domain 'math/x'.*Rename"):
         check_labels([of("math/x"), of("math"), of("math:x")])
-
-
-def test_an_option_of_a_route_is_not_one_of_the_whole() -> None:
-    with pytest.raises(ConfigError, match=r"reward\.domains\.NAME\.judge"):
-        layered("reward.judge.name=reference_steps")
 
 
 # ------------------------------------------------------------------ what is logged

@@ -141,3 +141,13 @@ def test_a_folder_to_export_to_must_be_new_and_there_room(tmp_path: Path) -> Non
         check_new_folder(tmp_path / "a_file/out", "DIR")
     check_new_folder(tmp_path / "new", "DIR")
     assert not (tmp_path / "new").exists()
+
+
+def test_layers_are_not_compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setattr("exprl.checks.compilers.which", lambda name: None)
+    check()
+    with pytest.raises(
+        ConfigError, match=r"update\.compile_layers: needs a C and C\+\+ compiler.*compile_layers=false"
+    ):
+        check("update.compile_layers=true")

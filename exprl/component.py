@@ -21,7 +21,7 @@ from exprl.config.fields import (
     required_choice,
     wrapped,
 )
-from exprl.config.options import Options, given_to, parts_of
+from exprl.config.options import Options, check_given, given_to, parts_of
 from exprl.config.validate import checked
 from exprl.errors import ConfigError, ContractError
 from exprl.registry import Registry
@@ -144,6 +144,8 @@ class Component(Options, ABC):
         cls, others = type(self), given_to(type(self))
         if unknown := handed.keys() - others.keys() - set(parts_of(cls)):
             raise TypeError(f"{cls.__name__}: there is nothing called {sorted(unknown)[0]!r} to hand over.")
+        for name in handed.keys() & others.keys():
+            check_given(cls, name, handed[name])
         for name, field in others.items():
             self._parts[name] = handed[name] if name in handed else _taken(cls, name, field, resources)
         self._make: Callable[[str], Any] = lambda name: self.part(name, handed.get(name), resources)

@@ -42,6 +42,7 @@ def check_body(
                 "option(default=...)`, or rename what is no option.",
                 giver=who,
             )
+    _check_methods(cls, who)
     for name, annotation in annotations.items():
         if name not in declared and not _is_of_class(annotation):
             raise ContractError(
@@ -73,6 +74,37 @@ def _check_style(cls: type[Any], who: str) -> None:
         for name, value in vars(base).items():
             if isinstance(value, dataclasses.Field):
                 raise ContractError(f"option {name!r} of {base.__name__}: derive that class from Options.", giver=who)
+
+
+def _check_methods(cls: type[Any], who: str) -> None:
+    """See that what is defined in the place of a base's method can be called as that is."""
+    for name, own in vars(cls).items():
+        theirs = next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), None)
+        if name.startswith("_") or not (inspect.isfunction(own) and inspect.isfunction(theirs)):
+            continue
+        asked = inspect.signature(theirs)
+        try:
+            _call(inspect.signature(own), asked)
+        except TypeError as error:
+            raise ContractError(
+                f"`{name}` must take what it is called with ({error}): write def {name}({_written(asked)}).", giver=who
+            ) from None
+
+
+def _call(own: inspect.Signature, asked: inspect.Signature) -> None:
+    """Raise `TypeError` where what is called as `asked` says cannot be."""
+    parameters = asked.parameters.values()
+    places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    own.bind(*places, **{p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY})
+
+
+def _written(signature: inspect.Signature) -> str:
+    """Parameters by name alone, with the names of defaults."""
+    defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
+    return ", ".join(
+        f"{name}={getattr(defaults[name], '__name__', repr(defaults[name]))}" if name in defaults else name
+        for name in signature.parameters
+    )
 
 
 def _check_option(

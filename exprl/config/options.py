@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, ForwardRef, dataclass_transform
 
 from exprl.config.declaring import check_body
-from exprl.config.fields import Choice, choose, choose_each, given, option, required_choice, wrapped
-from exprl.config.validate import checked
-from exprl.errors import did_you_mean
+from exprl.config.fields import Choice, choose, choose_each, describe, given, option, required_choice, wrapped
+from exprl.config.kinds import is_a, resolved
+from exprl.config.validate import checked, shown
+from exprl.errors import ConfigError, did_you_mean
 
 
 @dataclass_transform(
@@ -103,6 +104,17 @@ def parts_of(cls: type[Any]) -> Iterator[str]:
 def given_to(cls: type[Any]) -> Mapping[str, dataclasses.Field[Any]]:
     """What its objects are given beside their options, by name."""
     return {name: value.field for name, value in _values(cls).items() if "given" in value.field.metadata}
+
+
+def check_given(cls: type[Any], name: str, value: object) -> None:
+    """Raise `ConfigError` where what is handed over as `name`, which a run would give, is of another kind."""
+    own = _values(cls)[name]
+    home = next(base.__module__ for base in cls.__mro__ if vars(base).get(name) is own)
+    kind = resolved(own.annotation, home)
+    if not is_a(value, kind) and not (value is None and own.field.default is None):
+        expected = own.annotation if isinstance(own.annotation, str) else describe(own.annotation)
+        got = f"{shown(value)} ({type(value).__name__})"
+        raise ConfigError(f"{cls.__name__}: {name}: expected {expected}, but got {got}.")
 
 
 def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:

@@ -12,6 +12,7 @@ from exprl.judges.wrapping import WrappingJudge, refused
 from exprl.registry import JUDGES
 from exprl.resources import Resources
 from exprl.types import Problem
+from exprl.verifiers.base import Verifier
 
 
 @JUDGES.register("no_reference")
@@ -38,7 +39,9 @@ class NoReferenceJudge(WrappingJudge):
     def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
         """Nothing of what the judge within needs is shown to it."""
 
-    verifier: Any = given(lambda run, _: run.verifier, default=None, help="asked in place of `reference_steps`")
+    verifier: Verifier | None = given(
+        lambda run, _: run.verifier, default=None, help="asked in place of `reference_steps`"
+    )
 
     def part(self, name: str, handed: Any, resources: Resources) -> Any:
         """What the judge of `around` becomes without a reference."""

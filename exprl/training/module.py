@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from exprl.advantages import Advantage
-from exprl.checks.contracts import check_estimates, given_by
+from exprl.checks.contracts import check_estimates, given_by, shown
 from exprl.checks.finite import check_advantages, check_rollouts
 from exprl.component import title_of
+from exprl.config.kinds import is_a
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ConfigError
 from exprl.experiment import OptimizerConfig, UpdateConfig
@@ -52,6 +54,13 @@ class Parts:
     verifier: Verifier | None = None
     initial_policy: LanguageModel | None = None
     domains: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
+        for field in fields(self):
+            value, kind = getattr(self, field.name), kinds[field.name]
+            if not is_a(value, kind):
+                raise ConfigError(f"Parts: {field.name}: expected {field.type}, but got {shown(value)}.")
 
 
 class ExpRLModule(PolicyModule):

@@ -13,6 +13,7 @@ from exprl.component import Component, Options, choose, given, option, required_
 from exprl.config.ranges import PositiveInt
 from exprl.config.secrets import without_secrets
 from exprl.config.validate import validate
+from exprl.engines import TransformersEngine
 from exprl.engines.base import Sampling
 from exprl.engines.http import ServerOptions
 from exprl.errors import ConfigError, ContractError, JudgeError
@@ -22,16 +23,19 @@ from exprl.judges import (
     ReferenceStepsJudge,
     SameModelJudge,
     SmallerModelJudge,
+    WrongReferenceJudge,
 )
 from exprl.judges.backends import ServerBackend, TransformersBackend, VLLMBackend
 from exprl.models.base import LanguageModel
 from exprl.models.provider import ModelProvider
+from exprl.objectives import Clipped
 from exprl.registry import JUDGES, SLICERS
 from exprl.resources import Resources
 from exprl.rewards import OutcomeReward, SparseReward
 from exprl.rewards.base import Reward
 from exprl.slicers import DelimiterSlicer, TokenWindowSlicer
 from exprl.slicers.base import Slicer
+from exprl.text.prompts import PromptBuilder
 from exprl.types import Hidden, JudgeRequest, Problem, Question, Rollout, RolloutReward, Scaffold
 from exprl.verifiers import ExactVerifier
 
@@ -295,6 +299,75 @@ class Composite(Reward):
 
     def score(self, groups: Sequence[Any], *args: Any) -> list[Any]:
         return []
+
+
+class TestWhatIsHandedOver:
+    """Given parameters and parts are of the kind that their annotation says."""
+
+    @pytest.mark.parametrize(
+        ("make", "said"),
+        [
+            (
+                lambda: SparseReward(verifier="exact"),
+                r"SparseReward: verifier: expected Verifier, but got 'exact' \(str",
+            ),
+            (lambda: SparseReward(verifier=None), r"verifier: expected Verifier, but got None"),
+            (lambda: OutcomeReward(judge=DelimiterSlicer()), r"judge: expected a judge"),
+            (
+                lambda: WrongReferenceJudge(around=ReferenceStepsJudge(), problems=["a", "b"]),
+                r"WrongReferenceJudge: problems: expected Sequence\[Problem\], but got \['a', 'b'\]",
+            ),
+            (
+                lambda: WrongReferenceJudge(around=ReferenceStepsJudge(), problems="ab"),
+                r"problems: expected Sequence\[Problem\], but got 'ab'",
+            ),
+            (
+                lambda: NoReferenceJudge(around=ReferenceStepsJudge(), verifier=3),
+                r"expected Verifier \| None, but got 3",
+            ),
+            (lambda: TransformersBackend(language_model="gpt2"), r"language_model: expected LanguageModel"),
+        ],
+    )
+    def test_another_kind_is_refused(self, make: Any, said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            make()
+
+    def test_parts_of_a_step_are_each_of_their_family(self, tiny: LanguageModel) -> None:
+        from exprl.training.module import Parts
+
+        with pytest.raises(ConfigError, match=r"Parts: advantage: expected Advantage, but got DelimiterSlicer"):
+            Parts(
+                prompts=PromptBuilder(tiny.tokenizer),
+                engine=TransformersEngine(policy=tiny),
+                reward=SparseReward(verifier=ExactVerifier()),
+                advantage=DelimiterSlicer(),  # type: ignore[arg-type]
+                objective=Clipped(),
+            )
+
+
+class TestMethods:
+    """What stands in the place of a base's method can be called as that is."""
+
+    def test_a_parameter_left_out(self) -> None:
+        with pytest.raises(
+            ContractError, match=r"Short: `judge` must take .*def judge\(self, requests, on_progress=no_p"
+        ):
+
+            class Short(Judge):
+                def judge(self, requests: Sequence[JudgeRequest]) -> list[Any]:  # type: ignore[override]
+                    return []
+
+    def test_one_more_that_must_be_given(self) -> None:
+        with pytest.raises(ContractError, match=r"`slice` must take what it is called with \(missing a required"):
+
+            class Long(Slicer):
+                def slice(self, rollout: Rollout, width: int) -> tuple[Any, ...]:  # type: ignore[override]
+                    return ()
+
+    def test_names_of_one_s_own_and_more_with_defaults_are_fine(self) -> None:
+        class Mine(Slicer):
+            def slice(self, one: Rollout, width: int = 3, *more: int) -> tuple[Any, ...]:  # type: ignore[override]
+                return ()
 
 
 SECRET = "hunter2"

@@ -16,7 +16,7 @@ from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError, PeerError
 from exprl.evaluation.rates import Rates
 from exprl.experiment import load_experiment, load_run
-from exprl.files.disk import check_new_folder, local_path
+from exprl.files.disk import check_new_file, check_new_folder, local_path
 from exprl.registry import import_plugins
 from exprl.runs.directory import RunDirectory
 from exprl.runs.places import (
@@ -110,6 +110,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if len(places) > 1:
         raise ConfigError(f"give one config or run, but got {', '.join(map(str, places))}; overrides are key=value.")
     output = None if options.output is None else local_path(options.output, "--output")
+    if output is not None and not options.overwrite:
+        check_new_file(output, "--output")
     responses = None if options.responses is None else local_path(options.responses, "--responses")
     place = place_of(local_path(places[0], "CONFIG | RUN")) if places else None
     source = checkpoint_to_evaluate(place, options.checkpoint)

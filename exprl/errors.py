@@ -104,8 +104,12 @@ class PeerError(DistributedError):
     """Another rank failed, and has said why itself."""
 
 
+LISTED = 40
+"""Choices that a message lists: more than any family has components, and no data set's ids."""
+
+
 def did_you_mean(given: str, choices: Iterable[str]) -> str:
-    """A sentence that suggests the closest choice and lists all of them.
+    """A sentence that suggests the closest choice and lists all of them, or the first of very many.
 
     >>> did_you_mean("procces", ["process", "sparse"])
     "Did you mean 'process'? Choose one of: process, sparse."
@@ -113,5 +117,6 @@ def did_you_mean(given: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     close = difflib.get_close_matches(given, choices, n=1, cutoff=0.6)
     suggestion = f"Did you mean {close[0]!r}? " if close else ""
-    listing = ", ".join(choices) if choices else "(none)"
-    return f"{suggestion}Choose one of: {listing}."
+    more = f" and {len(choices) - LISTED} more" if len(choices) > LISTED else ""
+    listing = ", ".join(choices[:LISTED]) if choices else "(none)"
+    return f"{suggestion}Choose one of: {listing}{more}."

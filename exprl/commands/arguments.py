@@ -97,6 +97,7 @@ def add_evaluate(commands: Commands) -> None:
     )
     evaluate.add_argument("--plugins", **PLUGINS)
     evaluate.add_argument("--output", help="also write the figures and per-problem counts to this JSON file")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace that file where it is there already")
     evaluate.set_defaults(command="evaluate")
 
 

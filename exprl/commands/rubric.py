@@ -14,12 +14,13 @@ from exprl.build import Build
 from exprl.component import Choice
 from exprl.config.fields import choices_in
 from exprl.domains import Routes, Routing
-from exprl.errors import ConfigError, DataError, JudgeError, PathError
+from exprl.errors import ConfigError, DataError, JudgeError, PathError, RubricError
 from exprl.experiment import Experiment
 from exprl.files.disk import append_text, read_text, write_text
 from exprl.files.lock import LOCK, locked
 from exprl.judges.rubric import RubricJudge
 from exprl.judges.rubric_file import ADVICE, Entry, Key, Wanted, read_entries, wanted
+from exprl.judges.rubrics import checked
 from exprl.runs.preflight import check_rubrics
 from exprl.terminal.console import Console, line
 from exprl.terminal.phases import Phases
@@ -120,6 +121,7 @@ def make_rubrics(experiment: Experiment, output: Path, by: By, *, console: Conso
         problems = problems_of(build)
         shares = shares_of(experiment.reward, problems) if judges else [Share(judge=None, problems=problems)]
         every = [one for share in shares for one in share.wanted(by)]
+        check_edited([entry for entry, _ in lines], every, output)
         done = [line for line in lines if line[0].rubric is not None]
         if len(done) < len(lines):
             files.keep(done)
@@ -203,6 +205,17 @@ def fill(build: Build, files: Files, shares: Sequence[Share], kept: Set[Key], by
                     made = {e.key: e for e in judge.write(written, on_progress)} if judge and written else {}
                     on_progress(len(batch) - len(written))
                     append_text(files.path, "".join((made.get(one.key) or one.own()).line() for one in batch))
+
+
+def check_edited(entries: Sequence[Entry], every: Sequence[Wanted], output: Path) -> None:
+    """Raise `DataError`, naming the line, for a rubric in the file that no run would take; nothing is changed."""
+    problems = {one.key: one.problem for one in every}
+    for number, entry in enumerate(entries, start=1):
+        if entry.rubric is not None and entry.key in problems:
+            try:
+                checked(entry.rubric, problems[entry.key])
+            except RubricError as error:
+                raise DataError(f"--output: {output}, line {number}, id {entry.id!r}: {error}. {ADVICE}") from None
 
 
 @contextmanager

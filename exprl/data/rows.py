@@ -185,7 +185,8 @@ def _check_columns(row: Row, columns: Columns, where: str) -> None:
         return
     taken = [column for role, column in mapped.items() if role not in missing]
     proposed = {role: proposal(role, column, row, taken) for role, column in missing.items()}
-    none_at_all = " (null: the rows have none)" if set(missing) != {"question"} else ""
+    null = " (null: the rows have none; columns.partial=true beside the column: only some have it)"
+    none_at_all = null if set(missing) != {"question"} and not columns.partial else ""
     told = " and ".join(f"no column {column!r} for the {role}" for role, column in missing.items())
     raise ColumnError(
         f"{where}: {told}. The columns are {listing(row)}.",

@@ -46,6 +46,8 @@ class EvaluationResult:
         shown: samples that show each behaviour, by name.
         judged: samples with a verdict on each.
         domains: [P] the problems' domains, as labels of metrics; empty in results of older versions.
+        verdicts: [P] of responses that were given, whether each is right, in the order they stand in the file; empty
+            of those that were sampled.
     """
 
     problem_ids: tuple[str, ...]
@@ -59,6 +61,7 @@ class EvaluationResult:
     shown: dict[str, int] = field(default_factory=dict)
     judged: dict[str, int] = field(default_factory=dict)
     domains: tuple[str, ...] = ()
+    verdicts: tuple[tuple[bool, ...], ...] = ()
 
     def per_problem(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[P] values of `pass@k` or `progress`; of `pass@k/math` or `progress/math` those of a domain's problems."""
@@ -113,6 +116,7 @@ class EvaluationResult:
             "shown": self.shown,
             "judged": self.judged,
             "domains": list(self.domains),
+            **({"verdicts": [list(own) for own in self.verdicts]} if self.verdicts else {}),
         }
 
     @classmethod
@@ -122,6 +126,7 @@ class EvaluationResult:
             key: tuple(value) if isinstance(value, list) else value for key, value in node.items()
         }
         fields.pop("summary")
+        fields["verdicts"] = tuple(map(tuple, node.get("verdicts", ())))
         return cls(**fields)
 
     @classmethod
@@ -206,7 +211,8 @@ def evaluate(
     """
     built = [prompts.build(problem.question, problem.domain) for problem in problems]
     samples = _sampled(engine, built, sampling, problems, on_progress)
-    return counted(samples, problems, sampling.n, verifier, ks=ks, detector=detector)
+    result = counted(samples, problems, sampling.n, verifier, ks=ks, detector=detector)
+    return replace(result, verdicts=())  # they came as they were finished
 
 
 def counted(
@@ -221,7 +227,8 @@ def counted(
 ) -> EvaluationResult:
     """Verify `n` samples of each problem, in whatever order they come; `on_progress` is called as they are verified."""
     count = len(problems)
-    correct, guessed, progress = [0] * count, [0] * count, [0.0] * count
+    right_ones: list[list[bool]] = [[] for _ in problems]
+    guessed, progress = [0] * count, [0.0] * count
     tokens: list[int | None] = []
     cut_off: list[bool | None] = []
     has_steps = all(problem.scaffold.steps is not None for problem in problems)
@@ -231,7 +238,7 @@ def counted(
         rates.update([sample.text for sample in batch])
         for sample, right in zip(batch, verdicts, strict=True):
             index, steps = sample.problem, problems[sample.problem].scaffold.steps
-            correct[index] += right
+            right_ones[index].append(right)
             tokens.append(sample.tokens)
             cut_off.append(sample.cut_off)
             if has_steps and steps is not None:
@@ -241,7 +248,7 @@ def counted(
         on_progress(len(batch))
     return EvaluationResult(
         problem_ids=tuple(problem.id for problem in problems),
-        correct=tuple(correct),
+        correct=tuple(map(sum, right_ones)),
         samples=n,
         progress=tuple(progress) if has_steps else None,
         guessed=tuple(guessed) if has_steps else None,
@@ -251,6 +258,7 @@ def counted(
         shown=dict(zip(BEHAVIOUR_NAMES, rates.shown.tolist(), strict=True)),
         judged=dict(zip(BEHAVIOUR_NAMES, rates.judged.tolist(), strict=True)),
         domains=tuple(label_of(problem.domain) for problem in problems),
+        verdicts=tuple(map(tuple, right_ones)),
     )
 
 

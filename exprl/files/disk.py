@@ -60,6 +60,13 @@ def check_can_write(path: Path, option: str) -> None:
     _check_room(path, option)
 
 
+def check_new_file(path: Path, option: str) -> None:
+    """The same; also where there is something already."""
+    check_can_write(path, option)
+    if path.exists():
+        raise PathError(f"{option}: {path} is there already. Give another name, or --overwrite to replace it.")
+
+
 def check_new_folder(path: Path, option: str) -> None:
     """Raise `PathError` where no folder can be made at `path`, or there is something already."""
     try:

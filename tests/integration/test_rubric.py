@@ -253,6 +253,19 @@ def test_a_file_of_something_else_is_left_alone(
     assert (tmp_path / "rubrics.jsonl").read_text() == content
 
 
+def test_an_edited_title_that_gives_the_answer_away_is_refused_before_any_work(
+    folder: Path, make: Make, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path, row(40, steps=["a", "b"]), row(50, steps=["a", "b"]))
+    make(experiment(rows, folder), by="steps")
+    path = tmp_path / "rubrics.jsonl"
+    edited = path.read_text().replace("second step", "find 51")
+    path.write_text(edited)
+    with pytest.raises(DataError, match=r"rubrics\.jsonl, line 2, id 'p50': milestone 2: its title holds the final"):
+        make(experiment(rows, folder))
+    assert path.read_text() == edited
+
+
 def test_what_is_wrong_is_said_before_any_work(small: Any, make: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reward: its judge is no 'rubric'.*--by steps"):
         make(small())

@@ -112,6 +112,18 @@ def test_no_such_folder(path):
         load(path=path)
 
 
+@pytest.mark.parametrize("path", ["runs/my", "mine/second", "my.ckpt"])
+def test_a_run_that_is_not_there_is_not_looked_up_on_the_hub(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "mine/first/checkpoints").mkdir(parents=True)
+    (tmp_path / "mine/first/config.yaml").write_text("seed: 0\n")
+    with pytest.raises(ModelError, match=rf"^model\.path: no run or checkpoint {path}\. Give the folder of a run"):
+        load(path=path)
+    with pytest.raises(ModelError, match="looked up on the hub"):
+        load(path="mine2/second")
+
+
 def test_an_unreachable_hub_id(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="looked up on the hub: check the name and the connection"):

@@ -23,6 +23,7 @@ from exprl import config as configuration
 from exprl.build import Build
 from exprl.data.datamodule import ExpRLDataModule, check_step
 from exprl.data.order import check_share
+from exprl.data.overlap import overlap_warning
 from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
@@ -151,6 +152,8 @@ class TrainingRun:
         problems, held_out = build.train_problems, build.evaluation_problems
         check_step(problems, experiment.data.prompts_per_step, build.train_parts)
         build.check_data()
+        if self.world.first and (shared := overlap_warning(problems, held_out)) is not None:
+            log.warning("%s", shared)
         self.console.say(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.say(f"{len(problems)} training problems, {len(held_out)} held-out problems")
         check_kernels(experiment.update, device, build.policy.compute_dtype or build.policy.model.dtype)

@@ -12,7 +12,6 @@ import shutil
 import stat
 import sys
 import sysconfig
-import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
@@ -22,6 +21,7 @@ from typing import Any
 from exprl.component import option
 from exprl.errors import ExecutionError
 from exprl.execution.files import sealed
+from exprl.execution.leftovers import made_folder, removed
 from exprl.execution.limits import Limits
 from exprl.execution.process import probe
 from exprl.execution.sandboxes import INSIDE, START, Command, Sandbox, environment, interpreter
@@ -85,8 +85,8 @@ class Bubblewrap(Sandbox):
         closed = [path for path in self._shown if os.geteuid() == 0 and not _open_to_all(path)]
         if not closed:
             return {}
-        stage = Path(tempfile.mkdtemp(prefix="exprl-sandbox-", dir="/tmp"))
-        weakref.finalize(self, shutil.rmtree, stage, ignore_errors=True)
+        stage, lock = made_folder()
+        weakref.finalize(self, removed, stage, lock)
         stage.chmod(0o755)
         places = {path: stage / str(number) for number, path in enumerate(closed)}
         for path, place in places.items():

@@ -25,6 +25,9 @@ class Reward(Stateful):
 
     granularity: ClassVar[Granularity]
 
+    judged_as: ClassVar[str] = "judge"
+    """What its judgements are called in metrics: `judge/count`. Those of who asks no judge have another name."""
+
     @classmethod
     def granularities(cls, config: Any) -> dict[str, Granularity]:
         """What has a reward with these options, by the key of the reward within that gives it; `""` is this one.

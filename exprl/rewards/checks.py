@@ -64,8 +64,15 @@ def check_failures(rewards: Sequence[GroupRewards], limit: float) -> None:
             limit,
             failed,
         )
+    check_any(rewards)
+
+
+def check_any(rewards: Sequence[GroupRewards]) -> None:
+    """Raise `JudgeError` where no rollout of a step has a reward."""
+    every = [reward for group in rewards for reward in group]
     if every and not any(reward.valid for reward in every):
-        raise _nothing_left(every, judgements, failed)
+        judgements = [judgement for reward in every for judgement in reward.judgements]
+        raise _nothing_left(every, judgements, [judgement for judgement in judgements if judgement.status != "ok"])
 
 
 def _fault(rollout: Rollout, reward: object) -> str | None:

@@ -7,24 +7,59 @@ from collections.abc import Iterator, Sequence
 
 from exprl.errors import JudgeError
 from exprl.rewards.base import Reward
+from exprl.rewards.checks import check_any
 from exprl.types import AnyReward, Problem
 
 Rewards = Sequence[tuple[AnyReward, ...]]
 
 
-def check_step(reward: Reward, problems: Sequence[Problem], rewards: Rewards) -> None:
-    """Raise `JudgeError` where a step, or a domain's part of it, cannot be learned from (`Reward.check_step`).
+FEW = 32
+"""Rollouts of a route: of fewer, one failed judgement is a large share, and says little of the judge."""
 
-    Args:
-        reward: the run's.
-        problems: those of the step, of all ranks.
-        rewards: for each problem those of its rollouts.
+
+class StepChecks:
+    """Stops a run at a step that cannot be learned from, or a domain's part of it (`Reward.check_step`).
+
+    Where a step holds few rollouts of a route, those of the steps before count along, and as long as there have been
+    few in all it is not stopped for that route. It is where the whole step has no reward.
     """
-    for key, scorer, own in _shares(reward, problems, rewards):
-        try:
-            scorer.check_step(own)
-        except JudgeError as error:
-            raise (JudgeError(of_route(str(error), key)) if key else error) from error
+
+    def __init__(self, reward: Reward) -> None:
+        self._reward = reward
+        self._recent: dict[str, list[tuple[AnyReward, ...]]] = {}
+
+    def check(self, problems: Sequence[Problem], rewards: Rewards) -> None:
+        """Raise `JudgeError`.
+
+        Args:
+            problems: those of the step, of all ranks.
+            rewards: for each problem those of its rollouts.
+        """
+        check_any(rewards)
+        for key, scorer, own in _shares(self._reward, problems, rewards):
+            asked = self._with_recent(key, own) if key else own
+            try:
+                if asked:
+                    scorer.check_step(asked)
+            except JudgeError as error:
+                if not key:
+                    raise
+                said = str(error) if len(asked) == len(own) else str(error).replace("of this step", "of the last steps")
+                raise JudgeError(of_route(said, key)) from error
+
+    def _with_recent(self, key: str, own: list[tuple[AnyReward, ...]]) -> Rewards:
+        """A route's groups with as many before them as make up `FEW` rollouts; none as long as there are fewer."""
+        every = [*self._recent.get(key, ()), *own]
+        sizes = [len(group) for group in every]
+        first = max((place for place in range(len(every)) if sum(sizes[place:]) >= FEW), default=0)
+        self._recent[key] = every[min(first, len(every) - len(own)) :]
+        return self._recent[key] if sum(map(len, self._recent[key])) >= FEW else ()
+
+
+def judged_as(reward: Reward, problems: Sequence[Problem]) -> list[str]:
+    """What the judgements on each problem's rollouts are called (`Reward.judged_as`)."""
+    found = {place: scorer.judged_as for _, scorer, places in reward.scorers(problems) for place in places}
+    return [found[place] for place in range(len(problems))]
 
 
 def advice_on(reward: Reward, problems: Sequence[Problem], rewards: Rewards) -> str | None:

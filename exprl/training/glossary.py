@@ -48,9 +48,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/segments", "segments", "mean number of segments of a rollout; 1 with a reward for whole rollouts"),
     Metric("reward/single_segment_rate", "share", "rollouts of at most one segment: near 1, the slicer finds no cuts"),
     # the judge
-    Metric("judge/count", "judgements", "judgements asked for in the step"),
+    Metric("judge/count", "judgements", "judgements of a judge asked for in the step"),
     Metric("judge/<status>_rate", "share", f"of the judgements; status: {', '.join(JUDGEMENT_STATUSES)}"),
     Metric("judge/score_<score>", "share", "of the judgements with a score, those that round to 1, 2, 3, 4 or 5"),
+    # programs that were run, with the reward `execution`
+    Metric("program/count", "programs", "programs judged by their tests in the step"),
+    Metric("program/<status>_rate", "share", "of the programs; ok: judged, error: no sandbox, or a test at fault"),
+    Metric("program/score_<score>", "share", "of those judged, by 1 + 4 · reward, rounded: score_5 passed all tests"),
     # rollouts
     Metric("rollout/length_mean", "tokens", "mean length of a response"),
     Metric("rollout/length_max", "tokens", "the longest response"),
@@ -68,6 +72,10 @@ METRICS: tuple[Metric, ...] = (
         "reward",
         "mean over the domain's valid rollouts; where training problems are of several domains",
     ),
+    Metric("judge/count/<domain>", "judgements", "judgements on its rollouts"),
+    Metric("judge/ok_rate/<domain>", "share", "of these, those with a score"),
+    Metric("program/count/<domain>", "programs", "programs of its rollouts that were judged by their tests"),
+    Metric("program/ok_rate/<domain>", "share", "of these, those that could be judged"),
     Metric("rollout/length_mean/<domain>", "tokens", "mean length of a response to a problem of the domain"),
     Metric("rollout/cut_off_rate/<domain>", "share", "responses to its problems that were cut off"),
     Metric("outcome/accuracy/<domain>", "share", "its rollouts that its verifier accepts, mean over prompts"),

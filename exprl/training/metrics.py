@@ -42,18 +42,33 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
     }
 
 
-def judge_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Rate of each judgement status and the histogram of (rounded) scores; empty without judgements."""
-    judgements: list[Judgement] = [j for s in scored for reward in s.rewards for j in reward.judgements]
-    if not judgements:
-        return {}
+def judge_metrics(scored: Sequence[ScoredGroup], who: Sequence[str] = ()) -> dict[str, float]:
+    """Rate of each judgement status and the histogram of (rounded) scores; empty without judgements.
+
+    Args:
+        scored: a step's groups.
+        who: what the judgements of each group are called, `judge` or `program` (`Reward.judged_as`); empty: the judge's
+            all.
+    """
+    judgements: dict[str, list[Judgement]] = {}
+    for name, s in zip(who or ["judge"] * len(scored), scored, strict=True):
+        judgements.setdefault(name, []).extend(j for reward in s.rewards for j in reward.judgements)
+    return {
+        f"{name}/{figure}": value
+        for name, own in sorted(judgements.items())
+        if own
+        for figure, value in _judgement_figures(own).items()
+    }
+
+
+def _judgement_figures(judgements: Sequence[Judgement]) -> dict[str, float]:
     statuses = Counter(j.status for j in judgements)
     scores = Counter(round(j.score) for j in judgements if j.score is not None)
     graded = max(sum(scores.values()), 1)
     return {
-        "judge/count": float(len(judgements)),
-        **{f"judge/{status}_rate": statuses[status] / len(judgements) for status in JUDGEMENT_STATUSES},
-        **{f"judge/score_{likert}": scores[likert] / graded for likert in range(1, 6)},
+        "count": float(len(judgements)),
+        **{f"{status}_rate": statuses[status] / len(judgements) for status in JUDGEMENT_STATUSES},
+        **{f"score_{likert}": scores[likert] / graded for likert in range(1, 6)},
     }
 
 
@@ -86,16 +101,21 @@ def outcome_metrics(problem_ids: Sequence[str], correct: Sequence[Sequence[bool]
     return {f"outcome/{name}": share.item() for name, share in shares.items()}
 
 
-BY_DOMAIN = ("reward/mean", "outcome/accuracy", "rollout/length_mean", "rollout/cut_off_rate")
+_JUDGED = tuple(f"{name}/{figure}" for name in ("judge", "program") for figure in ("count", "ok_rate"))
+
+BY_DOMAIN = ("reward/mean", "outcome/accuracy", "rollout/length_mean", "rollout/cut_off_rate", *_JUDGED)
 """What is logged of each domain as well, where a run has several."""
 
 
-def domain_metrics(scored: Sequence[ScoredGroup], correct: Sequence[Sequence[bool]]) -> dict[str, float]:
+def domain_metrics(
+    scored: Sequence[ScoredGroup], correct: Sequence[Sequence[bool]], who: Sequence[str] = ()
+) -> dict[str, float]:
     """The figures of `BY_DOMAIN` over the groups of each domain alone, as `reward/mean/math`.
 
     Args:
         scored: a step's groups.
         correct: for each the verdicts on its rollouts, or none; empty: there are none at all.
+        who: what the judgements of each are called, see `judge_metrics`.
     """
     places: dict[str, list[int]] = {}
     for place, s in enumerate(scored):
@@ -104,7 +124,8 @@ def domain_metrics(scored: Sequence[ScoredGroup], correct: Sequence[Sequence[boo
     for domain in sorted(places):
         own = [scored[place] for place in places[domain]]
         verdicts = [correct[place] for place in places[domain]] if correct else []
-        figures = {**reward_metrics(own), **rollout_metrics(own)}
+        called = [who[place] for place in places[domain]] if who else []
+        figures = {**reward_metrics(own), **rollout_metrics(own), **judge_metrics(own, called)}
         if verdicts:
             figures |= outcome_metrics([s.group.problem.id for s in own], verdicts)
         found |= {f"{name}/{domain}": figures[name] for name in BY_DOMAIN if name in figures}

@@ -20,7 +20,7 @@ from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_rewards
-from exprl.rewards.steps import advice_on, check_step
+from exprl.rewards.steps import StepChecks, advice_on, judged_as
 from exprl.seeding import derive_seed
 from exprl.text.prompts import PromptBuilder
 from exprl.training import metrics
@@ -114,6 +114,7 @@ class ExpRLModule(PolicyModule):
         self.sampling = sampling
         self.unlocked: set[str] = set()
         self.advised = False
+        self.checks = StepChecks(parts.reward)
 
     # ------------------------------------------------------------------ one step
 
@@ -173,7 +174,7 @@ class ExpRLModule(PolicyModule):
         who = f"advantage {title_of(self.parts.advantage)}"
         check_rollouts(groups, rewards, self.step, f"reward {title_of(self.parts.reward)}")
         problems = [group.problem for group in groups]
-        check_step(self.parts.reward, problems, rewards)
+        self.checks.check(problems, rewards)
         with given_by(who):
             advantages = self.parts.advantage.estimate(rewards, [problem.domain for problem in problems])
         check_estimates(rewards, advantages, who)
@@ -250,17 +251,19 @@ class ExpRLModule(PolicyModule):
 
         Where the run has several domains the main ones stand there for each as well.
         """
+        problems = [s.group.problem for s in scored]
+        who = judged_as(self.parts.reward, problems)
         described = {
             **metrics.reward_metrics(scored),
-            **metrics.judge_metrics(scored),
+            **metrics.judge_metrics(scored, who),
             **metrics.rollout_metrics(scored),
             **metrics.behaviour_metrics(self.world.sum(metrics.behaviour_counts(own_groups(scored)))),
         }
         if len(self.parts.domains) > 1:
-            described |= metrics.domain_metrics(scored, correct)
+            described |= metrics.domain_metrics(scored, correct, who)
         if not any(correct):
             return described
-        shares = metrics.outcome_metrics([s.group.problem.id for s in scored], correct)
+        shares = metrics.outcome_metrics([problem.id for problem in problems], correct)
         return {**described, **shares, "outcome/unlocked_prompts": float(len(self.unlocked))}
 
     # ------------------------------------------------------------------ around the steps

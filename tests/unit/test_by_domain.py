@@ -21,14 +21,14 @@ from exprl.judges import Judge
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards import ByDomainReward, OutcomeReward, ProcessReward, Reward, SparseReward
-from exprl.rewards.steps import advice_on, check_step
+from exprl.rewards.steps import StepChecks, advice_on, judged_as
 from exprl.runs.preflight import check_parts
 from exprl.slicers import DelimiterSlicer
 from exprl.terminal.progress import no_progress
 from exprl.text.prompts import ByDomainPrompt, PromptBuilder, PromptTemplate
 from exprl.training.evaluation_log import evaluation_metrics
 from exprl.training.glossary import metric_of
-from exprl.training.metrics import domain_metrics
+from exprl.training.metrics import domain_metrics, judge_metrics
 from exprl.types import Judgement, Problem, RolloutGroup, RolloutReward, ScoredGroup, Segment, SegmentRewards
 from exprl.verifiers import ByDomainVerifier, ChoiceVerifier, ExactVerifier, MathVerifier
 from tests.conftest import character_tokenizer
@@ -367,14 +367,64 @@ def test_every_reward_looks_at_its_own_part_of_a_step() -> None:
     failing = Recording(Judgement(score=None, status="error", rationale="no idea"))
     reward = mixed(Recording(), failing)
     problems, rewards = [group.problem for group in groups()], reward.score(groups())
-    with pytest.raises(JudgeError, match=r"^reward\.domains\.science: 2 of 2 judgements of this step failed"):
-        check_step(reward, problems, rewards)
-    check_step(reward, problems[:2], rewards[:2])
+    places = [0, 1, *[2] * 16, 3]  # 32 rollouts of science
+    many = [problems[place] for place in places], [rewards[place] for place in places]
+    with pytest.raises(JudgeError, match=r"^reward\.domains\.science: 32 of 32 judgements of this step failed"):
+        StepChecks(reward).check(*many)
+    StepChecks(reward).check(problems[:2], rewards[:2])
     one_line = [replace(group, rollouts=(rollout_of("a\n"),)) for group in groups()]
     said = advice_on(reward, problems, reward.score(one_line))
     assert said is not None
     assert said.startswith("reward.domains.math: 2 of 2 rollouts (of 1 tokens on average) are one segment")
     assert advice_on(reward, problems[2:3], reward.score(one_line[2:3])) is None
+
+
+def test_a_route_with_few_rollouts_a_step_stops_a_run_when_they_have_become_more() -> None:
+    failing = Recording(Judgement(score=None, status="error", rationale="no idea"))
+    reward = mixed(Recording(), failing)
+    problems, rewards = [group.problem for group in groups()], reward.score(groups())
+    checks = StepChecks(reward)
+    for _ in range(15):  # 2 of science a step
+        checks.check(problems, rewards)
+    with pytest.raises(JudgeError, match=r"^reward\.domains\.science: 32 of 32 judgements of the last steps failed"):
+        checks.check(problems, rewards)
+
+
+def test_what_is_long_past_stops_no_run() -> None:
+    bad, good = mixed(Recording(), Recording(Judgement(score=None, status="error"))), mixed(Recording(), Recording())
+    problems = [group.problem for group in groups()]
+    checks = StepChecks(bad)
+    for reward in (*[bad] * 4, *[good] * 40, *[bad] * 4):  # 8 of the last 32, which is no more than a quarter
+        checks.check(problems, reward.score(groups()))
+
+
+def test_a_step_without_any_reward_stops_a_run_at_once() -> None:
+    reward = mixed(Recording(), Recording(Judgement(score=None, status="error", rationale="no idea")))
+    science = groups()[2:3]
+    with pytest.raises(JudgeError, match="none of the 2 rollouts of this step has a reward"):
+        StepChecks(reward).check([science[0].problem], reward.score(science))
+
+
+def test_programs_are_not_counted_as_judgements() -> None:
+    routes = {"law": {"name": "outcome", "judge": JUDGE}, "code": {"name": "execution"}}
+    reward = validate_choice(REWARDS, {"name": "by_domain", "domains": routes}, "reward").build(Resources())
+    asked = Judgement(score=5.0), Judgement(score=None, status="error")
+    step = [
+        scored_of(
+            [rollout_of("a")],
+            problem=of(domain),
+            rewards=[RolloutReward(value=1.0 if one.score else None, length=1, judgements=(one,))],
+        )
+        for domain, one in (("law", asked[0]), ("code", asked[0]), ("code", asked[1]))
+    ]
+    who = judged_as(reward, [s.group.problem for s in step])
+    assert who == ["judge", "program", "program"]
+    total, own = judge_metrics(step, who), domain_metrics(step, [], who)
+    assert (total["judge/count"], total["judge/ok_rate"], total["judge/score_5"]) == (1, 1, 1)
+    assert (total["program/count"], total["program/ok_rate"], total["program/error_rate"]) == (2, 0.5, 0.5)
+    assert (own["judge/count/law"], own["program/count/code"], own["program/ok_rate/code"]) == (1, 2, 0.5)
+    assert all(metric_of(name) is not None for name in (*total, *own))
+    assert not {"judge/count/code", "program/count/law"} & own.keys()
 
 
 def test_a_reward_that_breaks_its_contract_is_named_with_its_route() -> None:

@@ -185,7 +185,7 @@ def _check_columns(row: Row, columns: Columns, where: str) -> None:
         return
     taken = [column for role, column in mapped.items() if role not in missing]
     proposed = {role: proposal(role, column, row, taken) for role, column in missing.items()}
-    null = " (null: the rows have none; columns.partial=true beside the column: only some have it)"
+    null = " (null: the rows have none; with `columns.partial: true` some may lack it)"
     none_at_all = null if set(missing) != {"question"} and not columns.partial else ""
     told = " and ".join(f"no column {column!r} for the {role}" for role, column in missing.items())
     raise ColumnError(

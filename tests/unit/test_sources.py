@@ -134,8 +134,8 @@ class TestJsonl:
             (
                 {"question": "1?", "answer": 2, "referense": "Add."},
                 "no column 'reference' for the reference. The columns are 'question', 'answer', 'referense'. "
-                "Set columns.reference=referense (null: the rows have none; columns.partial=true beside the column: "
-                "only some have it), or repair the row.",
+                "Set columns.reference=referense (null: the rows have none; with `columns.partial: true` some may "
+                "lack it), or repair the row.",
             ),
             ('{"question": "1?",', "not valid JSON: "),
             ("[1, 2]", "expected an object {...} on each line, but got a list."),

@@ -59,6 +59,16 @@ def test_the_routes_of_the_mixed_runs() -> None:
     assert (executed.default, executed.domains["science"]) == (judged.default, judged.domains["science"])
 
 
+def test_rubrics_in_the_mixed_run_are_those_of_one_file_for_all_judges() -> None:
+    reward = load_experiment("qwen3_8b_mixed/rubric", ["reward.judge.rubrics=r.jsonl"]).reward.config
+    judges = [reward.domains["science"].config.judge, reward.default.config.judge]
+    assert [(judge.name, judge.config.rubrics, judge.config.monotone) for judge in judges] == [
+        ("rubric", "r.jsonl", True)
+    ] * 2
+    assert {judge.config.model.config.path for judge in judges} == {"Qwen/Qwen3-4B"}
+    assert reward.domains["code"].name == "execution"
+
+
 @pytest.mark.parametrize("config", ["mixed", "qwen3_8b_mixed/executed"])
 @pytest.mark.parametrize("judge", ["no_reference", "wrong_reference"])
 def test_an_ablation_of_a_route_is_one_name(config: str, judge: str) -> None:

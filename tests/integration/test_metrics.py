@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ RUNS = {
     "self_distillation": (*EXACT, "evaluation.source=null"),
 }
 
+PROGRAMS = (
+    *("data.train.columns.tests=tests", "data.train.columns.partial=true"),
+    "reward.domains.code={name: execution, clip_length: false, sandbox: {name: none}}",  # no reply holds a program
+)
+
 
 def test_every_logged_metric_is_declared_and_the_other_way_round(
     small: Any, mixed: Path, run: Any, tmp_path: Path
@@ -29,7 +35,10 @@ def test_every_logged_metric_is_declared_and_the_other_way_round(
     logged: set[str] = set()
     short = ("trainer.max_steps=1", "trainer.checkpoint_every=0")
     runs = {name: small(*options, *short) for name, options in RUNS.items()}
-    for name, experiment in {**runs, "mixed": load_experiment(mixed, [*MIXED, *short])}.items():
+    rows = lines(tmp_path / "train.jsonl")
+    tested = [{**row, "tests": {"form": "stdio", "cases": [{"input": "1", "output": "1"}]}} for row in rows]
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in tested))
+    for name, experiment in {**runs, "mixed": load_experiment(mixed, [*MIXED, *PROGRAMS, *short])}.items():
         run(experiment, name)
         written = {key for line in lines(tmp_path / name / "metrics.jsonl") for key in line} - {"step"}
         drawn = set(scalars(tmp_path / name))

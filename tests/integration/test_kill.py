@@ -11,6 +11,8 @@ import pytest
 from exprl.training.module import ExpRLModule
 from tests.integration.processes import assert_same_run, execute, steps
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 KILLED = -9
 STEP = random.Random().randint(2, 4)  # any will do; printed by pytest when it fails
 
@@ -37,6 +39,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(straight: Path, tmp_path: Pa
     assert not list((folder / "checkpoints").glob("*.writing"))
 
 
+@pytest.mark.usefixtures("genuine")
 def test_killed_before_its_first_checkpoint_it_starts_over(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert execute(folder, "trainer.checkpoint_every=0", fault="kill:gradients:3").returncode == KILLED

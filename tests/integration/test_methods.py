@@ -29,6 +29,8 @@ from exprl.training.world import World
 from tests.conftest import skip_without_adapters
 from tests.integration.processes import assert_same_run, execute, lines, steps
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 SFT = ("method.name=sft",)
 TEACHER = ("method.name=self_distillation",)
 SAMPLED, EXACT = (*TEACHER, "method.estimator=sampled"), (*TEACHER, "method.estimator=exact")

@@ -30,6 +30,8 @@ from exprl.terminal.console import Console
 from tests.integration.conftest import ROOT, SMALL
 from tests.vllm.serving import serving
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 ALL = Rates(0.0, 1.0)
 
 
@@ -255,6 +257,7 @@ def test_killed_and_started_again_through_the_command_line(tmp_path: Path) -> No
     assert (tmp_path / "hard.jsonl").read_text() == (tmp_path / "straight.jsonl").read_text() != ""
 
 
+@pytest.mark.usefixtures("genuine")
 @pytest.mark.parametrize("engine", ["vllm", "server"])
 def test_other_engines_mine_as_well(small: Any, tmp_path: Path, engine: str) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")

@@ -106,6 +106,7 @@ def test_one_process_mines_into_a_file(small: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forking")
 def test_a_sharded_run_does_not_go_on_from_an_index_that_runs_code(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ("trainer.strategy=fsdp2", "trainer.devices=1", "trainer.accelerator=cpu", "trainer.keep_checkpoints=1")

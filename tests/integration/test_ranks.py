@@ -14,6 +14,8 @@ import torch
 from tests.integration.conftest import ROOT
 from tests.integration.processes import OPTIONS, TORCHRUN, assert_equal, assert_same_run, execute, lines, steps
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 DDP = ("trainer.devices=2", "trainer.accelerator=cpu")
 HELD_OUT = "evaluation.source={name: chain, count: 3, steps: 2}"
 FSDP2 = (*DDP, "trainer.strategy=fsdp2")
@@ -30,6 +32,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("genuine")
 @pytest.mark.parametrize("launcher", [TORCHRUN, FABRIC], ids=["torchrun", "fabric"])
 def test_launchers_start_the_same_run(ddp: Path, tmp_path: Path, launcher: tuple[str, ...]) -> None:
     done = execute(tmp_path / "run", "trainer.accelerator=cpu", HELD_OUT, launcher=launcher)
@@ -175,6 +178,7 @@ def test_a_checkpoint_is_the_same_whichever_rank_writes_it(ddp: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("genuine")
 def test_sigterm_to_one_rank_stops_all_and_saves(tmp_path: Path) -> None:
     done = execute(tmp_path / "run", *DDP, "trainer.checkpoint_every=0", fault="terminate:judging:3:1")
     assert done.returncode == 128 + 15

@@ -16,6 +16,8 @@ import yaml
 
 from tests.integration.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 SMALL_STUDY: dict[str, Any] = {
     "experiment": str(ROOT / "configs/quickstart.yaml"),
     "seeds": [0, 1],
@@ -126,6 +128,7 @@ def test_the_second_stage_starts_from_the_first_without_references(straight: tup
     assert first["correct"] == second["correct"]
 
 
+@pytest.mark.usefixtures("genuine")
 def test_arms_get_mined_problems_alone(tmp_path: Path) -> None:
     path = write(tmp_path, mine={"samples": 4, "max_rate": 0.5}, seeds=[0], arms={"sparse": ["sparse"]})
     output = study(path)

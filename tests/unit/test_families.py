@@ -176,7 +176,8 @@ def test_a_step_sampled_from_another_policy_stops_before_the_update(tmp_path, ga
 
     overrides = [
         "data.prompts_per_step=4", "rollout.samples_per_prompt=4", "evaluation.source=null", "trainer.max_steps=1",
-        "optimizer.lr=0.001", f"update.epochs={epochs}", "data.train.count=16",
+        "optimizer.lr=0.001", f"update.epochs={epochs}", "data.train.count=16", "data.train.steps=2",
+        "model.max_steps=2", "model.target_accuracy=0.3", "model.reads_references=false",
     ]  # fmt: skip
     experiment = load_experiment("configs/quickstart.yaml", overrides)
     with pytest.MonkeyPatch.context() as patch:

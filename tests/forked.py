@@ -4,7 +4,8 @@ Within `forking()`, `subprocess` has every `[sys.executable, "-m" or "-c", ...]`
 those that such processes start in turn. To whoever starts it the process is as any other: its own child with a true
 process id, exit code, signals, pipes, session, environment, folder and command line; each is shown in
 `tests/integration/test_forked.py`. What cannot be forked truly is started as ever: other options of the interpreter, or
-a variable with another value than it had when the libraries were imported, if that is one that they read.
+a variable with another value than it had when the libraries were imported, if that is one that they read. With a GPU
+all are, as a driver in use does not survive a fork.
 
 Three things stay different, so that tests of each way to start a run are kept out of it, by the fixture `genuine`:
 modules are there that a program might have forgotten to import, hash seeds are those of the server, and a process ends
@@ -28,11 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.fork_server import BEFORE_PYTHON, MADE_ANEW, QUIET, Request, pair, split
+import torch
+
+from tests.fork_server import BEFORE_PYTHON, MADE_ANEW, QUIET, Request, pair, python_path, split
 
 _GENUINE = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 _SIGNATURE = inspect.signature(_GENUINE)
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_ROOT = Path(__file__).parents[1]
+_LIBRARIES = ("exprl", "torch", "transformers", "lightning", "numpy")
 _ROOM = " " * 30000
 """Of the server's command line, for those of its processes."""
 
@@ -93,15 +98,25 @@ def _request(given: Mapping[str, Any]) -> Request:
     folder = os.path.abspath(given["cwd"] or ".")  # noqa: PTH100 - as given, be it `str` or `Path`
     if not os.path.isdir(folder):  # noqa: PTH112
         raise ValueError("an error for Popen to raise")
+    environment = dict(os.environ if environment is None else environment)
+    if any((place / name).exists() for place in _elsewhere(folder, environment) for name in _LIBRARIES):
+        raise ValueError("a library from elsewhere")
     return Request(
         arguments=arguments,
-        environment=dict(os.environ if environment is None else environment),
+        environment=environment,
         folder=folder,
         kept=[0, 1, 2, *sorted(given["pass_fds"])],
         session=given["start_new_session"],
         group=given["process_group"],
         parent=os.getpid(),
     )
+
+
+def _elsewhere(folder: str, environment: Mapping[str, str]) -> Iterator[Path]:
+    """Where `sys.path` of the process begins, but for this checkout, which the server has, too."""
+    for place in (folder, *python_path(environment)):
+        if Path(place) != _ROOT:
+            yield Path(place)
 
 
 def install(server: Server) -> None:
@@ -137,6 +152,11 @@ def genuine() -> Iterator[None]:
         subprocess.Popen._execute_child = before  # type: ignore[attr-defined]
 
 
+def possible() -> bool:
+    """On Linux, where alone a process can be given to another parent, and without a GPU."""
+    return sys.platform == "linux" and not torch.cuda.is_available()
+
+
 @functools.cache
 def launch() -> Server:
     """The fork server of this process, which ends with it."""
@@ -146,7 +166,7 @@ def launch() -> Server:
     with genuine():
         subprocess.Popen(
             command,
-            cwd=Path(__file__).parents[1],
+            cwd=_ROOT,
             env={**environment, **QUIET, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -158,8 +178,8 @@ def launch() -> Server:
 
 @contextlib.contextmanager
 def forking() -> Iterator[None]:
-    """Forked processes, within; on Linux alone, as only there a process can be given to another parent."""
+    """Forked processes, within, where they are `possible`."""
     with genuine():
-        if sys.platform == "linux":
+        if possible():
             install(launch())
         yield

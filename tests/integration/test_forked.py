@@ -17,7 +17,10 @@ import pytest
 from tests import forked
 from tests.integration.conftest import ROOT
 
-pytestmark = [pytest.mark.usefixtures("forking"), pytest.mark.skipif(sys.platform != "linux", reason="none is forked")]
+pytestmark = [
+    pytest.mark.usefixtures("forking"),
+    pytest.mark.skipif(not forked.possible(), reason="none is forked here"),
+]
 
 HAS_TORCH = "import sys; print('torch' in sys.modules)"
 """Whether a process was forked, as a genuine one begins without."""
@@ -197,6 +200,12 @@ def test_what_is_asked_for_and_not_done_by_forking_makes_it_genuine(options: dic
     assert run("-c", HAS_TORCH).stdout == "True\n"
     assert run("-c", HAS_TORCH, **options).stdout == "False\n"
     assert run("-S", "-c", HAS_TORCH).stdout == "False\n"
+
+
+def test_a_library_of_its_own_makes_it_genuine(tmp_path: Path) -> None:
+    (tmp_path / "exprl").mkdir()
+    for options in ({"cwd": tmp_path}, {"env": {**os.environ, "PYTHONPATH": str(tmp_path)}}):
+        assert run("-c", HAS_TORCH, **options).stdout == "False\n"
 
 
 def test_a_folder_that_is_not_there_is_the_error_it_always_was(tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ class StepChecks:
             problems: those of the step, of all ranks.
             rewards: for each problem those of its rollouts.
         """
-        check_any(rewards)
         for key, scorer, own in _shares(self._reward, problems, rewards):
             asked = self._with_recent(key, own) if key else own
             try:
@@ -46,6 +45,7 @@ class StepChecks:
                     raise
                 said = str(error) if len(asked) == len(own) else str(error).replace("of this step", "of the last steps")
                 raise JudgeError(of_route(said, key)) from error
+        check_any(rewards)  # what is wrong with one reward says more
 
     def _with_recent(self, key: str, own: list[tuple[AnyReward, ...]]) -> Rewards:
         """A route's groups with as many before them as make up `FEW` rollouts; none as long as there are fewer."""

@@ -108,18 +108,21 @@ def batched(items: Iterator[TokenSequence], size: int) -> Iterator[list[TokenSeq
 
 
 @torch.no_grad()
-def step_accuracy(policy: LanguageModel, solutions: Sequence[TokenSequence]) -> float:
-    """Probability that a step is sampled right after right steps: the mean over all steps of the reference."""
-    separator = policy.tokenizer.convert_tokens_to_ids(chain.DELIMITER)
+def step_accuracy(policy: LanguageModel, solutions: Sequence[TokenSequence], *, last: bool = False) -> float:
+    """Probability that a line is sampled right after right lines: the mean over all steps of the references.
+
+    The last line, an answer's, is no step; with `last` it is those lines that are measured, each with its end.
+    """
+    separator, end = policy.tokenizer.convert_tokens_to_ids(chain.DELIMITER), policy.tokenizer.eos_token_id
     pad = policy.tokenizer.pad_token_id
     assert isinstance(pad, int)
     batch = collate(solutions, pad_token_id=pad, device=policy.model.device)
     logprobs = response_logprobs(policy.model, batch, temperature=1.0).logp.tolist()
-    probabilities, step = [], 0.0
+    probabilities, line = [], 0.0
     for token, logprob in zip(batch.ids.tolist(), logprobs, strict=True):
-        step += logprob
-        if token == separator:
-            probabilities.append(math.exp(step))
-        if token in (separator, policy.tokenizer.eos_token_id):  # the answer's line is no step
-            step = 0.0
+        line += logprob
+        if token == (end if last else separator):
+            probabilities.append(math.exp(line))
+        if token in (separator, end):
+            line = 0.0
     return sum(probabilities) / len(probabilities)

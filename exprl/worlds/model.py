@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 class WorldsModel(WarmedUpModel):
     """A policy of 0.67 M parameters for the worlds `chain`, `reactions` and `clauses`, warmed up for all three.
 
-    In each the warm-up shows every length and ends at a measured step accuracy: single steps are mostly right, whole
-    solutions of many steps almost never.
+    The warm-up shows every length and ends when each world has at least the measured step accuracy: single steps are
+    mostly right, whole solutions of many steps seldom.
     """
 
     made_by: ClassVar[tuple[str, ...]] = (*WarmedUpModel.made_by, "exprl.worlds", "exprl.execution.tests")
 
-    turns: ChainLength = option(default=6, help="problems of `chain` have 1 to this many turns")
+    turns: ChainLength = option(default=7, help="problems of `chain` have 1 to this many turns")
     processes: Annotated[int, Range(ge=2, le=LONGEST)] = option(
-        default=5, help="problems of `reactions` have 1 to this many processes"
+        default=6, help="problems of `reactions` have 1 to this many processes"
     )
     cases: Annotated[int, Range(ge=FEWEST, le=MOST)] = option(
         default=4, help=f"problems of `clauses` have {FEWEST} to this many cases"

@@ -46,7 +46,7 @@ class ReactionsSource(GeneratedSource):
 
     domain: ClassVar[str] = "choice"
 
-    steps: Annotated[int, Range(ge=2, le=reactions.LONGEST)] = option(default=5, help="processes a problem")
+    steps: Annotated[int, Range(ge=2, le=reactions.LONGEST)] = option(default=6, help="processes a problem")
 
     @classmethod
     def check_options(cls, config: Any) -> None:

@@ -15,14 +15,17 @@ from exprl.text.prompts import PromptBuilder
 from exprl.training.batching import TokenSequence
 from exprl.worlds.world import World
 
+TIMES_BEHIND = 8
+"""Examples of the world that is learnt for each of one that has reached the target."""
+
 log = logging.getLogger(__name__)
 
 
 def warm_up(policy: LanguageModel, worlds: Sequence[World], options: WarmUpOptions) -> dict[str, Any]:
     """Train `policy` in place; returns what was measured. Its problems are of the `train` split.
 
-    Worlds are learnt at different speeds. One that is at its target is shown no more until it falls below, so that all
-    end close to it.
+    Worlds are learnt at different speeds, so they are learnt one after the other, in their order, which should begin
+    with the slowest. One at the target is shown a little, so that it neither gets far beyond nor is unlearnt.
 
     Raises:
         ModelError: the least step accuracy of a world stays below the target for `max_updates` updates.
@@ -33,7 +36,7 @@ def warm_up(policy: LanguageModel, worlds: Sequence[World], options: WarmUpOptio
     def least() -> float:
         return min([lesson.measure() for lesson in lessons])
 
-    examples = examples_of_those_behind(lessons, options.target_accuracy)
+    examples = lessons_in_order(lessons, options.target_accuracy)
     record = train_until(policy, examples, least, options.target_accuracy, options)
     return record | {"accuracies": {lesson.world.name: lesson.accuracy for lesson in lessons}}
 
@@ -56,16 +59,21 @@ class Lesson:
         return self._example(problem, problem.reference())
 
     def measure(self) -> float:
-        """The probability that a step is done right, in whichever of its right writings."""
-        self.accuracy = self._writings * step_accuracy(self._policy, self._hard)
+        """The probability that a step is done right, in whichever of its right writings, or the last line if less."""
+        steps = self._writings * step_accuracy(self._policy, self._hard)
+        self.accuracy = min(steps, step_accuracy(self._policy, self._hard, last=True))
         return self.accuracy
 
     def _example(self, problem: Any, response: str) -> TokenSequence:
         return example(problem.question, response, self._policy, self._prompts)
 
 
-def examples_of_those_behind(lessons: Sequence[Lesson], target: float) -> Iterator[TokenSequence]:
-    """Examples of the worlds below the target in turns; of all while none is."""
+def lessons_in_order(lessons: Sequence[Lesson], target: float) -> Iterator[TokenSequence]:
+    """Examples of the first world below the target, and of those before it a few; of all alike while none is below."""
     while True:
-        for lesson in [one for one in lessons if one.accuracy < target] or lessons:
-            yield next(lesson)
+        for lesson in lessons:
+            behind = lesson.accuracy < target
+            for _ in range(TIMES_BEHIND if behind else 1):
+                yield next(lesson)
+            if behind:
+                break

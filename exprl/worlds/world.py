@@ -29,11 +29,11 @@ class World:
 
 
 def worlds(*, turns: int, processes: int, cases: int) -> tuple[World, ...]:
-    """The three, up to these lengths."""
+    """The three, up to these lengths; the one that is learnt slowest first."""
     return (
+        World(name="clauses", draw=clauses.draw, lengths=range(clauses.FEWEST, cases + 1), writings=_both_signs),
         World(name="chain", draw=chain.draw, lengths=range(1, turns + 1), writings=_the_reference),
         World(name="reactions", draw=reactions.draw, lengths=range(1, processes + 1), writings=_the_reference),
-        World(name="clauses", draw=clauses.draw, lengths=range(clauses.FEWEST, cases + 1), writings=_both_signs),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -21,7 +22,7 @@ from exprl.training.teacher import TeacherPrompts
 from exprl.worlds import clauses
 from exprl.worlds.model import WorldsModel
 from exprl.worlds.reactions import SUBSTANCES
-from exprl.worlds.warmup import Lesson, examples_of_those_behind
+from exprl.worlds.warmup import Lesson, lessons_in_order
 from exprl.worlds.world import worlds
 
 
@@ -75,23 +76,25 @@ def test_one_policy_learns_three_worlds() -> None:
         assert measured == pytest.approx(record["accuracies"][world.name], rel=1e-3)
 
 
-def test_what_is_at_its_target_is_shown_no_more_until_it_falls_below() -> None:
+def test_worlds_are_learnt_one_after_the_other_and_again_where_they_fall_below() -> None:
     provider = WorldsModel()
     policy = provider.with_tokenizer(provider.initial())
     lessons = [Lesson(world, policy, 0) for world in worlds(turns=2, processes=2, cases=2)]
-    chain_lesson, reactions_lesson, clauses_lesson = lessons
-    examples = examples_of_those_behind(lessons, 0.5)
+    examples = lessons_in_order(lessons, 0.5)
 
-    def shown() -> set[str]:
-        return {_kind(policy.tokenizer.decode(next(examples).response_ids, skip_special_tokens=True)) for _ in range(9)}
+    def shown(count: int) -> Counter[str]:
+        texts = [policy.tokenizer.decode(next(examples).response_ids, skip_special_tokens=True) for _ in range(count)]
+        return Counter(map(_kind, texts))
 
-    assert shown() == {"chain", "reactions", "clauses"}
-    chain_lesson.accuracy = clauses_lesson.accuracy = 0.5
-    assert shown() == {"reactions"}
-    chain_lesson.accuracy, reactions_lesson.accuracy = 0.4, 0.9
-    assert shown() == {"chain"}
-    chain_lesson.accuracy = 0.5
-    assert shown() == {"chain", "reactions", "clauses"}
+    assert shown(8) == {"clauses": 8}
+    lessons[0].accuracy = 0.5
+    assert shown(9) == {"clauses": 1, "chain": 8}
+    lessons[1].accuracy = 0.9
+    assert shown(10) == {"clauses": 1, "chain": 1, "reactions": 8}
+    lessons[1].accuracy = 0.4
+    assert shown(9) == {"clauses": 1, "chain": 8}
+    lessons[1].accuracy = lessons[2].accuracy = 0.5
+    assert shown(3) == {"clauses": 1, "chain": 1, "reactions": 1}
 
 
 def _kind(response: str) -> str:

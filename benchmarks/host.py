@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import TypeVar
 
 import tokenizers
@@ -31,17 +30,18 @@ from exprl.advantages import SegmentReturn
 from exprl.checks.contracts import check_estimates
 from exprl.checks.finite import check_advantages, check_rollouts
 from exprl.evaluation.phrases import PHRASES, normal
-from exprl.files.disk import append_line
 from exprl.judges.cache import key_of
 from exprl.judges.same_model import SameModelJudge
 from exprl.rewards import ProcessReward
 from exprl.rewards.checks import check_rewards
+from exprl.rollouts.format import encode
+from exprl.rollouts.store import RolloutStore, file_name
+from exprl.rollouts.stored import StoredGroup
 from exprl.slicers import DelimiterSlicer
 from exprl.terminal.progress import no_progress
 from exprl.training import metrics
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.micro_batches import share
-from exprl.training.samples import sample_records
 from exprl.types import AnyReward, JudgeRequest, RolloutGroup, ScoredGroup
 from exprl.verifiers.mathematics import MathVerifier
 
@@ -156,7 +156,7 @@ def one_rank(groups: list[RolloutGroup], tokenizer: PreTrainedTokenizerBase) -> 
     part("baseline: every phrase over the whole text", lambda: searched(groups))
     part("verifying (wall-clock)", lambda: verified(groups), wall=True)
     part("batches of tensors", lambda: batched(scored))
-    part("samples and files", lambda: written(scored))
+    part("rollouts and files", lambda: written(scored))
 
 
 def compare(groups: Sequence[RolloutGroup], rewards: Sequence[tuple[AnyReward, ...]]) -> list[ScoredGroup]:
@@ -205,11 +205,10 @@ def batched(scored: Sequence[ScoredGroup]) -> int:
 
 
 def written(scored: Sequence[ScoredGroup]) -> int:
-    records = [record for s in scored for record in sample_records(s, 1)]
+    content = encode([StoredGroup.of(s) for s in scored], step=1)
     with tempfile.TemporaryDirectory() as folder:
-        for record in records:
-            append_line(Path(folder) / "samples.jsonl", record)
-        return (Path(folder) / "samples.jsonl").stat().st_size
+        RolloutStore(folder).put(file_name(1), content)
+    return len(content)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from host_measure import resident
 from host_step import Size, groups_of
 
 from exprl.training.exchange import Rewarded, everyones, remote
-from exprl.training.samples import sample_records
 from exprl.training.world import World, join
 from exprl.types import Advantages, RolloutGroup, RolloutReward, ScoredGroup, Segment
 
@@ -59,14 +58,12 @@ def whole(world: World, own: list[Rewarded]) -> tuple[Any, Callable[[], int]]:
 
 
 def numbers(world: World, own: list[Rewarded]) -> tuple[Any, Callable[[], int]]:
-    """As a step does it: numbers to everybody, what is written to rank 0."""
-    records = [record for group, rewards in own for record in sample_records(_scored(group, rewards), 1)]
-    kept = everyones(world, own, "the step"), world.collect(records, "the records")
-    return kept, lambda: _bytes(remote(own), records)
+    """As a step does it: numbers to everybody; each rank writes its own rollouts."""
+    return everyones(world, own, "the step"), lambda: _bytes(remote(own))
 
 
 Way = Callable[[World, list[Rewarded]], tuple[Any, Callable[[], int]]]
-WAYS: dict[str, Way] = {"whole rollouts (baseline)": whole, "numbers; samples to rank 0 (exprl)": numbers}
+WAYS: dict[str, Way] = {"whole rollouts (baseline)": whole, "numbers (exprl)": numbers}
 
 
 def _rank(rank: int, ranks: int, port: int, size: Size, way: Way, results: SimpleQueue[tuple[int, Exchanged]]) -> None:

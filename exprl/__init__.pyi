@@ -101,6 +101,12 @@ from .rewards import (
     Reward as Reward,
     SparseReward as SparseReward,
 )
+from .rollouts import (
+    Label as Label,
+    RolloutStore as RolloutStore,
+    StoredGroup as StoredGroup,
+    load_rollouts as load_rollouts,
+)
 from .slicers import DelimiterSlicer as DelimiterSlicer, Slicer as Slicer, TokenWindowSlicer as TokenWindowSlicer
 from .terminal.progress import OnProgress as OnProgress, no_progress as no_progress
 from .text.prompts import (

@@ -214,6 +214,20 @@ def run_rubric(options: argparse.Namespace) -> None:
         raise Left(130) from None
 
 
+def run_rollouts(options: argparse.Namespace) -> None:
+    """`exprl rollouts`."""
+    from exprl.commands import rollouts
+
+    rollouts.show(
+        local_path(options.run, "RUN"),
+        steps=options.step,
+        problem=options.problem,
+        count=options.count,
+        as_json=options.json,
+    )
+    check_written()
+
+
 def run_config(options: argparse.Namespace) -> None:
     """`exprl config`."""
     check_config(options.config, "config")
@@ -258,6 +272,7 @@ COMMANDS = {
     "study": run_study,
     "mine": run_mine,
     "rubric": run_rubric,
+    "rollouts": run_rollouts,
     "list": run_list,
     "config": run_config,
     "configs": run_configs,

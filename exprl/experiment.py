@@ -207,6 +207,12 @@ class TrainerConfig:
         default=10, help="steps between checkpoints; 0: only at the end and when interrupted", free=True
     )
     keep_checkpoints: PositiveInt = option(default=2, help="the latest checkpoints that are kept", free=True)
+    rollouts_every: NonNegativeInt = option(
+        default=1, help="steps between two whose rollouts are kept, to be read and scored again; 0: none", free=True
+    )
+    keep_rollouts: PositiveInt | None = option(
+        default=None, help="the latest steps whose rollouts are kept; null: all of them", free=True
+    )
     loggers: Literal["none"] | tuple[Literal["tensorboard", "csv", "wandb", "mlflow"] | ClassPath, ...] = option(
         default=("tensorboard",),
         help="Lightning loggers that get the metrics beside metrics.jsonl: tensorboard, csv, wandb, mlflow, or "

@@ -227,6 +227,7 @@ class JudgeRequest:
 class Judgement:
     """A judge's verdict: a Likert score in [1, 5] (fractional allowed) if and only if `status` is `ok`.
 
+    `probabilities` are those of the scores 1..5, where the judge's model was asked for them; empty elsewhere.
     Of a `rationale` longer than `LONGEST_RATIONALE` characters beginning and end are kept: it goes into samples and
     checkpoints, and a server may write anything.
     """
@@ -234,6 +235,7 @@ class Judgement:
     score: float | None
     status: JudgementStatus = "ok"
     rationale: str = ""
+    probabilities: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status not in JUDGEMENT_STATUSES:

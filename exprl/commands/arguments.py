@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         add_study,
         add_mine,
         add_rubric,
+        add_rollouts,
         add_list,
         add_config,
         add_configs,
@@ -178,6 +179,21 @@ def add_rubric(commands: Commands) -> None:
         help="who makes them: the model of reward.judge (default), or the steps of the reference, one milestone each",
     )
     rubric.set_defaults(command="rubric")
+
+
+def add_rollouts(commands: Commands) -> None:
+    """`exprl rollouts`."""
+    rollouts = commands.add_parser(
+        "rollouts",
+        help="a look at the rollouts of a run: segments with score, reward and advantage",
+        description="Example: exprl rollouts runs/quickstart --step 12 --count 3, or with --json into jq.",
+    )
+    rollouts.add_argument("run", metavar="RUN", help="a run, or a folder that exprl judge wrote")
+    rollouts.add_argument("--step", type=int, action="append", default=[], help="by default the last; may be repeated")
+    rollouts.add_argument("--problem", metavar="ID", help="only those of this problem")
+    rollouts.add_argument("--count", type=int, help="how many (default: 1; with --json all)")
+    rollouts.add_argument("--json", action="store_true", help="a line of JSON each, of all steps, without token ids")
+    rollouts.set_defaults(command="rollouts")
 
 
 def add_list(commands: Commands) -> None:

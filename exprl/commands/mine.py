@@ -15,7 +15,7 @@ from rich.table import Table
 
 from exprl import config as configuration
 from exprl.build import Build
-from exprl.data.datamodule import fingerprint, first_difference
+from exprl.data.fingerprint import fingerprint, first_difference
 from exprl.data.jsonl import JsonLinesSource
 from exprl.data.rows import MINED_COLUMNS
 from exprl.errors import DataError

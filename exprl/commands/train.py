@@ -36,7 +36,7 @@ from exprl.runs.preflight import check_training
 from exprl.terminal.console import Console
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
-from exprl.training.callbacks import Checkpoints, Interrupts, StepLog
+from exprl.training.callbacks import Checkpoints, Interrupts
 from exprl.training.checkpointing import PlainCheckpointIO, damage_together
 from exprl.training.class_paths import make
 from exprl.training.evaluation_log import PREFIX, EvaluationLog
@@ -48,6 +48,7 @@ from exprl.training.parallel import ShardedStrategy, environment_for, strategy_f
 from exprl.training.policy_module import PolicyModule
 from exprl.training.result import RunResult
 from exprl.training.room import warn_without_room
+from exprl.training.step_log import StepLog
 from exprl.training.stopwatch import Stopwatch
 from exprl.training.texts import check_texts
 from exprl.training.trainer_checks import check_callbacks
@@ -290,7 +291,7 @@ class TrainingRun:
         """What is written and printed after each step."""
         options = self.experiment.trainer
         return [
-            StepLog(self.directory, self.console, max_steps=options.max_steps, print_samples=options.print_samples),
+            StepLog(self.directory, self.console, options=options),
             *self.added,  # before the checkpoint, which keeps their state after the step
             Checkpoints(
                 self.directory,

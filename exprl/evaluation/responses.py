@@ -13,7 +13,7 @@ from exprl.evaluation.evaluate import Sample
 from exprl.types import Problem
 
 ID, RESPONSE = "problem_id", "response"
-"""The keys of a line, those of a run's `samples.jsonl`; it may have others."""
+"""The keys of a line, as `exprl rollouts --json` prints them; it may have others."""
 
 
 def read_responses(path: Path, problems: Sequence[Problem]) -> list[Sample]:

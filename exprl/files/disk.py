@@ -88,13 +88,18 @@ def _check_room(path: Path, option: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a killed process or a full disk leaves the old one; raises `PathError`."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """See `write_text`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         draft = Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
             draft.chmod(0o644)
             draft.replace(path)
         except BaseException:

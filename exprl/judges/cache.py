@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from exprl.component import title_of
 from exprl.judges.backends.base import JudgeBackend, Query, Reply
@@ -13,8 +14,8 @@ from exprl.judges.prefixes import digest_of
 from exprl.terminal.progress import OnProgress
 from exprl.types import Judgement
 
-Kept = tuple[float, str]
-"""Score and rationale."""
+Kept = tuple[float, str, tuple[float, ...]]
+"""Score, rationale, and the probabilities of the scores."""
 
 
 class JudgementCache:
@@ -71,7 +72,7 @@ class JudgementCache:
     def _keep(self, key: str, judgement: Judgement) -> None:
         if judgement.score is None:
             return
-        self._kept[key] = (judgement.score, judgement.rationale)
+        self._kept[key] = (judgement.score, judgement.rationale, judgement.probabilities)
         self._kept.move_to_end(key)
         for _ in range(len(self._kept) - self._capacity):
             self._kept.popitem(last=False)
@@ -80,17 +81,21 @@ class JudgementCache:
         """What is kept, by digests of what was asked, from which no prompt can be read back."""
         return dict(self._kept)
 
-    def load_state_dict(self, state: Mapping[str, Kept]) -> None:
-        """The inverse of `state_dict`."""
-        self._kept = OrderedDict((key, (float(score), str(rationale))) for key, (score, rationale) in state.items())
+    def load_state_dict(self, state: Mapping[str, Sequence[Any]]) -> None:
+        """The inverse of `state_dict`. What older versions kept has no probabilities."""
+        self._kept = OrderedDict((key, _kept(*one)) for key, one in state.items())
 
     def __len__(self) -> int:
         return len(self._kept)
 
 
 def _judgement(kept: Kept) -> Judgement:
-    score, rationale = kept
-    return Judgement(score=score, rationale=rationale)
+    score, rationale, probabilities = kept
+    return Judgement(score=score, rationale=rationale, probabilities=probabilities)
+
+
+def _kept(score: float, rationale: str, probabilities: Sequence[float] = ()) -> Kept:
+    return float(score), str(rationale), tuple(probabilities)
 
 
 def key_of(identity: str, query: Query) -> str:

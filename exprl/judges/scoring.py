@@ -88,7 +88,8 @@ def _expect(reply: Reply, min_mass: float) -> Judgement:
     if mass <= 0.0 or mass < min_mass:
         note = f"scores have {mass:.2g} of the probability, less than min_mass {min_mass:g} ({shown})"
         return Judgement(score=None, status="unparseable", rationale=note)
-    return Judgement(score=expected_score(reply.probabilities), rationale=shown)
+    given = tuple(map(float, reply.probabilities))
+    return Judgement(score=expected_score(given), rationale=shown, probabilities=given)
 
 
 def _are_probabilities(values: Sequence[float]) -> bool:

@@ -25,7 +25,7 @@ class RunDirectory:
     """Paths and atomic writes of one run.
 
     Holds `config.yaml`, `texts.json` (chat templates and prompts), `metrics.jsonl` (one line a step and
-    one an evaluation), `samples.jsonl`, `summary.json`, `evaluation/`, `checkpoints/` and `tensorboard/`, and while a
+    one an evaluation), `rollouts/`, `summary.json`, `evaluation/`, `checkpoints/` and `tensorboard/`, and while a
     run is going `.lock`.
 
     Args:
@@ -40,7 +40,7 @@ class RunDirectory:
         self.path = local_path(path, option)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples.jsonl"
+        self.rollouts = self.path / "rollouts"
         self.summary = self.path / "summary.json"
         self.texts = self.path / "texts.json"
         self.evaluations = self.path / "evaluation"
@@ -127,10 +127,10 @@ class RunDirectory:
                 f"{older if _other_options(found) else ''}"
                 f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(free)} may change."
             )
-        for path in (self.texts, self.metrics, self.samples, self.summary):
+        for path in (self.texts, self.metrics, self.summary):
             if path.exists() and not path.is_file():
                 raise RunDirectoryError(f"{path} should be a file that the run wrote, but is not. Move it away.")
-        for path in (self.evaluations, self.checkpoints, self.tensorboard):
+        for path in (self.rollouts, self.evaluations, self.checkpoints, self.tensorboard):
             if path.exists() and not path.is_dir():
                 raise RunDirectoryError(f"{path} should be a folder of the run, but is not. Move it away.")
 

@@ -47,7 +47,7 @@ class DelimiterSlicer(Slicer):
         delimiter = self.delimiter
         return (
             f"Let prompt.template ask for the delimiter, {delimiter!r} (Open every step with {delimiter!r}), set "
-            "reward.slicer.delimiter to what the policy writes between its steps (see samples.jsonl), or choose "
+            "reward.slicer.delimiter to what the policy writes between its steps (see exprl rollouts RUN), or choose "
             "reward.slicer.name=token_window."
         )
 

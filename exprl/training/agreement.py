@@ -15,7 +15,7 @@ import torch
 
 import exprl
 from exprl import config as configuration
-from exprl.data.datamodule import fingerprint
+from exprl.data.fingerprint import fingerprint
 from exprl.errors import RanksDifferError
 from exprl.training.world import World
 

@@ -88,5 +88,5 @@ def _without_words(reward: AnyReward) -> AnyReward:
 def _numbers_of(judgement: Judgement) -> Judgement:
     """Of a rationale there stays what an error message shows of one that failed."""
     if judgement.status == "ok":
-        return replace(judgement, rationale="")
-    return replace(judgement, rationale=judgement.rationale.strip()[-SHOWN_CHARACTERS:])
+        return replace(judgement, rationale="", probabilities=())
+    return replace(judgement, probabilities=(), rationale=judgement.rationale.strip()[-SHOWN_CHARACTERS:])

@@ -20,7 +20,7 @@ _LONGER = (
     "a larger rollout.max_new_tokens, a prompt that asks for shorter answers, or reward.clip_length=false, by which "
     "rollouts that are cut off count all the same"
 )
-_REPLIES = "a look at samples.jsonl, and at the prompt and its chat template (prompt)"
+_REPLIES = "a look at them (exprl rollouts RUN), and at the prompt and its chat template (prompt)"
 
 
 IN_GENERAL = f"What may help: {_EASIER}; where rollouts are cut off, {_LONGER}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from exprl.training.no_update import NoUpdate
@@ -16,28 +16,29 @@ class StepRecords:
 
     Attributes:
         step: which one.
-        metrics: by name, see `existing`.
-        samples: one a rollout, see `sample_records`; of this rank's alone until they are collected.
-        count: the samples of all ranks together.
+        metrics: by name, see `existing`; None once they are written.
+        files: what is not written yet of the step's rollouts, by the names of the files that hold them.
+        shown: the first rollouts as `records` makes them, to be printed.
         no_update: why the step made no update, if it made none.
+        sure: whether it is known that the metrics are not written; not where the rank that writes them was lost.
     """
 
     step: int
-    metrics: Mapping[str, float]
-    samples: Sequence[Mapping[str, Any]]
-    count: int
+    metrics: Mapping[str, float] | None
+    files: Mapping[str, bytes]
+    shown: Sequence[Mapping[str, Any]]
     no_update: NoUpdate | None
+    sure: bool = True
 
-    @property
-    def complete(self) -> bool:
-        """Whether no rank's samples are missing."""
-        return len(self.samples) == self.count
+    def without_file(self, name: str) -> Self:
+        """The same once a file is written."""
+        return replace(self, files={other: content for other, content in self.files.items() if other != name})
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The inverse of `dataclasses.asdict`."""
         reason = state["no_update"]
-        return cls(**{"count": len(state["samples"]), **state, "no_update": reason and NoUpdate(**reason)})
+        return cls(**{**state, "no_update": reason and NoUpdate(**reason)})
 
 
 def existing(metrics: Mapping[str, float]) -> dict[str, float]:

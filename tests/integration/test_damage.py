@@ -16,13 +16,14 @@ import torch
 from exprl.commands.train import TrainingRun, train
 from exprl.errors import CheckpointError, ExprlError, RunDirectoryError
 from exprl.experiment import load_experiment
+from exprl.rollouts.store import file_name
 from exprl.runs.digests import digests, write_digests
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
 from exprl.training.callbacks import Checkpoints
 from exprl.training.tensorboard import EventFiles
 from tests.integration.conftest import ROOT, SMALL
-from tests.integration.processes import lines
+from tests.integration.processes import lines, samples
 from tests.unit.test_run_files import no_room
 from tests.unit.test_untrusted import Payload
 
@@ -44,8 +45,8 @@ def assert_same(one: Path, other: Path, step: int = 4) -> None:
     """The weights after `step`, and all that was written until then."""
     expected = weights(other, step)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(one, step).items())
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        assert lines(one / name) == [line for line in lines(other / name) if line["step"] <= step], name
+    for read in (lambda folder: lines(folder / "metrics.jsonl"), samples):
+        assert read(one) == [line for line in read(other) if line["step"] <= step]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_nothing_is_cut_before_a_checkpoint_was_read(run: RunDirectory) -> None:
-    before = {path: path.read_bytes() for path in (run.metrics, run.samples)}
+    before = {path: path.read_bytes() for path in (run.metrics, *run.rollouts.iterdir())}
     for place, checkpoint in zip((0.1, 0.5, 0.9), run.all_checkpoints(), strict=True):
         flip(checkpoint, place)
     with pytest.raises(CheckpointError, match="no checkpoint of the run is whole"):
@@ -275,25 +276,21 @@ def test_a_finished_run_with_damaged_evaluations_is_shown_all_the_same(run: RunD
 
 
 def test_lost_lines_are_counted(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
-    samples = run.samples.read_bytes().splitlines(keepends=True)
-    run.samples.write_bytes(b"".join(samples[:-8]))
+    (run.rollouts / file_name(2)).unlink()
     run.metrics.unlink()
     trained(run.path)
-    assert (
-        f"samples.jsonl has {len(samples) - 8} readable lines up to step 4, but should have {len(samples)}"
-        in caplog.text
-    )
+    assert "has the rollouts of 3 steps up to step 4, but should have those of 4; the rest is lost" in caplog.text
     assert "metrics.jsonl has 0 readable lines up to step 4, but should have 4" in caplog.text
 
 
 def test_a_damaged_line_is_kept_aside(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
-    content = bytearray(run.samples.read_bytes())
+    content = bytearray(run.metrics.read_bytes())
     content[300] = 0xFF
-    run.samples.write_bytes(bytes(content))
+    run.metrics.write_bytes(bytes(content))
     trained(run.path)
-    assert "the file as it was is kept as samples.jsonl.damaged" in caplog.text
-    assert (run.path / "samples.jsonl.damaged").read_bytes() == bytes(content)
-    assert lines(run.samples)
+    assert "the file as it was is kept as metrics.jsonl.damaged" in caplog.text
+    assert (run.path / "metrics.jsonl.damaged").read_bytes() == bytes(content)
+    assert lines(run.metrics)
 
 
 def test_a_run_that_is_going_is_not_started_again(run: RunDirectory) -> None:

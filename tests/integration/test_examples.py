@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.integration.processes import samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,5 +50,5 @@ def test_the_custom_judge_trains_from_yaml(tmp_path: Path) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    samples = map(json.loads, (tmp_path / "run/samples.jsonl").read_text().splitlines())
-    assert any(segment["rationale"].endswith("numbers") for sample in samples for segment in sample["segments"])
+    rollouts = samples(tmp_path / "run")
+    assert any(segment["rationale"].endswith("numbers") for sample in rollouts for segment in sample["segments"])

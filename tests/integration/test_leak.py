@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,12 @@ from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
 from exprl.registry import REWARDS as REWARD_CLASSES, SOURCES
 from exprl.resources import Resources
+from exprl.rollouts.format import GROUPS, HEADER, IDS, LENGTHS, LOGPROBS, encode
+from exprl.rollouts.showing import records
+from exprl.rollouts.stored import StoredGroup
 from exprl.text.prompts import PromptBuilder
 from exprl.training.batching import TokenSequence
 from exprl.training.module import ExpRLModule, Parts
-from exprl.training.samples import sample_records
 from exprl.training.self_distillation import DistillationModule
 from exprl.training.world import World
 from exprl.types import Hidden, Problem, Prompt, Rollout, RolloutGroup
@@ -114,6 +119,32 @@ def source(name: str, folder: Path) -> dict[str, Any]:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(rows).save_to_disk(folder / "hub")
     return {"name": "hub", "path": str(folder / "hub"), "columns": COLUMNS}
+
+
+def kept_of(group: StoredGroup) -> str:
+    """What a run's rollouts hold of a problem, but for what a judge wrote: that may quote the reference."""
+    assert group.rewards is not None
+    silent = [
+        replace(reward, judgements=tuple(replace(judgement, rationale="") for judgement in reward.judgements))
+        for reward in group.rewards
+    ]
+    with zipfile.ZipFile(io.BytesIO(encode([group.scored(silent, group.advantages)], step=1))) as file:
+        assert set(file.namelist()) == {HEADER, GROUPS, IDS, LENGTHS, LOGPROBS}, "the rest are numbers of tokens"
+        node = json.loads(file.read(GROUPS))
+    for rollout in node["rollouts"]:
+        del rollout["text"]  # the policy's own
+    return " ".join(strings(node))
+
+
+def strings(node: Any) -> Iterator[str]:
+    """All texts in what JSON can say."""
+    if isinstance(node, dict):
+        node = [*node, *node.values()]
+    if isinstance(node, list):
+        for inner in node:
+            yield from strings(inner)
+    else:
+        yield str(node)
 
 
 JUDGES: dict[str, dict[str, Any]] = {
@@ -206,11 +237,13 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
     by_id = {problem.id: problem for problem in problems}
     given = [(prompt.problem_id, prompt.text) for prompt in engine.given]
     given += [(prompt.problem_id, tiny.tokenizer.decode(prompt.token_ids)) for prompt in engine.given]
-    rows = [record for s in scored for record in sample_records(s, step=1)]
+    stored = [StoredGroup.of(s) for s in scored]
+    rows = [record for group in stored for record in records(group, step=1)]
     told = json.dumps(rows)
     assert ("The edited way" in told) is ("rubric file" in reward_name and not reward_name.endswith("no_reference"))
     given += [(row["problem_id"], tiny.tokenizer.decode(s.prompt_ids)) for row, s in zip(rows, sequences, strict=True)]
     assert len(given) == 3 * len(problems) + (len(sequences) - len(problems))
+    given += [(group.problem_id, kept_of(group)) for group in stored]
     for problem_id, text in given:
         problem = by_id[problem_id]
         assert problem.question.text in text

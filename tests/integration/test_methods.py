@@ -27,7 +27,7 @@ from exprl.training.self_distillation import DistillationModule
 from exprl.training.sft import demonstration
 from exprl.training.world import World
 from tests.conftest import skip_without_adapters
-from tests.integration.processes import assert_same_run, execute, lines, steps
+from tests.integration.processes import assert_same_run, execute, lines, samples, steps
 
 pytestmark = pytest.mark.usefixtures("forking")
 
@@ -67,7 +67,7 @@ def test_sft_trains_on_references_alone(small: Any, run: Any, tmp_path: Path) ->
         "step", "sft/length_mean", "update/loss", "update/entropy", "update/grad_norm", "update/lr", "update/count",
     }  # fmt: skip
     assert sum(line["update/loss"] for line in metrics[-3:]) < 0.9 * sum(line["update/loss"] for line in metrics[:3])
-    assert not (tmp_path / "run/samples.jsonl").exists()
+    assert not (tmp_path / "run/rollouts").exists()
     assert "loss" in (tmp_path / "run.log").read_text()
 
 
@@ -135,7 +135,7 @@ def test_self_distillation_makes_the_teacher_believe_the_policy(small: Any, tmp_
     for name in ("outcome/accuracy", "outcome/unlocked_prompts", "update/entropy", "update/kl", "rollout/length_mean"):
         assert name in metrics[0]
     assert metrics[0]["reward/mean"] == pytest.approx(metrics[0]["outcome/accuracy"])
-    assert len(lines(tmp_path / "run/samples.jsonl")) == 6 * 4 * 16
+    assert len(samples(tmp_path / "run")) == 6 * 4 * 16
 
 
 def teachers_logprob(module: DistillationModule, build: Build) -> float:
@@ -202,8 +202,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
             run(experiment, "stopped")
     assert steps(tmp_path / "stopped") == [1, 2]
     run(experiment, "stopped", resume=True)
-    (tmp_path / "straight/samples.jsonl").touch()
-    (tmp_path / "stopped/samples.jsonl").touch()
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
 
 

@@ -15,6 +15,7 @@ from exprl.experiment import load_experiment
 from exprl.training.module import ExpRLModule
 from tests.conftest import character_tokenizer, tiny_llama
 from tests.integration.conftest import MIXED, REWARDS
+from tests.integration.processes import samples
 from tests.integration.test_train import lines, untimed
 from tests.sandboxes import needs_sandbox
 
@@ -29,7 +30,7 @@ def test_every_row_by_its_route(mixed: Path, tmp_path: Path, capsys: pytest.Capt
     train(mixed, tmp_path / "run")
     kinds: dict[str, set[str]] = {}
     counts: Counter[tuple[int, str]] = Counter()
-    for sample in lines(tmp_path / "run/samples.jsonl"):
+    for sample in samples(tmp_path / "run"):
         counts[sample["step"], sample["domain"]] += 1
         judged = "judged" if sample["segments"][0]["status"] == "ok" else "not judged"
         kinds.setdefault(sample["domain"], set()).add(
@@ -70,7 +71,7 @@ def test_one_override_makes_another_reward_of_a_domain(mixed: Path, tmp_path: Pa
         "trainer.max_steps=1",
         "evaluation.source=null",
     )
-    statuses = {s["domain"]: s["segments"][0]["status"] for s in lines(tmp_path / "run/samples.jsonl")}
+    statuses = {s["domain"]: s["segments"][0]["status"] for s in samples(tmp_path / "run")}
     assert statuses == dict.fromkeys(REWARDS, "ok")
 
 
@@ -97,9 +98,9 @@ def test_a_mix_goes_on_as_if_it_had_not_stopped(
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run(experiment, "stopped")
     run(experiment, "stopped", resume=True)
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        assert untimed(tmp_path / "stopped" / name) == untimed(tmp_path / "straight" / name)
-    drawn = Counter(sample["problem_id"][0] for sample in lines(tmp_path / "straight/samples.jsonl"))
+    assert untimed(tmp_path / "stopped/metrics.jsonl") == untimed(tmp_path / "straight/metrics.jsonl")
+    assert samples(tmp_path / "stopped") == samples(tmp_path / "straight")
+    drawn = Counter(sample["problem_id"][0] for sample in samples(tmp_path / "straight"))
     assert drawn == {"a": 4 * 4 * 4, "b": 4 * 2 * 4}  # steps, prompts of 6, rollouts a prompt
 
 
@@ -121,9 +122,9 @@ def test_the_shipped_example_takes_each_row_by_its_route(tmp_path: Path) -> None
     model = [f"model={{path: {tmp_path / 'model'}, gguf_file: null}}"]
     model += [f"reward.{route}.judge.min_mass=0" for route in ("default", "domains.science")]
     main(["train", "mixed", *short, *files, *model, "evaluation.source=null"])
-    samples = lines(tmp_path / "run/samples.jsonl")
-    assert Counter(sample["domain"] for sample in samples) == dict.fromkeys(rows, 2)
-    for sample in samples:
+    found = samples(tmp_path / "run")
+    assert Counter(sample["domain"] for sample in found) == dict.fromkeys(rows, 2)
+    for sample in found:
         (first, *_) = sample["segments"]
         assert first["status"] == "ok"
         assert ("tests passed" in first["rationale"]) == (sample["domain"] == "code")

@@ -117,8 +117,8 @@ def test_an_update_half_made_is_not_saved_as_the_step_before(
 def test_weights_that_something_else_lost_are_not_written(
     small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exprl.training.callbacks import StepLog
     from exprl.training.policy_module import PolicyModule
+    from exprl.training.step_log import StepLog
 
     def lose(self: StepLog, trainer: Any, module: PolicyModule, *_: Any) -> None:
         if module.steps_done == 2:

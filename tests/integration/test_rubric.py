@@ -19,6 +19,7 @@ from exprl.judges.rubric_file import Entry
 from exprl.models.base import LanguageModel
 from exprl.terminal.console import Console
 from exprl.training.module import ExpRLModule
+from tests.integration.processes import samples
 from tests.vllm.fake_server import Answer, FakeServer, completion
 
 GOOD = "1 | Set-up | It adds the two.\n3 | Result | It finds the sum."
@@ -310,9 +311,9 @@ def test_a_run_follows_its_file_and_no_other(
         patched.setattr(ExpRLModule, "score", once)
         with pytest.raises(ZeroDivisionError):
             run(small(*by_file))
-    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
-    assert "first step: 0." in json.dumps(samples[0])
-    for sample in samples:
+    found = samples(tmp_path / "run")
+    assert "first step: 0." in json.dumps(found[0])
+    for sample in found:
         rewards = [segment["reward"] for segment in sample["segments"] if segment["reward"] is not None]
         assert rewards == sorted(rewards)
     content = path.read_text()

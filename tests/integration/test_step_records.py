@@ -14,22 +14,21 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from exprl.commands.train import TrainingRun
 from exprl.errors import PathError
-from exprl.training import callbacks, evaluation_log, interruption, result
-from exprl.training.callbacks import StepLog
+from exprl.rollouts import RolloutStore
+from exprl.training import evaluation_log, interruption, result, step_log
 from exprl.training.interruption import Interrupted
+from exprl.training.step_log import StepLog
 from exprl.training.tensorboard import EventFiles
-from tests.integration.processes import lines, steps
+from tests.integration.processes import lines, samples, steps
 
 OPTIONS = ("evaluation.source=null", "trainer.print_samples=1", "trainer.checkpoint_every=0", "trainer.max_steps=3")
 FAULTY = 2
-SAMPLES = 4 * 4
 
 POINTS = {
-    "the metrics' line": (callbacks, "append_line", 0),
-    "the first sample": (callbacks, "append_line", 1),
-    "the last sample": (callbacks, "append_line", SAMPLES),
+    "the metrics' line": (step_log, "append_line", 0),
+    "the rollouts": (RolloutStore, "put", 0),
     "TensorBoard": (EventFiles, "log_metrics", 0),
-    "the printed sample": (callbacks, "print_sample", 0),
+    "the printed sample": (step_log, "print_sample", 0),
     "the printed line": (StepLog, "line", 0),
 }
 """What is called in writing a step, and how often before the fault comes."""
@@ -39,11 +38,11 @@ def cut(monkeypatch: pytest.MonkeyPatch, point: str, fault: Callable[[], None]) 
     """Let `fault` happen once, in step `FAULTY`, half way through what is written at `point`."""
     owner, name, before = POINTS[point]
     original, calls, now = getattr(owner, name), Counter[int](), {"step": 0}
-    write = StepLog.write
+    pay = StepLog.pay
 
-    def noted(self: StepLog, trainer: Any, module: Any, *records: Any) -> None:
+    def noted(self: StepLog, trainer: Any, module: Any) -> None:
         now["step"] = module.steps_done
-        write(self, trainer, module, *records)
+        pay(self, trainer, module)
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
         step = now["step"]
@@ -52,7 +51,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, point: str, fault: Callable[[], None]) 
             fault()
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(StepLog, "write", noted)
+    monkeypatch.setattr(StepLog, "pay", noted)
     monkeypatch.setattr(owner, name, faulty)
 
 
@@ -92,8 +91,8 @@ def points(folder: Path) -> dict[str, list[int]]:
 
 def assert_whole(folder: Path, straight: Path, last: int) -> None:
     """Every step up to `last` has its records once, and none else is there."""
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        assert lines(folder / name) == [line for line in lines(straight / name) if line["step"] <= last], name
+    for read in (lambda run: lines(run / "metrics.jsonl"), samples):
+        assert read(folder) == [line for line in read(straight) if line["step"] <= last]
     drawn = points(folder / "tensorboard")
     assert {"reward/mean", "time/step_seconds"} <= set(drawn)
     for tag, found in drawn.items():
@@ -122,8 +121,8 @@ def test_a_signal_waits_until_the_step_is_written(
     ("point", "fault", "error"),
     [
         ("the metrics' line", no_room, PathError),
-        ("the last sample", no_room, PathError),
-        ("the first sample", interrupt_twice, Interrupted),
+        ("the rollouts", no_room, PathError),
+        ("the rollouts", interrupt_twice, Interrupted),
         ("TensorBoard", interrupt_twice, Interrupted),
         ("the printed line", interrupt_twice, Interrupted),
     ],
@@ -146,8 +145,8 @@ def test_a_step_whose_writing_failed_is_written_when_the_run_goes_on(
             run(small(*OPTIONS))
     assert steps(tmp_path / "run") == [FAULTY]
     run(small(*OPTIONS), resume=True)
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        assert lines(tmp_path / "run" / name) == lines(straight / name), name
+    assert lines(tmp_path / "run/metrics.jsonl") == lines(straight / "metrics.jsonl")
+    assert samples(tmp_path / "run") == samples(straight)
     assert "damaged" not in caplog.text
     assert "lost" not in caplog.text
     assert (tmp_path / "run.log").read_text().count(f"step {FAULTY}/3  reward") == 1

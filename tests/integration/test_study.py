@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.integration.conftest import ROOT
+from tests.integration.processes import samples
 
 pytestmark = pytest.mark.usefixtures("forking")
 
@@ -136,8 +137,8 @@ def test_arms_get_mined_problems_alone(tmp_path: Path) -> None:
     sets = [[json.loads(line) for line in p.read_text().splitlines()] for p in folder.glob("mined/*/problems.jsonl")]
     train, test = sorted(sets, key=len, reverse=True)
     assert all(row["correct"] <= 2 and row["samples"] == 4 for row in (*train, *test))
-    samples = (folder / "sparse/seed-0/1-sparse/samples.jsonl").read_text().splitlines()
-    assert {json.loads(line)["problem_id"] for line in samples} <= {row["id"] for row in train}
+    found = samples(folder / "sparse/seed-0/1-sparse")
+    assert {sample["problem_id"] for sample in found} <= {row["id"] for row in train}
     after = json.loads((folder / "sparse/seed-0/1-sparse/evaluation/after.json").read_text())
     assert after["problem_ids"] == [row["id"] for row in test]
     assert f"{len(train)} of 16 problems kept" in output

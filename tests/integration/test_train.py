@@ -17,6 +17,7 @@ from exprl.errors import ConfigError, JudgeError, RunDirectoryError
 from exprl.terminal.phases import Phases
 from exprl.training.evaluation_log import EVALUATION, STEP, kind_of
 from exprl.training.module import ExpRLModule
+from tests.integration.processes import samples
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -42,9 +43,9 @@ def test_a_run_leaves_its_whole_story(small: Any, run: Any, tmp_path: Path) -> N
         "time/tokens_per_second", "time/sampling_seconds", "time/judging_seconds", "time/updating_seconds",
     }  # fmt: skip
     assert expected <= set(metrics[0])
-    samples = lines(folder / "samples.jsonl")
-    assert len(samples) == 4 * 4 * 4
-    judged = next(s for s in samples if s["finish_reason"] == "stop")
+    found = samples(folder)
+    assert len(found) == 4 * 4 * 4
+    judged = next(s for s in found if s["finish_reason"] == "stop")
     assert "".join(segment["text"] for segment in judged["segments"]) == judged["response"]
     assert all(segment["status"] == "ok" and 1 <= segment["score"] <= 5 for segment in judged["segments"])
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
@@ -105,8 +106,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     )
     assert all(torch.equal(w, stopped["state_dict"][n]) for n, w in straight["state_dict"].items())
     assert straight["exprl"]["unlocked"] == stopped["exprl"]["unlocked"]
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        assert untimed(tmp_path / "straight" / name) == untimed(tmp_path / "stopped" / name)
+    assert untimed(tmp_path / "straight/metrics.jsonl") == untimed(tmp_path / "stopped/metrics.jsonl")
+    assert samples(tmp_path / "straight") == samples(tmp_path / "stopped")
 
 
 def test_a_stopped_run_may_be_given_more_steps(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from exprl.data.datamodule import fingerprint
+from exprl.data.fingerprint import fingerprint
 from exprl.errors import RanksDifferError
 from exprl.experiment import load_experiment
 from exprl.training.agreement import (

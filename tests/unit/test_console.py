@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from exprl.rollouts.showing import print_sample
 from exprl.terminal import streams
 from exprl.terminal.console import Console, line, styled, visible
-from exprl.training.samples import print_sample
 
 ROOT = Path(__file__).parents[2]
 ATTACKS = [

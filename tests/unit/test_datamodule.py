@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from exprl.data.datamodule import ExpRLDataModule, fingerprint, first_difference
+from exprl.data.datamodule import ExpRLDataModule
+from exprl.data.fingerprint import fingerprint, first_difference
 from exprl.data.order import shuffled, step_indices
 from exprl.errors import ConfigError, DataError
 from exprl.types import Hidden, Problem, Question, Scaffold

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from exprl.rollouts.format import encode
+from exprl.rollouts.store import file_name
 from exprl.training.batching import TokenSequence, collate
-from exprl.training.callbacks import StepLog
 from exprl.training.exchange import RemoteGroup, everyones, own_groups, remote
 from exprl.training.metrics import judge_metrics, reward_metrics, rollout_metrics
 from exprl.training.no_update import no_update
 from exprl.training.records import StepRecords
+from exprl.training.step_log import StepLog
 from exprl.training.world import World
 from exprl.types import Advantages, Judgement, Prompt, RolloutGroup, RolloutReward, ScoredGroup, Segment, SegmentRewards
 from tests.integration.ranks_script import CPU, scored_groups
@@ -92,36 +94,39 @@ def test_batches_and_metrics_are_the_same(packed: bool) -> None:
 # ------------------------------------------------------------------ what a lost rank had to write
 
 
-def owing(tmp_path, lines: int) -> StepLog:
-    """A log that goes on from step 2, of which the surviving rank's sample is owed and `lines` of two are on disk."""
+@pytest.fixture
+def step_log(tmp_path) -> StepLog:
+    from exprl.experiment import TrainerConfig
     from exprl.runs.directory import RunDirectory
     from exprl.terminal.console import Console
 
-    directory = RunDirectory(tmp_path)
-    log = StepLog(directory, Console(quiet=True), max_steps=3, print_samples=0)
-    directory.metrics.write_text('{"step": 1}\n{"step": 2, "evaluation/pass@1": 0.5}\n{"step": 2}\n')
-    directory.samples.write_text('{"step": 1}\n{"step": 1}\n' + '{"step": 2}\n' * lines)
-    owed = StepRecords(step=2, metrics={}, samples=[{"step": 2}], count=2, no_update=None)
-    log.load_state_dict({"metrics.jsonl": 1, "samples.jsonl": 2, "owed": vars(owed)})
-    return log
+    return StepLog(RunDirectory(tmp_path), Console(quiet=True), options=TrainerConfig())
 
 
-def test_a_step_that_a_lost_rank_had_written_is_not_owed(tmp_path) -> None:
-    log = owing(tmp_path, lines=2)
-    log.pass_over_written()
-    assert log.owed is None
-    assert [log.cut(path, 2) for path in log.files] == [log.expected[path.name] for path in log.files] == [2, 4]
+def owed(**others) -> StepRecords:
+    return StepRecords(**{"step": 2, "metrics": None, "files": {}, "shown": [], "no_update": None, **others})
 
 
-def test_a_step_that_it_had_written_in_part_is_owed_without_its_samples(tmp_path, caplog) -> None:
-    log = owing(tmp_path, lines=1)
-    log.pass_over_written()
-    assert "of step 2 the samples of 1 rollouts are lost" in caplog.text
-    assert log.owed is not None
-    log.owed = replace(log.owed, count=len(log.owed.samples))
-    log.lines = {path.name: log.cut(path, 1) for path in log.files}
-    log.settle()
-    assert log.lines == {"metrics.jsonl": 2, "samples.jsonl": 3}
+@pytest.mark.parametrize("written", [True, False])
+def test_metrics_that_a_lost_rank_had_written_are_not_owed(step_log: StepLog, written: bool) -> None:
+    lines = ['{"step": 1}', '{"step": 2, "evaluation/pass@1": 0.5}', *['{"step": 2}'] * written]
+    step_log.directory.metrics.write_text("".join(f"{line}\n" for line in lines))
+    records = owed(metrics={"a": 1.0}, sure=False)
+    step_log.load_state_dict({"metrics.jsonl": 1, "rollouts": 1, "owed": vars(records)})
+    step_log.pass_over_written()
+    assert step_log.owed == replace(records, metrics=None if written else {"a": 1.0})
+    assert step_log.cut(2) == step_log.expected["metrics.jsonl"] == 1 + written
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_rollouts_that_a_lost_rank_did_not_write_are_told(step_log: StepLog, caplog, lost: bool) -> None:
+    for name in [file_name(3), *([] if lost else [file_name(2, 0, 2)])]:
+        step_log.store.put(name, encode([], step=2))
+    records = owed(files={file_name(2, 1, 2): encode([], step=2)})
+    step_log.load_state_dict({"metrics.jsonl": 2, "rollouts": 0, "owed": vars(records)})
+    assert step_log.cut_rollouts(2) == 1 - lost
+    assert list(step_log.store) == [2] * (not lost), "step 3 came after the checkpoint"
+    assert ("the rest is lost" in caplog.text) == lost
 
 
 def test_reward_of_a_whole_rollout_travels_too() -> None:

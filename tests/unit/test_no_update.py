@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from exprl.rollouts.showing import _number
 from exprl.terminal.console import Console
-from exprl.training.callbacks import StepLog
 from exprl.training.no_update import IN_A_ROW, NoUpdate, no_update
 from exprl.training.records import existing
-from exprl.training.samples import _number
+from exprl.training.step_log import StepLog
 from exprl.types import (
     RolloutReward,
     ScoredGroup,
@@ -43,8 +43,13 @@ def group(*values: float | None, tokens: int = 2, cut_off: bool = False) -> Scor
             "2 of 2 groups without signal, 2 of 3 rollouts were cut off at the length limit, the reward of the others",
             "rollout.max_new_tokens",
         ),
-        ([group(0.0, tokens=0)] * 2, 2, "all 2 rollouts are empty", "samples.jsonl"),
-        ([group(0.0, 1.0)], 0, "0 of 1 groups without signal, and in the others no rollout that counts", "samples"),
+        ([group(0.0, tokens=0)] * 2, 2, "all 2 rollouts are empty", "exprl rollouts"),
+        (
+            [group(0.0, 1.0)],
+            0,
+            "0 of 1 groups without signal, and in the others no rollout that counts",
+            "exprl rollouts",
+        ),
     ],
 )
 def test_the_nearest_cause_is_named(groups: list[ScoredGroup], dropped: int, reason: str, advice: str) -> None:
@@ -54,9 +59,10 @@ def test_the_nearest_cause_is_named(groups: list[ScoredGroup], dropped: int, rea
 
 
 def step_log(tmp_path: Any) -> StepLog:
+    from exprl.experiment import TrainerConfig
     from exprl.runs.directory import RunDirectory
 
-    return StepLog(RunDirectory(tmp_path), Console(), max_steps=10, print_samples=0)
+    return StepLog(RunDirectory(tmp_path), Console(), options=TrainerConfig(max_steps=10))
 
 
 def test_the_step_s_line_gives_the_reason_in_place_of_numbers(tmp_path: Any) -> None:

@@ -283,7 +283,7 @@ class TestStart:
         with pytest.raises(RunDirectoryError, match=r"config\.yaml is damaged"):
             run.check("seed: 0\n", resume=True)
 
-    @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "summary.json"])
+    @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
     def test_folders_where_files_belong_are_named(self, tmp_path: Path, name: str) -> None:
         run = RunDirectory(tmp_path)
         run.create("seed: 0\n")

@@ -2,53 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
 
+from exprl.rollouts.stored import StoredGroup
 from exprl.terminal.console import Console, line
-from exprl.types import Advantages, AnyReward, Rollout, ScoredGroup, Segment, SegmentRewards
+from exprl.types import Advantages, AnyReward, Rollout, Segment, SegmentRewards
 
 
-def sample_records(scored: ScoredGroup, step: int) -> list[dict[str, Any]]:
-    """One JSON-able record a rollout; the scaffold is not among the fields."""
-    rows = zip(scored.group.rollouts, scored.rewards, scored.advantages, strict=True)
-    return [
-        {
+def records(group: StoredGroup, step: int) -> Iterator[dict[str, Any]]:
+    """One JSON-able record a rollout, without token ids and log-probs."""
+    for place, rollout in enumerate(group.rollouts):
+        reward = group.rewards[place] if group.rewards is not None else None
+        advantages = group.advantages[place] if group.advantages is not None else None
+        yield {
             "step": step,
-            "problem_id": scored.group.problem.id,
-            "domain": scored.group.problem.domain,
-            "question": scored.group.problem.question.text,
+            "problem_id": group.problem_id,
+            "domain": group.domain,
+            "question": group.question.text,
             "response": rollout.text,
             "tokens": len(rollout),
             "finish_reason": rollout.finish_reason,
             "policy_version": rollout.policy_version,
-            "valid": advantages.valid,
+            "valid": advantages.valid if advantages is not None else reward is not None and reward.valid,
             "segments": segment_records(rollout, reward, advantages),
         }
-        for rollout, reward, advantages in rows
-    ]
 
 
-def segment_records(rollout: Rollout, reward: AnyReward, advantages: Advantages) -> list[dict[str, Any]]:
+def segment_records(rollout: Rollout, reward: AnyReward | None, advantages: Advantages | None) -> list[dict[str, Any]]:
     """Text, score, status, reward and advantage of each segment (of the whole rollout for a rollout reward)."""
-    segments = advantages.segments or ((Segment(0, len(rollout)),) if len(rollout) else ())
-    values = reward.values if isinstance(reward, SegmentRewards) else (reward.value,)
+    if isinstance(reward, SegmentRewards):
+        segments, values = reward.segments, reward.values
+    else:
+        segments = (Segment(0, len(rollout)),) if len(rollout) else ()
+        values = () if reward is None else (reward.value,)
+    judgements = () if reward is None else reward.judgements
+    unjudged = "cut_off" if reward is not None and reward.cut_off else "not_judged"
     return [
         {
             "text": rollout.text_of(segment.start, segment.end),
             "score": judgement.score if judgement else None,
-            "status": judgement.status if judgement else ("cut_off" if reward.cut_off else "not_judged"),
+            "status": judgement.status if judgement else unjudged,
             "rationale": judgement.rationale if judgement else "",
             "reward": value,
             "advantage": advantage,
         }
         for segment, judgement, value, advantage in zip(
             segments,
-            _padded(reward.judgements, len(segments)),
+            _padded(judgements, len(segments)),
             _padded(values, len(segments)),
-            _padded(advantages.values, len(segments)),
+            _padded(() if advantages is None else advantages.values, len(segments)),
             strict=True,
         )
     ]

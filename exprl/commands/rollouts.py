@@ -1,0 +1,59 @@
+"""`exprl rollouts`: a look at the rollouts that are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from exprl.errors import ConfigError
+from exprl.rollouts.showing import print_sample, records
+from exprl.rollouts.store import RolloutStore, load_rollouts
+from exprl.terminal.console import Console, write_document
+
+
+def show(run: Path, *, steps: list[int], problem: str | None, count: int | None, as_json: bool) -> None:
+    """Print rollouts, a table of segments for each or a line of JSON.
+
+    Args:
+        run: a run, or a folder that `exprl judge` wrote.
+        steps: which; empty: the last one, or all of them as JSON.
+        problem: the id of the problem they must answer; None: any.
+        count: how many at most; None: one, or all as JSON.
+        as_json: lines of JSON, without token ids and log-probs.
+
+    Raises:
+        ConfigError: a step has no rollouts.
+        DataError: there are none at all, or a file is damaged.
+    """
+    store = load_rollouts(run)
+    chosen = steps or (list(store) if as_json else [max(store)])
+    if missing := sorted(set(chosen) - set(store)):
+        raise ConfigError(
+            f"--step: {missing[0]} has no rollouts in {store.folder}. There are those of {_ranges(store)}."
+        )
+    found = islice(_records(store, chosen, problem), count if count is not None or as_json else 1)
+    console = Console()
+    for record in found:
+        if as_json:
+            write_document(json.dumps(record) + "\n")
+        else:
+            print_sample(console, record)
+
+
+def _records(store: RolloutStore, steps: list[int], problem: str | None) -> Iterator[dict[str, Any]]:
+    for step in steps:
+        for group in store[step]:
+            if problem in (None, group.problem_id):
+                yield from records(group, step)
+
+
+def _ranges(store: RolloutStore) -> str:
+    """The steps in words.
+
+    Where a part of a run was not kept, the first and the last say the most.
+    """
+    steps = list(store)
+    return f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"

@@ -1,0 +1,237 @@
+"""The file of a step's rollouts: a zip that `numpy.load` opens, of JSON lines and three arrays.
+
+    header.json           {"format": "exprl-rollouts", "version": 1, "step": 12, "exprl": "0.1.0"}
+    groups.jsonl          one line a problem: question, prompt, and of each rollout text, reward, advantages, label
+    token_ids.npy         int32 [N], the sampled ids of all rollouts one after the other
+    token_lengths.npy     int32 [N], by how many characters each token's text reaches beyond the last one's
+    sampler_logprobs.npy  float32 [N] where that is exact, else float64
+
+A rollout's `tokens` says how many of the N are its own. Log-probs are stored as they are, since they hardly compress.
+Nothing in a file is run when it is read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exprl import __version__
+from exprl.errors import ContractError, DataError
+from exprl.files.disk import reason
+from exprl.rollouts.stored import Label, StoredGroup
+from exprl.types import (
+    Advantages,
+    AnyReward,
+    Judgement,
+    Prompt,
+    Question,
+    Rollout,
+    RolloutReward,
+    Segment,
+    SegmentRewards,
+)
+
+FORMAT, VERSION = "exprl-rollouts", 1
+HEADER, GROUPS = "header.json", "groups.jsonl"
+IDS, LENGTHS, LOGPROBS = "token_ids.npy", "token_lengths.npy", "sampler_logprobs.npy"
+
+_LEVEL = 1
+"""Of deflate: higher ones take several times as long and save a tenth."""
+_ALWAYS = (1980, 1, 1, 0, 0, 0)
+"""The time stamped on a member, so that equal rollouts make equal files."""
+
+_DAMAGED = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError),
+    *(RuntimeError, RecursionError, NotImplementedError, ContractError),
+)
+"""What zip, numpy, JSON and the types say of a file that is not as it was written."""
+
+Array = npt.NDArray[Any]
+
+
+def encode(groups: Sequence[StoredGroup], *, step: int) -> bytes:
+    """The file's content; the same for the same groups."""
+    every = [rollout for group in groups for rollout in group.rollouts]
+    header = {"format": FORMAT, "version": VERSION, "step": step, "exprl": __version__}
+    lines = (json.dumps(_group_node(group), ensure_ascii=True) + "\n" for group in groups)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        _add(file, HEADER, json.dumps(header).encode())
+        _add(file, GROUPS, "".join(lines).encode())
+        _add(file, IDS, _npy(_joined((rollout.token_ids for rollout in every), np.int32)))
+        _add(file, LENGTHS, _npy(_joined((_lengths(rollout.token_ends) for rollout in every), np.int32)))
+        logprobs = _narrowed(_joined((rollout.sampler_logprobs for rollout in every), np.float64))
+        _add(file, LOGPROBS, _npy(logprobs), compressed=False)
+    return content.getvalue()
+
+
+def decode(path: Path) -> tuple[int, tuple[StoredGroup, ...]]:
+    """Step and groups of a file.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or is of a later version.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            header = json.loads(file.read(HEADER))
+            _check_version(header, path)
+            nodes = [json.loads(line) for line in file.read(GROUPS).splitlines()]
+            arrays = [_array(file.read(name)) for name in (IDS, LENGTHS, LOGPROBS)]
+        return int(header["step"]), _groups(nodes, *arrays)
+    except _DAMAGED as error:
+        raise DataError(f"{path}: no rollouts can be read from it ({reason(error)}). Is the file whole?") from error
+
+
+def _check_version(header: Mapping[str, Any], path: Path) -> None:
+    if header["format"] != FORMAT or header["version"] > VERSION:
+        raise DataError(
+            f"{path}: its format is {header['format']!r} version {header['version']}, but this exprl reads {FORMAT!r} "
+            f"up to version {VERSION}. It was written by exprl {header.get('exprl', '?')}: use that."
+        )
+
+
+# ------------------------------------------------------------------ arrays
+
+
+def _add(file: zipfile.ZipFile, name: str, content: bytes, *, compressed: bool = True) -> None:
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    file.writestr(zipfile.ZipInfo(name, _ALWAYS), content, compress_type=method, compresslevel=_LEVEL)
+
+
+def _joined(parts: Iterable[Any], dtype: type[np.generic]) -> Array:
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype) for part in parts)])
+
+
+def _lengths(ends: Sequence[int]) -> Array:
+    return np.diff(np.asarray(ends, np.int32), prepend=np.int32(0))
+
+
+def _narrowed(values: Array) -> Array:
+    """In half the bytes where they say the same: most engines' log-probs are single-precision numbers."""
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    return single if np.array_equal(single, values, equal_nan=True) else values
+
+
+def _npy(array: Array) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+def _array(content: bytes) -> Array:
+    array: Array = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+# ------------------------------------------------------------------ to and from JSON
+
+
+def _group_node(group: StoredGroup) -> dict[str, Any]:
+    prompt = group.prompt
+    return {
+        "problem_id": group.problem_id,
+        "domain": group.domain,
+        "digest": group.digest,
+        "question": group.question.text,
+        "prompt": {"text": prompt.text, "token_ids": prompt.token_ids, "reply_opening": prompt.reply_opening},
+        "rollouts": [
+            {
+                "text": rollout.text,
+                "tokens": len(rollout),
+                "finish_reason": rollout.finish_reason,
+                "policy_version": rollout.policy_version,
+                "reward": None if group.rewards is None else _reward_node(group.rewards[place]),
+                "advantages": None if group.advantages is None else _advantages_node(group.advantages[place]),
+                "label": None if group.labels is None else asdict(group.labels[place]),
+            }
+            for place, rollout in enumerate(group.rollouts)
+        ],
+    }
+
+
+def _reward_node(reward: AnyReward) -> dict[str, Any]:
+    judgements = [vars(judgement) for judgement in reward.judgements]
+    if isinstance(reward, RolloutReward):
+        own: dict[str, Any] = {"of": "rollout", "value": reward.value}
+    else:
+        own = {"of": "segments", "ends": [s.end for s in reward.segments], "values": reward.values}
+    return {**own, "cut_off": reward.cut_off, "judgements": judgements}
+
+
+def _advantages_node(advantages: Advantages) -> dict[str, Any]:
+    return {"ends": [s.end for s in advantages.segments], "values": advantages.values, "valid": advantages.valid}
+
+
+def _groups(nodes: Sequence[Mapping[str, Any]], ids: Array, lengths: Array, logprobs: Array) -> tuple[StoredGroup, ...]:
+    total = sum(rollout["tokens"] for node in nodes for rollout in node["rollouts"])
+    if {len(ids), len(lengths), len(logprobs)} != {total}:
+        raise ValueError(f"arrays of {len(ids)}, {len(lengths)} and {len(logprobs)} entries for {total} tokens")
+    groups, start = [], 0
+    for node in nodes:
+        prompt = Prompt(
+            problem_id=node["problem_id"],
+            text=node["prompt"]["text"],
+            token_ids=tuple(node["prompt"]["token_ids"]),
+            reply_opening=node["prompt"]["reply_opening"],
+        )
+        rollouts = []
+        for kept in node["rollouts"]:
+            own = slice(start, start := start + kept["tokens"])
+            rollouts.append(
+                Rollout(
+                    prompt=prompt,
+                    token_ids=tuple(ids[own].tolist()),
+                    text=kept["text"],
+                    token_ends=tuple(np.cumsum(lengths[own]).tolist()),
+                    sampler_logprobs=tuple(logprobs[own].tolist()),
+                    finish_reason=kept["finish_reason"],
+                    policy_version=kept["policy_version"],
+                )
+            )
+        groups.append(_group(node, tuple(rollouts)))
+    return tuple(groups)
+
+
+def _group(node: Mapping[str, Any], rollouts: tuple[Rollout, ...]) -> StoredGroup:
+    def each(key: str) -> list[Any] | None:
+        given = [kept[key] for kept in node["rollouts"]]
+        return None if any(one is None for one in given) else given
+
+    rewards, advantages, labels = each("reward"), each("advantages"), each("label")
+    return StoredGroup(
+        question=Question(problem_id=node["problem_id"], text=node["question"]),
+        domain=node["domain"],
+        digest=node["digest"],
+        rollouts=rollouts,
+        rewards=None
+        if rewards is None
+        else tuple(_reward(one, len(rollout)) for one, rollout in zip(rewards, rollouts, strict=True)),
+        advantages=None if advantages is None else tuple(map(_advantages, advantages)),
+        labels=None if labels is None else tuple(Label(**one) for one in labels),
+    )
+
+
+def _reward(node: Mapping[str, Any], length: int) -> AnyReward:
+    judgements = tuple(Judgement(**{**one, "probabilities": tuple(one["probabilities"])}) for one in node["judgements"])
+    if node["of"] == "rollout":
+        return RolloutReward(value=node["value"], length=length, judgements=judgements, cut_off=node["cut_off"])
+    segments, values = _segments(node["ends"]), tuple(node["values"])
+    return SegmentRewards(segments=segments, values=values, judgements=judgements, cut_off=node["cut_off"])
+
+
+def _advantages(node: Mapping[str, Any]) -> Advantages:
+    return Advantages(segments=_segments(node["ends"]), values=tuple(node["values"]), valid=node["valid"])
+
+
+def _segments(ends: Sequence[int]) -> tuple[Segment, ...]:
+    return tuple(Segment(start, end) for start, end in zip([0, *ends], ends, strict=False))

@@ -6,6 +6,7 @@ import ast
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -131,6 +132,7 @@ def kept_of(group: StoredGroup) -> str:
     with zipfile.ZipFile(io.BytesIO(encode([group.scored(silent, group.advantages)], step=1))) as file:
         assert set(file.namelist()) == {HEADER, GROUPS, IDS, LENGTHS, LOGPROBS}, "the rest are numbers of tokens"
         node = json.loads(file.read(GROUPS))
+    assert re.fullmatch("[0-9a-f]{16}", node.pop("digest"))
     for rollout in node["rollouts"]:
         del rollout["text"]  # the policy's own
     return " ".join(strings(node))
@@ -143,8 +145,8 @@ def strings(node: Any) -> Iterator[str]:
     if isinstance(node, list):
         for inner in node:
             yield from strings(inner)
-    else:
-        yield str(node)
+    if isinstance(node, str):
+        yield node
 
 
 JUDGES: dict[str, dict[str, Any]] = {

@@ -144,6 +144,11 @@ class Build:
         engine: Engine = self.experiment.rollout.build(self.resources)
         return engine
 
+    @property
+    def engine_is_built(self) -> bool:
+        """Whether anyone has asked for the engine."""
+        return "engine" in self.__dict__  # where `cached_property` keeps it
+
     @cached_property
     def resources(self) -> Resources:
         """What the other components may ask for."""

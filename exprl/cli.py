@@ -15,7 +15,7 @@ from exprl.commands.arguments import parsed
 from exprl.data.order import check_share
 from exprl.errors import ConfigError, ExprlError, PeerError
 from exprl.evaluation.rates import Rates
-from exprl.experiment import load_experiment, load_run
+from exprl.experiment import Experiment, load_experiment, load_run
 from exprl.files.disk import check_new_file, check_new_folder, local_path
 from exprl.registry import import_plugins
 from exprl.runs.directory import RunDirectory
@@ -28,7 +28,14 @@ from exprl.runs.places import (
     place_of,
     require_there,
 )
-from exprl.runs.preflight import check_evaluation, check_grading, check_mining, check_place, check_training
+from exprl.runs.preflight import (
+    check_evaluation,
+    check_grading,
+    check_judging,
+    check_mining,
+    check_place,
+    check_training,
+)
 from exprl.terminal.console import Console, errors, write_document
 from exprl.terminal.streams import check_written
 
@@ -228,6 +235,38 @@ def run_rollouts(options: argparse.Namespace) -> None:
     check_written()
 
 
+def run_judge(options: argparse.Namespace) -> None:
+    """`exprl judge`."""
+    import_plugins(options.plugins)
+    experiment = _experiment_of(options.source, options.overrides)
+    output = local_path(options.output, "--output")
+    check_judging(experiment)
+    from exprl.commands.judge import judge_rollouts  # imports torch
+
+    try:
+        judge_rollouts(experiment, options.source, output, console=Console())
+    except KeyboardInterrupt:
+        errors().say("interrupted; start the same command again to go on")
+        raise Left(130) from None
+
+
+def _experiment_of(source: str, given: Sequence[str]) -> Experiment:
+    """The experiment of a config or run among the arguments, or of the run that is the source, with the overrides."""
+    overrides = [item for item in given if not _is_place(item)]
+    places = [item for item in given if _is_place(item)]
+    if len(places) > 1:
+        raise ConfigError(f"give one config or run, but got {', '.join(map(str, places))}; overrides are key=value.")
+    place = place_of(local_path(places[0] if places else source, "CONFIG" if places else "SOURCE"))
+    if place.kind == "run" and place.run is not None:
+        return load_run(RunDirectory(place.run).config, overrides)
+    if not places:
+        raise ConfigError(
+            f"CONFIG: required, as {source} is no run that has one of its own. It says which problems were attempted "
+            "and who grades."
+        )
+    return load_experiment(place.path, overrides)
+
+
 def run_config(options: argparse.Namespace) -> None:
     """`exprl config`."""
     check_config(options.config, "config")
@@ -273,6 +312,7 @@ COMMANDS = {
     "mine": run_mine,
     "rubric": run_rubric,
     "rollouts": run_rollouts,
+    "judge": run_judge,
     "list": run_list,
     "config": run_config,
     "configs": run_configs,

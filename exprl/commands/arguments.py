@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         add_mine,
         add_rubric,
         add_rollouts,
+        add_judge,
         add_list,
         add_config,
         add_configs,
@@ -194,6 +195,33 @@ def add_rollouts(commands: Commands) -> None:
     rollouts.add_argument("--count", type=int, help="how many (default: 1; with --json all)")
     rollouts.add_argument("--json", action="store_true", help="a line of JSON each, of all steps, without token ids")
     rollouts.set_defaults(command="rollouts")
+
+
+def add_judge(commands: Commands) -> None:
+    """`exprl judge`."""
+    judge = commands.add_parser(
+        "judge",
+        help="grade stored rollouts with any reward, judge and slicer, without sampling",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Writes the rollouts with their new rewards, and advantages where they had some, to a new folder.\n"
+        "Started again, it goes on.\n\n"
+        "  exprl judge runs/quickstart --output rejudged                     by its own config: the same rewards\n"
+        "  exprl judge runs/quickstart reward.judge.name=wrong_reference --output wrong\n"
+        "  exprl judge responses.jsonl my.yaml --output graded               a file of responses (docs/rollouts.md)\n"
+        "  exprl judge champ smollm2_champ data.train.split=all --output champ    labelled solutions of CHAMP",
+    )
+    judge.add_argument(
+        "source", metavar="SOURCE", help="a run, a folder that this command wrote, a .jsonl of responses, or champ"
+    )
+    judge.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="CONFIG | key=value",
+        help=f"{CONFIG}, or a run; by default SOURCE's own, and {OVERRIDES}",
+    )
+    judge.add_argument("--plugins", **PLUGINS)
+    judge.add_argument("--output", required=True, metavar="FOLDER", help="a new folder; begun before: goes on")
+    judge.set_defaults(command="judge")
 
 
 def add_list(commands: Commands) -> None:

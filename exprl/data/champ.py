@@ -23,6 +23,15 @@ TEST_ONE_IN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChampAttempt:
+    """What a language model wrote, and the character at which a person found the first wrong step; None: no such."""
+
+    author: str
+    text: str
+    first_error: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChampRecord:
     """What is kept of a problem: the package's file is 72 MB, nearly all of it conversations of other models."""
 
@@ -31,6 +40,7 @@ class ChampRecord:
     text: str
     steps: tuple[str, ...]
     answer: str
+    attempts: tuple[ChampAttempt, ...] = ()
 
     @property
     def split(self) -> Literal["train", "test"]:
@@ -62,7 +72,7 @@ class ChampSource(ProblemSource):
 
     def load(self) -> list[Problem]:
         """The chosen problems; raises `DataError` for an unknown category or when none is left."""
-        records = read_champ(_package_file())
+        records = installed_records()
         known = sorted({record.category for record in records})
         for category in self.categories:
             if category not in known:
@@ -76,6 +86,11 @@ class ChampSource(ProblemSource):
     def _keeps(self, record: ChampRecord) -> bool:
         categories, split = self.categories, self.split
         return (not categories or record.category in categories) and split in ("all", record.split)
+
+
+def installed_records() -> tuple[ChampRecord, ...]:
+    """All of the installed package; raises `DataError` where it is not there or has another layout."""
+    return read_champ(_package_file())
 
 
 @cache
@@ -97,6 +112,10 @@ def _record(node: dict[str, Any]) -> ChampRecord:
         text=node["_text"],  # `_raw_text` is the same with @@ around the mathematics
         steps=tuple(step["_text"] for step in node["solution"]["steps"]),
         answer=node["_answer"],
+        attempts=tuple(
+            ChampAttempt(author=one["author"], text=one["text"], first_error=one["start_idx"])
+            for one in node["fws_annotations"].values()
+        ),
     )
 
 

@@ -17,7 +17,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,34 @@ def decode(path: Path) -> tuple[int, tuple[StoredGroup, ...]]:
             arrays = [_array(file.read(name)) for name in (IDS, LENGTHS, LOGPROBS)]
         return int(header["step"]), _groups(nodes, *arrays)
     except _DAMAGED as error:
-        raise DataError(f"{path}: no rollouts can be read from it ({reason(error)}). Is the file whole?") from error
+        raise _unreadable(path, error) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Of a group what says which problem it is of, and how many rollouts it has."""
+
+    problem_id: str
+    digest: str | None
+    rollouts: int
+
+
+def decode_asked(path: Path) -> list[Asked]:
+    """What a file's groups are of, without their tokens; raises as `decode` does."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            _check_version(json.loads(file.read(HEADER)), path)
+            nodes = [json.loads(line) for line in file.read(GROUPS).splitlines()]
+        return [
+            Asked(problem_id=node["problem_id"], digest=node["digest"], rollouts=len(node["rollouts"]))
+            for node in nodes
+        ]
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: no rollouts can be read from it ({reason(error)}). Is the file whole?")
 
 
 def _check_version(header: Mapping[str, Any], path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exprl.errors import DataError
 from exprl.files.disk import local_path, write_bytes
-from exprl.rollouts.format import decode, encode
+from exprl.rollouts.format import Asked, decode, decode_asked, encode
 from exprl.rollouts.stored import StoredGroup
 from exprl.runs.directory import RunDirectory, is_run
 
@@ -59,6 +59,10 @@ class RolloutStore(Mapping[int, tuple[StoredGroup, ...]]):
         if not files:
             raise KeyError(step)
         return tuple(group for file in files for group in _of_step(file, step))
+
+    def asked(self, step: int) -> list[Asked]:
+        """Which problems a step has, without reading its tokens; raises as reading it does."""
+        return [one for file in self._found().get(step, []) for one in decode_asked(file)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r})"

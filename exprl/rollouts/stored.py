@@ -80,20 +80,13 @@ class StoredGroup:
             advantages=scored.advantages,
         )
 
-    def known_as(self, problem: Problem) -> bool:
-        """Whether `problem`, scaffold included, is the one that was attempted.
-
-        A run that reads no references holds problems without them, so that form counts as well.
-        """
-        return self.digest is None or self.digest in (digest_of(problem), digest_of(problem.without_reference()))
-
     def with_problem(self, problem: Problem) -> RolloutGroup:
         """The judge's side again.
 
         Raises:
             DataError: `problem` is another one, or its question, domain or scaffold has changed since.
         """
-        if problem.id != self.problem_id or not self.known_as(problem):
+        if problem.id != self.problem_id or not is_of(self.digest, problem):
             raise DataError(
                 f"problem {self.problem_id!r}: its question, domain, reference or answer is not what it was when the "
                 "rollouts were made. Give the data set as it was then."
@@ -103,3 +96,11 @@ class StoredGroup:
     def scored(self, rewards: Sequence[AnyReward], advantages: Sequence[Advantages] | None = None) -> StoredGroup:
         """The same rollouts with other rewards."""
         return replace(self, rewards=tuple(rewards), advantages=None if advantages is None else tuple(advantages))
+
+
+def is_of(digest: str | None, problem: Problem) -> bool:
+    """Whether a digest, if there is one, is that of `problem`, scaffold included.
+
+    A run that reads no references holds problems without them, so that form counts as well.
+    """
+    return digest is None or digest in (digest_of(problem), digest_of(problem.without_reference()))

@@ -84,6 +84,19 @@ def check_mining(experiment: Experiment, output: Path) -> None:
     check_can_write(output, "--output")
 
 
+def check_judging(experiment: Experiment) -> None:
+    """The same for `exprl judge`: the problems, the reward, and that its judge is one that can still be asked."""
+    if experiment.data.train is None and experiment.evaluation.source is None:
+        raise ConfigError("data.train: required to grade by, but missing. For example {name: jsonl, path: ...}.")
+    check_parts(experiment, "data.train", "evaluation.source", "verifier", "model", "reward")
+    for path, choice in choices_in(experiment.reward, "reward"):
+        if getattr(choice.config, "weights", None) == "live":
+            raise ConfigError(
+                f"{path}.weights: live were the policy's at each step, which are gone. Set {path}.weights=frozen for "
+                "the initial policy, or a judge with a model of its own, such as that of a checkpoint."
+            )
+
+
 def check_rubrics(experiment: Experiment, output: Path, judges: Sequence[tuple[str, Choice]]) -> None:
     """The same for `exprl rubric`: the problems, the file, and the `judges` by their keys that are to write rubrics."""
     if experiment.data.train is None:

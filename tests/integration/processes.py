@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from exprl.rollouts import load_rollouts
+from exprl.rollouts import RolloutStore, load_rollouts
 from exprl.rollouts.showing import records
 from tests.integration.conftest import ROOT, SMALL
 
@@ -112,4 +112,4 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Weights, optimizer, random states, metrics and samples are the same, bit for bit."""
     assert_equal(final_state(one), final_state(other))
     assert lines(one / "metrics.jsonl") == lines(other / "metrics.jsonl")
-    assert dict(load_rollouts(one)) == dict(load_rollouts(other))
+    assert dict(RolloutStore(one / "rollouts")) == dict(RolloutStore(other / "rollouts"))

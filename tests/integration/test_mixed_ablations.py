@@ -22,7 +22,7 @@ from exprl.judges.rubrics import Milestone, Rubric, digest_of
 from exprl.terminal.progress import OnProgress
 from exprl.types import Problem
 from tests.conftest import character_tokenizer, tiny_llama
-from tests.integration.test_train import lines
+from tests.integration.processes import samples
 from tests.sandboxes import needs_sandbox
 
 pytestmark = needs_sandbox
@@ -88,7 +88,7 @@ def train(
         folder = tmp_path / f"run {len(overrides)}"
         asked.clear()
         main(["train", str(config), *overrides, f"run_dir={folder}"])
-        return list(asked), lines(folder / "samples.jsonl")
+        return list(asked), samples(folder)
 
     return execute
 

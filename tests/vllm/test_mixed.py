@@ -12,6 +12,7 @@ from pathlib import Path
 
 from exprl.cli import main
 from exprl.config.shipped import FOLDER
+from tests.integration.processes import samples
 from tests.integration.test_train import lines
 from tests.sandboxes import needs_sandbox
 from tests.vllm.helpers import small_policy
@@ -43,9 +44,9 @@ def test_each_row_by_its_route_and_figures_by_domain(tmp_path: Path, others_clos
     model = f"model={{path: {tmp_path / 'model'}, gguf_file: null}}"
     main(["train", "mixed", *SHRUNK, *files, model, f"run_dir={tmp_path / 'run'}"])
 
-    samples = lines(tmp_path / "run/samples.jsonl")
-    assert Counter(sample["domain"] for sample in samples) == dict.fromkeys(rows, 2 * 2)
-    for sample in samples:
+    found = samples(tmp_path / "run")
+    assert Counter(sample["domain"] for sample in found) == dict.fromkeys(rows, 2 * 2)
+    for sample in found:
         assert {segment["status"] for segment in sample["segments"]} == {"ok"}
         executed = ["tests passed" in segment["rationale"] for segment in sample["segments"]]
         assert executed == [sample["domain"] == "code"] * len(executed)

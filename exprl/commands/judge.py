@@ -14,14 +14,14 @@ from exprl.build import Build
 from exprl.checks.contracts import given_by
 from exprl.component import Choice, title_of
 from exprl.config.fields import choices_in
-from exprl.errors import DataError
+from exprl.errors import DataError, JudgeError
 from exprl.experiment import Experiment
 from exprl.files.disk import read_json, write_json, write_text
 from exprl.files.lock import LOCK, locked
 from exprl.resources import Resources
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_rewards
-from exprl.rewards.steps import check_step
+from exprl.rewards.steps import StepChecks
 from exprl.rollouts.champ import champ_rollouts
 from exprl.rollouts.format import Asked, encode
 from exprl.rollouts.importing import import_rollouts
@@ -73,11 +73,13 @@ def judge_rollouts(experiment: Experiment, source: str, output: Path, *, console
         if left:
             reward = built_reward(build, stack)
             reward.check(problems.all_of(one for step in left for one in asked[step]))
+            checks = StepChecks(reward)
             advantage: Advantage = experiment.advantage.build(Resources())
             with Phases().run("judging", sum(one.rollouts for step in left for one in asked[step])) as on_progress:
                 for step in left:
                     groups = rollouts[step]
                     scored = in_parts(step, groups, problems, reward, unfinished, on_progress)
+                    check_judged(scored, problems, checks, unfinished)
                     done.write(step, with_advantages(scored, groups, advantage))
                     shutil.rmtree(unfinished.folder, ignore_errors=True)
                     reward.sync()
@@ -214,9 +216,16 @@ def in_parts(
             graded = [own.scored(rewards) for own, rewards in zip(part, score(part, problems, reward), strict=True)]
             unfinished.put(name, encode(graded, step=step))
         on_progress(sum(len(group.rollouts) for group in part))
-    scored = list(unfinished[step])
-    check_step(reward, [problems.of(group) for group in scored], [group.rewards or () for group in scored])
-    return scored
+    return list(unfinished[step])
+
+
+def check_judged(scored: Sequence[StoredGroup], problems: Known, checks: StepChecks, unfinished: RolloutStore) -> None:
+    """Raise `JudgeError` where too many judgements of a step failed; it is then asked anew the next time."""
+    try:
+        checks.check([problems.of(group) for group in scored], [group.rewards or () for group in scored])
+    except JudgeError:
+        shutil.rmtree(unfinished.folder, ignore_errors=True)
+        raise
 
 
 def divided(groups: Sequence[StoredGroup]) -> Iterator[list[StoredGroup]]:

@@ -89,3 +89,32 @@ def test_a_run_looks_before_its_model_is_loaded(
     experiment = from_layers(Experiment, [base, {"rollout": {"samples_per_prompt": 2}}, options])
     with pytest.raises(ExprlError, match=said):
         train(experiment, tmp_path / "run", resume=False, console=Console(quiet=True))
+
+
+def test_a_run_tells_of_held_out_problems_that_are_trained_on_before_its_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from exprl.commands.train import train
+    from exprl.terminal.console import Console
+
+    class Stopped(Exception):
+        """Where the model would be loaded."""
+
+    def load(self: PretrainedModel) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(PretrainedModel, "load", load)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"question": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(4))
+    )
+    source = {"name": "jsonl", "path": str(tmp_path / "rows.jsonl"), "columns": {"reference": None}}
+    base = {"model": {"name": "pretrained", "path": "nowhere"}, "data": {"train": source, "prompts_per_step": 1}}
+    held_out = {"source": {**source, "offset": 3}, "samples_per_prompt": 1, "k": [1]}
+    with pytest.raises(Stopped):
+        train(
+            from_layers(Experiment, [base, {"evaluation": held_out}]),
+            tmp_path / "run",
+            resume=False,
+            console=Console(quiet=True),
+        )
+    assert "1 of 1 held-out problems are training problems too (first: " in caplog.text

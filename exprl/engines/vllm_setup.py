@@ -15,6 +15,7 @@ import torch
 from exprl.engines import vllm_lora
 from exprl.engines.vllm_classes import classes_kept
 from exprl.engines.vllm_groups import engine_groups
+from exprl.errors import EngineError
 from exprl.models.lora import adapter_config
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def start_engine(
         dtype: precision.
         max_model_len: longest prompt plus response, in tokens.
         adapted: whether there is an adapter beside the base.
+
+    Raises:
+        EngineError: vLLM refuses the options, such as a cache that holds no sequence of this length.
     """
     set_environment()
     from vllm import LLM
@@ -56,7 +60,7 @@ def start_engine(
         else {"kv_cache_memory_bytes": int(options.cpu_kv_cache_gib * 2**30)}
     )
     threads, ranks = torch.get_num_threads(), os.environ.get(_RANKS_HERE)
-    with classes_kept(language_model.model):
+    with classes_kept(language_model.model), _refusals_named(language_model.name, max_model_len, memory):
         llm = LLM(
             model=folder,
             trust_remote_code=False,
@@ -79,6 +83,19 @@ def start_engine(
     if ranks is not None:
         os.environ[_RANKS_HERE] = ranks
     return llm
+
+
+@contextmanager
+def _refusals_named(model: str, max_model_len: int, memory: dict[str, Any]) -> Iterator[None]:
+    """What vLLM says of options, in one line with those that are meant."""
+    try:
+        yield
+    except ValueError as error:
+        own = "gpu_memory_utilization" if "gpu_memory_utilization" in memory else "cpu_kv_cache_gib"
+        raise EngineError(
+            f"vLLM refuses to start for {model}: {' '.join(str(error).split())} Its options here: {own}, "
+            f"max_model_len ({max_model_len}), of rollout or of the judge's backend."
+        ) from error
 
 
 def can_sleep() -> bool:

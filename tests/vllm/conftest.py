@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,37 @@ from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import close_all
 from exprl.models.base import LanguageModel
 from tests.vllm.helpers import engine_of, load, small_policy
+
+FREEZE, UNFREEZE = gc.freeze, gc.unfreeze
+
+
+def freeze_imports() -> None:
+    """Leave what there is now out of later collections."""
+    UNFREEZE()
+    gc.collect()
+    FREEZE()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_frozen() -> Iterator[None]:
+    """Garbage is not looked for in what was imported before: nine tenths of an engine's start and end are collections.
+
+    vLLM freezes for this reason, too, but whenever an engine ends it thaws all that the process has.
+    """
+    freeze_imports()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("freeze", "unfreeze"):
+            patch.setattr(gc, name, lambda: None)
+        yield
+
+
+@pytest.fixture
+def vllm_freezes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """VLLM freezes and thaws as in a run: for tests of what is collected."""
+    monkeypatch.setattr(gc, "freeze", FREEZE)
+    monkeypatch.setattr(gc, "unfreeze", UNFREEZE)
+    yield
+    freeze_imports()
 
 
 @pytest.fixture(scope="module")

@@ -374,7 +374,7 @@ def test_starting_leaves_the_global_random_states(engine):
     assert np.random.get_state()[1].tolist() == before[2]
 
 
-@pytest.mark.usefixtures("others_closed")
+@pytest.mark.usefixtures("vllm_freezes", "others_closed")
 @pytest.mark.parametrize("end", ["closed", "collected"])
 def test_a_host_outlives_another(engine, policy, prompts, end):
     """A judge's engine and the policy's live in one process, and either may go first."""

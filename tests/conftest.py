@@ -44,6 +44,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """At its end the interpreter collects what is left, and libraries report what is not."""
+    gc.unfreeze()
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Bytes by their size: what packs them writes the time into them, and xdist refuses workers whose names differ."""
     return f"{len(val)}-bytes" if isinstance(val, bytes) else None

@@ -108,7 +108,8 @@ class UpdateConfig:
     )
     packing: Literal["auto"] | bool = option(
         default="auto",
-        help="lay rollouts end to end instead of padding them; auto: where attention skips what is between them",
+        help="lay rollouts end to end instead of padding them; auto: where attention skips what is between them, and "
+        "elsewhere prompts that rollouts share are computed once",
     )
     activation_checkpointing: bool = option(
         default=False, help="compute activations again in backward: less memory, a third slower"

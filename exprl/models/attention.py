@@ -1,8 +1,9 @@
-"""Attention that computes all a family asks for: transformers' "sdpa" drops a cap on attention scores, silently."""
+"""What a model's attention computes, as its config says."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from exprl.errors import ModelError
 
@@ -15,6 +16,8 @@ _CAPLESS = "sdpa"
 
 def complete_attention(model: PreTrainedModel, chosen: str | None = None) -> None:
     """Give a model whose attention scores are capped (Gemma 2, VaultGemma) an attention that caps them.
+
+    transformers' "sdpa" drops such a cap, silently.
 
     Args:
         model: just loaded.
@@ -32,3 +35,15 @@ def complete_attention(model: PreTrainedModel, chosen: str | None = None) -> Non
             "leaves out, so it would be another model. Leave it unset or use eager or flash_attention_2."
         )
     model.set_attn_implementation("eager")
+
+
+def attends_fully(model: PreTrainedModel, implementations: Collection[str]) -> bool:
+    """Whether each token attends to all before it in every layer, as far as the config says, by one of these."""
+    config: Any = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ())
+    limits = [] if kinds else [name for name in _LIMITS if getattr(config, name, None) is not None]
+    full = not limits and kinds <= {"full_attention", "attention", "global"}
+    return full and model.config._attn_implementation in implementations
+
+
+_LIMITS = ("sliding_window", "attention_window", "attention_window_size", "attention_chunk_size", "window_size")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from exprl.models.logits import head_of
+from exprl.models.logits import backbone_of
+from exprl.models.shared_prompts import shares_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +50,7 @@ def shard(
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None),
         "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy(),
     }
-    head_of(model)  # measured on whole weights
+    shares_prompts(model, backbone_of(model))  # this and its head are measured on whole weights
     for layer in decoder_layers(model):
         fully_shard(layer, **options)
     fully_shard(model, **options)

@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exprl.models.shared_prompts import SharedPrompts, shared_prompts
 from exprl.types import Advantages, Rollout
+
+_WORTH_SHARING = 0.9
+"""Share of a padded micro-batch's places below which its distinct tokens are computed alone: spreading them for
+attention takes a few percent of a layer's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,7 @@ class MicroBatch:
         ids: [N] the sampled ids.
         advantages: [N].
         sampler_logprobs: [N]; None where no engine sampled the responses.
+        shared: the rows with each prompt once and without padding, where that leaves much less to compute.
     """
 
     input_ids: Tensor
@@ -71,12 +77,21 @@ class MicroBatch:
     ids: Tensor
     advantages: Tensor
     sampler_logprobs: Tensor | None
+    shared: SharedPrompts | None = None
 
 
 def collate(
-    sequences: Sequence[TokenSequence], *, pad_token_id: int, device: torch.device, packed: bool = False
+    sequences: Sequence[TokenSequence],
+    *,
+    pad_token_id: int,
+    device: torch.device,
+    packed: bool = False,
+    sharing: bool = False,
 ) -> MicroBatch:
-    """Lay the sequences end to end in one row, or pad them to the longest, and flatten the response side."""
+    """Lay the sequences end to end in one row, or pad them to the longest, and flatten the response side.
+
+    With `sharing`, padded rows also come with the prompts of neighbours once, where that is worth it.
+    """
     sampled = any(len(s.sampler_logprobs) for s in sequences)
     layout = _end_to_end(sequences) if packed else _padded(sequences, pad_token_id)
     placed: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in layout.items()}
@@ -85,7 +100,25 @@ def collate(
         ids=_joined([s.response_ids for s in sequences], np.int64).to(device),
         advantages=_joined([s.advantages for s in sequences], np.float32).to(device),
         sampler_logprobs=_joined([s.sampler_logprobs for s in sequences], np.float32).to(device) if sampled else None,
+        shared=_shared(sequences, placed["input_ids"]) if sharing and not packed else None,
     )
+
+
+def prompts_together(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """The same sequences, those of a prompt as neighbours."""
+    order: dict[tuple[int, ...], list[TokenSequence]] = {}
+    for sequence in sequences:
+        order.setdefault(sequence.prompt_ids, []).append(sequence)
+    return [sequence for alike in order.values() for sequence in alike]
+
+
+def _shared(sequences: Sequence[TokenSequence], input_ids: Tensor) -> SharedPrompts | None:
+    distinct = {sequence.prompt_ids for sequence in sequences}
+    tokens = sum(map(len, distinct)) + sum(len(sequence.response_ids) for sequence in sequences)
+    if tokens > _WORTH_SHARING * input_ids.numel():
+        return None
+    prompts, responses = zip(*((s.prompt_ids, len(s.response_ids)) for s in sequences), strict=True)
+    return shared_prompts(input_ids, prompts, responses)
 
 
 def _end_to_end(sequences: Sequence[TokenSequence]) -> dict[str, Tensor | None]:

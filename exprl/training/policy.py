@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from exprl.kernels import Backend, Divergence, TokenStatistics
 from exprl.models.logits import FrozenHidden, backbone_of, token_statistics
+from exprl.models.shared_prompts import shared_hidden, shares_prompts
 from exprl.training.batching import MicroBatch
 
 _STATISTICS, _HIDDEN = "exprl_response_statistics", "exprl_response_hidden"
@@ -69,8 +70,11 @@ def response_statistics(
 
 def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """See `response_hidden`."""
+    backbone, shared = backbone_of(model), batch.shared
+    if shared is not None and shares_prompts(model, backbone):
+        return shared_hidden(backbone, shared)[shared.spread.view(shared.rows, -1)[batch.rows, batch.columns]]
     positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    outputs = backbone_of(model)(input_ids=batch.input_ids, use_cache=False, **positions)
+    outputs = backbone(input_ids=batch.input_ids, use_cache=False, **positions)
     hidden: Tensor = outputs.last_hidden_state[batch.rows, batch.columns]
     return hidden
 

@@ -20,8 +20,9 @@ from exprl.models.layers import checkpointing, compiled
 from exprl.models.logits import FrozenHidden
 from exprl.models.modes import evaluating
 from exprl.models.sharding import is_sharded
+from exprl.models.shared_prompts import sharing_attention
 from exprl.objectives import Objective
-from exprl.training.batching import MicroBatch, TokenSequence, collate
+from exprl.training.batching import MicroBatch, TokenSequence, collate, prompts_together
 from exprl.training.micro_batches import share
 from exprl.training.policy import response_logprobs
 from exprl.training.world import World
@@ -85,6 +86,7 @@ class PolicyUpdate:
         self.world = world
         self.device = device
         self.packed = wants_packing(policy.model, options)
+        self.sharing = options.packing == "auto" and not options.compile_layers
         self.overhead = overhead(sum(weight.numel() for weight in policy.model.parameters()), device)
 
     # ------------------------------------------------------------------ what is computed together
@@ -126,7 +128,9 @@ class PolicyUpdate:
             overhead=self.overhead,
         )
         return Update(
-            micro_batches=tuple(tuple(sequences[i] for i in batch) for batch in shares[self.world.rank]),
+            micro_batches=tuple(
+                tuple(prompts_together([sequences[i] for i in batch])) for batch in shares[self.world.rank]
+            ),
             tokens=sum(len(sequence.response_ids) for sequence in sequences),
         )
 
@@ -175,7 +179,7 @@ class PolicyUpdate:
         """A micro-batch on the policy's device."""
         pad = self.policy.tokenizer.pad_token_id
         assert isinstance(pad, int)
-        return collate(sequences, pad_token_id=pad, device=self.device, packed=self.packed)
+        return collate(sequences, pad_token_id=pad, device=self.device, packed=self.packed, sharing=self.sharing)
 
     # ------------------------------------------------------------------ the loss
 
@@ -203,6 +207,7 @@ class PolicyUpdate:
             evaluating(model),
             checkpointing(model, on=options.activation_checkpointing),
             compiled(model, on=options.compile_layers),
+            sharing_attention(),
         ):
             for number, (counts, batch) in enumerate(self.batches(update)):
                 before = old[number] if old is not None else None

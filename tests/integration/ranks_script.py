@@ -119,6 +119,8 @@ CASES: list[dict[str, Any]] = [
     {"micro_batch_tokens": 100_000},
     {"micro_batch_tokens": 100_000, "packing": True},
     {"micro_batch_tokens": 60, "activation_checkpointing": True},
+    {"micro_batch_tokens": 100_000, "packing": False},
+    {"micro_batch_tokens": 100_000, "activation_checkpointing": True},
 ]
 
 

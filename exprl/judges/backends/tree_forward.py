@@ -10,6 +10,7 @@ from torch import Tensor
 from exprl.engines.prefill import Prefilled
 from exprl.errors import ModelError
 from exprl.judges.backends.tree import TokenTree, build_tree
+from exprl.models.attention import attends_fully
 from exprl.models.incremental import advance, cache_of
 from exprl.models.kv_cache import growing, holds_attention_alone
 
@@ -29,25 +30,13 @@ def understands_trees(model: PreTrainedModel) -> bool:
     What it makes of a small tree, and of one more token after it, is compared with the sequences one at a time. A
     window of attention would show in longer trees only, so a model whose config names one is not asked.
     """
-    if not _may_understand(model):
+    if not attends_fully(model, ("sdpa", "eager")):
         return False
     known: bool | None = getattr(model, _KNOWN, None)
     if known is None:
         known = _measure(model)
         setattr(model, _KNOWN, known)
     return known
-
-
-def _may_understand(model: PreTrainedModel) -> bool:
-    """Full attention in every layer, as far as the config says, by torch's own kernels."""
-    config: Any = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ())
-    limits = [] if kinds else [name for name in _LIMITS if getattr(config, name, None) is not None]
-    full = not limits and kinds <= {"full_attention", "attention", "global"}
-    return full and model.config._attn_implementation in ("sdpa", "eager")
-
-
-_LIMITS = ("sliding_window", "attention_window", "attention_window_size", "attention_chunk_size", "window_size")
 
 
 @torch.no_grad()

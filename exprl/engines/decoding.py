@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,8 @@ from exprl.engines.base import Sampling
 from exprl.engines.ends import Ends
 from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs
-from exprl.models.grouped import grouped_attention
-from exprl.models.incremental import advance, select_rows
-from exprl.models.kv_cache import place_rows, takes_rows, trim
+from exprl.models.kv_cache import takes_rows
+from exprl.models.steps import Merged, MergedSteps, ModelSteps, Steps
 from exprl.types import FinishReason
 
 if TYPE_CHECKING:
@@ -64,12 +63,21 @@ class Decoding:
         ends: what ends a row.
         waiting: asked for more when rows have finished. They come beside those that are still decoded where the model
             keeps keys and values alone, and all at once after the last one elsewhere.
+        merged: the model's weights for steps, where there are such; None: it makes its steps itself.
     """
 
     def __init__(
-        self, model: PreTrainedModel, first: Arrivals, sampling: Sampling, ends: Ends, waiting: Waiting = nobody
+        self,
+        model: PreTrainedModel,
+        first: Arrivals,
+        sampling: Sampling,
+        ends: Ends,
+        waiting: Waiting = nobody,
+        *,
+        merged: Merged | None = None,
     ) -> None:
         self._model, self._sampling, self._ends, self._waiting = model, sampling, ends, waiting
+        self._merged = merged
         self._exhausted = waiting is nobody
         self._arrived = 0
         self._begin(first)
@@ -84,7 +92,7 @@ class Decoding:
     def _begin(self, first: Arrivals) -> None:
         """These rows and no others."""
         read, device = first.prefilled, self._model.device
-        self._cache, self._logits, self._mask = read.cache, read.logits, read.mask
+        self._steps, self._logits, self._mask = self._continuing(read.cache), read.logits, read.mask
         self._positions = read.mask.sum(-1, keepdim=True)
         self._uniforms = first.uniforms.to(device)
         self._tokens = torch.zeros(self._uniforms.shape, dtype=torch.int64, device=device)  # [B, max_new], by row
@@ -95,6 +103,11 @@ class Decoding:
         self._sampled = [0] * count  # as `_lengths`
         self._tails = [deque[int](maxlen=self._ends.tail) for _ in range(count)]
         self._padded = not bool(read.mask.all())
+
+    def _continuing(self, cache: Any) -> Steps:
+        if self._merged is not None and takes_rows(cache):
+            return MergedSteps(self._merged, cache)
+        return ModelSteps(self._model, cache)
 
     def _numbers(self, count: int) -> list[int | None]:
         self._arrived += count
@@ -110,7 +123,7 @@ class Decoding:
         everyone = len(finished) == len(self._slots)
         if self._exhausted or len(finished) < max(1, _REFILL_AT * len(self._slots)):
             return []
-        if not (everyone or takes_rows(self._cache)):
+        if not (everyone or self._steps.takes_rows):
             return []
         arrivals = self._waiting(len(finished))
         if arrivals is None:
@@ -126,7 +139,7 @@ class Decoding:
     def _admit(self, rows: list[int], arrivals: Arrivals) -> None:
         """Put arrivals in the place of finished rows, their prompts ending at the column where all rows are now."""
         read, index = arrivals.prefilled, torch.tensor(rows, device=self._mask.device)
-        place_rows(self._cache, index, read.cache)
+        self._steps.place(index, read.cache)
         width = read.mask.shape[1]
         self._mask = pad(self._mask, (max(0, width - self._mask.shape[1]), 0), value=False)
         self._mask[index] = False
@@ -145,7 +158,7 @@ class Decoding:
         still = torch.tensor([slot is not None for slot in self._slots], device=self._mask.device)
         empty = int(self._mask[still].any(0).int().argmax())
         if empty >= _TRIM_AT * self._mask.shape[1]:
-            trim(self._cache, empty)
+            self._steps.trim(empty)
             self._mask = self._mask[:, empty:]
         self._padded = not bool(self._mask[still].all())
 
@@ -155,7 +168,7 @@ class Decoding:
             return
         kept = [row for row, slot in enumerate(self._slots) if slot is not None]
         rows = torch.tensor(kept, device=self._mask.device)
-        self._cache = select_rows(self._cache, rows)
+        self._steps.select(rows)
         self._mask, self._positions, self._lengths = self._mask[rows], self._positions[rows], self._lengths[rows]
         self._tokens, self._logprobs = self._tokens[rows], self._logprobs[rows]
         self._uniforms = self._uniforms[rows]
@@ -229,8 +242,5 @@ class Decoding:
     def _forward(self, tokens: Tensor) -> None:
         """Logits after one more token of each row, [B, 1]; a finished row repeats its last one."""
         self._mask = pad(self._mask, (0, 1), value=True)
-        mask = self._mask if self._padded else None
-        with grouped_attention():
-            after = advance(self._model, tokens, positions=self._positions, mask=mask, cache=self._cache)
+        self._logits = self._steps.advance(tokens, self._positions, self._mask if self._padded else None)
         self._positions = self._positions + 1
-        self._logits, self._cache = after.logits, after.cache

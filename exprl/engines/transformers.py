@@ -86,6 +86,7 @@ class TransformersEngine(Engine):
         """Rows as they finish; between two of them the model is as its user has it."""
         from exprl.engines.decoding import Decoding
         from exprl.models.linear import packed
+        from exprl.models.steps import merged
 
         waiting, inference = iter(slots), self.policy.inference
         model, count = self.policy.model, min(len(slots), self.batch_size)
@@ -94,11 +95,13 @@ class TransformersEngine(Engine):
             batch = list(islice(waiting, at_most))
             return self._arrivals(prompts, batch, sampling) if batch else None
 
+        worth_packing = sampling.max_new_tokens >= _WORTH_PACKING
         with inference():
             first = arrive(count)
             assert first is not None
-            rows = Decoding(model, first, sampling, ends, arrive).run()
-        with packed(model, count) if sampling.max_new_tokens >= _WORTH_PACKING else nullcontext():
+            weights = merged(model, count) if worth_packing else None
+            rows = Decoding(model, first, sampling, ends, arrive, merged=weights).run()
+        with packed(model, count) if worth_packing and weights is None else nullcontext():
             while True:
                 with inference():
                     decoded = next(rows, None)

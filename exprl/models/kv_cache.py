@@ -71,10 +71,15 @@ def _with_room(buffer: Tensor | None, held: Tensor | None, new: Tensor, filled: 
     if buffer is not None and held is not None and buffer.shape[2] >= end and held.data_ptr() == buffer.data_ptr():
         return buffer
     batch, heads, _, width = new.shape
-    grown = new.new_empty(batch, heads, end + end // 4 + _ROOM, width)
+    grown = new.new_empty(batch, heads, room_for(end), width)
     if held is not None and filled:
         grown[:, :, :filled] = held
     return grown
+
+
+def room_for(length: int) -> int:
+    """Positions that a buffer which must hold `length` is given."""
+    return length + length // 4 + _ROOM
 
 
 def growing(cache: Any) -> Any:

@@ -8,13 +8,15 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from exprl.engines import Sampling, TransformersEngine, decoding
+from exprl.engines import Sampling, TransformersEngine
 from exprl.engines.decoding import Arrivals, Decoding
 from exprl.engines.ends import ends_of
 from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs, uniforms_for
 from exprl.errors import ConfigError, ModelError
+from exprl.models import steps
 from exprl.models.base import LanguageModel
+from exprl.models.steps import MergedSteps, ModelSteps
 from exprl.registry import ENGINES
 from exprl.resources import Resources
 from exprl.types import Hidden, Problem, Prompt, Question, Rollout, Scaffold
@@ -88,7 +90,15 @@ def test_logprobs_of_a_real_model(smollm2):
         assert rollout.text == smollm2.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
 
 
-def test_rollouts_do_not_depend_on_the_batch(tiny, prompts):
+@pytest.fixture(params=[MergedSteps, ModelSteps])
+def kind(request, monkeypatch) -> type:
+    """Who makes the steps of rollouts long enough for merged weights."""
+    if request.param is ModelSteps:
+        monkeypatch.setattr(steps, "merged", lambda model, rows: None)
+    return request.param
+
+
+def test_rollouts_do_not_depend_on_the_batch(tiny, prompts, kind):
     """Compaction, padding and neighbours change nothing but the last bits of the log-probs."""
     one_by_one = sample(engine_of(tiny, batch_size=1), prompts, n=7, max_new_tokens=80, seed=3)
     together = sample(engine_of(tiny, batch_size=64), prompts, n=7, max_new_tokens=80, seed=3)
@@ -103,17 +113,18 @@ def test_rollouts_do_not_depend_on_the_batch(tiny, prompts):
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])
-def test_waiting_rollouts_take_the_places_of_finished_ones(tiny, prompts, monkeypatch, batch_size):
+def test_waiting_rollouts_take_the_places_of_finished_ones(tiny, prompts, monkeypatch, kind, batch_size):
     """Beside others that are under way, whatever the lengths of their prompts."""
-    widths, plain = [], decoding.advance
+    widths, plain = [], kind.advance
 
-    def advance(model, ids, *, mask=None, **rest):
-        widths.append((len(ids), rest["cache"].get_seq_length()))
-        return plain(model, ids, mask=mask, **rest)
+    def advance(self, tokens, positions, mask):
+        held = self._length if kind is MergedSteps else self._cache.get_seq_length()
+        widths.append((len(tokens), held))
+        return plain(self, tokens, positions, mask)
 
     settings = {"n": 12, "max_new_tokens": 50, "seed": 4}
     alone = sample(engine_of(tiny, batch_size=1), prompts, **settings)
-    monkeypatch.setattr(decoding, "advance", advance)
+    monkeypatch.setattr(kind, "advance", advance)
     together = sample(engine_of(tiny, batch_size=batch_size), prompts, **settings)
     for one, other in zip(alone, together, strict=True):
         assert by_tokens(one) == by_tokens(other)
@@ -126,8 +137,8 @@ def test_waiting_rollouts_take_the_places_of_finished_ones(tiny, prompts, monkey
 def test_models_whose_state_cannot_be_put_beside_another_take_turns(tiny, prompts, monkeypatch):
     settings = {"n": 5, "max_new_tokens": 30, "seed": 4}
     expected = sample(engine_of(tiny, batch_size=64), prompts, **settings)
-    monkeypatch.setattr(decoding, "takes_rows", lambda _: False)
-    monkeypatch.setattr(decoding, "place_rows", None)
+    monkeypatch.setattr(steps, "takes_rows", lambda _: False)
+    monkeypatch.setattr(steps, "place_rows", None)
     turns = sample(engine_of(tiny, batch_size=4), prompts, **settings)
     assert [by_tokens(group) for group in turns] == [by_tokens(group) for group in expected]
 

@@ -22,7 +22,7 @@ from exprl.kernels.names import Backend, Divergence
 from exprl.kernels.once import differentiable_once
 from exprl.kernels.products import compute_dtype, fp32_products
 from exprl.kernels.rows import Tokens
-from exprl.kernels.sweep import LinearHead, Plan, coefficients, gradients, slice_columns, statistics
+from exprl.kernels.sweep import LinearHead, Plan, coefficients, gradients, keeps_logits, slice_columns, statistics
 
 
 class TokenStatistics(NamedTuple):
@@ -100,6 +100,7 @@ def linear_logprob(
     compute = compute_dtype(hidden, weight)
     wide = torch.promote_types(compute, torch.float32)
     name = choose(backend, hidden.device, compute, len(ids))
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in head)
     inverse = inverse_temperature(temperature, torch.empty_like(ids, dtype=wide))
     plan = Plan(
         tokens=Tokens(ids=ids.contiguous(), inverse_temperature=inverse, softcap=softcap),
@@ -110,6 +111,7 @@ def linear_logprob(
         backend=name,
         vocab_block=vocab_block or slice_columns(len(ids), hidden, name, frozen is not None, wide),
         weight_grad_out=weight_grad_out,
+        keeps_logits=differentiated and keeps_logits(len(ids), len(weight), hidden.device, wide),
     )
     results = TokenStatistics(*_LinearLogprob.apply(*head, plan))  # type: ignore[no-untyped-call]
     if rows is None:
@@ -127,7 +129,7 @@ class _LinearLogprob(torch.autograd.Function):
             s = statistics(LinearHead(hidden, weight, bias), plan)
         frozen = plan.frozen or (None, None, None)
         kept = (s.lse, s.entropy, s.divergence, s.frozen_lse, s.policy_half)
-        ctx.save_for_backward(hidden, weight, bias, *frozen, *kept, plan.tokens.ids)
+        ctx.save_for_backward(hidden, weight, bias, *frozen, *kept, plan.tokens.ids, *s.slices)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         if s.frozen_logp is not None:
@@ -157,6 +159,7 @@ class _LinearLogprob(torch.autograd.Function):
             frozen_lse,
             half,
             __,
+            *slices,
         ) = ctx.saved_tensors  # the ids too: changed in place since, they raise here
         # Without a gradient of the divergence the frozen head has no part in the backward pass.
         kind = ctx.plan.divergence if g_divergence is not None else None
@@ -164,7 +167,9 @@ class _LinearLogprob(torch.autograd.Function):
         expected = half if kind == "jsd" else divergence
         k = coefficients(kind, lse, entropy, expected, frozen_lse, g_logp, g_entropy, g_divergence, g_lse)
         with fp32_products(hidden.device):
-            return *gradients(LinearHead(hidden, weight, bias), frozen, kind, k, ctx.plan, ctx.needs_input_grad), None
+            head, needed = LinearHead(hidden, weight, bias), ctx.needs_input_grad
+            found = gradients(head, frozen, kind, k, ctx.plan, needed, tuple(slices))
+        return *found, None
 
 
 def _check(

@@ -1,15 +1,16 @@
 """The sweep over the vocabulary that both directions of `linear_logprob` make.
 
 The vocabulary is visited in slices of all T tokens. Forward: the slice's logits, one product with an fp32 result, are
-merged into running numbers a token. Backward: the slice's logits are computed again, turned into their gradient, and
-two products add that to the gradient of the hidden states (fp32) and write the slice's rows of the weight's gradient,
-each once. Sums run in one fixed order, so the same input gives the same bits.
+merged into running numbers a token. Backward: the slice's logits, computed again unless all are few enough to have been
+kept, are turned into their gradient, and two products add that to the gradient of the hidden states (fp32) and write
+the slice's rows of the weight's gradient, each once. Sums run in one fixed order, so the same input gives the same
+bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,11 @@ _GPU_SLICE_BYTES = 384 * 2**20
 _CPU_SLICE_BYTES = 16 * 2**20
 """Plain torch holds six to eight times this: each step of its arithmetic makes a copy. glibc gives copies of 32 MiB or
 more back to the system each time, and fetching them again took longer than the arithmetic."""
+
+
+_KEPT_BYTES = 256 * 2**20
+"""Logits that a CPU keeps for the backward pass rather than compute them again: a quarter of what the head costs. GPUs
+compute faster and hold more tokens at a time."""
 
 
 class LinearHead(NamedTuple):
@@ -48,6 +54,7 @@ class Plan:
     backend: str
     vocab_block: int
     weight_grad_out: Tensor | None
+    keeps_logits: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Statistics:
     frozen_lse: Tensor | None
     policy_half: Tensor | None
     """½ KL(p ‖ mean), for jsd."""
+    slices: tuple[Tensor, ...]
+    """The policy's logits, where the plan keeps them; else none."""
 
 
 def statistics(head: LinearHead, plan: Plan) -> Statistics:
@@ -70,14 +79,18 @@ def statistics(head: LinearHead, plan: Plan) -> Statistics:
     sweep = _Sweep.of(head, plan.frozen, plan)
     state = tokens.inverse_temperature.new_zeros(FIELDS, len(tokens.ids))
     state[0] = state[4] = -torch.inf
+    slices: list[Tensor] = []
     for first, z, z_frozen in sweep:
+        if plan.keeps_logits:
+            slices.append(z)
         operations.merge(state, z, z_frozen, first, tokens, entropy=plan.entropy, divergence=plan.divergence)
     m, s, t, chosen, m_frozen, s_frozen, chosen_frozen, d = state.unbind(0)
     log_s = s.log()
     lse = m + log_s
     entropy = log_s - t / s if plan.entropy else None
+    kept = tuple(slices)
     if plan.frozen is None:
-        return Statistics(chosen - m - log_s, lse, entropy, None, None, None, None)
+        return Statistics(chosen - m - log_s, lse, entropy, None, None, None, None, kept)
     frozen_log_s = s_frozen.log()
     frozen_lse = m_frozen + frozen_log_s
     divergence, half = None, None
@@ -87,12 +100,12 @@ def statistics(head: LinearHead, plan: Plan) -> Statistics:
         divergence = d / s_frozen - frozen_log_s + log_s
     elif plan.divergence == "jsd":
         sums = torch.zeros_like(state[:2])
-        for _, z, z_frozen in sweep:
+        for _, z, z_frozen in replace(sweep, kept=kept):
             operations.merge_jsd(sums, z, z_frozen, tokens, lse, frozen_lse)
         divergence, half = sums[0] + sums[1], sums[0].clone()
     # Subtracted one after the other: large logits cancel before anything small is added.
     logp, frozen_logp = chosen - m - log_s, chosen_frozen - m_frozen - frozen_log_s
-    return Statistics(logp, lse, entropy, divergence, frozen_logp, frozen_lse, half)
+    return Statistics(logp, lse, entropy, divergence, frozen_logp, frozen_lse, half, kept)
 
 
 def gradients(
@@ -102,10 +115,14 @@ def gradients(
     k: GradientCoefficients,
     plan: Plan,
     needed: tuple[bool, ...],
+    slices: tuple[Tensor, ...],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The backward sweep: gradients of hidden, weight and bias, each None where it is not needed."""
+    """The backward sweep: gradients of hidden, weight and bias, each None where it is not needed.
+
+    `slices` are the logits, where the forward sweep kept them.
+    """
     operations = row_operations(plan.backend)
-    sweep = _Sweep.of(head, frozen, plan)
+    sweep = _Sweep.of(head, frozen, plan, slices)
     wide = k.lse.dtype
     main = plan.weight_grad_out
     d_hidden = torch.zeros_like(head.hidden, dtype=wide) if needed[0] else None
@@ -185,16 +202,18 @@ class _Operands:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """Visits the vocabulary; a slice's logits may overwrite those of the slice before."""
+    """Visits the vocabulary; a slice's logits may overwrite those of the slice before, unless they are to be kept."""
 
     policy: _Operands
     frozen: _Operands | None
     vocabulary: int
     buffer: Tensor
     frozen_buffer: Tensor | None
+    keeps: bool
+    kept: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, head: LinearHead, frozen: LinearHead | None, plan: Plan) -> _Sweep:
+    def of(cls, head: LinearHead, frozen: LinearHead | None, plan: Plan, kept: tuple[Tensor, ...] = ()) -> _Sweep:
         vocabulary = len(head.weight)
         inverse = plan.tokens.inverse_temperature
         # Rows begin at multiples of 16, so that Triton compiles once for every vocabulary and length.
@@ -205,6 +224,8 @@ class _Sweep:
             vocabulary=vocabulary,
             buffer=inverse.new_empty(shape),
             frozen_buffer=None if frozen is None else inverse.new_empty(shape),
+            keeps=plan.keeps_logits,
+            kept=kept,
         )
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
@@ -212,11 +233,20 @@ class _Sweep:
         step = max(self.buffer.shape[1], 1)
         for first in range(0, self.vocabulary, step):
             last = min(first + step, self.vocabulary)
-            z = self.policy.logits(self.buffer[:, : last - first], first, last)
+            z = self.kept[first // step] if self.kept else self._logits(first, last)
             z_frozen = None
             if self.frozen is not None and self.frozen_buffer is not None:
                 z_frozen = self.frozen.logits(self.frozen_buffer[:, : last - first], first, last)
             yield first, z, z_frozen
+
+    def _logits(self, first: int, last: int) -> Tensor:
+        buffer = torch.empty_like(self.buffer) if self.keeps else self.buffer
+        return self.policy.logits(buffer[:, : last - first], first, last)
+
+
+def keeps_logits(tokens: int, vocabulary: int, device: torch.device, wide: torch.dtype) -> bool:
+    """Whether logits of a sweep that will be differentiated are kept."""
+    return device.type == "cpu" and tokens * vocabulary * wide.itemsize <= _KEPT_BYTES
 
 
 def slice_columns(tokens: int, hidden: Tensor, backend: str, two_heads: bool, wide: torch.dtype) -> int:

@@ -19,7 +19,8 @@ def build_optimizer(model: nn.Module, options: OptimizerConfig) -> tuple[AdamW, 
         betas=(options.betas[0], options.betas[1]),
         eps=options.eps,
         weight_decay=options.weight_decay,
-        fused=all(parameter.is_cuda for parameter in trained),  # otherwise temporaries as large as the weights
+        # otherwise temporaries as large as the weights, and on a CPU three times the time
+        fused=all(parameter.device.type in ("cpu", "cuda") for parameter in trained),
     )
     warmup = options.warmup_updates
     return optimizer, LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / (warmup + 1)))

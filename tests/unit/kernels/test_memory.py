@@ -1,4 +1,4 @@
-"""What `linear_logprob` and `logprob_entropy` allocate: never the logits of all tokens, in one tensor or in many."""
+"""What `linear_logprob` and `logprob_entropy` allocate: logits of all tokens in no one tensor, and in many if few."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from exprl.kernels import linear_logprob, logprob_entropy
+from exprl.kernels import linear_logprob, logprob_entropy, sweep
 from tests.unit.kernels.naive import head_inputs, linear_statistics
 
 T, V, D, BLOCK = 256, 20_000, 16, 512
@@ -43,7 +43,8 @@ def x():
 @pytest.mark.parametrize(
     ("divergence", "masked"), [(None, False), ("rkl", False), ("fkl", False), ("jsd", False), ("jsd", True)]
 )
-def test_no_logits_of_all_tokens(x, divergence, masked):
+def test_no_logits_of_all_tokens(x, divergence, masked, monkeypatch):
+    monkeypatch.setattr(sweep, "_KEPT_BYTES", 4 * T * V // 2 - 1)  # half of the tokens are too many
     mask = torch.arange(T) % 2 == 0 if masked else None
     with Allocations(*x) as allocations:
         got = linear_logprob(
@@ -67,7 +68,33 @@ def test_no_logits_of_all_tokens(x, divergence, masked):
     assert allocations.peak <= V * D + SLICES * T * BLOCK < T * V / 2
 
 
-def test_a_main_gradient_leaves_nothing_large(x):
+@pytest.mark.parametrize("divergence", [None, "rkl", "jsd"])
+def test_logits_that_fit_are_kept_and_change_nothing(x, divergence, monkeypatch):
+    def run(budget):
+        monkeypatch.setattr(sweep, "_KEPT_BYTES", budget)
+        frozen = x.frozen if divergence else None
+        with Allocations(*x) as allocations:
+            got = linear_logprob(
+                x.hidden, x.weight, x.ids, frozen=frozen, divergence=divergence, vocab_block=BLOCK, backend="eager"
+            )
+            total = sum(y.sum() for y in got if y is not None and y.requires_grad)
+            forward = allocations.peak
+            gradients = torch.autograd.grad(total, [x.hidden, x.weight], retain_graph=True)
+            again = torch.autograd.grad(total, [x.hidden, x.weight])
+        assert all(map(torch.equal, gradients, again)), "kept logits are not written to"
+        with Allocations(*x) as without, torch.no_grad():
+            linear_logprob(x.hidden, x.weight, x.ids, vocab_block=BLOCK, backend="eager")
+        assert without.peak <= SLICES * T * BLOCK, "nothing to differentiate"
+        return forward, gradients
+
+    kept, gradients = run(4 * T * V)
+    dropped, expected = run(4 * T * V - 1)
+    assert kept >= T * V > 2 * dropped
+    assert all(map(torch.equal, gradients, expected))
+
+
+def test_a_main_gradient_leaves_nothing_large(x, monkeypatch):
+    monkeypatch.setattr(sweep, "_KEPT_BYTES", 0)
     main = torch.zeros(V, D)
     with Allocations(*x, main) as allocations:
         got = linear_logprob(

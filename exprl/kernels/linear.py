@@ -111,7 +111,7 @@ def linear_logprob(
         backend=name,
         vocab_block=vocab_block or slice_columns(len(ids), hidden, name, frozen is not None, wide),
         weight_grad_out=weight_grad_out,
-        keeps_logits=differentiated and keeps_logits(len(ids), len(weight), hidden.device, wide),
+        keeps_logits=differentiated and keeps_logits(len(ids), len(weight), hidden.device, name, wide),
     )
     results = TokenStatistics(*_LinearLogprob.apply(*head, plan))  # type: ignore[no-untyped-call]
     if rows is None:

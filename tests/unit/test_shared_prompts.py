@@ -143,11 +143,12 @@ def test_packing_says_who_shares(tiny: LanguageModel) -> None:
     from exprl.training.update import PolicyUpdate
     from exprl.training.world import World
 
-    def shared(packing: Any) -> bool:
-        options = UpdateConfig(packing=packing)
+    def shared(packing: Any, **others: Any) -> bool:
+        options = UpdateConfig(packing=packing, **others)
         computing = PolicyUpdate(tiny, Clipped(), options, temperature=1.0, world=World(), device=CPU)
         return computing.collate(GROUPS).shared is not None
 
     assert shared("auto")
+    assert not shared("auto", compile_layers=True), "compiled layers are given rows"
     assert not shared(packing=False)
     assert not shared(packing=True)

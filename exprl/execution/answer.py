@@ -28,31 +28,63 @@ def program_of(response: str, tests: Tests) -> str | None:
     """The program in a response, made complete where it completes the tests' prompt; None where there is none.
 
     It is the last fenced block that is labelled as Python, else the last without a label, of what is said after
-    thinking. Without any, the whole reply counts if it is code by itself: it must parse, and define the entry point or
-    (a whole program) call something. For tests with a prompt it may also be a bare completion of that.
+    thinking. Where the tests name a function, it is the last that writes it out: what follows is an example of its use,
+    or was cut off. Without any block, the whole reply counts if it is code by itself: it must parse, and define the
+    entry point or (a whole program) call something. For tests with a prompt it may also be a bare completion of that.
     """
     said = without_thinking(response)
     if said is None:
         return None
     said = said.replace("\r\n", "\n")
-    block = _block(said)
+    wanted = tests.entry_point if isinstance(tests, CallTests | ProgramTests) else None
+    block = _block(said, wanted)
     if isinstance(tests, ProgramTests):
         return _for_prompt(block, said, tests)
     if block is not None:
         return block
-    wanted = tests.entry_point if isinstance(tests, CallTests) else None
     return said if _is_code(said, wanted) else None
 
 
-def _block(said: str) -> str | None:
-    blocks = list(_FENCE.finditer(said))
-    labelled = [block for block in blocks if _PYTHON.match(block["info"])]
-    bare = [block for block in blocks if not block["info"].strip()]
-    if not (labelled or bare):
+def _block(said: str, wanted: str | None) -> str | None:
+    """The last of the blocks that say most of the function `wanted`; of those that say the same a labelled one."""
+    found = [block for block in _FENCE.finditer(said) if _PYTHON.match(block["info"]) or not block["info"].strip()]
+    if not found:
         return None
-    chosen = (labelled or bare)[-1]
-    code = chosen["rest"] if chosen["code"] is None else chosen["code"]
-    return _outdented(code.rstrip(" \t"), len(chosen["indent"]))
+
+    def says(place: int) -> tuple[int, bool, int]:
+        return _says(found[place], wanted), bool(found[place]["info"].strip()), place
+
+    return _code(found[max(range(len(found)), key=says)])
+
+
+def _says(block: re.Match[str], wanted: str | None) -> int:
+    """2: the function is written out, 1: it is imported, 0: neither, or it is left empty as in a prompt.
+
+    A closed block that writes it and is no Python counts as well: it is the response's word, and wrong. One that
+    was cut off is not.
+    """
+    if wanted is None:
+        return 0
+    code = _code(block)
+    tree = _parsed(code)
+    if tree is None:
+        begun = re.search(rf"^(async[ ]+)?(def|class)[ ]+{re.escape(wanted)}\b", code, re.MULTILINE)
+        return 2 if begun and block["code"] is not None else 0
+    binding = [node for node in tree.body if wanted in _names(node) and not _is_empty(node)]
+    written = any(not isinstance(node, ast.Import | ast.ImportFrom) for node in binding)
+    return 2 if written else int(bool(binding))
+
+
+def _is_empty(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
+        isinstance(one, ast.Pass) or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+        for one in node.body
+    )
+
+
+def _code(block: re.Match[str]) -> str:
+    code = block["rest"] if block["code"] is None else block["code"]
+    return _outdented(code.rstrip(" \t"), len(block["indent"]))
 
 
 def _outdented(code: str, width: int) -> str:
@@ -105,8 +137,9 @@ def _defines(text: str, name: str) -> bool:
 def _names(node: ast.stmt) -> set[str]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
-    if isinstance(node, ast.Assign):
-        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return {target.id for target in targets if isinstance(target, ast.Name)}
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {alias.asname or alias.name for alias in node.names}
     return set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,8 +18,14 @@ from exprl.execution.process import Contained, LimitError
 from exprl.execution.sandboxes import Sandbox
 from exprl.execution.tests import CallCase, CallTests, ProgramTests, StdioCase, StdioTests, Tests
 
-Verdict = Literal["passed", "wrong", "crashed", "time", "memory", "output", "not run"]
-"""Of one test. `crashed`: the program ended by an error, or without an answer; time, memory and output are limits."""
+Verdict = Literal["passed", "wrong", "crashed", "undefined", "time", "memory", "output", "not run"]
+"""Of one test. `crashed`: the program ended by an error, or without an answer; `undefined`: it has no function of the
+name that is called; time, memory and output are limits."""
+_MEANING: Mapping[Verdict, str] = {
+    "undefined": " (the program that was read in the response does not define the function)",
+    "not run": " (no program in the response)",
+}
+"""Of the first verdict that is not `passed`, what it does not say itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +50,7 @@ class Outcome:
         said = f"{passed} of {count} test{'' if count == 1 else 's'} passed"
         if first is None:
             return said
-        unasked = " (no program in the response)" if self.verdicts[first] == "not run" else ""
-        return f"{said}; test {first + 1}: {self.verdicts[first]}{unasked}"
+        return f"{said}; test {first + 1}: {self.verdicts[first]}{_MEANING.get(self.verdicts[first], '')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +169,8 @@ def _loaded(process: Contained, replies: Pipe) -> Verdict | None:
     """None where the program is ready to be called, else why it never will be."""
     try:
         line = process.read(replies.reads.fileno(), process.limits.output + 1, until=b"\n")
-        return None if "loaded" in values.load(line) else "crashed"
+        told = values.load(line)
+        return None if "loaded" in told else "undefined" if "undefined" in told else "crashed"
     except LimitError as error:
         return error.limit
     except (ValueError, RecursionError):
@@ -225,4 +231,6 @@ def _verdict(line: bytes, tests: ProgramTests) -> Verdict:
             f"the test program for {tests.entry_point!r} is at fault, not what it tests: {told['broken']}. Mend it, "
             "or leave the row out. If it needs packages, set sandbox.packages=true."
         )
-    return "passed" if told.get("passed") is True else "wrong"
+    if told.get("passed") is True:
+        return "passed"
+    return "undefined" if told.get("undefined") is True else "wrong"

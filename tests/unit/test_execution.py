@@ -149,6 +149,46 @@ def test_a_call_needs_the_function_in_unfenced_code() -> None:
     assert program_of("def sub(a, b):\n    return a - b", CALLS) is None
 
 
+RIGHT, WRONG = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a - b\n"
+
+
+def fenced(code: str, label: str = "python") -> str:
+    return f"```{label}\n{code}```\n"
+
+
+@pytest.mark.parametrize("tests", [CALLS, ProgramTests(entry_point="add", test=ADD.test)])
+@pytest.mark.parametrize(
+    ("response", "program"),
+    [
+        (fenced(RIGHT) + fenced("print(add(1, 2))\n"), RIGHT),
+        (fenced(RIGHT) + "Used so:\n```python\nprint(add(1,", RIGHT),  # cut off
+        (fenced(RIGHT) + "Or:\n```python\ndef add(a, b):\n    return (a +", RIGHT),  # cut off
+        (fenced(WRONG) + "No:\n" + fenced(RIGHT) + fenced("assert add(1, 2) == 3\n"), RIGHT),
+        (fenced(RIGHT) + "No:\n" + fenced(WRONG), WRONG),
+        (fenced(RIGHT) + "No:\n" + fenced("def add(a, b) return a\n"), "def add(a, b) return a\n"),
+        (fenced(RIGHT) + fenced("from solution import add\nprint(add(1, 2))\n"), RIGHT),
+        (fenced("from operator import add\n") + fenced("print(add(1, 2))\n"), "from operator import add\n"),
+        (fenced(RIGHT, "") + fenced("print(add(1, 2))\n"), RIGHT),
+        (fenced(RIGHT) + fenced(WRONG, ""), RIGHT),  # a labelled one, where both write it out
+        (
+            fenced('def add(a, b):\n    """The sum."""\n') + fenced("add = lambda a, b: a + b\n"),
+            "add = lambda a, b: a + b\n",
+        ),
+        (fenced(RIGHT) + "You asked for:\n" + fenced('def add(a, b):\n    """The sum."""\n'), RIGHT),
+        (fenced("print(1)\n") + fenced("print(2)\n"), "print(2)\n"),  # neither: the last
+    ],
+)
+def test_of_several_blocks_the_last_that_writes_the_function_out_is_read(
+    response: str, program: str, tests: Tests
+) -> None:
+    assert program_of(response, tests) == program
+
+
+def test_a_quoted_prompt_is_not_taken_for_its_completion() -> None:
+    response = fenced(ADD.prompt) + "goes on with\n" + fenced("    return a + b\n")
+    assert program_of(response, ADD) == ADD.prompt + "    return a + b\n"
+
+
 @pytest.mark.parametrize(
     "response",
     [
@@ -260,6 +300,10 @@ def test_objects_do_not_pass() -> None:
         ("import os\ndef add(a, b): return os._exit(0) if b else a", CALLS, ("crashed", "passed")),
         ("def add(a, b): return a + b", ADD, ("passed",)),
         ("def add(a, b): return 3", ADD, ("wrong",)),
+        ("def sub(a, b): return a - b", CALLS, ("undefined", "undefined")),
+        ("def sub(a, b): return a - b", ADD, ("undefined",)),
+        ("raise KeyError('add')", CALLS, ("crashed", "crashed")),
+        ("raise KeyError('add')", ADD, ("wrong",)),
     ],
 )
 def test_verdicts(program: str, tests: Tests, verdicts: tuple[str, ...]) -> None:
@@ -338,6 +382,18 @@ def test_a_test_program_sees_the_exceptions_that_want_more_than_a_message() -> N
     test = "try:\n    encode('\\ud800')\nexcept UnicodeEncodeError:\n    pass\nelse:\n    assert False"
     tests = ProgramTests(entry_point="encode", test=test)
     assert judge("def encode(text): return text.encode()", tests, bench(Bubblewrap())).passed
+
+
+@needs_sandbox
+def test_it_is_told_that_the_function_is_missing() -> None:
+    own = problem(CALLS)
+    with closing(ExecutionReward()) as reward:
+        [[found]] = reward.score([RolloutGroup(problem=own, rollouts=(rollout_of(fenced("def sub(a, b): ...\n")),))])
+    assert found.value == 0.0
+    assert found.judgements[0].rationale == (
+        "0 of 2 tests passed; test 1: undefined "
+        "(the program that was read in the response does not define the function)"
+    )
 
 
 @needs_sandbox

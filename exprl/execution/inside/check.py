@@ -23,6 +23,7 @@ class Candidate:
         self.calls = 0
         self.gone = False
         self.unsendable = False
+        self.undefined = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns; raises what it raises, `GoneError`, or `UnsendableError`."""
@@ -48,7 +49,9 @@ class Candidate:
 
     def load(self) -> bool:
         """Whether the program is ready to be called; the test program would else be blamed for what it raises."""
-        return "loaded" in self._read()
+        told = self._read()
+        self.undefined = "undefined" in told
+        return "loaded" in told
 
     def _read(self) -> dict[str, Any]:
         line = self.replies.readline(LONGEST_REPLY)
@@ -81,7 +84,7 @@ def check(given: dict[str, str], requests: int, replies: int, verdict: int) -> N
     try:
         outcome = _run(given, candidate)
     except GoneError:
-        outcome = {"passed": False}
+        outcome = {"passed": False, "undefined": candidate.undefined}
     except BaseException as error:  # noqa: BLE001 - a test program may raise whatever it likes
         broken = fault(error, given, candidate.calls)
         outcome = {"passed": False} if broken is None else {"broken": f"it raises {broken}"}

@@ -70,7 +70,7 @@ def main() -> None:
         run_as_module(source, "__main__")
     elif role == "serve":
         serve.serve(
-            lambda: run_as_module(source, "solution")[given["entry_point"]], given["requests"], given["replies"]
+            lambda: run_as_module(source, "solution"), given["entry_point"], given["requests"], given["replies"]
         )
     else:
         check.check(json.loads(source), given["requests"], given["replies"], given["verdict"])

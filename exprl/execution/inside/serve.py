@@ -8,13 +8,20 @@ from . import values
 from .faults import builtin_name
 
 
-def serve(load: Callable[[], Callable[..., Any]], requests: int, replies: int) -> None:
-    """Answer each request line; what the program does to this process harms nobody but itself."""
+def serve(load: Callable[[], dict[str, Any]], entry_point: str, requests: int, replies: int) -> None:
+    """Answer each request line; what the program does to this process harms nobody but itself.
+
+    `load` runs the program and gives its names.
+    """
     try:
-        function = load()
+        names = load()
     except BaseException as error:
         os.write(replies, values.dump({"raised": builtin_name(error)}))
         raise
+    if entry_point not in names:
+        os.write(replies, values.dump({"undefined": True}))
+        return
+    function = names[entry_point]
     os.write(replies, values.dump({"loaded": True}))
     with os.fdopen(requests, "rb") as lines, os.fdopen(replies, "wb") as out:
         for line in lines:

@@ -72,13 +72,23 @@ METRICS: tuple[Metric, ...] = (
         "reward",
         "mean over the domain's valid rollouts; where training problems are of several domains",
     ),
+    Metric(
+        "reward/within_group_variance/<domain>", "reward²", "variance within its groups; 0: its route tells none apart"
+    ),
+    Metric("reward/segments/<domain>", "segments", "mean number of segments of its rollouts"),
+    Metric("update/dropped_groups/<domain>", "groups", "its groups without a learning signal, of those in the step"),
     Metric("judge/count/<domain>", "judgements", "judgements on its rollouts"),
     Metric("judge/ok_rate/<domain>", "share", "of these, those with a score"),
+    Metric("judge/score_<score>/<domain>", "share", "of those with a score, those that round to 1, 2, 3, 4 or 5"),
     Metric("program/count/<domain>", "programs", "programs of its rollouts that were judged by their tests"),
     Metric("program/ok_rate/<domain>", "share", "of these, those that could be judged"),
+    Metric("program/score_<score>/<domain>", "share", "of those, by 1 + 4 · reward, rounded"),
     Metric("rollout/length_mean/<domain>", "tokens", "mean length of a response to a problem of the domain"),
     Metric("rollout/cut_off_rate/<domain>", "share", "responses to its problems that were cut off"),
     Metric("outcome/accuracy/<domain>", "share", "its rollouts that its verifier accepts, mean over prompts"),
+    Metric("outcome/all_0/<domain>", "share", "its prompts without a right rollout"),
+    Metric("outcome/all_1/<domain>", "share", "its prompts with right rollouts alone"),
+    Metric("outcome/mixed/<domain>", "share", "its other prompts"),
     # the update; means over the response tokens that were trained on
     Metric("update/loss", "nats", "token mean of the policy loss; near 0 by design for centred advantages, not a fit"),
     Metric("update/entropy", "nats", "entropy of the policy at a token; falling towards 0 is collapse"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from exprl.advantages import has_signal
 from exprl.domains import label_of
 from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES
@@ -101,14 +102,26 @@ def outcome_metrics(problem_ids: Sequence[str], correct: Sequence[Sequence[bool]
     return {f"outcome/{name}": share.item() for name, share in shares.items()}
 
 
-_JUDGED = tuple(f"{name}/{figure}" for name in ("judge", "program") for figure in ("count", "ok_rate"))
+_JUDGED = tuple(
+    f"{name}/{figure}"
+    for name in ("judge", "program")
+    for figure in ("count", "ok_rate", *(f"score_{likert}" for likert in range(1, 6)))
+)
 
-BY_DOMAIN = ("reward/mean", "outcome/accuracy", "rollout/length_mean", "rollout/cut_off_rate", *_JUDGED)
-"""What is logged of each domain as well, where a run has several."""
+BY_DOMAIN = (
+    *("reward/mean", "reward/within_group_variance", "reward/segments", "update/dropped_groups"),
+    *("outcome/accuracy", "outcome/all_0", "outcome/all_1", "outcome/mixed"),
+    *("rollout/length_mean", "rollout/cut_off_rate", *_JUDGED),
+)
+"""What is logged of each domain as well, where a run has several: how far it is, and whether it has a signal."""
 
 
 def domain_metrics(
-    scored: Sequence[ScoredGroup], correct: Sequence[Sequence[bool]], who: Sequence[str] = ()
+    scored: Sequence[ScoredGroup],
+    correct: Sequence[Sequence[bool]],
+    who: Sequence[str] = (),
+    *,
+    tolerance: float,
 ) -> dict[str, float]:
     """The figures of `BY_DOMAIN` over the groups of each domain alone, as `reward/mean/math`.
 
@@ -116,6 +129,7 @@ def domain_metrics(
         scored: a step's groups.
         correct: for each the verdicts on its rollouts, or none; empty: there are none at all.
         who: what the judgements of each are called, see `judge_metrics`.
+        tolerance: up to which advantages are no signal (`update.signal_tolerance`).
     """
     places: dict[str, list[int]] = {}
     for place, s in enumerate(scored):
@@ -125,7 +139,13 @@ def domain_metrics(
         own = [scored[place] for place in places[domain]]
         verdicts = [correct[place] for place in places[domain]] if correct else []
         called = [who[place] for place in places[domain]] if who else []
-        figures = {**reward_metrics(own), **rollout_metrics(own), **judge_metrics(own, called)}
+        dropped = sum(not has_signal(s.advantages, tolerance) for s in own)
+        figures = {
+            **reward_metrics(own),
+            **rollout_metrics(own),
+            **judge_metrics(own, called),
+            "update/dropped_groups": float(dropped),
+        }
         if verdicts:
             figures |= outcome_metrics([s.group.problem.id for s in own], verdicts)
         found |= {f"{name}/{domain}": figures[name] for name in BY_DOMAIN if name in figures}

@@ -260,7 +260,7 @@ class ExpRLModule(PolicyModule):
             **metrics.behaviour_metrics(self.world.sum(metrics.behaviour_counts(own_groups(scored)))),
         }
         if len(self.parts.domains) > 1:
-            described |= metrics.domain_metrics(scored, correct, who)
+            described |= metrics.domain_metrics(scored, correct, who, tolerance=self.update.signal_tolerance)
         if not any(correct):
             return described
         shares = metrics.outcome_metrics([problem.id for problem in problems], correct)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exprl.advantages import SegmentBatch, SegmentDelta, SegmentEnd
+from exprl.advantages import GroupAdvantage, SegmentBatch, SegmentDelta, SegmentEnd
 from exprl.build import Build
 from exprl.config import free_keys, from_layers, parse_overrides, to_node, to_yaml, validate_choice
 from exprl.config.reading import parse
@@ -419,7 +419,7 @@ def test_programs_are_not_counted_as_judgements() -> None:
     ]
     who = judged_as(reward, [s.group.problem for s in step])
     assert who == ["judge", "program", "program"]
-    total, own = judge_metrics(step, who), domain_metrics(step, [], who)
+    total, own = judge_metrics(step, who), domain_metrics(step, [], who, tolerance=0.0)
     assert (total["judge/count"], total["judge/ok_rate"], total["judge/score_5"]) == (1, 1, 1)
     assert (total["program/count"], total["program/ok_rate"], total["program/error_rate"]) == (2, 0.5, 0.5)
     assert (own["judge/count/law"], own["program/count/code"], own["program/ok_rate/code"]) == (1, 2, 0.5)
@@ -585,22 +585,32 @@ def test_domains_that_would_be_one_in_the_names_of_metrics_are_refused() -> None
 def scored_in(domain: str, *values: float) -> ScoredGroup:
     rollouts = [rollout_of(*"ab"[: 1 + number % 2]) for number in range(len(values))]
     rewards = [RolloutReward(value=value, length=len(own)) for value, own in zip(values, rollouts, strict=True)]
-    return scored_of(rollouts, problem=of(domain), rewards=rewards)
+    [advantages] = GroupAdvantage().estimate([tuple(rewards)], [domain])
+    return replace(scored_of(rollouts, problem=of(domain), rewards=rewards), advantages=advantages)
 
 
 def test_figures_of_each_domain_alone() -> None:
     step = [scored_in("math", 1.0, 0.0), scored_in("a/b", 0.5, 0.5), scored_in("math", 1.0, 1.0)]
-    found = domain_metrics(step, [[True, False], [], [True, True]])
+    found = domain_metrics(step, [[True, False], [], [True, True]], tolerance=0.0)
     assert found == {
         "reward/mean/a_b": 0.5,
         "reward/mean/math": 0.75,
+        "reward/within_group_variance/a_b": 0.0,
+        "reward/within_group_variance/math": 0.125,
+        "reward/segments/a_b": 1.0,
+        "reward/segments/math": 1.0,
+        "update/dropped_groups/a_b": 1.0,
+        "update/dropped_groups/math": 1.0,
         "outcome/accuracy/math": 0.75,
+        "outcome/all_0/math": 0.0,
+        "outcome/all_1/math": 0.5,
+        "outcome/mixed/math": 0.5,
         "rollout/length_mean/a_b": 1.5,
         "rollout/length_mean/math": 1.5,
         "rollout/cut_off_rate/a_b": 0.0,
         "rollout/cut_off_rate/math": 0.0,
     }
-    assert "outcome/accuracy/math" not in domain_metrics(step, [])
+    assert "outcome/accuracy/math" not in domain_metrics(step, [], tolerance=0.0)
     assert all(metric_of(name) is not None for name in found)
 
 

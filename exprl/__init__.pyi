@@ -130,6 +130,7 @@ from .types import (
     RolloutReward as RolloutReward,
     Scaffold as Scaffold,
     ScoredGroup as ScoredGroup,
+    Scorer as Scorer,
     Segment as Segment,
     SegmentRewards as SegmentRewards,
 )

@@ -343,12 +343,35 @@ class Advantages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Who gave a group its rewards.
+
+    Attributes:
+        reward: its registered name, or its class's.
+        judge: the judge's likewise, with the one that it stands around: `wrong_reference around same_model`; None: the
+            reward asks none.
+        route: the key within the run's reward where it stands, such as `domains.math`; `""`: it is the run's reward.
+    """
+
+    reward: str
+    judge: str | None = None
+    route: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoredGroup:
-    """A rollout group with its rewards and advantages, as logged in the sample table."""
+    """A rollout group with its rewards and advantages, as it is kept and shown.
+
+    Attributes:
+        verdicts: for each rollout whether the verifier accepts it; None where none was asked, or it cannot know.
+        scorer: who gave the rewards; None where nobody says.
+    """
 
     group: RolloutGroup
     rewards: tuple[AnyReward, ...]
     advantages: tuple[Advantages, ...]
+    verdicts: tuple[bool, ...] | None = None
+    scorer: Scorer | None = None
 
     def __post_init__(self) -> None:
         counts = (len(self.group.rollouts), len(self.rewards), len(self.advantages))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from exprl.files.lock import LOCK, locked
 from exprl.resources import Resources
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_rewards
-from exprl.rewards.steps import StepChecks
+from exprl.rewards.steps import StepChecks, scorers_of
 from exprl.rollouts.champ import champ_rollouts
 from exprl.rollouts.format import Asked, encode
 from exprl.rollouts.importing import import_rollouts
@@ -213,7 +214,9 @@ def in_parts(
     for number, part in enumerate(parts):
         name = file_name(step, number, len(parts))
         if not (unfinished.folder / name).exists():
-            graded = [own.scored(rewards) for own, rewards in zip(part, score(part, problems, reward), strict=True)]
+            scorers = scorers_of(reward, [problems.of(group) for group in part])
+            given = score(part, problems, reward)
+            graded = [own.scored(rewards, who) for own, rewards, who in zip(part, given, scorers, strict=True)]
             unfinished.put(name, encode(graded, step=step))
         on_progress(sum(len(group.rollouts) for group in part))
     return list(unfinished[step])
@@ -259,7 +262,7 @@ def with_advantages(
     rewards = [group.rewards or () for group in scored]
     with given_by(f"advantage {title_of(advantage)}"):
         estimated = advantage.estimate(rewards, [group.domain for group in scored])
-    return [group.scored(own, new) for group, own, new in zip(scored, rewards, estimated, strict=True)]
+    return [replace(group, advantages=tuple(new)) for group, new in zip(scored, estimated, strict=True)]
 
 
 # ------------------------------------------------------------------ what is told

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from exprl.component import Component
 from exprl.errors import JudgeError
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_any
-from exprl.types import AnyReward, Problem
+from exprl.types import AnyReward, Problem, Scorer
 
 Rewards = Sequence[tuple[AnyReward, ...]]
 
@@ -60,6 +61,29 @@ def judged_as(reward: Reward, problems: Sequence[Problem]) -> list[str]:
     """What the judgements on each problem's rollouts are called (`Reward.judged_as`)."""
     found = {place: scorer.judged_as for _, scorer, places in reward.scorers(problems) for place in places}
     return [found[place] for place in range(len(problems))]
+
+
+def scorers_of(reward: Reward, problems: Sequence[Problem]) -> list[Scorer]:
+    """Who gives each problem's rollouts their rewards."""
+    found = {
+        place: Scorer(route=key, reward=_name(scorer), judge=_judge_of(scorer))
+        for key, scorer, places in reward.scorers(problems)
+        for place in places
+    }
+    return [found[place] for place in range(len(problems))]
+
+
+def _judge_of(scorer: Reward) -> str | None:
+    """Its judge, and what that stands around."""
+    names, judge = [], getattr(scorer, "judge", None)
+    while isinstance(judge, Component):
+        names.append(_name(judge))
+        judge = getattr(judge, "around", None)
+    return " around ".join(names) or None
+
+
+def _name(component: Component) -> str:
+    return component.registered_name or type(component).__name__
 
 
 def advice_on(reward: Reward, problems: Sequence[Problem], rewards: Rewards) -> str | None:

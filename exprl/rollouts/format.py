@@ -1,7 +1,7 @@
 """The file of a step's rollouts: a zip that `numpy.load` opens, of JSON lines and three arrays.
 
     header.json           {"format": "exprl-rollouts", "version": 1, "step": 12, "exprl": "0.1.0"}
-    groups.jsonl          one line a problem: question, prompt, and of each rollout text, reward, advantages, label
+    groups.jsonl          a line a problem: question, prompt, who scored; of each rollout text, reward, verdict …
     token_ids.npy         int32 [N], the sampled ids of all rollouts one after the other
     token_lengths.npy     int32 [N], by how many characters each token's text reaches beyond the last one's
     sampler_logprobs.npy  float32 [N] where that is exact, else float64
@@ -36,6 +36,7 @@ from exprl.types import (
     Question,
     Rollout,
     RolloutReward,
+    Scorer,
     Segment,
     SegmentRewards,
 )
@@ -170,6 +171,7 @@ def _group_node(group: StoredGroup) -> dict[str, Any]:
         "domain": group.domain,
         "digest": group.digest,
         "question": group.question.text,
+        "scorer": None if group.scorer is None else asdict(group.scorer),
         "prompt": {"text": prompt.text, "token_ids": prompt.token_ids, "reply_opening": prompt.reply_opening},
         "rollouts": [
             {
@@ -179,6 +181,7 @@ def _group_node(group: StoredGroup) -> dict[str, Any]:
                 "policy_version": rollout.policy_version,
                 "reward": None if group.rewards is None else _reward_node(group.rewards[place]),
                 "advantages": None if group.advantages is None else _advantages_node(group.advantages[place]),
+                "verdict": None if group.verdicts is None else group.verdicts[place],
                 "label": None if group.labels is None else asdict(group.labels[place]),
             }
             for place, rollout in enumerate(group.rollouts)
@@ -231,10 +234,11 @@ def _groups(nodes: Sequence[Mapping[str, Any]], ids: Array, lengths: Array, logp
 
 def _group(node: Mapping[str, Any], rollouts: tuple[Rollout, ...]) -> StoredGroup:
     def each(key: str) -> list[Any] | None:
-        given = [kept[key] for kept in node["rollouts"]]
+        given = [kept.get(key) for kept in node["rollouts"]]
         return None if any(one is None for one in given) else given
 
-    rewards, advantages, labels = each("reward"), each("advantages"), each("label")
+    rewards, advantages, labels, verdicts = map(each, ("reward", "advantages", "label", "verdict"))
+    scorer = node.get("scorer")
     return StoredGroup(
         question=Question(problem_id=node["problem_id"], text=node["question"]),
         domain=node["domain"],
@@ -245,6 +249,8 @@ def _group(node: Mapping[str, Any], rollouts: tuple[Rollout, ...]) -> StoredGrou
         else tuple(_reward(one, len(rollout)) for one, rollout in zip(rewards, rollouts, strict=True)),
         advantages=None if advantages is None else tuple(map(_advantages, advantages)),
         labels=None if labels is None else tuple(Label(**one) for one in labels),
+        verdicts=None if verdicts is None else tuple(verdicts),
+        scorer=None if scorer is None else Scorer(**scorer),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -26,6 +27,8 @@ def records(group: StoredGroup, step: int) -> Iterator[dict[str, Any]]:
             "tokens": len(rollout),
             "finish_reason": rollout.finish_reason,
             "policy_version": rollout.policy_version,
+            "scorer": None if group.scorer is None else asdict(group.scorer),
+            "verdict": None if group.verdicts is None else group.verdicts[place],
             "valid": advantages.valid if advantages is not None else reward is not None and reward.valid,
             "segments": segment_records(rollout, reward, advantages),
         }
@@ -65,10 +68,15 @@ def _padded(items: tuple[Any, ...], length: int) -> list[Any]:
 
 def print_sample(console: Console, record: Mapping[str, Any]) -> None:
     """One rollout as a table of its segments."""
-    title = (
-        f"step {record['step']} · {line(record['problem_id'])} · {record['tokens']} tokens · {record['finish_reason']}"
-    )
-    table = Table(title=title, title_justify="left", show_lines=True, expand=True)
+    parts = [
+        f"step {record['step']}",
+        line(record["problem_id"]),
+        f"{record['tokens']} tokens",
+        record["finish_reason"],
+        *_verdict(record["verdict"]),
+        *_scorer(record["scorer"]),
+    ]
+    table = Table(title=" · ".join(parts), title_justify="left", show_lines=True, expand=True)
     table.add_column("segment", ratio=1)
     for column in ("score", "status", "reward", "advantage"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -81,6 +89,18 @@ def print_sample(console: Console, record: Mapping[str, Any]) -> None:
             _number(segment["advantage"], sign=True),
         )
     console.print(table)
+
+
+def _verdict(verdict: bool | None) -> list[str]:
+    return [] if verdict is None else ["accepted" if verdict else "not accepted"]
+
+
+def _scorer(scorer: Mapping[str, str | None] | None) -> list[str]:
+    """Who gave the rewards, as `domains.math: process, same_model`."""
+    if scorer is None:
+        return []
+    said = ", ".join(filter(None, (scorer["reward"], scorer["judge"])))
+    return [f"{scorer['route']}: {said}" if scorer["route"] else said]
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from exprl.data.fingerprint import digest_of
 from exprl.errors import DataError
-from exprl.types import Advantages, AnyReward, Problem, Prompt, Question, Rollout, RolloutGroup, ScoredGroup
+from exprl.types import Advantages, AnyReward, Problem, Prompt, Question, Rollout, RolloutGroup, ScoredGroup, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class StoredGroup:
         rewards: one a rollout, with its judgements; None before they are scored.
         advantages: one a rollout; None where there are none.
         labels: one a rollout; None where nobody gave any.
+        verdicts: for each rollout whether the run's verifier accepted it; None where none was asked, or it cannot know.
+        scorer: who gave the rewards; None where nobody says.
     """
 
     question: Question
@@ -48,9 +50,11 @@ class StoredGroup:
     rewards: tuple[AnyReward, ...] | None = None
     advantages: tuple[Advantages, ...] | None = None
     labels: tuple[Label, ...] | None = None
+    verdicts: tuple[bool, ...] | None = None
+    scorer: Scorer | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rewards", "advantages", "labels"):
+        for name in ("rewards", "advantages", "labels", "verdicts"):
             given: Sequence[object] | None = getattr(self, name)
             if given is not None and len(given) != len(self.rollouts):
                 raise ValueError(f"{name}: needs one a rollout, but got {len(given)} for {len(self.rollouts)}")
@@ -78,6 +82,8 @@ class StoredGroup:
             rollouts=scored.group.rollouts,
             rewards=scored.rewards,
             advantages=scored.advantages,
+            verdicts=scored.verdicts,
+            scorer=scored.scorer,
         )
 
     def with_problem(self, problem: Problem) -> RolloutGroup:
@@ -93,9 +99,9 @@ class StoredGroup:
             )
         return RolloutGroup(problem=problem, rollouts=self.rollouts)
 
-    def scored(self, rewards: Sequence[AnyReward], advantages: Sequence[Advantages] | None = None) -> StoredGroup:
-        """The same rollouts with other rewards."""
-        return replace(self, rewards=tuple(rewards), advantages=None if advantages is None else tuple(advantages))
+    def scored(self, rewards: Sequence[AnyReward], scorer: Scorer) -> StoredGroup:
+        """The same rollouts with the rewards that `scorer` gave, not compared yet."""
+        return replace(self, rewards=tuple(rewards), scorer=scorer, advantages=None)
 
 
 def is_of(digest: str | None, problem: Problem) -> bool:

@@ -20,7 +20,7 @@ from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_rewards
-from exprl.rewards.steps import StepChecks, advice_on, judged_as
+from exprl.rewards.steps import StepChecks, advice_on, judged_as, scorers_of
 from exprl.seeding import derive_seed
 from exprl.text.prompts import PromptBuilder
 from exprl.training import metrics
@@ -130,7 +130,9 @@ class ExpRLModule(PolicyModule):
             update = self.learn(scored)
         self.unlocked |= {s.group.problem.id for s, verdicts in zip(scored, correct, strict=False) if any(verdicts)}
         tokens = sum(len(rollout) for s in scored for rollout in s.group.rollouts)
-        self.report({**self.describe(scored, correct), **update, **self.timing(tokens)}, scored)
+        self.report(
+            {**self.describe(scored, correct), **update, **self.timing(tokens)}, self.documented(scored, correct)
+        )
 
     def sample(self, problems: Sequence[Problem]) -> list[RolloutGroup]:
         """Rollouts for each problem; the engine is given prompts made from questions, nothing else."""
@@ -265,6 +267,14 @@ class ExpRLModule(PolicyModule):
             return described
         shares = metrics.outcome_metrics([problem.id for problem in problems], correct)
         return {**described, **shares, "outcome/unlocked_prompts": float(len(self.unlocked))}
+
+    def documented(self, scored: Sequence[ScoredGroup], correct: Sequence[Sequence[bool]]) -> list[ScoredGroup]:
+        """The groups with what is kept beside their rewards: the verdicts, where there are any, and who scored."""
+        scorers = scorers_of(self.parts.reward, [s.group.problem for s in scored])
+        verdicts = [tuple(own) or None for own in correct] or [None] * len(scored)
+        return [
+            replace(s, verdicts=own, scorer=scorer) for s, own, scorer in zip(scored, verdicts, scorers, strict=True)
+        ]
 
     # ------------------------------------------------------------------ around the steps
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exprl import load_rollouts
+from exprl import Scorer, load_rollouts
 from exprl.cli import main
 from exprl.commands import judge
 from exprl.rewards.process import ProcessReward
@@ -53,6 +53,9 @@ def test_its_own_judge_gives_a_run_its_rewards_back(
 
 def test_a_wrong_reference_changes_them(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = judged(capsys, finished, "reward.judge.name=wrong_reference", "--output", tmp_path / "wrong")
+    assert {group.scorer for group in load_rollouts(tmp_path / "wrong")[1]} == {
+        Scorer(reward="process", judge="wrong_reference around reference_steps")
+    }
     same = int(told.split(" of 32 rollouts have")[0].rsplit(maxsplit=1)[-1])
     before, after = load_rollouts(finished), load_rollouts(tmp_path / "wrong")
     counted = sum(

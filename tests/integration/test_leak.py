@@ -129,7 +129,7 @@ def kept_of(group: StoredGroup) -> str:
         replace(reward, judgements=tuple(replace(judgement, rationale="") for judgement in reward.judgements))
         for reward in group.rewards
     ]
-    with zipfile.ZipFile(io.BytesIO(encode([group.scored(silent, group.advantages)], step=1))) as file:
+    with zipfile.ZipFile(io.BytesIO(encode([replace(group, rewards=tuple(silent))], step=1))) as file:
         assert set(file.namelist()) == {HEADER, GROUPS, IDS, LENGTHS, LOGPROBS}, "the rest are numbers of tokens"
         node = json.loads(file.read(GROUPS))
     assert re.fullmatch("[0-9a-f]{16}", node.pop("digest"))

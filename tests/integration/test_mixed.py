@@ -39,7 +39,15 @@ def test_every_row_by_its_route(mixed: Path, tmp_path: Path, capsys: pytest.Capt
     assert kinds["code"] == {"not judged"}
     assert kinds["science"] == {"judged"}
     assert "judged by segment" in kinds["math"]
+    scorers = {sample["domain"]: sample["scorer"] for sample in samples(tmp_path / "run")}
+    assert scorers["code"] == {"reward": "sparse", "judge": None, "route": "domains.code"}
+    assert scorers["math"] == {"reward": "process", "judge": "reference_steps", "route": "domains.math"}
+    verdicts: dict[int, list[bool]] = {}
+    for sample in samples(tmp_path / "run"):
+        verdicts.setdefault(sample["step"], []).append(sample["verdict"])
     for step in (line for line in lines(tmp_path / "run/metrics.jsonl") if "reward/mean" in line):
+        found = verdicts[step["step"]]
+        assert sum(found) / len(found) == pytest.approx(step["outcome/accuracy"])
         sizes = {domain: counts[step["step"], domain] for domain in REWARDS if counts[step["step"], domain]}
         for name in ("reward/mean", "outcome/accuracy", "rollout/length_mean"):
             total = sum(step[f"{name}/{domain}"] * size for domain, size in sizes.items())

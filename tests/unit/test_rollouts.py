@@ -31,11 +31,13 @@ from exprl.types import (
     RolloutReward,
     Scaffold,
     ScoredGroup,
+    Scorer,
     Segment,
     SegmentRewards,
 )
 from tests.conftest import character_tokenizer
 
+SCORER = Scorer(reward="process", judge="wrong_reference around same_model", route="domains.math")
 SECRET = "the reference says forty-two"
 TOKENS = st.lists(st.tuples(st.text(max_size=3), st.floats(-50, 0), st.integers(0, 2**31 - 1)), min_size=1, max_size=6)
 
@@ -77,7 +79,15 @@ def groups(draw: st.DrawFn) -> StoredGroup:
         )
     )
     advantages = tuple(Advantages(segments=s, values=(score,), valid=score > 2) for s in whole)
-    scored = ScoredGroup(group=RolloutGroup(problem=asked, rollouts=sampled), rewards=rewards, advantages=advantages)
+    verdicts = draw(st.none() | st.lists(st.booleans(), min_size=len(whole), max_size=len(whole)).map(tuple))
+    scorer = draw(st.sampled_from([None, Scorer(reward="sparse"), SCORER]))
+    scored = ScoredGroup(
+        group=RolloutGroup(problem=asked, rollouts=sampled),
+        rewards=rewards,
+        advantages=advantages,
+        verdicts=verdicts,
+        scorer=scorer,
+    )
     return StoredGroup.of(scored)
 
 
@@ -153,6 +163,23 @@ def test_a_later_version_is_refused(tmp_path: Path) -> None:
             file.writestr(name, content)
     with pytest.raises(DataError, match="version 2, but this exprl reads 'exprl-rollouts' up to version 1"):
         decode(path)
+
+
+def test_a_file_without_verdicts_and_scorers_is_read(tmp_path: Path) -> None:
+    group = stored(verdicts=(True, False), scorer=SCORER)
+    path = tmp_path / "x.npz"
+    path.write_bytes(encode([group], step=1))
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    node = json.loads(members["groups.jsonl"])
+    del node["scorer"]
+    for kept in node["rollouts"]:
+        del kept["verdict"]
+    members["groups.jsonl"] = json.dumps(node).encode()
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    assert decode(path) == (1, (replace(group, verdicts=None, scorer=None),))
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
@@ -243,14 +270,16 @@ def test_records_for_people() -> None:
 def test_rollouts_are_shown_and_printed_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = RolloutStore(tmp_path)
     for step in (1, 2):
-        store.write(step, [stored("p"), stored(f"only in {step}")])
+        store.write(step, [stored("p", verdicts=(True, False), scorer=SCORER), stored(f"only in {step}")])
     main(["rollouts", str(tmp_path)])
-    shown = capsys.readouterr().out
-    assert "step 2 · p · 2 tokens" in shown
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "step 2 · p · 2 tokens · stop · accepted · domains.math: process, wrong_reference around same_model" in shown
     assert "only in" not in shown, "one by default"
     main(["rollouts", str(tmp_path), "--json", "--problem", "p"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["step"], line["problem_id"]) for line in lines] == [(1, "p"), (1, "p"), (2, "p"), (2, "p")]
+    assert [line["verdict"] for line in lines] == [True, False] * 2
+    assert lines[0]["scorer"] == {"reward": "process", "judge": SCORER.judge, "route": "domains.math"}
     with pytest.raises(SystemExit):
         main(["rollouts", str(tmp_path), "--step", "3"])
     assert "--step: 3 has no rollouts" in capsys.readouterr().err

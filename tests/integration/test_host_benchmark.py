@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("slicing", "judging", "advantages", "metrics", "behaviours", "baseline:", "verifying", "batches", "samples")
+PARTS = ("slicing", "judging", "advantages", "metrics", "behaviours", "baseline:", "verifying", "batches", "rollouts")
 
 
 @pytest.mark.slow

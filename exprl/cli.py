@@ -250,6 +250,22 @@ def run_judge(options: argparse.Namespace) -> None:
         raise Left(130) from None
 
 
+def run_calibrate(options: argparse.Namespace) -> None:
+    """`exprl calibrate`."""
+    from exprl.study.calibration import Plan
+
+    plan = Plan.load(options.config, options.overrides)
+    for arm in plan.arms:
+        check_judging(arm.experiment)
+    from exprl.commands.calibrate import calibrate  # imports torch
+
+    try:
+        calibrate(plan, console=Console())
+    except KeyboardInterrupt:
+        errors().say("interrupted; start the same command again to go on")
+        raise Left(130) from None
+
+
 def _experiment_of(source: str, given: Sequence[str]) -> Experiment:
     """The experiment of a config or run among the arguments, or of the run that is the source, with the overrides."""
     overrides = [item for item in given if not _is_place(item)]
@@ -313,6 +329,7 @@ COMMANDS = {
     "rubric": run_rubric,
     "rollouts": run_rollouts,
     "judge": run_judge,
+    "calibrate": run_calibrate,
     "list": run_list,
     "config": run_config,
     "configs": run_configs,

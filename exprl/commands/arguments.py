@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         add_rubric,
         add_rollouts,
         add_judge,
+        add_calibrate,
         add_list,
         add_config,
         add_configs,
@@ -222,6 +223,18 @@ def add_judge(commands: Commands) -> None:
     judge.add_argument("--plugins", **PLUGINS)
     judge.add_argument("--output", required=True, metavar="FOLDER", help="a new folder; begun before: goes on")
     judge.set_defaults(command="judge")
+
+
+def add_calibrate(commands: Commands) -> None:
+    """`exprl calibrate`."""
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="how good judges are on labelled rollouts: with the right reference, none, and a wrong one",
+        description="Example: exprl calibrate calibration/champ. Started again it goes on.",
+    )
+    calibrate.add_argument("config", help="the calibration's YAML, or the name of one that comes with exprl")
+    calibrate.add_argument("overrides", nargs="*", metavar="key=value", help="key.path=value items that win over it")
+    calibrate.set_defaults(command="calibrate")
 
 
 def add_list(commands: Commands) -> None:

@@ -37,9 +37,9 @@ from exprl.types import AnyReward, Problem, RolloutGroup
 
 CHAMP = "champ"
 """As SOURCE: what language models wrote for CHAMP's problems."""
-AT_ONCE = 64
+AT_ONCE = 16
 """Rollouts graded in one call, or the fewest groups that have as many; what is done of a step survives a kill in such
-parts. A batch of a judge's model is smaller, so that larger parts would be no faster."""
+parts. With a judgement a segment they fill a batch of a judge's model."""
 
 
 def judge_rollouts(experiment: Experiment, source: str, output: Path, *, console: Console) -> RolloutStore:

@@ -12,7 +12,7 @@ from exprl.experiment import Experiment, load_experiment
 from exprl.study.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(path for path in ROOT.glob("configs/**/*.yaml") if path.parent.name != "studies")
+SHIPPED = sorted(path for path in ROOT.glob("configs/**/*.yaml") if path.parent.name not in ("studies", "calibration"))
 STUDIES = sorted(ROOT.glob("configs/studies/*.yaml"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from exprl import Scorer, load_rollouts
 from exprl.cli import main
@@ -163,3 +164,43 @@ def test_responses_of_a_file_are_graded(finished: Path, tmp_path: Path, capsys: 
     assert group.rewards is not None
     for new, old in zip(graded.rewards or (), group.rewards, strict=True):
         assert old.cut_off or new.values == old.values
+
+
+def test_judges_are_calibrated_on_labelled_responses(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    groups = [group for step in load_rollouts(finished).values() for group in step]
+    lines = [
+        {
+            "problem_id": group.problem_id,
+            "response": rollout.text,
+            "correct": place % 2 == 0,
+            "first_error": 3 * (place % 2),
+        }
+        for group in groups
+        for place, rollout in enumerate(group.rollouts)
+    ]
+    (tmp_path / "labelled.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    node = {
+        "experiment": str(finished / "config.yaml"),
+        "source": "labelled.jsonl",
+        "folder": str(tmp_path / "results"),
+        "judges": {"steps": {"name": "reference_steps"}},
+        "resamples": 100,
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(node))
+    main(["calibrate", str(tmp_path / "mine.yaml")])
+    capsys.readouterr()
+    written = json.loads((tmp_path / "results/calibration.json").read_text())
+    assert [(row["judge"], row["reference"]) for row in written["rows"]] == [
+        *(("steps", reference) for reference in ("right", "none", "wrong")),
+        ("chance", "–"),
+    ]
+    assert all(row["rollouts"] == 32 and row["right"] == 16 for row in written["rows"])
+    assert {"misplacement", "auroc", "calibration_error", "prefix_auroc"} <= written["rows"][0]["measures"].keys()
+    assert {path.name for path in (tmp_path / "results/plots").iterdir()} == {
+        *("auroc.png", "reliability-steps.png", "reliability-chance.png")
+    }
+    main(["calibrate", str(tmp_path / "mine.yaml")])
+    assert capsys.readouterr().out.count("1 steps done before") == 3, "nothing is graded twice"

@@ -14,7 +14,8 @@ from exprl.experiment import load_experiment
 from exprl.study.plan import Plan
 
 STUDIES = [name for name in shipped() if name.startswith("studies/")]
-EXPERIMENTS = [name for name in shipped() if name not in STUDIES]
+CALIBRATIONS = [name for name in shipped() if name.startswith("calibration/")]
+EXPERIMENTS = [name for name in shipped() if name not in (*STUDIES, *CALIBRATIONS)]
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from exprl.config.layers import load_layers
 from exprl.config.shipped import shipped
 from exprl.experiment import Experiment, load_experiment
 from exprl.registry import FAMILIES, _named, named_plugins
+from exprl.study import calibration
 from exprl.study.plan import Plan
 from tests.integration.conftest import ROOT
 
@@ -153,6 +154,8 @@ def test_yaml_loads_as_it_is_printed(block: Block, place: Path, monkeypatch: pyt
     path.write_text(block.text)
     if is_study:
         assert Plan.load(path).arms
+    elif "\njudges:" in block.text:
+        assert calibration.Plan.load(path).arms
     else:
         given = load_layers(path)[-1]
         extra = [] if "model" in given or len(load_layers(path)) > 1 else ["model.name=chain"]

@@ -28,6 +28,7 @@ from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
 from exprl.files.disk import write_json
+from exprl.rewards.grading import graders
 from exprl.runs.checkpoints import newest_whole, warn_of, warn_unless_digested
 from exprl.runs.directory import RunDirectory, step_of
 from exprl.runs.leftovers import tidy
@@ -157,6 +158,9 @@ class TrainingRun:
             log.warning("%s", shared)
         self.console.say(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.say(f"{len(problems)} training problems, {len(held_out)} held-out problems")
+        if experiment.method.cls.scores:
+            for line in graders(experiment.reward):
+                self.console.say(line)
         check_kernels(experiment.update, device, build.policy.compute_dtype or build.policy.model.dtype)
         module: PolicyModule = experiment.method.build(build.resources).prepare(build, self.world)
         build.check_lengths(held_out, build.evaluation_sampling.max_new_tokens)

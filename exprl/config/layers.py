@@ -10,11 +10,12 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from exprl.config.advice import on_missing
 from exprl.config.keys import split_override
-from exprl.config.merging import Node, merge
+from exprl.config.merging import Node, merge, plain
 from exprl.config.reading import DEEPEST, parse, read_file
 from exprl.config.shipped import located
-from exprl.config.validate import coerce, validate
+from exprl.config.validate import MissingOptionError, coerce, validate
 from exprl.errors import ConfigError
 from exprl.files.disk import local_path
 from exprl.registry import import_plugins
@@ -63,7 +64,10 @@ def from_layers(schema: type[S], layers: Sequence[Node]) -> S:
         merged = merge(schema, merged, layer)
     if plugins:
         merged["plugins"] = plugins  # a component named in a base file needs that file's plugin too
-    return validate(schema, _resolve(merged) if _interpolates(merged) else merged)
+    try:
+        return validate(schema, _resolve(merged) if _interpolates(merged) else merged)
+    except MissingOptionError as error:
+        raise ConfigError(f"{error} {on_missing(error.path, merged)}".strip()) from error
 
 
 def parse_overrides(overrides: Sequence[str]) -> Node:
@@ -124,7 +128,7 @@ def _interpolates(node: Any) -> bool:
 def _resolve(node: Node) -> Node:
     """With every `${...}` replaced; slow, and a study makes its experiments by the hundred."""
     try:
-        return cast(Node, OmegaConf.to_container(OmegaConf.create(node), resolve=True))
+        return cast(Node, OmegaConf.to_container(OmegaConf.create(plain(node)), resolve=True))
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).strip().splitlines()[0]
         raise ConfigError(f"{error.full_key or 'config'}: {reason}") from error

@@ -13,7 +13,16 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from exprl.config.fields import Choice, FieldSpec, allows_none, describe, fields_of, registry_of, rules_of
+from exprl.config.fields import (
+    Choice,
+    FieldSpec,
+    allows_none,
+    describe,
+    fields_of,
+    registry_of,
+    rules_of,
+    wrapped_option,
+)
 from exprl.config.keys import joined
 from exprl.config.merging import with_default
 from exprl.config.secrets import without_secrets
@@ -29,6 +38,14 @@ LARGEST_INT = 2**63 - 1
 
 class _OutOfRangeError(ConfigError):
     """A value of the right type that breaks a rule; in a union this says more than that no other type fits."""
+
+
+class MissingOptionError(ConfigError):
+    """A required option is missing, that of the dotted key `path`."""
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 # ------------------------------------------------------------------ whole dataclasses
@@ -143,6 +160,12 @@ def _of_another(registry: Registry[Any], name: str, path: str, option: str) -> s
         return (
             f"None of the {registry.family}s within it has one; what one has is set for all of them so, or as "
             f"{path}.{each}.NAME.{option} for one."
+        )
+    inner = wrapped_option(registry, name)
+    if inner is not None:
+        return (
+            f"{name!r} stands around another {registry.family}, whose options are set below {path}.{inner}, with its "
+            f"name where no layer before has one: {path}.{inner}.name={known[0]}."
         )
     others = f"{', '.join(known)} {'have' if known[1:] else 'has'} one"
     return f"The {registry.family} {name!r} has none, {others}: set {path}.name={known[0]}."
@@ -288,9 +311,9 @@ def str_of(value: Any) -> str:
     return value if isinstance(value, str) else shown(value)
 
 
-def _missing(spec: FieldSpec, path: str) -> ConfigError:
+def _missing(spec: FieldSpec, path: str) -> MissingOptionError:
     names = "" if spec.registry is None else f" Set {path}.name. {did_you_mean('', spec.registry.names())}"
-    return ConfigError(f"{path}: required, but missing{f' ({spec.help})' if spec.help else ''}.{names}")
+    return MissingOptionError(f"{path}: required, but missing{f' ({spec.help})' if spec.help else ''}.{names}", path)
 
 
 def _a(noun: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from exprl.component import Choice, wrapped
+from exprl.config.fields import wrapped_option
 from exprl.errors import ConfigError
 from exprl.judges.base import Judge
 from exprl.judges.prefixes import about
@@ -51,4 +52,8 @@ class WrappingJudge(Judge):
 def refused(within: Choice, reason: str, takes: Callable[[type[Judge]], bool]) -> ConfigError:
     """What to say of a judge that a wrapper cannot stand around, with the names of those for which `takes` is true."""
     names = ", ".join(name for name in JUDGES.names() if takes(JUDGES.get(name)))
-    return ConfigError(f"around: {within.name!r} {reason}. Name one under `around` that does: {names}.")
+    inner = wrapped_option(JUDGES, within.name)
+    both = f" {within.name!r} is a wrapper itself: one of the two has to go."
+    return ConfigError(
+        f"around: {within.name!r} {reason}.{both if inner else ''} Name one under `around` that does: {names}."
+    )

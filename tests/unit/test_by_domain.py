@@ -11,16 +11,19 @@ import pytest
 
 from exprl.advantages import GroupAdvantage, SegmentBatch, SegmentDelta, SegmentEnd
 from exprl.build import Build
+from exprl.component import choose, required_choice
 from exprl.config import free_keys, from_layers, parse_overrides, to_node, to_yaml, validate_choice
+from exprl.config.fields import choices_in
 from exprl.config.reading import parse
 from exprl.domains import Routes, check_labels
 from exprl.errors import ConfigError, ContractError, DataError, JudgeError, ModelError, RewardError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
 from exprl.judges import Judge
-from exprl.registry import REWARDS
+from exprl.registry import JUDGES, REWARDS
 from exprl.resources import Resources
 from exprl.rewards import ByDomainReward, OutcomeReward, ProcessReward, Reward, SparseReward
+from exprl.rewards.grading import graders
 from exprl.rewards.steps import StepChecks, advice_on, judged_as
 from exprl.runs.preflight import check_parts
 from exprl.slicers import DelimiterSlicer
@@ -107,6 +110,160 @@ def test_an_option_of_the_whole_is_set_in_every_route_that_has_it(wrapper: str) 
     assert all(changed[domain].config.judge.config.around.config.strict is False for domain in ("math", "science"))
     assert changed["math"].config.normalization == "clipped_extremes"
     assert changed["code"] == layered().reward.config.domains["code"]
+
+
+SAME_MODEL = "{name: same_model, weights: frozen, prompt: code}"
+NESTED = "reward.domains.code={name: by_domain, domains: {law: {name: outcome, judge: {name: reference_steps}}}}"
+NEW_ROUTE = f"reward.domains.code={{name: outcome, judge: {SAME_MODEL}}}"
+
+
+def chains(*overrides: str, layers: Sequence[dict[str, Any]] = (BASE,)) -> dict[str, list[str]]:
+    """The judges of each route that has one, the outermost first."""
+    found: dict[str, list[str]] = {}
+    reward = from_layers(Experiment, [*layers, parse_overrides(overrides)]).reward
+    for key, choice in choices_in(reward, "reward"):
+        if choice.cls.registered_family == "judge":
+            route = key.split(".judge")[0].removeprefix("reward.")
+            found.setdefault(route, []).append(choice.name)
+    return found
+
+
+@pytest.mark.parametrize("wrapper", ["no_reference", "wrong_reference"])
+@pytest.mark.parametrize(
+    ("more", "within"),
+    [
+        ((NEW_ROUTE,), {"domains.code": "same_model"}),
+        ((f"reward.domains.math.judge={SAME_MODEL}",), {"domains.math": "same_model"}),
+        (
+            ("reward.domains.science.judge.name=same_model", "reward.domains.science.judge.weights=live"),
+            {"domains.science": "same_model"},
+        ),
+        (("reward.domains.science.judge.strict=true",), {}),
+        (("reward.domains.science.judge.around.strict=true",), {}),
+        ((f"reward.default={{name: outcome, judge: {SAME_MODEL}}}",), {"default": "same_model"}),
+        (
+            (NESTED,),
+            {"domains.code.domains.law": "reference_steps"},
+        ),
+    ],
+)
+def test_a_wrapper_for_all_stands_around_what_is_said_of_one_route(
+    wrapper: str, more: tuple[str, ...], within: dict[str, str]
+) -> None:
+    every = {"domains.math": "reference_steps", "domains.science": "reference_steps"} | within
+    for overrides in ((*more, f"reward.judge.name={wrapper}"), (f"reward.judge.name={wrapper}", *more)):
+        assert chains(*overrides) == {route: [wrapper, judge] for route, judge in every.items()}
+
+
+def test_options_said_of_a_route_hold_within_the_wrapper_for_all() -> None:
+    made = layered(
+        "reward.judge={name: no_reference, around: {strict: false}}", NEW_ROUTE, "reward.domains.math.judge.strict=true"
+    ).reward.config.domains
+    assert made["math"].config.judge.config.around.config.strict is True
+    assert made["science"].config.judge.config.around.config.strict is False
+    assert made["code"].config.judge.config.around.config.prompt == "code"
+
+
+def test_a_wrapper_of_all_and_another_one_of_a_route_is_refused_naming_the_route() -> None:
+    for route, both in (("no_reference", "wrong_reference"), ("wrong_reference", "no_reference")):
+        said = (
+            rf"^reward\.domains\.science\.judge\.around: '{route}' .* '{route}' is a wrapper itself: one of the two has"
+        )
+        with pytest.raises(ConfigError, match=said):
+            layered(f"reward.judge.name={both}", f"reward.domains.science.judge.name={route}")
+
+
+def test_a_wrapper_that_a_route_has_from_a_file_comes_off_with_the_name_within_it() -> None:
+    file = {"reward": {"judge": {"name": "wrong_reference"}}}
+    assert chains(NEW_ROUTE, layers=[BASE, file])["domains.code"] == ["same_model"], "a later layer has the last word"
+
+
+def test_who_grades_each_route_in_words() -> None:
+    made = layered(
+        "reward.judge.name=wrong_reference", "reward.default={name: outcome, judge: {name: reference_steps}}", NESTED
+    )
+    assert list(graders(made.reward)) == [
+        "reward.domains.math: process, judged by wrong_reference around reference_steps",
+        "reward.domains.science: outcome, judged by wrong_reference around reference_steps",
+        "reward.domains.code.domains.law: outcome, judged by wrong_reference around reference_steps",
+        "reward.default: outcome, judged by wrong_reference around reference_steps",
+    ]
+    assert list(graders(layered("reward.domains.math=null").reward)) == [
+        "reward.domains.science: outcome, judged by reference_steps",
+        "reward.domains.code: sparse, without a judge",
+    ]
+    assert list(graders(layered("reward.name=sparse").reward)) == []
+
+
+class Both(Reward):
+    """Somebody's reward of two judges."""
+
+    granularity = "rollout"
+    first: Judge = required_choice(JUDGES)
+    second: Judge = choose(JUDGES, default="reference_steps")
+
+    def score(self, groups: Any, *args: Any) -> Any:
+        """Never asked here."""
+
+
+@pytest.mark.parametrize("overrides", [(), ("reward.domains.code.first.strict=true",)])
+def test_a_route_whose_judges_have_other_options_is_not_left_without_the_wrapper(
+    monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(REWARDS, "_classes", dict(REWARDS._classes))
+    REWARDS.register("test_both")(Both)
+    route = "reward.domains.code={name: test_both, first: {name: reference_steps}}"
+    assert layered(route, "reward.judge.strict=true").reward.config.domains["code"].name == "test_both"
+    with pytest.raises(ConfigError, match=r"^reward\.domains\.code\.judge: unknown option"):
+        layered(route, "reward.judge.name=no_reference", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("reward.domains.code.name=outcome",),
+            r"reward\.domains\.code\.judge: required, but missing .* To take that of 'math': "
+            r"reward\.domains\.code\.judge='\$\{reward\.domains\.math\.judge\}'\.$",
+        ),
+        (
+            ("reward.name=outcome",),
+            r"reward\.judge: required, but missing .* 'outcome' took the place of all of reward\.domains\. "
+            r"To change these instead: reward\.domains\.math\.name=outcome reward\.domains\.science\.name=outcome\.$",
+        ),
+        (
+            (NEW_ROUTE, "reward.domains.code.judge.name=wrong_reference"),
+            r"reward\.domains\.code\.judge\.weights: unknown option\. 'wrong_reference' stands around another judge, "
+            r"whose options are set below reward\.domains\.code\.judge\.around",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_with_what_to_set(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        layered(*overrides)
+
+
+def test_what_is_advised_where_a_judge_is_missing_works() -> None:
+    code = layered("reward.domains.code.name=outcome", "reward.domains.code.judge=${reward.domains.math.judge}")
+    assert code.reward.config.domains["code"].config.judge == code.reward.config.domains["math"].config.judge
+    changed = layered("reward.domains.math.name=outcome", "reward.domains.science.name=outcome").reward.config.domains
+    assert [changed[route].name for route in ("math", "science", "code")] == ["outcome", "outcome", "sparse"]
+
+
+def test_options_come_back_with_a_component_that_has_them() -> None:
+    same = {"name": "same_model", "weights": "frozen", "prompt": "science", "scoring": "expected"}
+    rubric = {"name": "rubric", "monotone": True, "min_mass": 0.3}
+    layers = [BASE, {"reward": {"domains": {"science": {"judge": same}}}}, {"reward": {"judge": rubric}}]
+    for more in ((), ("reward.judge.name=no_reference",)):
+        back = [*layers, *map(parse_overrides, [[one] for one in more]), {"reward": {"judge": {"name": "same_model"}}}]
+        judge = from_layers(
+            Experiment, [*back, {"reward": {"domains": {"math": {"judge": {"weights": "live"}}}}}]
+        ).reward
+        options = judge.config.domains["science"].config.judge.config
+        assert (options.prompt, options.min_mass) == ("science", 0.3)
+    there = from_layers(Experiment, layers).reward
+    again = from_layers(Experiment, [parse(to_yaml(from_layers(Experiment, layers)))]).reward
+    assert there == again
 
 
 def test_a_domain_with_a_dot_in_its_name_is_overridden_in_quotation_marks() -> None:

@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,9 @@ FEWEST, MOST = 2, 12
 """Milestones of a rubric. One alone is right or wrong and grades no way to it; each costs the judge a prompt a trace,
 and what a dozen is not enough for are steps of one derivation rather than milestones of every one."""
 
+LIGHTEST, HEAVIEST = 1e-6, 1e6
+"""Weight of a milestone: wide enough for every scale of points, and none is lost in, or overflows, the sum of all."""
+
 LONGEST_TITLE = 80
 """Characters: titles stand beside each other in a judgement's rationale."""
 
@@ -36,7 +38,8 @@ class Milestone:
     Attributes:
         title: what it is called wherever a judgement is shown, so that it must not give the answer away.
         what: what must be established; the judge alone reads it.
-        weight: its points, on any scale: the marks of a proof, which sum to 7, are weights.
+        weight: its points, on any scale from `LIGHTEST` to `HEAVIEST`: the marks of a proof, which sum to 7, are
+            weights.
     """
 
     title: str
@@ -158,8 +161,8 @@ def _fault(milestone: Milestone, answer: str | None) -> str | None:
         return f"its {'what' if title.strip() else 'title'} is empty"
     if len(title) > LONGEST_TITLE or len(title.splitlines()) > 1:
         return f"its title is one line of at most {LONGEST_TITLE} characters, but got {len(title)}; `what` has the rest"
-    if not 0.0 < milestone.weight < math.inf:
-        return f"its weight is a positive, finite number, but got {milestone.weight:g}"
+    if (fault := _weight_fault(milestone.weight)) is not None:
+        return fault
     if answer is not None and gives_away(title, answer):
         return "its title holds the final answer, and titles are shown with judgements; say it in `what` alone"
     return None
@@ -244,23 +247,31 @@ def _milestone(item: Any, number: int) -> Milestone:
     for key in ("title", "what"):
         if not isinstance(item[key], str):
             raise RubricError(f"{who}: its {key} is text, but got a {type(item[key]).__name__}")
-    weight = item.get("weight")  # tables of columns write null for what is left out
-    return Milestone(title=item["title"], what=item["what"], weight=1.0 if weight is None else _weight(weight, who))
+    weight = item.get("weight")
+    if weight is None:  # left out, or null, which tables of columns write for that
+        weight = 1.0
+    elif (fault := _weight_fault(weight)) is not None:
+        raise RubricError(f"{who}: {fault}")
+    return Milestone(title=item["title"], what=item["what"], weight=float(weight))
 
 
-def _weight(value: Any, who: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        with suppress(OverflowError):
-            if 0.0 < (weight := float(value)) < math.inf:
-                return weight
-    raise RubricError(f"{who}: its weight is a positive, finite number, but got {_shown(value)}")
+def _weight_fault(value: Any) -> str | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and LIGHTEST <= value <= HEAVIEST:
+        return None
+    return f"its weight is a number from {LIGHTEST:g} to {HEAVIEST:g}, but got {_shown(value)}"
 
 
 def _shown(value: Any) -> str:
-    """Numbers as they are; of what else may stand there, its type."""
+    """Numbers as they are, or how long they are; of what else may stand there, its type."""
     if isinstance(value, float):
         return f"{value:g}"
-    return "a whole number of 0, below it or beyond all floats" if type(value) is int else f"a {type(value).__name__}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if abs(value) < _LONG else f"a whole number of {int(math.log10(abs(value))) + 1} digits"
+    return f"a {type(value).__name__}"
+
+
+_LONG = 10**15
+"""From here on a message does not show a number itself."""
 
 
 def _check_keys(item: Mapping[str, Any], who: str, known: Sequence[str], needed: Sequence[str]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exprl.errors import DataError, PathError, RubricError
 from exprl.judges.backends.base import Reply
@@ -16,6 +19,9 @@ from exprl.judges.prefixes import Parts, PrefixRequest
 from exprl.judges.rubric_file import Entry, RubricFile, read_entries, wanted
 from exprl.judges.rubric_writing import PATTERN, parse_rubric, written_rubric
 from exprl.judges.rubrics import (
+    FEWEST,
+    HEAVIEST,
+    LIGHTEST,
     MOST,
     Milestone,
     Rubric,
@@ -62,7 +68,18 @@ def test_shares_by_hand() -> None:
 def test_a_share_of_rounded_weights_never_leaves_its_range() -> None:
     for count in range(2, MOST + 1):
         assert rubric(*[0.1] * count).score([1.0] * count) == 5.0
-    assert rubric(1e-300, 1e300).share([1.0, 1.0]) == 1.0
+    assert rubric(LIGHTEST, HEAVIEST).share([1.0, 1.0]) == 1.0
+
+
+@given(
+    st.lists(st.tuples(st.floats(LIGHTEST, HEAVIEST), st.floats(0, 1)), min_size=FEWEST, max_size=MOST),
+)
+def test_the_share_of_weights_that_are_read_is_the_one_of_fractions(milestones: list[tuple[float, float]]) -> None:
+    weights, established = zip(*milestones, strict=True)
+    made = checked(rubric(*weights), problem())
+    points = sum(Fraction(weight) * Fraction(p) for weight, p in milestones)
+    assert made.share(established) == pytest.approx(float(points / sum(map(Fraction, weights))), rel=1e-12)
+    assert math.fsum(made.weights) == pytest.approx(1.0)
 
 
 def test_the_best_of_several_rubrics_counts() -> None:
@@ -137,11 +154,15 @@ def test_json_there_and_back_is_one_text() -> None:
         ('[{"title": "a"}]', "milestone 1 has no 'what'"),
         ('[{"title": "a", "what": "b"}, {"title": 1, "what": "b"}]', "milestone 2: its title is text, but got a int"),
         ('[{"title": "a", "what": "b", "wight": 2}]', "unknown key 'wight'; it has title, what, weight"),
-        ('[{"title": "a", "what": "b", "weight": "2"}]', "weight is a positive, finite number, but got a str"),
+        ('[{"title": "a", "what": "b", "weight": "2"}]', "weight is a number from 1e-06 to 1e\\+06, but got a str"),
         ('[{"title": "a", "what": "b", "weight": true}]', "but got a bool"),
         ('[{"title": "a", "what": "b", "weight": -1.5}]', "but got -1.5"),
         ('[{"title": "a", "what": "b", "weight": NaN}]', "but got nan"),
-        (f'[{{"title": "a", "what": "b", "weight": {10**400}}}]', "beyond all floats"),
+        (f'[{{"title": "a", "what": "b", "weight": {10**400}}}]', "but got a whole number of 401 digits"),
+        ('[{"title": "a", "what": "b", "weight": 0}]', "but got 0$"),
+        ('[{"title": "a", "what": "b", "weight": -1}]', "but got -1$"),
+        ('[{"title": "a", "what": "b", "weight": 1e308}]', "but got 1e\\+308"),
+        ('[{"title": "a", "what": "b", "weight": 5e-324}]', "but got 4.94066e-324"),
         ("[" * 100_000, "RecursionError"),
     ],
 )
@@ -162,7 +183,9 @@ SECRET = "the secret criterion"
         ([("a", 1), ("b" * 81, 1)], "one line of at most 80 characters, but got 81"),
         ([("a", 1), ("b\nc", 1)], "one line"),
         ([("Base case", 1), ("base  CASE", 1)], "milestone 2: its title is already that of milestone 1"),
-        ([("a", 1), ("b", math.inf)], "milestone 2: its weight is a positive, finite number, but got inf"),
+        ([("a", 1), ("b", math.inf)], "milestone 2: its weight is a number from .* but got inf"),
+        ([("a", 1), ("b", 10**400)], "but got a whole number of 401 digits"),
+        ([("a", 1), ("b", 10**5000)], "but got a whole number of 5001 digits"),
         ([("a", 1), ("b", 0)], "but got 0"),
         ([("a", 1), ("Then x = 42", 1)], "milestone 2: its title holds the final answer"),
     ],

@@ -102,7 +102,12 @@ class TrainingRun:
             if self.world.first:  # the ranks of a run share its lock
                 check_run_dir(self.directory.path)
                 stack.enter_context(self.directory.used())
-                self.directory.check(config_yaml, resume=resume, free=configuration.free_keys(self.experiment))
+                self.directory.check(
+                    config_yaml,
+                    resume=resume,
+                    free=configuration.free_keys(self.experiment),
+                    mappings=configuration.mapping_keys(self.experiment),
+                )
                 tidy(self.directory)
                 self.result.drop_damaged_summary()
             if self.result.finished:

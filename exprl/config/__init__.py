@@ -5,7 +5,7 @@ text into plain values, `layers` puts files and overrides over each other. None 
 """
 
 from exprl.config.layers import from_layers, load, load_layers, load_resolved, merge, parse_overrides, plugins_of
-from exprl.config.saving import flat, free_keys, to_node, to_yaml
+from exprl.config.saving import flat, free_keys, mapping_keys, to_node, to_yaml
 from exprl.config.validate import checked, coerce, validate, validate_choice
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "load",
     "load_layers",
     "load_resolved",
+    "mapping_keys",
     "merge",
     "parse_overrides",
     "plugins_of",

@@ -178,6 +178,8 @@ class FieldSpec:
     wraps: bool = False
     each: Registry[Any] | None = None
     by_key: bool = False
+    free: bool = False
+    mapping: bool = False
     default: Any = MISSING
     """The plain value where none is given; of a component see `default_for`."""
 
@@ -222,6 +224,8 @@ def _read(field: dataclasses.Field[Any], annotation: Any) -> FieldSpec:
         wraps=field.metadata.get("wraps", False),
         each=registry if each else None,
         by_key=field.metadata.get("by_key", False),
+        free=field.metadata.get("free", False),
+        mapping=get_origin(plain) in (dict, Mapping),
         default=_plain_default(field),
     )
 

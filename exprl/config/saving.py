@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from exprl.config.fields import Choice
+from exprl.config.fields import Choice, FieldSpec, fields_of
 from exprl.config.keys import joined
 
 
@@ -35,19 +36,29 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in node.items() for k, v in flat(value, joined(path, str(key))).items()}
 
 
-def free_keys(config: Any, path: str = "") -> tuple[str, ...]:
+def free_keys(config: Any) -> tuple[str, ...]:
     """The dotted keys of a config's options that may be others when a run is resumed."""
+    return tuple(key for key, option in _options(config) if option.free)
+
+
+def mapping_keys(config: Any) -> tuple[str, ...]:
+    """The dotted keys of a config's options that are mappings: whoever writes a config chooses what is in them."""
+    return tuple(key for key, option in _options(config) if option.mapping)
+
+
+def _options(config: Any, path: str = "") -> Iterator[tuple[str, FieldSpec]]:
+    """All options of a config, those of its parts as well, by their dotted keys; of a free one no parts."""
     if isinstance(config, Choice):
-        return free_keys(config.config, path)
-    if isinstance(config, dict):
-        return tuple(key for name, one in config.items() for key in free_keys(one, joined(path, str(name))))
-    if not dataclasses.is_dataclass(config):
-        return ()
-    found: list[str] = []
-    for field in dataclasses.fields(config):
-        key = joined(path, field.name)
-        found += [key] if field.metadata.get("free") else free_keys(getattr(config, field.name), key)
-    return tuple(found)
+        yield from _options(config.config, path)
+    elif isinstance(config, dict):
+        for name, one in config.items():
+            yield from _options(one, joined(path, str(name)))
+    elif dataclasses.is_dataclass(config) and not isinstance(config, type):
+        for name, spec in fields_of(type(config)).items():
+            key = joined(path, name)
+            yield key, spec
+            if not spec.free:
+                yield from _options(getattr(config, name), key)
 
 
 def to_yaml(config: Any) -> str:

@@ -9,6 +9,7 @@ from exprl.config.ranges import PositiveInt, Range
 from exprl.execution.limits import Limits
 from exprl.execution.runner import Runner
 from exprl.execution.sandboxes import Sandbox
+from exprl.execution.tests import LEAST_MEMORY, LONGEST_TIME, MOST_MEMORY
 from exprl.registry import SANDBOXES
 
 
@@ -17,11 +18,11 @@ class Executing(Component):
 
     sandbox: Sandbox = choose(SANDBOXES, default="bubblewrap", help="where programs are run")
     workers: PositiveInt | None = option(default=None, help="programs run at once; null: one a core", free=True)
-    time: Annotated[float, Range(gt=0, le=3600)] = option(
+    time: Annotated[float, Range(gt=0, le=LONGEST_TIME)] = option(
         default=5.0,
         help="seconds of CPU for one run of a program, unless its tests say; of waiting, twice that and one",
     )
-    memory: Annotated[int, Range(ge=64, le=2**20)] = option(
+    memory: Annotated[int, Range(ge=LEAST_MEMORY, le=MOST_MEMORY)] = option(
         default=512, help="MiB for one run of a program, unless its tests say"
     )
 

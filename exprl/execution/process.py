@@ -204,10 +204,13 @@ class Contained:
         self._ours.close()
 
     def _complaint(self) -> str:
-        self.process.poll()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_LOOK_EVERY)
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip()[-_SHOWN:]
-        return said or f"no word of it, exit status {self.process.returncode}"
+        if said:
+            return said
+        return f"no word of it, exit status {self.process.returncode}; it has {self.limits.memory} MiB of memory"
 
 
 def probe(sandbox: Sandbox) -> None:

@@ -17,10 +17,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from exprl.errors import DataError
 from exprl.types import Problem
+
+LONGEST_TIME = 3600
+"""Seconds for one run."""
+LEAST_MEMORY, MOST_MEMORY = 64, 2**20
+"""MiB for one run; with less Python does not start."""
+DEEPEST = 200
+"""Lists and objects within each other: what writes and reads values on both sides of a sandbox still recurs so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +144,7 @@ def parse_tests(text: str) -> Tests:
     reader, allowed = _READERS[form]
     if unknown := found.keys() - allowed - {"form", "time", "memory"}:
         raise DataError(f"unknown key {sorted(unknown)[0]!r}; of form {form!r} are {', '.join(sorted(allowed))}")
-    return reader(found, {"time": _limit(found, "time"), "memory": _limit(found, "memory", whole=True)})
+    return reader(found, {"time": _time(found.get("time")), "memory": _memory(found.get("memory"))})
 
 
 def to_json(tests: Tests) -> str:
@@ -173,8 +180,20 @@ def _call(found: dict[str, Any], limits: dict[str, Any]) -> Tests:
         args, kwargs = case.get("args", []), case.get("kwargs", {})
         if "expected" not in case or not isinstance(args, list) or not isinstance(kwargs, dict):
             raise DataError(f"cases[{number}]: needs `args` (a list), `expected`, and maybe `kwargs` (an object).")
+        for key, value in (("args", args), ("kwargs", kwargs), ("expected", case["expected"])):
+            if _depth(value) > DEEPEST:
+                raise DataError(f"cases[{number}].{key}: nested more than {DEEPEST} levels deep. Leave the case out.")
         cases.append(CallCase(args=tuple(args), kwargs=kwargs, expected=case["expected"]))
     return CallTests(entry_point=_name(found), cases=tuple(cases), **limits)
+
+
+def _depth(value: Any) -> int:
+    """The lists and objects within each other, at most one more than are allowed."""
+    depth, level = 0, [value]
+    while depth <= DEEPEST and (containers := [item for item in level if isinstance(item, list | dict)]):
+        level = [item for one in containers for item in (one.values() if isinstance(one, dict) else one)]
+        depth += 1
+    return depth
 
 
 def _program(found: dict[str, Any], limits: dict[str, Any]) -> Tests:
@@ -218,15 +237,17 @@ def _name(found: dict[str, Any]) -> str:
     return name
 
 
-def _limit(found: dict[str, Any], key: str, *, whole: bool = False) -> Any:
-    value = found.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value <= 1_000_000:
-        raise DataError(
-            f"`{key}` is a {'whole ' if whole else ''}number above 0, in {_UNITS[key]}; it may be left out."
-        )
-    return value
+def _time(value: Any) -> float | None:
+    if value is None or (_is_number(value) and 0 < value <= LONGEST_TIME):
+        return value
+    raise DataError(f"`time` is a number of seconds above 0, up to {LONGEST_TIME}; it may be left out.")
 
 
-_UNITS = {"time": "seconds", "memory": "MiB"}
+def _memory(value: Any) -> int | None:
+    if value is None or (_is_number(value) and isinstance(value, int) and LEAST_MEMORY <= value <= MOST_MEMORY):
+        return value
+    raise DataError(f"`memory` is a whole number of MiB from {LEAST_MEMORY} to {MOST_MEMORY}; it may be left out.")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

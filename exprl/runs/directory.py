@@ -83,15 +83,19 @@ class RunDirectory:
                 "one stops and writes nothing more; go on with --resume once no other is running."
             )
 
-    def check(self, config_yaml: str, *, resume: bool, free: Collection[str] = ()) -> None:
-        """Whether a run of this config may use the folder; creates nothing. Of its keys those in `free` may be others.
+    def check(
+        self, config_yaml: str, *, resume: bool, free: Collection[str] = (), mappings: Collection[str] = ()
+    ) -> None:
+        """Whether a run of this config may use the folder; creates nothing.
+
+        Of its keys those in `free` may be others; those below `mappings` are no options but chosen by who wrote it.
 
         Raises:
             RunDirectoryError: the folder holds something and `resume` is False, its config is another, or something in
                 it is not what a run left.
         """
         if self.path.exists() and any(map(self._is_work, self.path.iterdir())):
-            self._check_resumable(config_yaml, resume, free)
+            self._check_resumable(config_yaml, resume, free, mappings)
 
     def create(self, config_yaml: str) -> None:
         """The folder, if it is not there yet, with its config; raises `RunDirectoryError` if it cannot be written."""
@@ -109,7 +113,9 @@ class RunDirectory:
             return any(path.iterdir())
         return path.name != LOCK and not path.name.startswith(f".{self.config.name}.")
 
-    def _check_resumable(self, config_yaml: str, resume: bool, free: Collection[str]) -> None:
+    def _check_resumable(
+        self, config_yaml: str, resume: bool, free: Collection[str], mappings: Collection[str]
+    ) -> None:
         if not resume:
             raise RunDirectoryError(
                 f"run_dir {self.path} already holds a run. Add --resume to go on with it, or set run_dir=... for a new "
@@ -124,7 +130,7 @@ class RunDirectory:
             older = "It was written by a version of exprl that had other options; resume it with that one. "
             raise RunDirectoryError(
                 f"run_dir {self.path} was started with another config ({'; '.join(found)}). "
-                f"{older if _other_options(found) else ''}"
+                f"{older if _other_options(found, mappings) else ''}"
                 f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(free)} may change."
             )
         for path in (self.texts, self.metrics, self.summary):
@@ -202,10 +208,12 @@ def differences(old: str, new: str, free: Collection[str] = ()) -> list[str]:
     ]
 
 
-def _other_options(found: Sequence[str]) -> bool:
+def _other_options(found: Sequence[str], mappings: Collection[str]) -> bool:
     """Whether `differences` are of options that only one side has, though all components are the same."""
-    keys = [difference.split(":", 1)[0] for difference in found]
-    return any(_NOTHING in difference for difference in found) and not any(key.endswith(".name") for key in keys)
+    keys = {difference.split(":", 1)[0]: _NOTHING in difference for difference in found}
+    missing = [key for key, is_missing in keys.items() if is_missing]
+    chosen = [key for key in missing if any(f"{key}.".startswith(f"{mapping}.") for mapping in mappings)]
+    return len(missing) > len(chosen) and not any(key.endswith(".name") for key in keys)
 
 
 @contextmanager

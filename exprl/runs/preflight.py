@@ -116,7 +116,12 @@ def check_place(directory: RunDirectory, experiment: Experiment, *, resume: bool
     """Raise `RunDirectoryError` where this run cannot have the folder; it is left as it was."""
     check_run_dir(directory.path)
     with directory.used():
-        directory.check(configuration.to_yaml(experiment), resume=resume, free=configuration.free_keys(experiment))
+        directory.check(
+            configuration.to_yaml(experiment),
+            resume=resume,
+            free=configuration.free_keys(experiment),
+            mappings=configuration.mapping_keys(experiment),
+        )
 
 
 _SAMPLING = ("model", "prompt", "rollout", "verifier")

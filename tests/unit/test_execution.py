@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 
 from exprl.errors import DataError, ExecutionError
@@ -18,6 +22,7 @@ from exprl.execution import Bubblewrap, NoSandbox, bubblewrap
 from exprl.execution.answer import program_of
 from exprl.execution.compare import same_output, same_value
 from exprl.execution.inside import values
+from exprl.execution.inside.serve import of_numpy
 from exprl.execution.judging import Bench, Outcome, judge
 from exprl.execution.limits import Limits
 from exprl.execution.memory import children_of
@@ -26,6 +31,7 @@ from exprl.execution.runner import Memory, Runner
 from exprl.execution.sandboxes import Command
 from exprl.execution.seccomp import filter_program
 from exprl.execution.tests import (
+    LEAST_MEMORY,
     CallCase,
     CallTests,
     ProgramTests,
@@ -67,6 +73,18 @@ def bench(sandbox: Bubblewrap | NoSandbox, **limits: float) -> Bench:
 # ------------------------------------------------------------------ tests as text
 
 
+def nested(levels: int) -> Any:
+    """Lists and objects within each other, in turn."""
+    value: Any = 1
+    for level in range(levels):
+        value = {"a": value} if level % 2 else [value]
+    return value
+
+
+def call_of(**case: Any) -> str:
+    return json.dumps({"form": "call", "entry_point": "f", "cases": [case]})
+
+
 @pytest.mark.parametrize("tests", [ADD, CALLS, SUMS, StdioTests(cases=SUMS.cases, time=0.5, memory=64)])
 def test_tests_are_read_as_they_are_written(tests: Tests) -> None:
     assert parse_tests(to_json(tests)) == tests
@@ -87,10 +105,20 @@ def test_tests_are_read_as_they_are_written(tests: Tests) -> None:
         ),
         ('{"form": "stdio", "cases": [{"in": "1"}]}', r"cases\[0\]: expected an object of input, output"),
         ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "tests": 1}', "unknown key 'tests'"),
-        ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "time": 0}', "`time` is a number above 0"),
+        (
+            '{"form": "stdio", "cases": [{"input": "", "output": ""}], "time": 0}',
+            "`time` is a number of seconds above 0",
+        ),
+        ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "time": 1e9}', "up to 3600"),
+        ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "time": NaN}', "`time` is a number"),
+        ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "memory": 1}', "MiB from 64 to 1048576"),
+        ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "memory": true}', "`memory` is a whole number"),
         ('{"form": "stdio", "cases": [{"input": "", "output": ""}], "memory": 1.5}', "`memory` is a whole number"),
         ('{"form": "call", "cases": [{"args": [], "expected": 1}]}', "`entry_point` must be the name"),
         ('{"form": "call", "entry_point": "f", "cases": [{"args": [1]}]}', r"cases\[0\]: needs `args`"),
+        (call_of(args=[nested(200)], expected=1), r"cases\[0\].args: nested more than 200 levels"),
+        (call_of(args=[], kwargs={"a": nested(700)}, expected=1), r"cases\[0\].kwargs: nested more than 200"),
+        (call_of(args=[], expected=nested(201)), r"cases\[0\].expected: nested more than 200"),
         ('{"form": "program", "entry_point": "f", "test": ""}', "needs `test`"),
         ('{"form": "program", "entry_point": "f", "test": "def"}', "`test` is no Python program"),
     ],
@@ -226,6 +254,17 @@ def test_a_completion_of_the_prompt_is_made_whole(response: str) -> None:
         ("nan", "0.5", False),
         ("", "", True),
         ("", "0.0", False),
+        ("a\u2028b", "a\nb", False),
+        ("a\x1cb\x85c\fd\ve", "a\nb\nc\nd\ne", False),
+        ("a\r\nb\r\n", "a\nb", True),
+        ("a\u00a0b", "a b", True),
+        ("1_000.0", "1000.0", False),
+        ("\u0661.0", "1.0", False),
+        ("+1e3", "1000.0", True),
+        ("1000", "1000.0", True),
+        ("1000.0", "1e3", True),
+        ("infinity", "1e999", False),
+        (".5", "0.5", True),
     ],
 )
 def test_outputs(printed: str, expected: str, same: bool) -> None:
@@ -282,6 +321,37 @@ def test_whole_numbers_pass_at_any_length() -> None:
 def test_objects_do_not_pass() -> None:
     with pytest.raises(TypeError, match="no plain value"):
         values.dump({"value": object()})
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (numpy.int64(3), 3),
+        (numpy.bool_(True), True),
+        (numpy.float32(0.5), 0.5),
+        (numpy.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+        (numpy.array(7), 7),
+        ([numpy.int8(1), {numpy.int64(2): (numpy.float16(3),)}], [1, {2: (3.0,)}]),
+        (numpy.array([numpy.int64(1), None], dtype=object), [1, None]),
+        (numpy.array(["a"]), ["a"]),
+    ],
+)
+def test_what_is_numpys_is_returned_as_plain_values(value: object, plain: object) -> None:
+    passed = values.load(values.dump({"value": value}, other=of_numpy))["value"]
+    assert passed == plain
+    assert repr(passed) == repr(plain)
+    with pytest.raises(
+        TypeError, match="no plain value"
+    ):  # a test program does not call with other values than it says
+        values.dump({"value": value})
+
+
+@pytest.mark.parametrize(
+    "value", [object(), numpy.longdouble(1), numpy.datetime64("2020-01-01"), numpy.array([object()])]
+)
+def test_objects_do_not_pass_as_numpys(value: object) -> None:
+    with pytest.raises(TypeError, match="no plain value"):
+        values.dump({"value": value}, other=of_numpy)
 
 
 # ------------------------------------------------------------------ judging
@@ -541,6 +611,52 @@ def test_packages_are_shown_where_asked() -> None:
     roomy = {"time": 5.0, "memory": 2048}
     assert judge(code, tests, bench(Bubblewrap(), **roomy)).verdicts == ("crashed",)
     assert judge(code, tests, bench(Bubblewrap(packages=True), **roomy)).passed
+
+
+@needs_sandbox
+def test_functions_may_return_what_is_numpys() -> None:
+    code = "import numpy\ndef f(n): return [numpy.int64(n), numpy.arange(n) > 0, numpy.float32(n) / 2]"
+    tests = CallTests(entry_point="f", cases=(CallCase(args=(2,), expected=[2, [False, True], 1.0]),))
+    assert judge(code, tests, bench(Bubblewrap(packages=True), time=5.0, memory=2048)).passed
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nsys.stdin = open('/dev/stdin')\nprint(sum(map(int, input().split())))",
+        "print(sum(map(int, open('/dev/fd/0', 'rb').read().split())), file=open('/dev/stdout', 'w'))",
+        "import os\nprint(sum(map(int, os.read(os.open('/dev/stdin', os.O_RDONLY), 99).split())))",
+        "import pathlib\nprint(sum(map(int, pathlib.Path('/proc/self/fd/0').read_text().split())))",
+        "with open(file=b'/dev/stdin', mode='r') as f: a = f.read()\nopen('x', 'w').write(a)\n"
+        "print(sum(map(int, open('x').read().split())))",
+    ],
+)
+def test_programs_may_open_their_streams_by_name(code: str) -> None:
+    assert judge(code, SUMS, bench(Bubblewrap())).verdicts == ("passed", "passed")
+
+
+@needs_sandbox
+def test_values_pass_as_deep_as_tests_may_be() -> None:
+    deep = nested(199)
+    for value in (deep, {"a": deep}):
+        tests = parse_tests(
+            json.dumps({"form": "call", "entry_point": "f", "cases": [{"args": [deep], "expected": value}]})
+        )
+        code = f"def f(value): return {'value' if value is deep else '{1: value, 2: value}[1] and dict(a=value)'}"
+        assert judge(code, tests, bench(Bubblewrap())).passed
+    test = "value = 1\nfor _ in range(5000): value = [value]\ndef check(f): f(value)"
+    with pytest.raises(ExecutionError, match="nested too deep"):
+        judge("def f(value): return value", ProgramTests(entry_point="f", test=test), bench(Bubblewrap()))
+
+
+@needs_sandbox
+def test_the_least_memory_that_tests_may_state_is_enough_for_python() -> None:
+    for tests in (SUMS, CALLS, ADD):
+        code = "print(sum(map(int, input().split())))" if tests is SUMS else "def add(a, b): return a + b"
+        assert judge(code, replace(tests, memory=LEAST_MEMORY), bench(Bubblewrap())).passed
+    with pytest.raises(ExecutionError, match=r"a sandbox does not start: .*1 MiB of memory"):
+        judge("print(3)", replace(SUMS, memory=1), bench(Bubblewrap()))
 
 
 def test_an_outcome_says_where_it_failed() -> None:

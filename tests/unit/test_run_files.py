@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from exprl.config import from_layers, mapping_keys, parse_overrides, to_yaml
+from exprl.config.reading import parse
 from exprl.errors import ConfigError, PathError, RunDirectoryError
-from exprl.experiment import load_run
+from exprl.experiment import Experiment, load_run
 from exprl.files.disk import append_line, check_can_write, local_path, read_json, write_text
 from exprl.files.lines import Cut, cut_after, drop_half_line, read_lines
 from exprl.files.lock import LOCK, holder, locked
@@ -333,3 +335,18 @@ class TestOtherVersions:
         with pytest.raises(RunDirectoryError) as raised:
             run.check(self.OLD.replace("gpt2", "gpt3"), resume=True)
         assert "version" not in str(raised.value)
+
+    def test_a_key_of_ones_own_is_no_option_of_another_version(self, tmp_path: Path) -> None:
+        sources = "{a: {name: jsonl, path: a}, b: {name: jsonl, path: b}}"
+        config = f"{{model: {{path: gpt2}}, data: {{train: {{name: mix, sources: {sources}}}}}}}"
+        begun, resumed = (load_experiment_of(config, *given) for given in ((), ("data.train.weights.b=2",)))
+        run = RunDirectory(tmp_path / "run")
+        for old, new in ((begun, resumed), (resumed, begun)):
+            run.create(to_yaml(old))
+            with pytest.raises(RunDirectoryError, match=r"weights\.b: .*nothing") as raised:
+                run.check(to_yaml(new), resume=True, mappings=mapping_keys(new))
+            assert "version" not in str(raised.value)
+
+
+def load_experiment_of(config: str, *overrides: str) -> Experiment:
+    return from_layers(Experiment, [parse(config), parse_overrides(overrides)])

@@ -35,7 +35,7 @@ class Candidate:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             line = values.dump(request)
-        except TypeError:
+        except (TypeError, RecursionError):
             self.unsendable = True
             raise UnsendableError from None
         self.calls += 1
@@ -89,7 +89,7 @@ def check(given: dict[str, str], requests: int, replies: int, verdict: int) -> N
         broken = fault(error, given, candidate.calls)
         outcome = {"passed": False} if broken is None else {"broken": f"it raises {broken}"}
     if candidate.unsendable:
-        outcome = {"broken": "it calls the entry point with what is no plain value"}
+        outcome = {"broken": "it calls the entry point with what is no plain value, or nested too deep"}
     elif candidate.gone:  # though the test program took no notice
         outcome = {"passed": False}
     os.write(verdict, values.dump(outcome))

@@ -10,7 +10,7 @@ import sys
 import types
 from typing import Any
 
-from . import check, serve
+from . import check, serve, standard
 
 MIB = 2**20
 LARGEST_STACK = 64 * MIB
@@ -67,6 +67,7 @@ def main() -> None:
     os.close(given["ready"])
     sys.argv[:] = ["main.py"]
     if role == "script":
+        standard.open_by_name()
         run_as_module(source, "__main__")
     elif role == "serve":
         serve.serve(

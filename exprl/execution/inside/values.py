@@ -5,6 +5,7 @@ a whole number of more digits than Python writes.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 _CONTAINERS: dict[Any, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
@@ -12,9 +13,14 @@ _LONG = 2**13
 """Bits; hexadecimal digits have no limit, and take no time that grows with their square."""
 
 
-def dump(message: dict[str, Any]) -> bytes:
-    """One line for a mapping of names to values."""
-    return json.dumps({name: _encoded(value) for name, value in message.items()}).encode() + b"\n"
+def refused(value: Any) -> Any:
+    """What is no plain value does not pass."""
+    raise TypeError(f"a {type(value).__name__} is no plain value")
+
+
+def dump(message: dict[str, Any], other: Callable[[Any], Any] = refused) -> bytes:
+    """One line for a mapping of names to values; `other` makes plain what is not, or raises TypeError."""
+    return json.dumps({name: _encoded(value, other) for name, value in message.items()}).encode() + b"\n"
 
 
 def load(line: bytes) -> dict[str, Any]:
@@ -25,23 +31,24 @@ def load(line: bytes) -> dict[str, Any]:
     return {name: _decoded(value) for name, value in message.items()}
 
 
-def _encoded(value: Any) -> Any:
+def _encoded(value: Any, other: Callable[[Any], Any]) -> Any:
     if isinstance(value, int) and value.bit_length() > _LONG:
         return {"type": "int", "items": [hex(value)]}
     if value is None or isinstance(value, (bool, str, int, float)):
         return value
     if isinstance(value, list):
-        return [_encoded(item) for item in value]
+        return [_encoded(item, other) for item in value]
     if isinstance(value, dict):
-        return {"type": "dict", "items": [[_encoded(key), _encoded(item)] for key, item in value.items()]}
+        return {"type": "dict", "items": [[_encoded(key, other), _encoded(item, other)] for key, item in value.items()]}
     if isinstance(value, (bytes, bytearray)):
         return {"type": "bytes", "items": list(value)}
     if isinstance(value, complex):
         return {"type": "complex", "items": [value.real, value.imag]}
     for name, kind in _CONTAINERS.items():
         if isinstance(value, kind):
-            return {"type": name, "items": [_encoded(item) for item in value]}
-    raise TypeError(f"a {type(value).__name__} is no plain value")
+            return {"type": name, "items": [_encoded(item, other) for item in value]}
+    plain = other(value)
+    return refused(value) if type(plain) is type(value) else _encoded(plain, other)
 
 
 def _decoded(node: Any) -> Any:

@@ -38,6 +38,11 @@ from exprl.runs.preflight import (
 )
 from exprl.terminal.console import Console, errors, write_document
 from exprl.terminal.streams import check_written
+from exprl.training.interruption import Interrupted
+
+_AGAIN = "; start the same command again to go on"
+_GO_ON = {"train": "; go on with --resume", **dict.fromkeys(("study", "mine", "rubric", "judge", "calibrate"), _AGAIN)}
+"""What a command that was stopped says."""
 
 
 class Left(SystemExit):
@@ -57,8 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors().say(("error:", "bold red"), f" {error}")
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        errors().say("interrupted; go on with --resume" if options.command == "train" else "interrupted")
+        errors().say(f"interrupted{_GO_ON.get(options.command, '')}")
         raise SystemExit(130) from None
+    except Interrupted as error:
+        errors().say(f"{error}{_GO_ON.get(options.command, '')}")
+        raise SystemExit(error.exit_code) from None
     except Left:
         raise
     except SystemExit as error:  # somebody else's: a script would take exit(0) for a finished run
@@ -101,13 +109,8 @@ def run_train(options: argparse.Namespace) -> None:
         check_share(experiment.data.prompts_per_step, count)
         raise Left(launch.start_ranks(count, options.arguments))
     from exprl.commands.train import train
-    from exprl.training.interruption import Interrupted
 
-    try:
-        train(experiment, run_dir, resume=options.resume, console=Console())
-    except Interrupted as error:
-        errors().say(f"{error}; go on with --resume")
-        raise Left(error.exit_code) from None
+    train(experiment, run_dir, resume=options.resume, console=Console())
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -176,16 +179,11 @@ def run_study(options: argparse.Namespace) -> None:
         raise ConfigError(f"--jobs must be at least 1, but got {options.jobs}.")
     from exprl.commands import study as command  # imports torch
     from exprl.study.runner import Devices
-    from exprl.training.interruption import Interrupted
 
     if options.dry_run:
         command.show_plan(plan, only or list(plan.arms), Console())
         return
-    try:
-        failures = command.study(plan, devices=Devices.found(options.jobs), only=only, console=Console())
-    except Interrupted as error:
-        errors().say(f"{error}; start the same command again to go on")
-        raise Left(error.exit_code) from None
+    failures = command.study(plan, devices=Devices.found(options.jobs), only=only, console=Console())
     if failures:
         names = ", ".join(failure.name for failure in failures)
         errors().say(f"not finished: {names}")
@@ -200,11 +198,7 @@ def run_mine(options: argparse.Namespace) -> None:
     check_mining(experiment, output)
     from exprl.commands.mine import mine  # imports torch
 
-    try:
-        mine(experiment, output, rates, console=Console())
-    except KeyboardInterrupt:
-        errors().say("interrupted; start the same command again to go on")
-        raise Left(130) from None
+    mine(experiment, output, rates, console=Console())
 
 
 def run_rubric(options: argparse.Namespace) -> None:
@@ -214,11 +208,7 @@ def run_rubric(options: argparse.Namespace) -> None:
     output = local_path(options.output, "--output")
     from exprl.commands.rubric import make_rubrics  # imports torch
 
-    try:
-        make_rubrics(experiment, output, options.by, console=Console())
-    except KeyboardInterrupt:
-        errors().say("interrupted; start the same command again to go on")
-        raise Left(130) from None
+    make_rubrics(experiment, output, options.by, console=Console())
 
 
 def run_rollouts(options: argparse.Namespace) -> None:
@@ -243,11 +233,7 @@ def run_judge(options: argparse.Namespace) -> None:
     check_judging(experiment)
     from exprl.commands.judge import judge_rollouts  # imports torch
 
-    try:
-        judge_rollouts(experiment, options.source, output, console=Console())
-    except KeyboardInterrupt:
-        errors().say("interrupted; start the same command again to go on")
-        raise Left(130) from None
+    judge_rollouts(experiment, options.source, output, console=Console())
 
 
 def run_calibrate(options: argparse.Namespace) -> None:
@@ -259,11 +245,7 @@ def run_calibrate(options: argparse.Namespace) -> None:
         check_judging(arm.experiment)
     from exprl.commands.calibrate import calibrate  # imports torch
 
-    try:
-        calibrate(plan, console=Console())
-    except KeyboardInterrupt:
-        errors().say("interrupted; start the same command again to go on")
-        raise Left(130) from None
+    calibrate(plan, console=Console())
 
 
 def _experiment_of(source: str, given: Sequence[str]) -> Experiment:

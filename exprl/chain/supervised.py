@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from exprl.experiment import OptimizerConfig
 from exprl.models.base import LanguageModel
 from exprl.terminal.progress_bar import ProgressBar
 from exprl.training.batching import TokenSequence, collate
+from exprl.training.interruption import Interrupted
 from exprl.training.optimizer import build_optimizer
 from exprl.training.policy import response_logprobs
 
@@ -72,11 +75,20 @@ class StopAtTarget(Callback):
         if math.isnan(self.value):
             self.value = self.measure()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Clear the bar."""
+        self.bar.close()
+
 
 def train_supervised(
     policy: LanguageModel, batches: Iterable[Sequence[TokenSequence]], optimizer: OptimizerConfig, stop: StopAtTarget
 ) -> int:
-    """Train in place over `batches` until they end or `stop` is satisfied; returns the number of updates."""
+    """Train in place over `batches` until they end or `stop` is satisfied; returns the number of updates.
+
+    Raises:
+        Interrupted: SIGTERM came.
+        KeyboardInterrupt: Ctrl-C.
+    """
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -89,6 +101,20 @@ def train_supervised(
         enable_model_summary=False,
     )
     policy.model.train()
-    trainer.fit(SupervisedModule(policy, optimizer), train_dataloaders=batches)
+    _fit(trainer, SupervisedModule(policy, optimizer), batches)
     policy.model.eval()
     return trainer.global_step
+
+
+def _fit(trainer: Trainer, module: LightningModule, batches: Iterable[Sequence[TokenSequence]]) -> None:
+    """Lightning leaves the process where a signal stops it, with an exit code of its own."""
+    try:
+        trainer.fit(module, train_dataloaders=batches)
+    except SIGTERMException:
+        pass
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    if trainer.received_sigterm:  # also where it came during the last update
+        raise Interrupted(signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from exprl.cli import COMMANDS, main
+from exprl.training.interruption import Interrupted
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,6 +139,34 @@ def test_evaluate_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_p
     assert "evaluation.source" in failing(capsys, "evaluate", QUICKSTART, "evaluation.source=null")
     arguments = [QUICKSTART, "model.target_accuracy=0.0", "--checkpoint", str(tmp_path / "none.ckpt")]
     assert "no checkpoint" in failing(capsys, "evaluate", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "stopped", "said", "code"),
+    [
+        (["train", QUICKSTART], Interrupted(signal.SIGTERM), "stopped by SIGTERM; go on with --resume", 143),
+        (["mine", QUICKSTART, "--output", "x"], KeyboardInterrupt(), "interrupted; start the same command again", 130),
+        (["judge", "run", "--output", "x"], Interrupted(signal.SIGTERM), "SIGTERM; start the same command again", 143),
+        (["evaluate", QUICKSTART], Interrupted(signal.SIGTERM), "stopped by SIGTERM\n", 143),
+        (["configs"], KeyboardInterrupt(), "interrupted\n", 130),
+    ],
+)
+def test_a_command_that_is_stopped_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    stopped: BaseException,
+    said: str,
+    code: int,
+) -> None:
+    def stop(_: object) -> None:
+        raise stopped
+
+    monkeypatch.setitem(COMMANDS, command[0], stop)
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == code
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("left_with", "seen"), [(None, 1), (0, 1), (3, 3)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 
 import pytest
@@ -18,6 +20,7 @@ from exprl.models.cache import cache_folder
 from exprl.registry import METHODS
 from exprl.resources import Resources
 from exprl.text.prompts import PromptBuilder
+from exprl.training.interruption import Interrupted
 from exprl.training.teacher import TeacherPrompts
 from exprl.worlds import clauses
 from exprl.worlds.model import WorldsModel
@@ -63,6 +66,28 @@ def test_a_target_out_of_reach_is_said(updates: int) -> None:
         ModelError, match=rf"step accuracy is 0\.\d+ after {updates} updates, not 0\.9\. Raise max_updates"
     ):
         ChainModel(max_steps=1, target_accuracy=0.9, max_updates=updates).load()
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("at", [1, 2])  # in between, and at the last update
+def test_a_signal_stops_it(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, raised: type[BaseException], at: int
+) -> None:
+    """Not by an exit of Lightning's."""
+    measured = []
+
+    def measure(*_: object, **__: object) -> float:
+        measured.append(1)
+        if len(measured) == at:
+            os.kill(os.getpid(), number)
+        return 0.0
+
+    monkeypatch.setattr("exprl.chain.warmup.step_accuracy", measure)
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(raised):
+        ChainModel(max_steps=1, max_updates=4, batch_size=2).load()
+    assert len(measured) == at
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_one_policy_learns_three_worlds() -> None:

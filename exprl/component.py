@@ -133,6 +133,17 @@ class Component(Options, ABC):
             choice.cls.check_data(choice.config, problems, resources)
 
     @classmethod
+    def file_texts(cls, config: Any) -> dict[str, str]:
+        """What is in the files that `config` names and that shapes a run, by what they are and their paths.
+
+        A run goes on with the same, and is refused before any model is loaded. Of what a file hides from the policy
+        this has digests.
+        """
+        return {
+            name: text for choice in chosen_by(config) for name, text in choice.cls.file_texts(choice.config).items()
+        }
+
+    @classmethod
     def _made(cls, config: Any, handed: Mapping[str, Any], resources: Resources) -> Self:
         component = cls.__new__(cls)
         component._build(config, handed, resources)

@@ -51,7 +51,7 @@ from exprl.training.result import RunResult
 from exprl.training.room import warn_without_room
 from exprl.training.step_log import StepLog
 from exprl.training.stopwatch import Stopwatch
-from exprl.training.texts import check_texts
+from exprl.training.texts import check_files, check_texts
 from exprl.training.trainer_checks import check_callbacks
 from exprl.training.world import join
 
@@ -114,14 +114,17 @@ class TrainingRun:
                 self.result.check_finished(self.experiment.trainer.max_steps)
                 self.console.say(f"{self.directory.path} is finished; this is its result.")
                 return self.result.report()
+            of_files = self.file_texts()
+            if self.world.first:
+                check_files(self.directory.texts, of_files)
             lightning.seed_everything(self.experiment.seed, verbose=False)
             module = self.prepare()
         check_loaded(self.world, self.build)
         with self.world.first_before_others("making the folder of the run"):
             if self.world.first:
-                check_texts(self.directory.texts, self.texts(module))
+                check_texts(self.directory.texts, self.texts(module), of_files)
                 self.directory.create(config_yaml)  # only now: a run that cannot start leaves no folder behind
-                write_json(self.directory.texts, self.texts(module))
+                write_json(self.directory.texts, {**of_files, **self.texts(module)})
                 warn_without_room(self.directory, self.build.policy.model, self.experiment.trainer)
         stopwatch = Stopwatch(module.phases, start=start, prepared=time.perf_counter() - start)
         try:
@@ -180,6 +183,12 @@ class TrainingRun:
             for number, node in enumerate(options.callbacks)
         ]
         check_callbacks(self.added)
+
+    def file_texts(self) -> dict[str, str]:
+        """What is in the files that shape the run: it is known before any model is loaded."""
+        experiment = self.experiment
+        choices = (experiment.method, *([experiment.reward] if experiment.method.cls.scores else []))
+        return {name: text for choice in choices for name, text in choice.cls.file_texts(choice.config).items()}
 
     def texts(self, module: PolicyModule) -> dict[str, str]:
         """The texts that shape the run beside its config: a changed one does not resume it."""

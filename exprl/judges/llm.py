@@ -59,6 +59,12 @@ class LLMJudge(ModelJudge):
         """Its prompt must be there, with the places that are filled."""
         read_template(config.prompt, reference=cls.needs_reference)
 
+    @classmethod
+    def file_texts(cls, config: Any) -> dict[str, str]:
+        """Its prompt as it stands in the file."""
+        prompt = f"the judge's prompt {config.prompt}"
+        return super().file_texts(config) | {prompt: read_template(config.prompt, reference=cls.needs_reference)}
+
     def setup(self) -> None:
         """Read the prompt: a run has one, whatever becomes of the file."""
         super().setup()

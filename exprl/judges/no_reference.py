@@ -39,6 +39,12 @@ class NoReferenceJudge(WrappingJudge):
     def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
         """Nothing of what the judge within needs is shown to it."""
 
+    @classmethod
+    def file_texts(cls, config: Any) -> dict[str, str]:
+        """None: rubrics are not read, and a prompt that shows no reference is another."""
+        del config
+        return {}
+
     verifier: Verifier | None = given(
         lambda run, _: run.verifier, default=None, help="asked in place of `reference_steps`"
     )

@@ -206,12 +206,18 @@ class RubricJudge(ModelJudge):
             raise JudgeError(_refused(missing, len(problems), config.max_missing))
 
     def texts(self) -> dict[str, str]:
-        """The question about a milestone, the model's chat template, and which rubrics the file holds."""
+        """The question about a milestone, and the model's chat template."""
         texts = {"the judge's chat template": self.backend.chat_template}
         for view in VIEWS:
             query = milestone_query(JudgeRequest(problem=_SLOTS, trace="{attempt}", view=view), _MILESTONE)
             texts[f"the judge's question for a {view}"] = f"{query.prompt.message}\n{query.reply_start}"
-        return texts | ({"the judge's rubrics": self._file.digests()} if self._file is not None else {})
+        return texts
+
+    @classmethod
+    def file_texts(cls, config: Any) -> dict[str, str]:
+        """Which rubrics the file holds."""
+        file = _read(config.rubrics)
+        return super().file_texts(config) | ({f"the rubrics {file.name}": file.digests()} if file is not None else {})
 
     def without_reference(self, resources: Resources) -> Judge:
         """The same model, asked the same way by one rubric for all problems, which nothing but words goes into."""

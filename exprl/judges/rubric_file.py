@@ -96,7 +96,7 @@ class RubricFile:
     """
 
     def __init__(self, entries: Iterable[Entry], name: str) -> None:
-        self._name = name
+        self.name = name
         self._entries = list(entries)
         self._by_key = {entry.key: entry for entry in self._entries}
         self._by_digest = {entry.reference_digest: entry for entry in reversed(self._entries)}
@@ -119,12 +119,12 @@ class RubricFile:
         if failed is not None:
             raise RubricError(f"none could be made ({failed})")
         if problem.id in self._ids:
-            raise RubricError(f"its rubric in {self._name} was made of another reference")
-        raise RubricError(f"{self._name} has none")
+            raise RubricError(f"its rubric in {self.name} was made of another reference")
+        raise RubricError(f"{self.name} has none")
 
     def digests(self) -> str:
         """One line a rubric with its id: by these a change is noticed, and what is in it cannot be read."""
-        return "".join(f"{e.id} {digest_of(e.line())}\n" for e in self._entries)
+        return "".join(f"problem {e.id!r}: {digest_of(e.line())}\n" for e in self._entries)
 
     def _find(self, problem_id: str, digest: str) -> Entry | None:
         return self._by_key.get((problem_id, digest)) or self._by_digest.get(digest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
@@ -10,21 +10,36 @@ from exprl.errors import RunDirectoryError
 from exprl.files.disk import read_json
 
 
-def check_texts(file: Path, texts: Mapping[str, str]) -> None:
+def check_texts(file: Path, texts: Mapping[str, str], of_files: Mapping[str, str]) -> None:
     """Compare with the texts that a run was started with; a run without a file, of an earlier version, passes.
 
     Args:
         file: where they were written, as JSON.
         texts: those of now by what they are, such as the judge's prompt.
+        of_files: those that `check_files` has compared.
 
     Raises:
         RunDirectoryError: one has changed.
         PathError: the file is damaged.
     """
-    if not file.is_file():
-        return
-    kept = read_json(file, "Delete it to resume without comparing texts.")
-    for name in {**kept, **texts}:
+    kept = _kept(file)
+    if kept is not None:
+        _compare(file, kept, texts, [name for name in {**kept, **texts} if name not in of_files])
+
+
+def check_files(file: Path, of_files: Mapping[str, str]) -> None:
+    """The same of the texts of files alone, which needs no model; those of no name in `file` pass."""
+    kept = _kept(file)
+    if kept is not None:
+        _compare(file, kept, of_files, [name for name in of_files if name in kept])
+
+
+def _kept(file: Path) -> dict[str, str] | None:
+    return read_json(file, "Delete it to resume without comparing texts.") if file.is_file() else None
+
+
+def _compare(file: Path, kept: Mapping[str, str], texts: Mapping[str, str], names: Iterable[str]) -> None:
+    for name in names:
         if kept.get(name) != texts.get(name):
             raise RunDirectoryError(
                 f"run_dir {file.parent} was started with another text: {name}, "

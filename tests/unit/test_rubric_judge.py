@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from exprl.config import from_layers, validate_choice
-from exprl.errors import ConfigError, DataError, JudgeError, PathError
+from exprl.errors import ConfigError, DataError, JudgeError, PathError, RunDirectoryError
 from exprl.experiment import Experiment
+from exprl.files.disk import write_json
 from exprl.judges import RubricJudge
 from exprl.judges.backends.base import Query, Reply
 from exprl.judges.backends.transformers import TransformersBackend
@@ -25,12 +27,13 @@ from exprl.judges.rubric import GENERIC
 from exprl.judges.rubric_file import Entry, wanted
 from exprl.judges.rubrics import Milestone, Rubric, digest_of, to_json
 from exprl.models.base import LanguageModel
-from exprl.registry import JUDGES
+from exprl.registry import JUDGES, REWARDS
 from exprl.resources import Resources
 from exprl.rewards import OutcomeReward, ProcessReward
 from exprl.runs.preflight import check_parts
 from exprl.slicers import TokenWindowSlicer
 from exprl.terminal.progress import OnProgress, no_progress
+from exprl.training.texts import check_files
 from exprl.types import Hidden, Judgement, JudgeRequest, Problem, Prompt, Question, Rollout, RolloutGroup, Scaffold
 
 TWO = Rubric(
@@ -389,15 +392,24 @@ def test_outcome_and_process_rewards(tiny: LanguageModel) -> None:
     assert not lost.valid
 
 
-def test_an_edited_file_is_another_text_of_the_run(tiny: LanguageModel, tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
+def test_an_edited_file_is_told_by_file_and_row_without_any_model(tmp_path: Path) -> None:
+    path, kept = tmp_path / "r.jsonl", tmp_path / "texts.json"
+    judge = {"name": "rubric", "rubrics": str(path)}
+    routes = {"math": {"name": "outcome", "judge": judge}, "science": {"name": "process", "judge": judge}}
+    reward = validate_choice(REWARDS, {"name": "by_domain", "domains": routes}, "reward")
     written(path, entry("p", "r", TWO), entry("q", "s", OTHER))
-    before = judge_on(tiny, rubrics=str(path)).texts()
-    assert judge_on(tiny, rubrics=str(path)).texts() == before
+    before = reward.cls.file_texts(reward.config)
+    write_json(kept, before)
+    check_files(kept, reward.cls.file_texts(reward.config))
     written(path, entry("p", "r", TWO), entry("q", "s", replace(OTHER, milestones=OTHER.milestones[::-1])))
-    after = judge_on(tiny, rubrics=str(path)).texts()
-    assert [name for name in before if before[name] != after[name]] == ["the judge's rubrics"]
+    after = reward.cls.file_texts(reward.config)
+    said = rf"another text: the rubrics {re.escape(str(path))}, line 2 was .problem .q.: "
+    with pytest.raises(RunDirectoryError, match=said) as caught:
+        check_files(kept, after)
+    assert "domains" not in str(caught.value), "the file is of both routes"
     assert "Doubling" not in json.dumps(after)
+    unread = validate_choice(JUDGES, {"name": "no_reference", "around": judge}, "judge")
+    assert unread.cls.file_texts(unread.config) == {}
 
 
 def experiment(**reward: Any) -> Experiment:

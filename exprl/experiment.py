@@ -223,7 +223,9 @@ class TrainerConfig:
     callbacks: tuple[ClassPath, ...] = option(
         default=(), help="Lightning callbacks of your own, each as {class_path: ..., init_args: {...}}"
     )
-    print_samples: NonNegativeInt = option(default=1, help="rollouts a step printed as a table of segments", free=True)
+    print_samples: NonNegativeInt = option(
+        default=1, help="rollouts a step printed as a table of segments; domains take turns", free=True
+    )
 
     def __post_init__(self) -> None:
         if self.cpu_offload and self.strategy != "fsdp2":

@@ -260,9 +260,8 @@ def tell(entries: Sequence[Entry], output: Path, by: By, judges: Sequence[str], 
     if len(failed) > NAMED:
         console.say(f"and for {len(failed) - NAMED} more, see 'failed' in the file")
     if len(failed) == len(entries):
-        model = " or ".join(f"{key}.model" for key in judges)
         advice = (
-            f"Take a stronger model ({model}), more max_new_tokens there, or constrained=true on a backend that can."
+            _stronger(judges)
             if by == "model"
             else "Set data.train.columns.steps to the column with the intermediate results, or let a model write: "
             "leave --by away."
@@ -271,12 +270,21 @@ def tell(entries: Sequence[Entry], output: Path, by: By, judges: Sequence[str], 
     made = len(entries) - len(failed)
     console.say(f"{made} of {len(entries)} rubrics: {output}")
     if failed:
-        console.say('Fill in the others there ("milestones" in place of "failed"), or start the command again.')
+        again = f"start the command again. {_stronger(judges)}" if by == "model" else "start the command again."
+        console.say(f'Fill in the others there ("milestones" in place of "failed"), or {again}')
     options = [f"{key}.rubrics={output}" for key in judges] or [
         "reward.judge.name=rubric",
         f"reward.judge.rubrics={output}",
     ]
     console.say(f"To judge by them: {shlex.join(options)}")
+
+
+def _stronger(judges: Sequence[str]) -> str:
+    """What may help where a model could not write, by the full keys of these judges' options."""
+    model, longer, constrained = (
+        " and ".join(f"{key}.{option}" for key in judges) for option in ("model", "max_new_tokens", "constrained=true")
+    )
+    return f"What may help: a stronger model ({model}), more tokens ({longer}), or {constrained} on a backend that can."
 
 
 def named(ids: Sequence[str]) -> str:

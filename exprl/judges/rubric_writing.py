@@ -49,7 +49,7 @@ def written_rubric(reply: Reply) -> Rubric:
     if reply.status != "ok":
         raise RubricError(f"{reply.status}: {reply.text.strip()}")
     if not reply.finished:
-        raise RubricError("the reply was cut off before its end: raise max_new_tokens")
+        raise RubricError("the reply was cut off before its end, at the judge's max_new_tokens")
     return parse_rubric(reply.text)
 
 

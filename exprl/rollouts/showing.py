@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 from rich.table import Table
@@ -32,6 +33,20 @@ def records(group: StoredGroup, step: int) -> Iterator[dict[str, Any]]:
             "valid": advantages.valid if advantages is not None else reward is not None and reward.valid,
             "segments": segment_records(rollout, reward, advantages),
         }
+
+
+def samples(groups: Sequence[StoredGroup], step: int, count: int) -> list[dict[str, Any]]:
+    """Records of up to `count` rollouts of a step, to be looked at; of several domains each has its turn.
+
+    The first is of another domain with each step, so that one sample a step shows all of them.
+    """
+    domains = sorted({group.domain for group in groups})
+    first = step % max(len(domains), 1)
+    turns = [
+        chain.from_iterable(records(group, step) for group in groups if group.domain == domain)
+        for domain in (*domains[first:], *domains[:first])
+    ]
+    return list(islice((one for turn in zip_longest(*turns) for one in turn if one is not None), count))
 
 
 def segment_records(rollout: Rollout, reward: AnyReward | None, advantages: Advantages | None) -> list[dict[str, Any]]:

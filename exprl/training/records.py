@@ -18,7 +18,7 @@ class StepRecords:
         step: which one.
         metrics: by name, see `existing`; None once they are written.
         files: what is not written yet of the step's rollouts, by the names of the files that hold them.
-        shown: the first rollouts as `records` makes them, to be printed.
+        shown: the rollouts to be printed, as `samples` makes them.
         no_update: why the step made no update, if it made none.
         sure: whether it is known that the metrics are not written; not where the rank that writes them was lost.
     """

@@ -13,7 +13,7 @@ from exprl.experiment import TrainerConfig
 from exprl.files.disk import append_line
 from exprl.files.lines import count_lines, cut_after
 from exprl.rollouts.format import encode
-from exprl.rollouts.showing import print_sample, records
+from exprl.rollouts.showing import print_sample, samples
 from exprl.rollouts.store import RolloutStore, file_name
 from exprl.rollouts.stored import StoredGroup
 from exprl.runs.directory import RunDirectory
@@ -168,13 +168,12 @@ class StepLog(Callback):
         self.settle()
         step, world = pl_module.steps_done, pl_module.world
         own = [StoredGroup.of(scored) for scored in own_groups(pl_module.last_scored)]
-        shown = [record for group in own for record in records(group, step)] if self.options.print_samples else []
         kept = bool(own) and self.keeps(step)
         self.owed = StepRecords(
             step=step,
             metrics=existing(pl_module.last_metrics),
             files={file_name(step, world.rank, world.size): encode(own, step=step)} if kept else {},
-            shown=shown[: self.options.print_samples],
+            shown=samples(own, step, self.options.print_samples),
             no_update=pl_module.last_no_update,
         )
         pl_module.step_finished()

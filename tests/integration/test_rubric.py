@@ -235,7 +235,7 @@ def test_a_model_that_can_write_none_is_said(folder: Path, make: Make, tmp_path:
     with pytest.raises(JudgeError, match=r"none of 2 rubrics could be made; .* says why, row by row"):
         make(experiment(rows, folder))
     assert [line["failed"] for line in read(tmp_path / "rubrics.jsonl")] == [
-        "the reply was cut off before its end: raise max_new_tokens"
+        "the reply was cut off before its end, at the judge's max_new_tokens"
     ] * 2
 
 

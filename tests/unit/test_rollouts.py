@@ -17,7 +17,7 @@ from exprl.errors import DataError
 from exprl.rollouts import Label, RolloutStore, StoredGroup, load_rollouts
 from exprl.rollouts.format import LOGPROBS, decode, encode
 from exprl.rollouts.importing import import_rollouts
-from exprl.rollouts.showing import records
+from exprl.rollouts.showing import records, samples
 from exprl.rollouts.store import file_name
 from exprl.types import (
     Advantages,
@@ -265,6 +265,24 @@ def test_records_for_people() -> None:
         ("is 42", 3.0, 0.5, 1.0),
     ]
     assert [s["status"] for s in second["segments"]] == ["cut_off", "cut_off"]
+
+
+def test_samples_of_a_step_are_of_all_domains_by_turns() -> None:
+    step = [
+        stored("c1", domain="code"),
+        stored("c2", domain="code"),
+        stored("m", domain="math"),
+        stored("s", domain="sci"),
+    ]
+
+    def shown(number: int, count: int) -> list[str]:
+        return [record["problem_id"] for record in samples(step, number, count)]
+
+    assert [shown(number, 1) for number in range(4)] == [["c1"], ["m"], ["s"], ["c1"]]
+    assert shown(1, 4) == ["m", "s", "c1", "m"]
+    assert shown(0, 99) == ["c1", "m", "s", "c1", "m", "s", "c2", "c2"]
+    assert [record["problem_id"] for record in samples(step[:2], 1, 3)] == ["c1", "c1", "c2"]
+    assert samples(step, 1, 0) == samples([], 1, 3) == []
 
 
 def test_rollouts_are_shown_and_printed_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -276,7 +276,7 @@ def test_anything_else_is_a_failure_and_no_rubric(reply: str, message: str) -> N
 
 
 def test_failed_and_cut_off_replies() -> None:
-    with pytest.raises(RubricError, match="cut off before its end: raise max_new_tokens"):
+    with pytest.raises(RubricError, match="cut off before its end, at the judge's max_new_tokens"):
         written_rubric(Reply(text="2 | a | b\n3 | c | d"))
     with pytest.raises(RubricError, match="timeout: no answer in 60 s"):
         written_rubric(Reply(status="timeout", text="no answer in 60 s"))

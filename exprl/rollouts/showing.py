@@ -41,11 +41,9 @@ def samples(groups: Sequence[StoredGroup], step: int, count: int) -> list[dict[s
     The first is of another domain with each step, so that one sample a step shows all of them.
     """
     domains = sorted({group.domain for group in groups})
-    first = step % max(len(domains), 1)
-    turns = [
-        chain.from_iterable(records(group, step) for group in groups if group.domain == domain)
-        for domain in (*domains[first:], *domains[:first])
-    ]
+    first = (step - 1) % max(len(domains), 1)
+    by_turns = [[g for g in groups if g.domain == domain] for domain in (*domains[first:], *domains[:first])]
+    turns = [chain.from_iterable(records(group, step) for group in own) for own in by_turns]
     return list(islice((one for turn in zip_longest(*turns) for one in turn if one is not None), count))
 
 

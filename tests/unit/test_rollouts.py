@@ -278,9 +278,9 @@ def test_samples_of_a_step_are_of_all_domains_by_turns() -> None:
     def shown(number: int, count: int) -> list[str]:
         return [record["problem_id"] for record in samples(step, number, count)]
 
-    assert [shown(number, 1) for number in range(4)] == [["c1"], ["m"], ["s"], ["c1"]]
-    assert shown(1, 4) == ["m", "s", "c1", "m"]
-    assert shown(0, 99) == ["c1", "m", "s", "c1", "m", "s", "c2", "c2"]
+    assert [shown(number, 1) for number in (1, 2, 3, 4)] == [["c1"], ["m"], ["s"], ["c1"]]
+    assert shown(2, 4) == ["m", "s", "c1", "m"]
+    assert shown(1, 99) == ["c1", "m", "s", "c1", "m", "s", "c2", "c2"]
     assert [record["problem_id"] for record in samples(step[:2], 1, 3)] == ["c1", "c1", "c2"]
     assert samples(step, 1, 0) == samples([], 1, 3) == []
 

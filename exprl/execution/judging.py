@@ -14,7 +14,7 @@ from exprl.execution.compare import same_output, same_value
 from exprl.execution.files import Pipe
 from exprl.execution.inside import values
 from exprl.execution.limits import Limits
-from exprl.execution.process import Contained, LimitError
+from exprl.execution.process import Contained, LimitError, cannot_start
 from exprl.execution.sandboxes import Sandbox
 from exprl.execution.tests import CallCase, CallTests, ProgramTests, StdioCase, StdioTests, Tests
 
@@ -80,11 +80,14 @@ def judge(program: str | None, tests: Tests, bench: Bench, *, every: bool = True
     except UnicodeEncodeError:  # half of a surrogate pair: no Python program
         return _outcome(["crashed"], len(tests))
     found: list[Verdict] = []
-    with closing(_verdicts(source, tests, bench)) as verdicts:
-        for verdict in verdicts:
-            found.append(verdict)
-            if not every and verdict != "passed":
-                break
+    try:
+        with closing(_verdicts(source, tests, bench)) as verdicts:
+            for verdict in verdicts:
+                found.append(verdict)
+                if not every and verdict != "passed":
+                    break
+    except OSError as error:  # a pipe that the system has no room for
+        raise cannot_start(error) from error
     return _outcome(found, len(tests))
 
 

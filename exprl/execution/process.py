@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -89,7 +90,7 @@ class Contained:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise ExecutionError(f"a sandbox cannot be started: {error}") from error
+                raise cannot_start(error) from error
             ready.writes.close()
             self._ready = ready.reads
             self._ours = ours.pop_all()
@@ -211,6 +212,13 @@ class Contained:
         if said:
             return said
         return f"no word of it, exit status {self.process.returncode}; it has {self.limits.memory} MiB of memory"
+
+
+def cannot_start(error: OSError) -> ExecutionError:
+    """The error for a system that refuses what a sandbox needs."""
+    full = error.errno in (errno.EMFILE, errno.ENFILE)
+    advice = ". Raise the limit of open files (ulimit -n), or set fewer workers" if full else ""
+    return ExecutionError(f"a sandbox cannot be started: {error}{advice}.")
 
 
 def probe(sandbox: Sandbox) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,9 @@ from exprl.execution.tests import Tests
 from exprl.types import Problem
 
 _REMEMBERED = 2**14
+FILES_EACH = 20
+"""That are open for a program at once, at most: pipes to two sandboxes, and what these are handed."""
+_ANY = 2**16
 
 
 def outcome_of(problem: Problem, future: Future[Outcome]) -> Outcome:
@@ -70,7 +74,7 @@ class Runner:
         self._memory = memory
         self._lock = threading.Lock()
         self._begun: dict[str, Future[Outcome]] = {}
-        self._pool = ThreadPoolExecutor(workers or _cores(), thread_name_prefix="exprl-programs")
+        self._pool = ThreadPoolExecutor(workers or min(_cores(), most_workers()), thread_name_prefix="exprl-programs")
 
     def start(self, program: str | None, tests: Tests) -> Future[Outcome]:
         """The outcome to come; the one that was begun before, where it was and did not fail."""
@@ -103,6 +107,12 @@ class Runner:
         sandbox = self._bench.sandbox
         asked = (type(sandbox).__qualname__, sandbox.config, self._bench.limits, program, tests.digest)
         return hashlib.sha256(repr(asked).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def most_workers() -> int:
+    """How many programs may run at once so that half of the files which this process may have open stay for others."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _ANY if allowed == resource.RLIM_INFINITY else max(1, allowed // (2 * FILES_EACH))
 
 
 def _cores() -> int:

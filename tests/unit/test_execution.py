@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import resource
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from exprl.execution.judging import Bench, Outcome, judge
 from exprl.execution.limits import Limits
 from exprl.execution.memory import children_of
 from exprl.execution.process import StoppedError
-from exprl.execution.runner import Memory, Runner
+from exprl.execution.runner import FILES_EACH, Memory, Runner
 from exprl.execution.sandboxes import Command
 from exprl.execution.seccomp import filter_program
 from exprl.execution.tests import (
@@ -590,6 +592,62 @@ def eventually(look: Callable[[], list[int]], enough: Callable[[list[int]], bool
     while not enough(found := look()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
+
+
+@contextmanager
+def open_files(count: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_no_more_run_at_once_than_open_files_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exprl.execution.runner._cores", lambda: 192)
+    with open_files(1024), closing(Runner(NoSandbox(), LIMITS)) as runner:
+        assert runner._pool._max_workers == 25
+        ExecutionVerifier.preflight(ExecutionVerifier.Config(workers=25))
+        for kind in (ExecutionVerifier, ExecutionReward):
+            with pytest.raises(ExecutionError, match=r"workers: 26 programs .* at most 25 .*ulimit -n"):
+                kind.preflight(kind.Config(workers=26))
+
+
+@contextmanager
+def free_files(count: int) -> Iterator[None]:
+    """No more files than these can be opened."""
+    taken = []
+    with open_files(64 + len(os.listdir("/proc/self/fd"))):  # noqa: PTH208
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        while taken and count:
+            os.close(taken.pop())
+            count -= 1
+        try:
+            yield
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+
+
+@pytest.mark.parametrize("tests", [SUMS, CALLS, ADD])
+def test_a_program_that_there_are_no_files_for_is_not_judged(tests: Tests) -> None:
+    """It is not wrong, and no other error is met, whichever file is the one too many."""
+    sandbox, refused = NoSandbox(), list[str]()
+    for count in range(FILES_EACH + 1):
+        with free_files(count):
+            try:
+                passed = judge(
+                    "def add(a, b): return a + b\nif __name__ == '__main__': print(9)", tests, bench(sandbox)
+                )
+                break
+            except ExecutionError as error:
+                refused.append(str(error))
+    assert passed.verdicts[-1] == "passed"
+    assert len(refused) > 4
+    assert all("ulimit -n" in said for said in refused)
 
 
 @needs_sandbox

@@ -204,9 +204,11 @@ class Build:
             on_progress=on_progress,
         )
 
-    def grade(self, samples: Sequence[Sample], on_progress: OnProgress) -> EvaluationResult:
-        """pass@k of responses that are given, as many to each held-out problem; no model of the run is loaded."""
-        problems, evaluation = self.evaluation_problems, self.experiment.evaluation
+    def grade(
+        self, samples: Sequence[Sample], problems: Sequence[Problem], on_progress: OnProgress
+    ) -> EvaluationResult:
+        """pass@k of responses that are given, as many to each of the problems; no model of the run is loaded."""
+        evaluation = self.experiment.evaluation
         n = len(samples) // len(problems)
         detector = evaluation.behaviours.build(Resources(verifier=self.verifier, seed=self.experiment.seed))
         ks = ks_of(evaluation.k, n)

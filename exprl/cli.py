@@ -125,6 +125,10 @@ def run_evaluate(options: argparse.Namespace) -> None:
     responses = None if options.responses is None else local_path(options.responses, "--responses")
     place = place_of(local_path(places[0], "CONFIG | RUN")) if places else None
     source = checkpoint_to_evaluate(place, options.checkpoint)
+    if options.answered_only and responses is None:
+        raise ConfigError(
+            "--answered-only: says which problems --responses FILE are graded on. Add that, or leave it out."
+        )
     if responses is not None:
         check_no_weights(place, options.checkpoint)
     elif source is not None:
@@ -138,7 +142,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         check_grading(experiment, output)
         from exprl.commands.evaluate import grade_responses  # imports torch
 
-        grade_responses(experiment, responses, output=output, console=Console())
+        grade_responses(experiment, responses, answered_only=options.answered_only, output=output, console=Console())
         return
     check_evaluation(experiment, output)
     from exprl.commands.evaluate import evaluate_model  # imports torch

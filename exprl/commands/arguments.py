@@ -98,6 +98,9 @@ def add_evaluate(commands: Commands) -> None:
         metavar="FILE",
         help='grade these instead of sampling: lines of {"problem_id": ..., "response": ...}, as many to each problem',
     )
+    evaluate.add_argument(
+        "--answered-only", action="store_true", help="with --responses: leave out the problems that have none"
+    )
     evaluate.add_argument("--plugins", **PLUGINS)
     evaluate.add_argument("--output", help="also write the figures and per-problem counts to this JSON file")
     evaluate.add_argument("--overwrite", action="store_true", help="replace that file where it is there already")

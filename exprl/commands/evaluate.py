@@ -7,7 +7,7 @@ from pathlib import Path
 from exprl.build import Build
 from exprl.errors import ConfigError
 from exprl.evaluation.evaluate import EvaluationResult
-from exprl.evaluation.responses import read_responses
+from exprl.evaluation.responses import answered, read_responses
 from exprl.evaluation.table import result_table
 from exprl.experiment import Experiment
 from exprl.files.disk import write_json
@@ -43,18 +43,26 @@ def evaluate_model(
 
 
 def grade_responses(
-    experiment: Experiment, responses: Path, *, output: Path | None, console: Console
+    experiment: Experiment, responses: Path, *, answered_only: bool = False, output: Path | None, console: Console
 ) -> EvaluationResult:
     """Grade the responses of a file to `evaluation.source` with the run's verifier; print and write the same.
+
+    `answered_only` leaves out problems to which the file has no response; else these are refused.
 
     Raises:
         ExprlError: any of its children, before anything is graded.
     """
     check_grading(experiment, output)
     build = Build(experiment)
-    samples = read_responses(responses, build.evaluation_problems)
+    every = problems = build.evaluation_problems
+    if answered_only:
+        problems = answered(responses, every)
+        console.say(
+            f"{len(problems)} of {len(every)} problems of evaluation.source are answered; the figures are theirs"
+        )
+    samples = read_responses(responses, problems)
     with Phases().run("grading", len(samples)) as on_progress:
-        result = build.grade(samples, on_progress)
+        result = build.grade(samples, problems, on_progress)
     if left_out := [k for k in experiment.evaluation.k if k not in result.ks]:
         console.say(f"evaluation.k: {left_out} left out, there are {result.samples} responses a problem")
     report(result, responses.name, output, console)

@@ -28,12 +28,16 @@ def read_responses(path: Path, problems: Sequence[Problem]) -> list[Sample]:
             that has no response, or another number of them.
     """
     places = {problem.id: place for place, problem in enumerate(problems)}
-    try:
-        samples = [_sample(row, places, f"{path}:{line}") for line, row in read_lines(path)]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    samples = _read(path, places)
     _check_counts(Counter(sample.problem for sample in samples), problems, path)
     return samples
+
+
+def answered(path: Path, problems: Sequence[Problem]) -> list[Problem]:
+    """Those of the problems to which the file has a response; raises `DataError` as `read_responses` does."""
+    places = {problem.id: place for place, problem in enumerate(problems)}
+    found = {sample.problem for sample in _read(path, places)}
+    return [problem for place, problem in enumerate(problems) if place in found]
 
 
 def ks_of(ks: Sequence[int], n: int) -> tuple[int, ...]:
@@ -42,6 +46,13 @@ def ks_of(ks: Sequence[int], n: int) -> tuple[int, ...]:
     if not enough:
         raise ConfigError(f"evaluation.k: needs one or more numbers up to {n}, the responses a problem, but got {ks}.")
     return enough
+
+
+def _read(path: Path, places: dict[str, int]) -> list[Sample]:
+    try:
+        return [_sample(row, places, f"{path}:{line}") for line, row in read_lines(path)]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _sample(row: Row, places: dict[str, int], where: str) -> Sample:
@@ -59,8 +70,8 @@ def _check_counts(counts: Counter[int], problems: Sequence[Problem], path: Path)
     if missing:
         raise DataError(
             f"{path}: no response to {len(missing)} of {len(problems)} problems of evaluation.source (first: "
-            f"{missing[0]!r}). Add them, one empty where nothing was answered, or choose other problems, for example "
-            "with evaluation.source.limit."
+            f"{missing[0]!r}). Add them, one empty where nothing was answered, or grade the problems that are "
+            "answered alone with --answered-only."
         )
     for place, problem in enumerate(problems):
         if counts[place] != counts[0]:

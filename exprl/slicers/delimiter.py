@@ -44,9 +44,10 @@ class DelimiterSlicer(Slicer):
     @property
     def advice(self) -> str:
         """See `Slicer`."""
-        delimiter = self.delimiter
+        delimiter, verb = self.delimiter, "Open" if self.position == "start" else "End"
         return (
-            f"Let prompt.template ask for the delimiter, {delimiter!r} (Open every step with {delimiter!r}), set "
+            f"Let the prompt ask for the delimiter, {delimiter!r} ({verb} every step with {delimiter!r}; the key is "
+            "prompt.template, or of prompts by domain prompt.default.template or prompt.domains.NAME.template), set "
             "reward.slicer.delimiter to what the policy writes between its steps (see exprl rollouts RUN), or choose "
             "reward.slicer.name=token_window."
         )

@@ -24,6 +24,7 @@ from exprl.rewards.steps import StepChecks, advice_on, judged_as, scorers_of
 from exprl.seeding import derive_seed
 from exprl.text.prompts import PromptBuilder
 from exprl.training import metrics
+from exprl.training.advice import about_cut_off
 from exprl.training.exchange import Rewarded, everyones, own_groups
 from exprl.training.no_update import no_update
 from exprl.training.policy_module import PolicyModule, Shown
@@ -194,7 +195,7 @@ class ExpRLModule(PolicyModule):
         advice = advice_on(self.parts.reward, [s.group.problem for s in scored], [s.rewards for s in scored])
         if advice is not None:
             self.advised = True
-            log.warning("%s: %s", self.step, advice)
+            log.warning("%s: %s%s", self.step, advice, about_cut_off([s.group for s in scored]))
 
     def verify(self, scored: Sequence[ScoredGroup]) -> list[list[bool]]:
         """Which rollouts of each group have the right answer; of a group none where the verifier cannot know.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from exprl.training.advice import about_advantage
+from exprl.slicers import DelimiterSlicer
+from exprl.training.advice import about_advantage, about_cut_off
+from exprl.types import RolloutGroup
+from tests.rollouts import problem_of, rollout_of
 
 OPTIONS = ("trainer.max_steps=5", "evaluation.source=null", "reward.clip_length=false")
 DELIMITER = 'reward.slicer={name: delimiter, delimiter: "###"}'
@@ -29,7 +33,10 @@ def rates(folder: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("option", "advice"),
     [
-        (DELIMITER, r"Let prompt.template ask for the delimiter, '###' (Open every step with"),
+        (
+            DELIMITER,
+            r"Let the prompt ask for the delimiter, '###' (End every step with '###'; the key is prompt.template",
+        ),
         ("reward.slicer.name=token_window", "Set reward.slicer.window, 512 tokens now"),
     ],
 )
@@ -51,6 +58,17 @@ def test_not_where_there_are_segments(
     run(small(*OPTIONS, option))
     assert max(rates(tmp_path / "run")) < 0.95
     assert said(caplog) == []
+
+
+def test_the_verb_is_that_of_the_position() -> None:
+    assert "(End every step with '\\n';" in DelimiterSlicer(delimiter="\n", position="end").advice
+
+
+def test_the_length_is_told_first_where_it_is_the_cause() -> None:
+    cut = rollout_of("a", "b", finish="length")
+    half = [RolloutGroup(problem=problem_of("p"), rollouts=(cut, rollout_of("a")))]
+    assert "1 of the step's 2 rollouts were cut off" in about_cut_off(half)
+    assert about_cut_off([*half, replace(half[0], rollouts=(rollout_of("a"), rollout_of("b")))]) == ""
 
 
 def test_not_for_a_reward_of_whole_rollouts_which_is_told_of_its_advantage(

@@ -87,6 +87,17 @@ def test_each_verdict_is_in_the_file_in_the_order_of_the_lines(problems: list[Pr
 
 
 @pytest.mark.usefixtures("no_model")
+def test_the_answered_problems_alone(
+    problems: list[Problem], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [line for line in lines_of(problems, [1, 0, 0, 2, 0, 1], 2) if line["problem_id"] != problems[1].id]
+    found = graded(tmp_path, lines, "--answered-only")
+    assert found["problem_ids"] == [problem.id for place, problem in enumerate(problems) if place != 1]
+    assert found["correct"] == [1, 0, 2, 0, 1]
+    assert "5 of 6 problems of evaluation.source are answered" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_model")
 def test_figures_are_replaced_only_when_it_is_said(
     problems: list[Problem], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +168,16 @@ class TestWhatIsRefused:
         kept = [line for line in lines if line["problem_id"] not in (problems[1].id, problems[4].id)]
         said = refused(capsys, write(tmp_path / "r.jsonl", kept))
         assert f"no response to 2 of 6 problems of evaluation.source (first: '{problems[1].id}')" in said
+
+    def test_answered_only_is_of_responses(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["evaluate", *WORLD, "--answered-only"])
+        assert "--answered-only: says which problems --responses FILE" in " ".join(capsys.readouterr().err.split())
+
+    def test_an_unknown_problem_too_where_a_few_are_answered(self, problems, tmp_path, capsys):
+        lines = lines_of(problems, [1] * 6, 1)[:2]
+        lines[1]["problem_id"] += "x"
+        assert "r.jsonl:2: no problem" in refused(capsys, write(tmp_path / "r.jsonl", lines), "--answered-only")
 
     def test_another_number_of_responses(self, problems, tmp_path, capsys):
         said = refused(capsys, write(tmp_path / "r.jsonl", lines_of(problems, [1] * 6, 2)[:-1]))

@@ -212,7 +212,11 @@ class Build:
         n = len(samples) // len(problems)
         detector = evaluation.behaviours.build(Resources(verifier=self.verifier, seed=self.experiment.seed))
         ks = ks_of(evaluation.k, n)
-        return counted(iter(samples), problems, n, self.verifier, ks=ks, detector=detector, on_progress=on_progress)
+        result = counted(iter(samples), problems, n, self.verifier, ks=ks, detector=detector, on_progress=on_progress)
+        reasons: list[list[str]] = [[] for _ in problems]
+        for sample in samples:
+            reasons[sample.problem].append(self.verifier.explain(problems[sample.problem], sample.reply))
+        return replace(result, reasons=tuple(map(tuple, reasons)))
 
     def check_lengths(self, problems: Sequence[Problem], max_new_tokens: int) -> None:
         """Raise before any sampling when a prompt plus the length limit exceeds the model's context."""

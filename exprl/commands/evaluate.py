@@ -16,6 +16,9 @@ from exprl.runs.preflight import check_evaluation, check_grading
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases
 
+SHOWN = 5
+"""Responses that are not right that the console tells of."""
+
 
 def evaluate_model(
     experiment: Experiment, *, checkpoint: Path | None, checked: bool = False, output: Path | None, console: Console
@@ -66,7 +69,21 @@ def grade_responses(
     if left_out := [k for k in experiment.evaluation.k if k not in result.ks]:
         console.say(f"evaluation.k: {left_out} left out, there are {result.samples} responses a problem")
     report(result, responses.name, output, console)
+    for line in _first_wrong(result):
+        console.say(line)
     return result
+
+
+def _first_wrong(result: EvaluationResult) -> list[str]:
+    """Of the responses that are not right the first few, with what was read in them; the file has all."""
+    wrong = [
+        f"not right: {problem_id}, response {number}: {reason}"
+        for problem_id, own, reasons in zip(result.problem_ids, result.verdicts, result.reasons, strict=True)
+        for number, (right, reason) in enumerate(zip(own, reasons, strict=True), start=1)
+        if reason and not right
+    ]
+    more = len(wrong) - SHOWN
+    return [*wrong[:SHOWN], *([f"and {more} more; --output has the reason of each"] if more > 0 else [])]
 
 
 def report(result: EvaluationResult, title: str, output: Path | None, console: Console) -> None:

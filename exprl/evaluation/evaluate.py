@@ -48,6 +48,7 @@ class EvaluationResult:
         domains: [P] the problems' domains, as labels of metrics; empty in results of older versions.
         verdicts: [P] of responses that were given, whether each is right, in the order they stand in the file; empty
             of those that were sampled.
+        reasons: [P] what each of these verdicts rests on, in words; empty likewise.
     """
 
     problem_ids: tuple[str, ...]
@@ -62,6 +63,7 @@ class EvaluationResult:
     judged: dict[str, int] = field(default_factory=dict)
     domains: tuple[str, ...] = ()
     verdicts: tuple[tuple[bool, ...], ...] = ()
+    reasons: tuple[tuple[str, ...], ...] = ()
 
     def per_problem(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[P] values of `pass@k` or `progress`; of `pass@k/math` or `progress/math` those of a domain's problems."""
@@ -117,6 +119,7 @@ class EvaluationResult:
             "judged": self.judged,
             "domains": list(self.domains),
             **({"verdicts": [list(own) for own in self.verdicts]} if self.verdicts else {}),
+            **({"reasons": [list(own) for own in self.reasons]} if self.reasons else {}),
         }
 
     @classmethod
@@ -126,7 +129,8 @@ class EvaluationResult:
             key: tuple(value) if isinstance(value, list) else value for key, value in node.items()
         }
         fields.pop("summary")
-        fields["verdicts"] = tuple(map(tuple, node.get("verdicts", ())))
+        for name in ("verdicts", "reasons"):
+            fields[name] = tuple(map(tuple, node.get(name, ())))
         return cls(**fields)
 
     @classmethod

@@ -35,6 +35,12 @@ class ExecutionVerifier(Executing, Verifier):
                 started.append(runner.start(program_of(response, tests), tests))
             return [outcome_of(problem, future).passed for problem, future in zip(problems, started, strict=True)]
 
+    def explain(self, problem: Problem, response: str) -> str:
+        """How many tests passed, and how the first one failed; what has been run before is not run again."""
+        tests = read_tests(problem)
+        with closing(self.runner(every=False)) as runner:
+            return str(outcome_of(problem, runner.start(program_of(response, tests), tests)))
+
     def knows(self, problem: Problem) -> bool:
         """Whether it has tests."""
         return problem.scaffold.tests is not None

@@ -15,6 +15,15 @@ REFUSED_SHARE = 0.5
 """Of the problems; where more have an answer that cannot be read, the wrong column was named."""
 
 
+def read_as(stated: str | None) -> str:
+    """In words what was read in a response.
+
+    >>> read_as("B"), read_as(None)
+    ("the answer 'B'", 'no answer')
+    """
+    return f"the answer {stated!r}" if stated else "no answer"
+
+
 class Verifier(Component):
     """Decides whether a response's final answer is right."""
 
@@ -23,6 +32,14 @@ class Verifier(Component):
     @abstractmethod
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the final answer in `response` is the problem's; a response without an answer is wrong."""
+
+    def explain(self, problem: Problem, response: str) -> str:
+        """What a verdict rests on, in words: the answer that was read, or how the tests went; "" where it does not say.
+
+        Nothing of the problem's own answer or tests is in it.
+        """
+        del problem, response
+        return ""
 
     def verify_batch(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
         """`verify` of each problem with the response at its place; a verifier may do several at once."""

@@ -35,6 +35,10 @@ class ByDomainVerifier(Routing, Verifier):
             found |= zip(places, verifier.verdicts(*own), strict=True)
         return [found[place] for place in range(len(problems))]
 
+    def explain(self, problem: Problem, response: str) -> str:
+        """As that of its domain."""
+        return self.routes[problem.domain].explain(problem, response)
+
     def knows(self, problem: Problem) -> bool:
         """As that of its domain."""
         return self.routes[problem.domain].knows(problem)

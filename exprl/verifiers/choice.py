@@ -14,7 +14,7 @@ from exprl.registry import VERIFIERS
 from exprl.text.thinking import without_thinking
 from exprl.types import Problem
 from exprl.verifiers.answers import Stated, stated_answers
-from exprl.verifiers.base import Verifier
+from exprl.verifiers.base import Verifier, read_as
 from exprl.verifiers.gold import gold_answer
 from exprl.verifiers.notation import folded
 from exprl.verifiers.options import named, options_of
@@ -87,6 +87,10 @@ class ChoiceVerifier(Verifier):
         """Whether the stated option is the problem's; False without one."""
         gold = self.gold(problem)
         return gold is not None and self._stated(response, self._options(problem)) == gold
+
+    def explain(self, problem: Problem, response: str) -> str:
+        """The answer that is compared."""
+        return read_as(self._stated(response, self._options(problem)))
 
     def gold(self, problem: Problem) -> str | None:
         """The letter of the option that the problem's answer is or ends in; one that the question lists, if it does."""

@@ -11,7 +11,7 @@ from exprl.registry import VERIFIERS
 from exprl.text.thinking import without_thinking
 from exprl.types import Problem
 from exprl.verifiers.answers import STATEMENT, last_line, last_match, stated_answers, without_marks
-from exprl.verifiers.base import Verifier
+from exprl.verifiers.base import Verifier, read_as
 from exprl.verifiers.gold import elements, gold_answer, is_placeholder, is_prose
 from exprl.verifiers.notation import folded
 
@@ -51,6 +51,11 @@ class ExactVerifier(Verifier):
             return False
         stated = self._normal(stated)
         return bool(stated) and stated == self._normal(gold)
+
+    def explain(self, problem: Problem, response: str) -> str:
+        """The answer that is compared."""
+        del problem
+        return read_as(self._stated(response))
 
     def gold(self, problem: Problem) -> str | None:
         """The answer as the data set has it; with a pattern of exprl's own, what a solution given as answer ends in.

@@ -17,7 +17,7 @@ from exprl.config.ranges import PositiveInt, Range
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
 from exprl.verifiers.answers import stated_answers, without_marks
-from exprl.verifiers.base import Verifier
+from exprl.verifiers.base import Verifier, read_as
 from exprl.verifiers.comparison import Undecided, compare, is_comparable
 from exprl.verifiers.gold import gold_answer
 from exprl.verifiers.statements import begins_like_a_value, stated_value
@@ -83,6 +83,11 @@ class MathVerifier(Verifier):
         if isinstance(verdict, Undecided):
             return any(self._ask(problem_id, *pair, patience) for pair in verdict.pairs)
         return verdict
+
+    def explain(self, problem: Problem, response: str) -> str:
+        """The answer that is compared."""
+        del problem
+        return read_as(self._stated(response))
 
     def gold(self, problem: Problem) -> str | None:
         """The problem's answer, or what a solution given as answer ends in; None where nothing is left to compare."""

@@ -12,7 +12,7 @@ from exprl.config.ranges import Share
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
 from exprl.verifiers.answers import stated_answers, without_marks
-from exprl.verifiers.base import Verifier
+from exprl.verifiers.base import Verifier, read_as
 from exprl.verifiers.gold import gold_answer
 from exprl.verifiers.notation import plain_latex
 from exprl.verifiers.number_words import is_a_number
@@ -84,6 +84,11 @@ class QuantityVerifier(Verifier):
             return False
         wanted, given = read_quantity(gold), read_quantity(stated)
         return wanted is not None and given is not None and self._agree(wanted, given)
+
+    def explain(self, problem: Problem, response: str) -> str:
+        """The answer that is compared."""
+        del problem
+        return read_as(_stated(response))
 
     def gold(self, problem: Problem) -> str | None:
         """The problem's answer, or what a solution given as answer ends in; None where that is no quantity."""

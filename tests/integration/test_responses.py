@@ -87,6 +87,19 @@ def test_each_verdict_is_in_the_file_in_the_order_of_the_lines(problems: list[Pr
 
 
 @pytest.mark.usefixtures("no_model")
+def test_what_was_read_is_told_of_each_and_printed_of_the_first_wrong_ones(
+    problems: list[Problem], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = graded(tmp_path, lines_of(problems, [0, 1, 0, 0, 0, 0], 2))
+    assert [len(own) for own in figures["reasons"]] == [2] * 6
+    assert all(reason.startswith(("the answer '", "no answer")) for own in figures["reasons"] for reason in own)
+    said = capsys.readouterr().out
+    first = figures["reasons"][0][0]
+    assert f"not right: {problems[0].id}, response 1: {first}" in said
+    assert "and 6 more; --output has the reason of each" in said
+
+
+@pytest.mark.usefixtures("no_model")
 def test_the_answered_problems_alone(
     problems: list[Problem], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -526,6 +526,11 @@ def test_reward_of_all_and_of_a_share() -> None:
         assert [one.cut_off for one in rewards] == [False, False, False, True]
         assert "1 of 2 tests passed" in rewards[1].judgements[0].rationale
     assert ExecutionVerifier().verdicts([group.problem] * 3, said) == [True, False, False]
+    assert [ExecutionVerifier().explain(group.problem, one) for one in said] == [
+        "2 of 2 tests passed",
+        "1 of 2 tests passed; test 2: wrong",
+        "0 of 2 tests passed; test 1: not run (no program in the response)",
+    ]
 
 
 @needs_sandbox

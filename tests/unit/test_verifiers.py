@@ -14,7 +14,7 @@ from exprl.config import validate
 from exprl.errors import ConfigError, DataError
 from exprl.registry import VERIFIERS
 from exprl.types import Hidden, Problem, Question, Scaffold
-from exprl.verifiers import ChoiceVerifier, ExactVerifier, MathVerifier, math_worker
+from exprl.verifiers import ByDomainVerifier, ChoiceVerifier, ExactVerifier, MathVerifier, QuantityVerifier, math_worker
 from exprl.verifiers.answers import last_boxed, last_line, last_statement, without_marks
 
 
@@ -345,3 +345,21 @@ def test_importing_verifiers_is_light():
 )
 def test_text_without_words_is_mathematics_and_a_variable_no_word(math_verifier, gold, response, right):
     assert math_verifier.verify(problem(gold), response) is right
+
+
+@pytest.mark.parametrize(
+    ("verifier", "response", "read"),
+    [
+        (ExactVerifier(), "The answer is 5.", "the answer '5.'"),
+        (ExactVerifier(), "I do not know", "no answer"),
+        (MathVerifier(), r"so \boxed{\frac12}", r"the answer '\\frac12'"),
+        (MathVerifier(require_boxed=True), "5", "no answer"),
+        (ChoiceVerifier(), "It is B, or maybe C.", "no answer"),
+        (ChoiceVerifier(), "The answer is (c).", "the answer 'C'"),
+        (QuantityVerifier(), "The answer is 4.8 kN.", "the answer '4.8 kN'"),
+        (ByDomainVerifier(domains={"math": ExactVerifier()}), "The answer is 5.", "the answer '5.'"),
+    ],
+)
+def test_what_was_read_is_told_and_nothing_of_what_is_right(verifier, response, read):
+    problem = Problem(question=Question(problem_id="p", text="?"), scaffold=Scaffold(answer=Hidden("B")))
+    assert verifier.explain(problem, response) == read

@@ -52,11 +52,16 @@ HIGH = 900
 """Descriptors of the server's own are above, out of the way of those that a forked process is given."""
 
 
+HANDED_ON = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""Signals that the server ignores itself, and how a Python process begins with them where they were not ignored."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A Python process to be: the words after the interpreter's name, and where it shall run.
 
-    `kept` are the numbers under which it has `received`, descriptors of this process.
+    `kept` are the numbers under which it has `received`, descriptors of this process; `ignored` the signals of
+    `HANDED_ON` that whoever asked ignores.
     """
 
     arguments: list[str]
@@ -66,6 +71,7 @@ class Request:
     session: bool
     group: int
     parent: int
+    ignored: list[int]
     received: list[int] = field(default_factory=list)
 
     def encoded(self) -> bytes:
@@ -166,9 +172,8 @@ def with_server_of_its_own(request: Request) -> tuple[Request, socket.socket]:
 
 def entered(request: Request) -> Request:
     """The child of whoever asked, in the session or process group asked for."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, usual in HANDED_ON.items():
+        signal.signal(number, signal.SIG_IGN if number in request.ignored else usual)
     while os.getppid() != request.parent:
         time.sleep(0.0005)
     if request.session:

@@ -20,6 +20,7 @@ import functools
 import inspect
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from typing import Any
 
 import torch
 
-from tests.fork_server import BEFORE_PYTHON, MADE_ANEW, QUIET, Request, pair, python_path, split
+from tests.fork_server import BEFORE_PYTHON, HANDED_ON, MADE_ANEW, QUIET, Request, pair, python_path, split
 
 _GENUINE = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 _SIGNATURE = inspect.signature(_GENUINE)
@@ -109,6 +110,7 @@ def _request(given: Mapping[str, Any]) -> Request:
         session=given["start_new_session"],
         group=given["process_group"],
         parent=os.getpid(),
+        ignored=[number for number in HANDED_ON if signal.getsignal(number) is signal.SIG_IGN],
     )
 
 

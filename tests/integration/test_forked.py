@@ -57,6 +57,14 @@ ENDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Not ignored, as they are where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(params=[False, True], ids=["as is", "safe path"])
 def safe(request: pytest.FixtureRequest) -> dict[str, str]:
     return {"PYTHONSAFEPATH": "1"} if request.param else {}
@@ -81,6 +89,19 @@ def test_it_ends_as_a_genuine_one(code: str) -> None:
     assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
     assert ours.stderr.splitlines()[-1:] == theirs.stderr.splitlines()[-1:]
     assert ours.stderr.count("Traceback") == theirs.stderr.count("Traceback")
+
+
+@pytest.mark.parametrize("name", ["interrupted", "terminated"])
+def test_signals_that_whoever_asks_ignores_are_ignored(name: str) -> None:
+    """As a shell sees to it for what it starts in the background."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        ours, theirs = both("-c", ENDS[name])
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert ours.returncode == theirs.returncode == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"start_new_session": True}, {"process_group": 0}], ids=str)

@@ -136,10 +136,10 @@ def test_a_wrong_head_is_refused_with_both_numbers(monkeypatch):
 
 def test_a_state_lost_between_tokens_is_refused(monkeypatch):
     """What passing a Mamba's cache under another name did."""
-    from exprl.engines import decoding
+    from exprl.models import steps
 
-    policy, advance = policy_of("mamba"), decoding.advance
-    monkeypatch.setattr(decoding, "advance", lambda model, ids, *, cache, **rest: advance(model, ids, **rest))
+    policy, advance = policy_of("mamba"), steps.advance
+    monkeypatch.setattr(steps, "advance", lambda model, ids, *, cache, **rest: advance(model, ids, **rest))
     with pytest.raises(ModelError, match=r"mamba: engine transformers and the model's own forward pass disagree"):
         check_agreement(policy, engine_of(policy), packed=False)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from exprl.rewards import SparseReward
 from exprl.training.exchange import RemoteGroup
 from exprl.training.module import ExpRLModule
 from exprl.training.world import World
@@ -91,7 +92,8 @@ def test_a_problem_without_an_answer_is_left_out_of_the_outcomes_and_takes_no_ot
     groups = [*GROUPS, scored(3, "yes", answer=None)]
     correct = verify(groups, World(), Counting())
     assert correct == [*RIGHT, []]
-    module: Any = SimpleNamespace(parts=SimpleNamespace(domains=frozenset()), world=World(), unlocked=set())
+    parts = SimpleNamespace(domains=frozenset(), reward=SparseReward(verifier=Counting()))
+    module: Any = SimpleNamespace(parts=parts, world=World(), unlocked=set())
     whole, part = (ExpRLModule.describe(module, *given) for given in ((GROUPS, RIGHT), (groups, correct)))
     for name in (name for name in whole if name.startswith("outcome/")):
         assert part[name] == whole[name]

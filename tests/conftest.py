@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib.util
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -74,6 +75,17 @@ def skip_without_adapters() -> None:
         check_installed()
     except ConfigError as error:
         pytest.skip(str(error), allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Not ignored, as they are where a shell started the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

@@ -57,14 +57,6 @@ ENDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _interrupts() -> Iterator[None]:
-    """Not ignored, as they are where a shell started the tests in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(params=[False, True], ids=["as is", "safe path"])
 def safe(request: pytest.FixtureRequest) -> dict[str, str]:
     return {"PYTHONSAFEPATH": "1"} if request.param else {}

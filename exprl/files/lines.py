@@ -29,22 +29,16 @@ class Cut:
     doubled: int = 0
 
 
-def any_kind(line: Mapping[str, Any]) -> str:
-    """All lines are of one kind."""
-    del line
-    return ""
-
-
-def cut_after(path: Path, step: int, *, kind: Kind = any_kind, once: bool = False) -> Cut:
+def cut_after(path: Path, step: int, *, kind: Kind) -> Cut:
     """Keep the lines up to `step`; what a killed run wrote after its checkpoint goes, also a last line it left half.
 
-    A file with damaged or doubled lines in it is kept beside the new one, as `<name>.damaged`.
+    A step has one line of each kind, the first. A file with damaged or doubled lines in it is kept beside the new one,
+    as `<name>.damaged`.
 
     Args:
         path: the file; it need not be there.
         step: the last to keep.
         kind: tells kinds of lines apart, which are counted each for itself.
-        once: a step has one line of each kind, the first.
 
     Raises:
         PathError: it cannot be read or written; it is left as it was.
@@ -69,7 +63,7 @@ def cut_after(path: Path, step: int, *, kind: Kind = any_kind, once: bool = Fals
                     if found is None or found[0] > step:
                         continue
                     place = (found[0], kind(found[1]))
-                    if once and place in seen:
+                    if place in seen:
                         doubled += 1
                     else:
                         seen.add(place)
@@ -88,7 +82,7 @@ def cut_after(path: Path, step: int, *, kind: Kind = any_kind, once: bool = Fals
     return Cut(kept=kept, damaged=damaged, doubled=doubled)
 
 
-def count_lines(path: Path, step: int, *, kind: Kind = any_kind) -> Counter[str]:
+def count_lines(path: Path, step: int, *, kind: Kind) -> Counter[str]:
     """The readable lines of this very step, by kind; raises `PathError` where the file cannot be read."""
     try:
         check_ordinary(path)

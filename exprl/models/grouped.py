@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-_NAME = "sdpa"
+from exprl.models.sdpa import sdpa_by
 
 
-@contextmanager
-def grouped_attention() -> Iterator[None]:
+def grouped_attention() -> AbstractContextManager[None]:
     """Inside, transformers' `sdpa` computes the heads of a group as so many queries of one head, where it can.
 
     With a mask transformers copies all keys and values once for each head of a group, at every token and layer. Results
     are the same up to rounding, so other threads may meet this too.
     """
-    if ALL_ATTENTION_FUNCTIONS[_NAME] is not sdpa_attention_forward:  # somebody's own, or ours already
-        yield
-        return
-    ALL_ATTENTION_FUNCTIONS[_NAME] = _grouped
-    try:
-        yield
-    finally:
-        with suppress(KeyError):  # another thread was here as well
-            del ALL_ATTENTION_FUNCTIONS[_NAME]
+    return sdpa_by(_grouped)
 
 
 def _grouped(

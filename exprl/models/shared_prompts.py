@@ -7,24 +7,23 @@ again after it, so its kernels need no mask and it costs what it always does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from exprl.kernels.once import differentiable_once
 from exprl.models.attention import attends_fully
 from exprl.models.modes import evaluating
+from exprl.models.sdpa import SDPA, sdpa_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ATTENTION = "sdpa"
 _ARGUMENT = "exprl_shared_prompts"  # under which transformers passes the layout on to attention
 _KNOWN = "_exprl_shares_prompts"
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest hidden state; else 0.05
@@ -126,7 +125,7 @@ def shares_prompts(model: PreTrainedModel, backbone: nn.Module) -> bool:
     """
     known: bool | None = getattr(model, _KNOWN, None)
     if known is None:
-        known = attends_fully(model, (_ATTENTION,)) and _measure(model, backbone)
+        known = attends_fully(model, (SDPA,)) and _measure(model, backbone)
         setattr(model, _KNOWN, known)
     return known
 
@@ -156,18 +155,9 @@ def _measure(model: PreTrainedModel, backbone: nn.Module) -> bool:
 # ------------------------------------------------------------------ attention
 
 
-@contextmanager
-def sharing_attention() -> Iterator[None]:
+def sharing_attention() -> AbstractContextManager[None]:
     """Inside, transformers' `sdpa` knows of `SharedPrompts`; without one it is what it always is."""
-    if ALL_ATTENTION_FUNCTIONS[_ATTENTION] is not sdpa_attention_forward:  # somebody's own, or ours already
-        yield
-        return
-    ALL_ATTENTION_FUNCTIONS[_ATTENTION] = _by_rows
-    try:
-        yield
-    finally:
-        with suppress(KeyError):  # another thread was here as well
-            del ALL_ATTENTION_FUNCTIONS[_ATTENTION]
+    return sdpa_by(_by_rows)
 
 
 def _by_rows(

@@ -104,7 +104,7 @@ class StepLog(Callback):
         Lines of evaluations are not counted: one that is missing is made when the run comes by it again.
         """
         path = self.directory.metrics
-        cut = cut_after(path, step, kind=kind_of, once=True)
+        cut = cut_after(path, step, kind=kind_of)
         kept = cut.kept.get(STEP, 0)
         expected = self.expected.get(METRICS, kept)
         kept_aside = f"the file as it was is kept as {path.name}.damaged"

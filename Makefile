@@ -16,7 +16,11 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-build-isolation --no-compile --constraint $(LOCK)
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 CACHE   := EXPRL_CACHE=$(CURDIR)/.cache/exprl
-PYTEST  := $(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST  := $(OFFLINE) $(CACHE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# Set in many images, to keep them small. Each of the processes here would compile every library anew, which takes three
+# times as long as importing it.
+unexport PYTHONDONTWRITEBYTECODE
 
 NOT_IN_CI := test -z "$(CI)" # what may be missing on a laptop may not where it would go unseen
 
@@ -31,11 +35,8 @@ install: $(VENV)/.installed $(VENV)/.sandbox ## make .venv with exprl, its tools
 quickstart: install ## train the small example, or go on where it stopped (ARGS="trainer.max_steps=5")
 	$(BIN)/exprl train configs/quickstart.yaml --resume $(ARGS)
 
-test: install $(VENV)/.vllm ## lint, types, layers, and all tests with coverage
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+test: install ## lint, types, layers, and all tests with coverage
+	$(MAKE) --jobs=2 lint $(VENV)/.vllm
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
 
 # Each end of the ranges in pyproject.toml in an environment of its own, without vLLM, whose releases pin torch.

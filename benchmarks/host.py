@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from exprl.advantages import SegmentReturn
 from exprl.checks.contracts import check_estimates
-from exprl.checks.finite import check_advantages, check_rollouts
+from exprl.checks.finite import check_sampled
 from exprl.evaluation.phrases import PHRASES, normal
 from exprl.judges.cache import key_of
 from exprl.judges.same_model import SameModelJudge
@@ -162,15 +162,13 @@ def one_rank(groups: list[RolloutGroup], tokenizer: PreTrainedTokenizerBase) -> 
 def compare(groups: Sequence[RolloutGroup], rewards: Sequence[tuple[AnyReward, ...]]) -> list[ScoredGroup]:
     advantage = SegmentReturn()
     check_rewards(groups, rewards, "reward")
-    check_rollouts(groups, rewards, "step")
+    check_sampled(groups, "step")
     advantages = advantage.estimate(rewards)
     check_estimates(rewards, advantages, "advantage")
-    scored = [
+    return [
         ScoredGroup(group=group, rewards=own, advantages=estimates)
         for group, own, estimates in zip(groups, rewards, advantages, strict=True)
     ]
-    check_advantages(scored, "step")
-    return scored
 
 
 def described(scored: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -10,7 +10,8 @@ Tasks: logits (a: log-prob and entropy from logits), linear (b: from hidden stat
 divergence of two heads), policy (c: the policy loss). Every cell is measured in a second process; a peer that is
 absent, fails, hangs or breaks the GPU costs its own cell and is named below the tables. Peers that are not installed
 can be on PYTHONPATH as unpacked wheels. Results are written to --markdown after every cell, and when --budget-seconds
-are over the remaining cells are left out: give a little less than what the machine is lent for.
+are over the remaining cells are left out: give a little less than what the machine is lent for. The exit status is then
+75, and the next call with the same --keep goes on after the last table that was whole.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ ROOT = Path(__file__).parents[1]
 # First: on the machine with the GPU exprl is a folder, not installed, and a peer's wheel may bring a folder `tests`.
 sys.path.insert(0, str(ROOT))
 
-from kernel_peers import PEERS, Size, Task  # noqa: E402
+from gpu_findings import digest  # noqa: E402
+from gpu_stages import UNFINISHED  # noqa: E402
+from kernel_peers import PEERS, Size, Task, kept  # noqa: E402
+from kernel_peers.measure import Measurement  # noqa: E402
 from kernel_peers.report import Report  # noqa: E402
 from kernel_peers.sweep import run_sweep  # noqa: E402
 from kernel_peers.variants import Variants  # noqa: E402
-from kernel_peers.worker import CountVariants, Failure, Worker  # noqa: E402
+from kernel_peers.worker import NO_TIME, CountVariants, Failure, Worker  # noqa: E402
+from measuring import leave  # noqa: E402
 
 PACKAGES = ("triton", "liger-kernel", "trl", "cut-cross-entropy", "verl", "quack-kernels", "nvidia-cutlass-dsl")
 
@@ -53,6 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="leave out what comes after them")
     parser.add_argument("--cell-seconds", type=float, default=120.0, help="give a cell up after them, with compiling")
     parser.add_argument("--markdown", type=Path, help="write the tables here after every cell")
+    parser.add_argument("--keep", type=Path, help="keep whole tables in this file, and go on after those in it")
     parser.add_argument("--sweep", action="store_true", help="time the row kernels for every block and warps instead")
     options = parser.parse_args(arguments)
     wanted = {x.casefold() for x in options.only or PEERS}
@@ -63,11 +69,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main() -> None:
+def main() -> int:
+    """The exit status: `UNFINISHED` where the budget ended before the last cell."""
     options = parse()
     if options.sweep:
         sweep(options)
-        return
+        return 0
     start = time.perf_counter()
     sizes = [
         Size(tokens=t, hidden=d, vocabulary=options.vocabulary, dtype=options.dtype)
@@ -81,6 +88,7 @@ def main() -> None:
         tasks=options.tasks,
         peers=options.peers,
         device=options.device,
+        results=kept.read(options.keep, about(options)) if options.keep else {},
     )
     worker = Worker(options.device, options.repeats)
     try:
@@ -89,6 +97,7 @@ def main() -> None:
         worker.close()
         write(report, options.markdown)
     print(report.markdown())
+    return UNFINISHED if NO_TIME in report.results.values() else 0
 
 
 def measure_all(report: Report, worker: Worker, options: argparse.Namespace, start: float) -> None:
@@ -98,24 +107,39 @@ def measure_all(report: Report, worker: Worker, options: argparse.Namespace, sta
         return options.budget_seconds - (time.perf_counter() - start)
 
     if options.device == "cuda" and "exprl" in options.peers:
-        answer = worker.ask(CountVariants(options.vocabulary), min(options.cell_seconds, left()))
+        answer = worker.ask(CountVariants(options.vocabulary), options.cell_seconds, left())
         report.variants = answer if isinstance(answer, Variants | Failure) else None
         print(f"variants: {report.variants}", file=sys.stderr)
-    given_up: set[tuple[str, Task]] = set()
+    measured_on = about(options) if options.keep else ""
+    given_up = {(cell.peer, cell.task) for cell, result in report.results.items() if hopeless(result)}
     for cell in report.cells():
+        if cell in report.results:
+            continue
         if left() <= 0:
-            report.results[cell] = Failure("no time left")
+            report.results[cell] = NO_TIME
             continue
         if (cell.peer, cell.task) in given_up:
             report.results[cell] = Failure("given up", "it was too slow or ended the process at another size")
             continue
-        answer = worker.ask(cell, min(options.cell_seconds, left()))
+        answer = worker.ask(cell, options.cell_seconds, left())
         assert not isinstance(answer, Variants)
         report.results[cell] = answer
-        if isinstance(answer, Failure) and answer.short in ("too slow", "crashed"):
+        if hopeless(answer):
             given_up.add((cell.peer, cell.task))
         print(f"[{time.perf_counter() - start:.0f} s] {report.line(cell)}", file=sys.stderr, flush=True)
         write(report, options.markdown)
+        if options.keep:
+            kept.keep(options.keep, measured_on, kept.whole_tables(report.results, report.cells()))
+
+
+def hopeless(result: Measurement | Failure) -> bool:
+    """Whether other sizes of the task would only cost time."""
+    return isinstance(result, Failure) and result.short in ("too slow", "crashed")
+
+
+def about(options: argparse.Namespace) -> str:
+    """What kept tables must have been measured on, by which code, and how; which peers and sizes is in the cells."""
+    return f"{device_and_packages(options.device)} {options.repeats} repeats, {options.cell_seconds} s, {digest()}"
 
 
 def write(report: Report, path: Path | None) -> None:
@@ -143,13 +167,14 @@ def sweep(options: argparse.Namespace) -> None:
 
 def machine(device: str) -> str:
     """What was measured on, and the command."""
+    arguments = " ".join(f'"{x}"' if " " in x else x for x in sys.argv[1:])
+    return f"{device_and_packages(device)}.\n\n    python benchmarks/kernels.py {arguments}\n"
+
+
+def device_and_packages(device: str) -> str:
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     found = [f"torch {torch.__version__}", *(f"{x} {installed(x)}" for x in PACKAGES)]
-    arguments = " ".join(f'"{x}"' if " " in x else x for x in sys.argv[1:])
-    return (
-        f"{name}, {platform.system()}, Python {platform.python_version()}, {', '.join(found)}.\n\n"
-        f"    python benchmarks/kernels.py {arguments}\n"
-    )
+    return f"{name}, {platform.system()}, Python {platform.python_version()}, {', '.join(found)}"
 
 
 def installed(package: str) -> str:
@@ -166,4 +191,4 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -38,6 +38,16 @@ def in_fresh_process(arguments: Sequence[str], *, threads: int, limit: float) ->
         return {"failed": f"exit status {process.returncode}, see above"}
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return result
+
+
+def leave(status: int = 0) -> NoReturn:
+    """End this process as a program whose tables are printed, at once.
+
+    Python takes seconds to take the libraries down, in which a caller with a time limit would call it cut off.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class Memory:

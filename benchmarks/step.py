@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from measuring import Memory, device_name, in_fresh_process, versions  # noqa: E402
+from measuring import Memory, device_name, in_fresh_process, leave, versions  # noqa: E402
 from update_step import CONFIGS as SHAPES  # noqa: E402
 
 from exprl import (  # noqa: E402
@@ -61,6 +61,7 @@ from exprl import (  # noqa: E402
     UpdateConfig,
 )
 from exprl.advantages import GroupAdvantage  # noqa: E402
+from exprl.corrections import NoCorrection  # noqa: E402
 from exprl.models.pretrained import PretrainedModel  # noqa: E402
 from exprl.rewards.base import Reward  # noqa: E402
 from exprl.types import AnyReward, Problem, Question, RolloutGroup, RolloutReward, Scaffold  # noqa: E402
@@ -73,19 +74,21 @@ END = "<end of a rollout>"
 AS_IT_IS = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 1 where exprl's own steps failed."""
     options = parse(arguments)
     if options.here:
         print(json.dumps(RUNNERS[options.here](options)))
-        return
+        return 0
     wanted = list(VARIANTS) if options.variant == "all" else [options.variant]
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), options)
         found = [(name, in_its_own(name, folder, options)) for _ in range(options.rounds) for name in wanted]
     if options.json:
         print(json.dumps({"device": device_name(), "versions": versions("trl"), "found": found}))
-        return
-    print("\n".join([*header(options), *table(found, options)]))
+    else:
+        print("\n".join([*header(options), *table(found, options)]))
+    return int(any("failed" in result for name, result in found if name == "exprl"))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -259,7 +262,7 @@ def exprl(options: argparse.Namespace) -> dict[str, Any]:
             engine=TransformersEngine(policy=policy),
             reward=Scatter(),
             advantage=GroupAdvantage(),
-            objective=Clipped(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, kl_coef=kl, is_cap=None),
+            objective=Clipped(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, kl_coef=kl, correction=NoCorrection()),
             initial_policy=initial,
         ),
         Sampling(n=options.group, max_new_tokens=options.new_tokens),
@@ -323,6 +326,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
             use_vllm=False,
             loss_type="dapo",
             beta=0.0 if options.no_kl else KL,
+            use_bias_correction_kl=False,  # times the ratio, it would be another gradient than that of k3
             epsilon=CLIP_LOW,
             epsilon_high=CLIP_HIGH,
             learning_rate=LEARNING_RATE,
@@ -393,4 +397,4 @@ def table(found: Sequence[tuple[str, dict[str, Any]]], options: argparse.Namespa
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

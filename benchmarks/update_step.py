@@ -44,8 +44,9 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import measuring  # noqa: E402
-from measuring import Memory, device_name, limit_memory, synchronize, versions  # noqa: E402
+from measuring import Memory, device_name, leave, limit_memory, synchronize, versions  # noqa: E402
 
+from exprl.corrections import NoCorrection  # noqa: E402
 from exprl.experiment import OptimizerConfig, UpdateConfig  # noqa: E402
 from exprl.models.base import LanguageModel  # noqa: E402
 from exprl.objectives import Clipped  # noqa: E402
@@ -147,11 +148,12 @@ CONFIGS = {
 }
 
 
-def main() -> None:
+def main() -> int:
+    """The exit status: 1 where an update of exprl's own failed."""
     options = parse()
     if options.here:
         print(json.dumps(in_this_process(options.here, CONFIGS[options.config[0]], options)))
-        return
+        return 0
     wanted = list(VARIANTS) if options.variant == "all" else [options.variant]
     rows = []
     if not options.json:
@@ -172,6 +174,7 @@ def main() -> None:
             print("\n" + "\n".join(comparison(found)), flush=True)
     if options.json:
         print(json.dumps({"versions": versions("trl"), "device": device_name(), "rows": rows}, indent=2))
+    return int(any("failed" in row for row in rows if row["variant"] == "ours"))
 
 
 def parse() -> argparse.Namespace:
@@ -250,7 +253,7 @@ def ours(
     device = torch.device(config.device)
     computing = PolicyUpdate(
         model,
-        Clipped(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, is_cap=None),
+        Clipped(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, correction=NoCorrection()),
         UpdateConfig(
             micro_batch_tokens=config.micro_batch_tokens,
             packing=options.packing,
@@ -543,4 +546,4 @@ def comparison(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

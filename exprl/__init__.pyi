@@ -7,9 +7,11 @@ from .advantages import (
     Scores as Scores,
     SegmentBatch as SegmentBatch,
     SegmentDelta as SegmentDelta,
+    SegmentDeltaFinal as SegmentDeltaFinal,
     SegmentEnd as SegmentEnd,
     SegmentGroup as SegmentGroup,
     SegmentReturn as SegmentReturn,
+    SegmentSum as SegmentSum,
 )
 from .component import (
     Choice as Choice,
@@ -28,6 +30,13 @@ from .config.ranges import (
     Range as Range,
     Share as Share,
 )
+from .corrections import (
+    Correction as Correction,
+    IcePop as IcePop,
+    NoCorrection as NoCorrection,
+    SequenceMask as SequenceMask,
+    TruncatedImportance as TruncatedImportance,
+)
 from .data.base import ProblemSource as ProblemSource
 from .data.datamodule import ExpRLDataModule as ExpRLDataModule
 from .engines import (
@@ -37,7 +46,8 @@ from .engines import (
     VLLMEngine as VLLMEngine,
 )
 from .errors import ExprlError as ExprlError
-from .evaluation.pass_at_k import PassAtK as PassAtK, pass_at_k as pass_at_k
+from .evaluation.pass_at_k import pass_at_k as pass_at_k
+from .evaluation.pass_at_k_metric import PassAtK as PassAtK
 from .execution import (
     Bubblewrap as Bubblewrap,
     ExecutionVerifier as ExecutionVerifier,
@@ -74,16 +84,27 @@ from .kernels import (
     policy_token_loss as policy_token_loss,
 )
 from .models import LanguageModel as LanguageModel, ModelProvider as ModelProvider, PretrainedModel as PretrainedModel
-from .objectives import Clipped as Clipped, Objective as Objective, Reinforce as Reinforce
+from .objectives import (
+    CISPO as CISPO,
+    DPPO as DPPO,
+    GSPO as GSPO,
+    Clipped as Clipped,
+    Objective as Objective,
+    PolicyTokens as PolicyTokens,
+    Reinforce as Reinforce,
+    Surrogate as Surrogate,
+)
 from .registry import (
     ADVANTAGES as ADVANTAGES,
     BACKENDS as BACKENDS,
     BEHAVIOURS as BEHAVIOURS,
+    CORRECTIONS as CORRECTIONS,
     ENGINES as ENGINES,
     JUDGES as JUDGES,
     METHODS as METHODS,
     MODELS as MODELS,
     OBJECTIVES as OBJECTIVES,
+    PERTURBATIONS as PERTURBATIONS,
     PROMPTS as PROMPTS,
     REWARDS as REWARDS,
     SANDBOXES as SANDBOXES,
@@ -107,7 +128,13 @@ from .rollouts import (
     StoredGroup as StoredGroup,
     load_rollouts as load_rollouts,
 )
-from .slicers import DelimiterSlicer as DelimiterSlicer, Slicer as Slicer, TokenWindowSlicer as TokenWindowSlicer
+from .slicers import (
+    ChangePointSlicer as ChangePointSlicer,
+    DelimiterSlicer as DelimiterSlicer,
+    ScoredSlicer as ScoredSlicer,
+    Slicer as Slicer,
+    TokenWindowSlicer as TokenWindowSlicer,
+)
 from .terminal.progress import OnProgress as OnProgress, no_progress as no_progress
 from .text.prompts import (
     ByDomainPrompt as ByDomainPrompt,
@@ -119,6 +146,7 @@ from .text.tokenization import decode_with_ends as decode_with_ends
 from .training.module import ExpRLModule as ExpRLModule, Parts as Parts
 from .types import (
     Advantages as Advantages,
+    Curve as Curve,
     Hidden as Hidden,
     Judgement as Judgement,
     JudgeRequest as JudgeRequest,

@@ -21,6 +21,13 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
+def program() -> None:
+    """`main` in a process that is there for nothing else."""
+    from exprl.terminal.process import run_alone
+
+    run_alone(main)
+
+
 def leave_working_directory() -> None:
     """Python puts it before everything else, where a file called as a library would be taken for that library."""
     from pathlib import Path
@@ -35,4 +42,4 @@ def leave_working_directory() -> None:
 
 if __name__ == "__main__":
     leave_working_directory()
-    main()
+    program()

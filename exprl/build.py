@@ -7,11 +7,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
+from exprl.checks.compilers import compile_errors
 from exprl.component import Choice
 from exprl.data.base import ProblemSource
+from exprl.data.canaries import Canary, canaries_in, check_canaries, planted
 from exprl.data.order import Part
 from exprl.domains import check_labels, check_routes
 from exprl.engines.base import Engine, Sampling
@@ -20,6 +23,7 @@ from exprl.evaluation.detectors import BehaviourDetector
 from exprl.evaluation.evaluate import EvaluationResult, Sample, counted, evaluate
 from exprl.evaluation.responses import ks_of
 from exprl.experiment import Experiment
+from exprl.leaks.values import value_ids
 from exprl.models import lora
 from exprl.models.base import LanguageModel, check_vocabulary
 from exprl.models.precision import prepare_to_train
@@ -35,10 +39,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Build:
-    """Builds the parts of one experiment, each once and only when asked for; `training`: the policy will be updated."""
+    """Builds the parts of one experiment, each once and only when asked for.
+
+    Attributes:
+        experiment: whose parts.
+        training: whether the policy will be updated.
+        decoys: whether planted facts have another number than the run's (`Canary.decoy`).
+        run_dir: the folder of the run; None: outside of one.
+    """
 
     experiment: Experiment
     training: bool = False
+    decoys: bool = False
+    run_dir: Path | None = None
 
     @cached_property
     def policy(self) -> LanguageModel:
@@ -76,7 +89,7 @@ class Build:
     @cached_property
     def train_problems(self) -> list[Problem]:
         """The training problems; in a run that reads no reference solutions they have none."""
-        problems, _ = self._train
+        problems = planted(self._train[0], self.canaries, decoys=self.decoys)
         scores = self.experiment.method.cls.scores
         self._check_routes(problems, "data.train", *(["reward"] if self.training and scores else []))
         hold = self.experiment.reads_references or not self.training
@@ -95,13 +108,24 @@ class Build:
             raise ConfigError("data.train: required for training, but missing. For example {name: jsonl, path: ...}.")
         return self._loaded(source, "data.train")
 
+    @cached_property
+    def canaries(self) -> list[Canary]:
+        """The facts planted in references of training problems, in order."""
+        return canaries_in(self._train[0], self.experiment.leak, self.experiment.seed)
+
     def check_data(self) -> None:
         """Raise an `ExprlError` where the training problems lack what training needs; no model is loaded."""
         method, reward = self.experiment.method, self.experiment.reward
+        check_canaries(self._train[0], self.canaries, self.experiment.leak)
         problems = self.train_problems
         known = Resources(problems=problems, verifier=self.verifier, seed=self.experiment.seed)
         for choice in (method, *([reward] if method.cls.scores else [])):
             choice.cls.check_data(choice.config, problems, known)
+
+    def check_canaries(self) -> None:
+        """Raise `ConfigError` where the policy's tokenizer cannot write the facts that are planted."""
+        for canary in self.canaries[:1]:  # they differ in their numbers, of which each is asked
+            value_ids(canary, self.policy.tokenizer, "question")
 
     @cached_property
     def evaluation_problems(self) -> list[Problem]:
@@ -159,6 +183,7 @@ class Build:
             problems=self.train_problems if self.experiment.data.train is not None else (),
             verifier=self.verifier,
             seed=self.experiment.seed,
+            run_dir=self.run_dir,
         )
 
     @cached_property
@@ -187,6 +212,7 @@ class Build:
             seed=options.seed,
         )
 
+    @compile_errors()
     def evaluate(self, on_progress: OnProgress, *, numbers: Sequence[int] | None = None) -> EvaluationResult:
         """pass@k of the policy as it is now on the held-out problems, or on those of these `numbers`.
 

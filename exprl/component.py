@@ -177,6 +177,10 @@ class Component(Options, ABC):
 class Stateful(Component):
     """A component with a life in a run: what it does not do itself of this, the components it is built of do."""
 
+    overlaps: ClassVar[bool] = False
+    """Whether it can work in one thread while the policy updates in another, as far as it is not its parts that do: it
+    computes with no model and draws no random numbers in this process."""
+
     def prepare(self) -> None:
         """Called on every rank when a run starts, with all weights in place."""
         for part in self.lasting().values():
@@ -269,9 +273,11 @@ def _chosen(registry: Registry[Any], name: str, value: Any) -> Any:
         if "config" not in value.__dict__:
             raise ContractError("its constructor must call super().__init__().", giver=type(value).__name__)
         return Choice(name=value.registered_name or type(value).__name__, config=value.config, cls=type(value))
-    if isinstance(value, str) and registry.shorthand is not None:
-        component, option_name = registry.shorthand
-        if not value:
-            raise ConfigError(f"{name}: must not be empty.")
-        return Choice.of(registry, component, **{option_name: value})
-    return value
+    if not isinstance(value, str):
+        return value
+    if registry.shorthand is None:
+        return {"name": value}  # as a signature shows a default
+    component, option_name = registry.shorthand
+    if not value:
+        raise ConfigError(f"{name}: must not be empty.")
+    return Choice.of(registry, component, **{option_name: value})

@@ -88,6 +88,10 @@ class NonFiniteError(ExprlError):
     """A number that training needs is NaN or infinite; the message names it, the step and what to try."""
 
 
+class OutOfMemoryError(ExprlError):
+    """A device has no more memory; the message names what needed it and which option takes less."""
+
+
 class DistributedError(ExprlError):
     """The ranks of a run cannot go on together; the message names rank and phase."""
 

@@ -26,6 +26,7 @@ from exprl.config.ranges import (
     TopP,
 )
 from exprl.errors import ConfigError
+from exprl.granularity import granularities_of, usual_advantage
 from exprl.kernels import Backend
 from exprl.registry import (
     ADVANTAGES,
@@ -42,8 +43,7 @@ from exprl.registry import (
     named_plugins,
 )
 
-USUAL_ADVANTAGES = {"rollout": "group", "segment": "segment_delta"}
-"""The advantage that goes with a reward of each granularity where none is named: GRPO's, and the paper's main one."""
+Aggregation = Literal["token", "sequence", "constant"]
 
 Decay = Annotated[float, Range(ge=0, lt=1)]
 
@@ -55,6 +55,34 @@ class DataConfig:
 
     train: Annotated[Choice, SOURCES] | None = choose(SOURCES, default=None, help="source of the training problems")
     prompts_per_step: Annotated[int, Range(ge=1, le=2**20)] = option(default=8, help="prompts sampled from in one step")
+
+
+SECRET = "{secret}"
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class LeakConfig:
+    """Random facts planted in what a judge reads, so that `exprl leaks` can look for them in the policy."""
+
+    canaries: Share = option(
+        default=0.0, help="share of the training problems in whose reference a random fact is planted; 0: none"
+    )
+    digits: Annotated[int, Range(ge=1, le=4)] = option(
+        default=3, help="digits of the number that is a fact's secret; all of its values are ranked, of 3 digits 1000"
+    )
+    template: NonEmpty = option(
+        default=f"This solution is kept under the code {SECRET}.",
+        help="the line that states a fact, before the reference's last paragraph, line or sentence; {secret} is the "
+        "number",
+    )
+
+    def __post_init__(self) -> None:
+        before, secret, after = self.template.partition(SECRET)
+        if not (secret and before.strip()) or SECRET in after or len(self.template.splitlines()) > 1:
+            raise ConfigError(
+                f"template: must be one line that says something and then {SECRET}, once, but got {self.template!r}."
+            )
 
 
 @checked
@@ -102,33 +130,51 @@ class UpdateConfig:
         default=None, help="prompts in one optimizer update; null: all of the step, one update"
     )
     epochs: Annotated[int, Range(ge=1, le=1000)] = option(default=1, help="passes over the rollouts of a step")
+    aggregation: Aggregation = option(
+        default="token",
+        help="what the losses of an update's tokens become: their mean (DAPO; the paper); sequence: the mean over "
+        "rollouts of each one's token mean (GRPO); constant: their sum / (rollouts · aggregation_length) (Dr. GRPO). "
+        "sft is always token",
+    )
+    aggregation_length: PositiveInt | None = option(
+        default=None, help="tokens that constant divides a rollout by; null: rollout.max_new_tokens"
+    )
     micro_batch_tokens: PositiveInt = option(
         default=16384,
         help="tokens in one forward and backward, padding included; changes memory and speed, never the loss",
+        free=True,
     )
     packing: Literal["auto"] | bool = option(
         default="auto",
         help="lay rollouts end to end instead of padding them; auto: where attention skips what is between them, and "
         "elsewhere prompts that rollouts share are computed once",
+        free=True,
     )
     activation_checkpointing: bool = option(
-        default=False, help="compute activations again in backward: less memory, a third slower"
+        default=False, help="compute activations again in backward: less memory, a third slower", free=True
     )
     compile_layers: bool = option(
         default=False,
         help="let torch.compile fuse what the decoder layers compute in an update: faster on a GPU, after a minute of "
         "compilation at the first one; needs a C++ compiler, on a GPU Triton",
+        free=True,
     )
     offload_initial_policy: bool = option(
-        default=False, help="keep the frozen initial policy in CPU memory while it is not used"
+        default=False, help="keep the frozen initial policy in CPU memory while it is not used", free=True
     )
     signal_tolerance: Share = option(
         default=1e-6, help="a group whose advantages all lie within this of 0 is dropped from the update and counted"
+    )
+    dynamic_sampling: Annotated[int, Range(ge=0, le=1000)] = option(
+        default=0,
+        help="rounds in which fresh prompts take the place of groups that signal_tolerance would drop (DAPO); what has "
+        "no signal after the last is dropped; 0: none. rl alone",
     )
     kernels: Backend = option(
         default="auto",
         help="who computes log-probs of hidden states: triton (GPUs), eager (any device), compile; auto: the best of "
         "them here",
+        free=True,
     )
     gap_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
         default=None,
@@ -245,6 +291,7 @@ class Experiment:
     lora: LoRAConfig = option(default=LoRAConfig(), help="a low-rank adapter instead of all weights")
     prompt: Annotated[Choice, PROMPTS] = choose(PROMPTS, default="template", help="how a question becomes a prompt")
     data: DataConfig = option(default=DataConfig(), help="training problems")
+    leak: LeakConfig = option(default=LeakConfig(), help="facts planted in references, to measure what leaks")
     rollout: Annotated[Choice, ENGINES] = choose(ENGINES, default="transformers", help="the engine that samples")
     verifier: Annotated[Choice, VERIFIERS] = choose(
         VERIFIERS, default="math", help="decides whether a final answer is right"
@@ -293,45 +340,28 @@ class Experiment:
                 giver = f"reward.{key}" if key else f"reward {self.reward.name!r}"
                 raise ConfigError(
                     f"advantage.name: {self.advantage.name!r} takes one reward a {' or '.join(sorted(accepts))}, but "
-                    f"{giver} gives one a {granularity}. Set advantage.name to one of: {', '.join(fitting)}."
+                    f"{giver} gives one a {granularity}. Set advantage.name to one of: {', '.join(fitting)}"
+                    f"{'; or reward.name=sparse or outcome.' if granularity == 'segment' else '.'}"
                 )
-
-
-def granularities_of(reward: Choice) -> dict[str, str]:
-    """What a reward gives one to, a rollout or a segment, by the key within it; raises `ConfigError` if unsaid."""
-    try:
-        return dict(reward.cls.granularities(reward.config))
-    except ConfigError as error:
-        raise ConfigError(f"reward.{error}") from error
-
-
-def usual_advantage(reward: Choice) -> str:
-    """The name of the advantage that goes with a reward, so that swapping the reward alone compares the methods.
-
-    Where domains have rewards of both kinds it is that of segments, which takes a rollout's as one segment.
-
-    Raises:
-        ConfigError: the reward's class does not say what it gives a reward to.
-    """
-    return USUAL_ADVANTAGES["segment" if "segment" in granularities_of(reward).values() else "rollout"]
 
 
 def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:
     """An experiment from YAML, or from overrides alone; raises `ConfigError` naming the key."""
     if path is None:
-        return configuration.from_layers(Experiment, [configuration.parse_overrides(overrides)])
+        return configuration.from_layers(Experiment, configuration.override_layers(overrides))
     layers = configuration.load_layers(path)
     if any("arms" in layer for layer in layers):
         raise ConfigError(f"{path} is a study, not an experiment: exprl study {path}.")
-    return configuration.from_layers(Experiment, [*layers, configuration.parse_overrides(overrides)])
+    return configuration.from_layers(Experiment, [*layers, *configuration.override_layers(overrides)])
 
 
-def load_run(config: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_run(config: Path, overrides: Sequence[str] = (), *, layers: Sequence[dict[str, Any]] = ()) -> Experiment:
     """The experiment of a run by its `config.yaml`, which may be anybody's: it sets values and imports nothing.
 
     Args:
         config: the file.
         overrides: the user's own; `plugins=[...]` among them, or `import_plugins` before, allows the run's plugins.
+        layers: more of the user's, over these.
 
     Raises:
         ConfigError: naming the key, or the plugins that the user has not named.
@@ -345,7 +375,7 @@ def load_run(config: Path, overrides: Sequence[str] = ()) -> Experiment:
             f"know them, say so yourself: --plugins {' --plugins '.join(unnamed)} or plugins=[{','.join(unnamed)}]."
         )
     try:
-        return configuration.from_layers(Experiment, [layer, own])
+        return configuration.from_layers(Experiment, [layer, own, *layers])
     except ConfigError as error:
         try:
             configuration.from_layers(Experiment, [layer])

@@ -121,8 +121,12 @@ ADVANTAGES: Registry[Any] = Registry("advantage", "exprl.advantages")
 """How rewards become advantages: `Advantage`."""
 OBJECTIVES: Registry[Any] = Registry("objective", "exprl.objectives")
 """The policy loss: `Objective`."""
+CORRECTIONS: Registry[Any] = Registry("correction", "exprl.corrections")
+"""What makes up for an engine that samples with other log-probs: `Correction`."""
 BEHAVIOURS: Registry[Any] = Registry("behaviour", "exprl.evaluation.detectors")
 """Which behaviours a trace shows: `exprl.evaluation.detectors.BehaviourDetector`."""
+PERTURBATIONS: Registry[Any] = Registry("perturbation", "exprl.evaluation.perturbations")
+"""How a response is changed to try a judge: `exprl.evaluation.perturbations.Perturbation`."""
 METHODS: Registry[Any] = Registry("method", "exprl.training.methods")
 """What a training step does: `exprl.training.methods`."""
 
@@ -139,7 +143,9 @@ FAMILIES: tuple[Registry[Any], ...] = (
     SANDBOXES,
     ADVANTAGES,
     OBJECTIVES,
+    CORRECTIONS,
     BEHAVIOURS,
+    PERTURBATIONS,
     METHODS,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from exprl.errors import ConfigError
@@ -27,6 +28,7 @@ class Resources:
         verifier: the run's one `Verifier` of final answers.
         seed: the run's.
         kept: what `once` has made, by what it was asked for.
+        run_dir: the run's folder, for logs of what a component starts; None: none is kept.
         teacher: whether the initial policy will also read references, as a teacher; a model made for a run learns to.
     """
 
@@ -36,6 +38,7 @@ class Resources:
     problems: Sequence[Problem] = ()
     verifier: Any = None
     seed: int = 0
+    run_dir: Path | None = None
     teacher: bool = False
     kept: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
 
@@ -47,6 +50,11 @@ class Resources:
         made = make()
         self.kept.append((what, made))
         return made
+
+    def get_run_dir(self, who: str) -> Path | None:
+        """The run's folder, for who can do without one."""
+        del who
+        return self.run_dir
 
     def need_policy(self, who: str) -> LanguageModel:
         """The policy, or a `ConfigError` that says who needs it."""

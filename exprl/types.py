@@ -6,14 +6,12 @@ a reference. The reference lives in `Scaffold`, wrapped in `Hidden`, and only ju
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, fields, replace
-from numbers import Real
-from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
+from typing import Any, Literal, get_args
 
+from exprl import invariants
 from exprl.errors import ContractError
-
-T = TypeVar("T")
+from exprl.hidden import Hidden as Hidden
 
 FinishReason = Literal["stop", "length"]
 View = Literal["rollout", "prefix", "segment"]
@@ -25,48 +23,10 @@ LONGEST_RATIONALE = 10_000
 """Characters of a judge's reply that are kept: the paper's 2,048 tokens, and some."""
 
 
-class Hidden(Generic[T]):
-    """A value the policy must never see. Printing, formatting, joining or writing it as JSON never shows it.
-
-    Only `reveal()` gives the value back; judges and verifiers call it, nothing on the policy's side does (but for the
-    baselines that train on references, SFT and self-distillation). Pickling keeps it, so that it can pass between
-    processes.
-
-    >>> f"{Hidden('the proof')}"
-    '<hidden>'
-    >>> "Solve: " + Hidden('the proof')
-    Traceback (most recent call last):
-    TypeError: can only concatenate str (not "Hidden") to str
-    """
-
-    __slots__ = ("_value",)
-    _value: T
-
-    def __init__(self, value: T) -> None:
-        object.__setattr__(self, "_value", value)
-
-    def reveal(self) -> T:
-        """The value itself; for the judge's and the verifier's side only."""
-        return self._value
-
-    def digest(self) -> str:
-        """A hash by which a change is noticed, the same on every machine; the value cannot be read back from it."""
-        return hashlib.sha256(repr(self._value).encode("utf-8", "backslashreplace")).hexdigest()
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("Hidden is immutable")
-
-    def __repr__(self) -> str:
-        return "<hidden>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hidden) and other.reveal() == self.reveal()
-
-    def __hash__(self) -> int:
-        return hash(self.reveal())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Hidden, (self.reveal(),))
+def _set(new: object, **values: object) -> None:
+    """The attributes of a frozen dataclass that is being made."""
+    for name, value in values.items():
+        object.__setattr__(new, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +99,9 @@ class Prompt:
     token_ids: tuple[int, ...]
     reply_opening: str = ""
 
+    def __post_init__(self) -> None:
+        _set(self, token_ids=invariants.whole_numbers("token_ids", self.token_ids))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
@@ -148,11 +111,14 @@ class Rollout:
         prompt: what it answers.
         token_ids: the T sampled ids, the end-of-sequence token included when it was sampled.
         text: the decoded response without special tokens.
-        token_ends: T character offsets into `text`: where each token's text ends, non-decreasing. A slicer cuts by
-            these, so nothing is ever tokenised again.
+        token_ends: T character offsets into `text`: where each token's text ends, non-decreasing, the last one
+            `len(text)`. A slicer cuts by these, so nothing is ever tokenised again.
         sampler_logprobs: T log-probs the engine sampled with (temperature applied).
         finish_reason: `stop` at the end-of-sequence token or a stop string, `length` when cut off.
         policy_version: the steps the policy had been trained for.
+
+    Raises:
+        ContractError: one of them is something else.
     """
 
     prompt: Prompt
@@ -165,16 +131,23 @@ class Rollout:
 
     def __post_init__(self) -> None:
         if self.finish_reason not in get_args(FinishReason):
-            raise ValueError(
+            raise ContractError(
                 f"finish_reason: {' or '.join(map(repr, get_args(FinishReason)))}, but got {self.finish_reason!r}; "
                 "'length' is a rollout that was cut off"
             )
+        _set(
+            self,
+            token_ids=invariants.whole_numbers("token_ids", self.token_ids),
+            token_ends=invariants.whole_numbers("token_ends", self.token_ends),
+            sampler_logprobs=invariants.numbers("sampler_logprobs", self.sampler_logprobs),
+        )
         lengths = {len(self.token_ids), len(self.token_ends), len(self.sampler_logprobs)}
         if len(lengths) != 1:
-            raise ValueError(
+            raise ContractError(
                 f"token_ids ({len(self.token_ids)}), token_ends ({len(self.token_ends)}) and sampler_logprobs "
                 f"({len(self.sampler_logprobs)}) must have one entry a sampled token"
             )
+        invariants.check_ends(self.token_ends, self.text)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -213,6 +186,13 @@ class RolloutGroup:
     problem: Problem
     rollouts: tuple[Rollout, ...]
 
+    def __post_init__(self) -> None:
+        others = [own.prompt.problem_id for own in self.rollouts if own.prompt.problem_id != self.problem.id]
+        if others:
+            raise ContractError(
+                f"a group holds rollouts of one problem, here {self.problem.id!r}, but got one of {others[0]!r}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeRequest:
@@ -241,47 +221,22 @@ class Judgement:
         if self.status not in JUDGEMENT_STATUSES:
             allowed = ", ".join(JUDGEMENT_STATUSES)
             raise ContractError(f"a judgement's status is one of {allowed}, but got {self.status!r}")
-        if not isinstance(self.rationale, str):
-            raise ContractError(f"a judgement's rationale is text, but got {_shown(self.rationale)}")
-        if len(self.rationale) > LONGEST_RATIONALE:
-            object.__setattr__(self, "rationale", _without_middle(self.rationale, LONGEST_RATIONALE))
+        _set(self, rationale=invariants.rationale(self.rationale, LONGEST_RATIONALE))
         if (self.status == "ok") != (self.score is not None):
             raise ContractError(
                 f"a judgement has a score exactly when it is ok, but got {self.score} with {self.status}"
             )
         if self.score is not None:
-            object.__setattr__(self, "score", _likert(self.score))
-
-
-def _likert(score: Any) -> float:
-    if isinstance(score, bool) or not isinstance(score, Real) or not 1.0 <= float(score) <= 5.0:
-        raise ContractError(
-            f"a Likert score is a number in [1, 5], but got {_shown(score)}. Map a scale from low to high with "
-            '1 + 4 * (score - low) / (high - low); a judgement that failed has score=None and a status such as "error"'
-        )
-    return float(score)
-
-
-def _value(value: Any) -> float | None:
-    if value is not None and not isinstance(value, Real):
-        raise ContractError(f"a reward is a number in [0, 1], or None where it failed, but got {_shown(value)}")
-    return None if value is None else float(value)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 100 else f'{text[:97]}...'} ({type(value).__name__})"
-
-
-def _without_middle(text: str, longest: int) -> str:
-    mark = f" [... {len(text) - longest} or more characters left out ...] "
-    half = (longest - len(mark)) // 2
-    return f"{text[:half]}{mark}{text[-half:]}"
+            _set(self, score=invariants.likert(self.score))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutReward:
-    """One reward for a whole rollout of `length` tokens; `value` None means: leave this rollout out."""
+    """One reward for a whole rollout of `length` tokens, in [0, 1]; `value` None means: leave this rollout out.
+
+    Raises:
+        ContractError: the value is something else, NaN for example.
+    """
 
     value: float | None
     length: int
@@ -289,28 +244,71 @@ class RolloutReward:
     cut_off: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _value(self.value))
+        _set(self, value=invariants.reward(self.value), length=invariants.tokens(self.length))
 
     @property
     def valid(self) -> bool:
         """Whether the rollout counts in means, variances and the loss."""
         return self.value is not None
 
+    @property
+    def asked(self) -> tuple[Judgement, ...]:
+        """Every judgement that was asked for."""
+        return self.judgements
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A judge's scores of a rollout's prefixes.
+
+    Attributes:
+        ends: after how many tokens each of n prefixes ends, ascending.
+        judgements: n, of each the score alone, or what it failed for.
+    """
+
+    ends: tuple[int, ...]
+    judgements: tuple[Judgement, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ends) != len(self.judgements):
+            raise ValueError(f"a curve needs a judgement a prefix, but got {len(self.judgements)} for {len(self.ends)}")
+        _set(self, judgements=tuple(map(_bare, self.judgements)))
+
+    @property
+    def scores(self) -> tuple[float | None, ...]:
+        """[n] Likert scores; None where the judgement failed."""
+        return tuple(judgement.score for judgement in self.judgements)
+
+
+def _bare(judgement: Judgement) -> Judgement:
+    """Without its words, unless it failed: a curve has many, and a step's rollouts have many curves."""
+    rationale = judgement.rationale if judgement.score is None else ""
+    return replace(judgement, rationale=rationale, probabilities=())
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRewards:
-    """One reward a segment: r_1..r_K for K contiguous segments; any None means: leave this rollout out.
+    """One reward a segment: r_1..r_K in [0, 1] for K segments; any None means: leave this rollout out.
 
-    A `cut_off` rollout (length limit, under `clip_length`) has K segments, no values, and zero advantages.
+    Segments follow each other from token 0 to the rollout's last. A `cut_off` rollout (length limit, under
+    `clip_length`) has K segments, no values, and zero advantages. Where the judge was asked about more prefixes than
+    those that end with a segment, `curve` has them all.
+
+    Raises:
+        ContractError: segments leave a gap, there are more or fewer values, or one is something else, such as NaN.
     """
 
     segments: tuple[Segment, ...]
     values: tuple[float | None, ...]
     judgements: tuple[Judgement, ...] = ()
     cut_off: bool = False
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(map(_value, self.values)))
+        values = tuple(map(invariants.reward, invariants.each("values", self.values)))
+        segments = invariants.each("segments", self.segments, Segment)
+        invariants.check_covering(segments, None if self.cut_off and not values else values, "rewards")
+        _set(self, values=values, segments=segments)
 
     @property
     def valid(self) -> bool:
@@ -322,6 +320,11 @@ class SegmentRewards:
         """T, the number of tokens."""
         return self.segments[-1].end if self.segments else 0
 
+    @property
+    def asked(self) -> tuple[Judgement, ...]:
+        """Every judgement that was asked for, those of the segments among them."""
+        return self.judgements if self.curve is None else self.curve.judgements
+
 
 AnyReward = RolloutReward | SegmentRewards
 
@@ -330,12 +333,27 @@ AnyReward = RolloutReward | SegmentRewards
 class Advantages:
     """Advantages of one rollout, constant over each segment (one segment for a rollout reward).
 
-    `valid` False takes the rollout out of the loss and its denominator.
+    Segments follow each other from token 0 to the rollout's last. `valid` False takes the rollout out of the loss and
+    its denominator.
+
+    Raises:
+        ContractError: segments leave a gap, there are more or fewer values, or one is not finite.
     """
 
     segments: tuple[Segment, ...]
     values: tuple[float, ...]
     valid: bool = True
+
+    def __post_init__(self) -> None:
+        values = tuple(map(invariants.advantage, invariants.each("values", self.values)))
+        segments = invariants.each("segments", self.segments, Segment)
+        invariants.check_covering(segments, values, "advantages")
+        _set(self, values=values, segments=segments)
+
+    @property
+    def length(self) -> int:
+        """T, the number of tokens."""
+        return self.segments[-1].end if self.segments else 0
 
     def per_token(self) -> list[float]:
         """[T] advantages, one a token."""

@@ -26,7 +26,9 @@ from exprl.errors import ConfigError
 from exprl.models.base import LanguageModel
 from exprl.models.lora import check_installed
 from exprl.models.pretrained import PretrainedModel
+from exprl.registry import _named, named_plugins
 from tests import forked
+from tests.fork_server import VLLM
 
 gc.disable()  # until all tests are imported, and frozen
 
@@ -36,6 +38,11 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few long tests first: begun last, one would run alone while the other workers have nothing left."""
+    items.sort(key=lambda item: item.path.parent.name not in ("integration", "vllm"))
 
 
 def pytest_collection_finish() -> None:
@@ -62,6 +69,13 @@ def forking() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def forking_vllm() -> Iterator[None]:
+    """The same of one that has imported vLLM besides: each process of an engine or a server costs a tenth."""
+    with forked.forking(*(VLLM if importlib.util.find_spec("vllm") else ())):
+        yield
+
+
 @pytest.fixture
 def genuine() -> Iterator[None]:
     """Python processes are started as ever, also in a module that is `forking`."""
@@ -75,6 +89,14 @@ def skip_without_adapters() -> None:
         check_installed()
     except ConfigError as error:
         pytest.skip(str(error), allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugins() -> Iterator[None]:
+    """The plugins that a file's tests name are not named after it: messages say which were."""
+    before = named_plugins()
+    yield
+    _named.intersection_update(before)
 
 
 @pytest.fixture(autouse=True)

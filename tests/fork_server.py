@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,17 @@ PRELOADED = (
 )
 """What they import in turn takes the time: torch, transformers, Lightning."""
 
+VLLM = (
+    "exprl.engines.vllm_host",
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.entrypoints.launchers.api_server.routers",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+)
+"""What an engine of vLLM, and each of the processes of its server, imports besides."""
+
 BEFORE_PYTHON = (
     *("PYTHON", "LD_", "MALLOC_", "LC_", "LANG", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "DNNL_", "ONEDNN_"),
     *("TORCH_", "PYTORCH_", "ATEN_", "CUDA_", "TRITON_", "TQDM_", "FSSPEC_"),
@@ -45,8 +56,28 @@ BEFORE_PYTHON = (
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 """What `exprl` sets, before it imports anything that reads it, where its errors are not written to a terminal."""
 
-MADE_ANEW = (*QUIET, "PYTHONPATH", "PYTHONSAFEPATH", "RANK", "LOCAL_RANK", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
-"""Variables that a forked process may have of its own: `become` does what they ask for; the last is for GPUs."""
+SET_BY_VLLM = (
+    *("LD_LIBRARY_PATH", "PYTORCH_NVML_BASED_CUDA_CHECK", "TRITON_CACHE_AUTOTUNING", "TORCHINDUCTOR_COMPILE_THREADS"),
+    *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR", "TILELANG_CLEANUP_TEMP_FILES"),
+    *("LD_PRELOAD", "GOMP_CPU_AFFINITY", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS"),
+)
+"""What vLLM, and OpenCV with it, set in a process that imports them: nothing could be forked after a test that does.
+
+The last line is for processes that an engine starts, and concerns threads, of which there is one.
+"""
+
+READ_BY_VLLM = ("VLLM_LOGGING_LEVEL", "VLLM_SERVER_DEV_MODE", "VLLM_ENABLE_V1_MULTIPROCESSING")
+"""What it may read as it is imported, for what is logged alone, and reads again where it counts."""
+
+MADE_ANEW = (
+    *(*QUIET, "PYTHONPATH", "PYTHONSAFEPATH", "RANK", "LOCAL_RANK", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+    *(*SET_BY_VLLM, *READ_BY_VLLM),
+)
+"""Variables that a forked process may have of its own: `become` does what they ask for, or they are for GPUs."""
+
+ALONE = ["-I", "-S"]
+"""Options before a file that needs the standard library alone: what else it could find it does not look for."""
+FILE = "file"
 
 HIGH = 900
 """Descriptors of the server's own are above, out of the way of those that a forked process is given."""
@@ -61,7 +92,7 @@ class Request:
     """A Python process to be: the words after the interpreter's name, and where it shall run.
 
     `kept` are the numbers under which it has `received`, descriptors of this process; `ignored` the signals of
-    `HANDED_ON` that whoever asked ignores.
+    `HANDED_ON` that whoever asked ignores; `first` the file and the name of a function that is called before all else.
     """
 
     arguments: list[str]
@@ -72,6 +103,7 @@ class Request:
     group: int
     parent: int
     ignored: list[int]
+    first: list[str]
     received: list[int] = field(default_factory=list)
 
     def encoded(self) -> bytes:
@@ -97,16 +129,20 @@ class Reads(type(os.environ)):  # type: ignore[misc]
             Reads.walking -= 1
 
 
-def preload() -> list[str]:
-    """Import; returns the names of variables that were read meanwhile."""
+def preload(modules: Sequence[str]) -> list[str]:
+    """Import them; returns the names of variables that were read meanwhile."""
+    # where scikit-learn is installed transformers imports pandas, and so pyarrow, whose allocator has a thread
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     genuine = type(os.environ)
     os.environ.__class__ = Reads
-    for module in PRELOADED:
+    gc.disable()  # which would be a third of the work
+    for module in modules:
         importlib.import_module(module)
+    gc.enable()
     os.environ.__class__ = genuine
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, "a process with threads cannot be forked"
-    return sorted(Reads.names)
+    return sorted(map(os.fsdecode, Reads.names))
 
 
 def serve(channel: socket.socket) -> Request:
@@ -161,8 +197,11 @@ def with_server_of_its_own(request: Request) -> tuple[Request, socket.socket]:
             os.close(descriptor)
         return with_server_of_its_own(entered(serve(theirs)))
     theirs.close()
+    owner = os.getpid()
 
     def end() -> None:
+        if os.getpid() != owner:  # forked from that one, which is a server itself
+            return
         ours.close()
         os.waitpid(server, 0)
 
@@ -180,6 +219,9 @@ def entered(request: Request) -> Request:
         os.setsid()
     elif request.group >= 0:
         os.setpgid(0, request.group)
+    if request.first:
+        file, name = request.first
+        runpy.run_path(file)[name]()
     return request
 
 
@@ -201,6 +243,10 @@ def become(request: Request, paths: list[str]) -> None:
     import numpy as np
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
+    if "VLLM_LOGGING_LEVEL" in request.environment and "vllm" in sys.modules:
+        from vllm.logger import _configure_vllm_root_logger
+
+        _configure_vllm_root_logger()
     np.random.seed()  # Python's own is seeded anew by fork itself, and torch begins with a number
     rank_zero_only.rank = _get_rank() or 0
 
@@ -232,20 +278,22 @@ class SafePath:
 
 
 def start(request: Request) -> None:
-    """Run `-m module ...` or `-c code ...`, each as the interpreter does; what it raises is for the interpreter."""
+    """Run a module, code or a file, each as the interpreter does; what it raises is for the interpreter."""
     options, (kind, what, *rest) = split(request.arguments)
     if "-u" in options:
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
-    if "PYTHONSAFEPATH" in request.environment:
+    if "PYTHONSAFEPATH" in request.environment or "-I" in options:
         sys.flags = SafePath(sys.flags)  # type: ignore[misc, assignment]
     else:
         sys.path.insert(0, request.folder if kind == "-m" else "")
     main = sys.modules["__main__"]
     for name in [name for name in vars(main) if not name.startswith("__")]:
         delattr(main, name)
-    sys.argv[:] = [kind, *rest]
+    sys.argv[:] = [what if kind == FILE else kind, *rest]
     if kind == "-m":
         runpy._run_module_as_main(what)  # type: ignore[attr-defined]
+    elif kind == FILE:
+        exec(compile(Path(what).read_text(), what, "exec"), vars(main))
     else:
         exec(compile(what, "<string>", "exec"), vars(main))
 
@@ -273,11 +321,13 @@ def finish(error: BaseException | None) -> None:
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Options of the interpreter, and the rest from `-m` or `-c` on; what else there may be is refused.
+    """Options of the interpreter, and the rest from `-m`, `-c` or `FILE` on; what else there may be is refused.
 
     Raises:
         ValueError: arguments of another form.
     """
+    if arguments[:2] == ALONE and len(arguments) > 2 and not arguments[2].startswith("-"):
+        return ALONE, [FILE, *arguments[2:]]
     options = arguments[:1] if arguments[:1] == ["-u"] else []
     rest = arguments[len(options) :]
     if len(rest) < 2 or rest[0] not in ("-m", "-c"):
@@ -286,14 +336,14 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    """`python -c "from tests.fork_server import main; main()" DESCRIPTOR ROOM`."""
+    """`python -c "from tests.fork_server import main; main()" DESCRIPTOR ROOM MODULE ...`."""
     from tests.forked import Server, install
 
     own = python_path(os.environ)
     paths = [path for path in sys.path[1:] if path not in own]
     channel = socket.socket(fileno=high(int(sys.argv[1])))
     before = dict(os.environ)
-    reads = preload()
+    reads = preload(sys.argv[3:])
     gc.collect()
     gc.freeze()  # collections of a forked process would otherwise copy every page
     channel.send(json.dumps({"reads": reads, "environment": before}).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from exprl.types import (
@@ -46,6 +47,12 @@ def rollout_of(*tokens: str, finish: FinishReason = "stop", prompt: Prompt | Non
     )
 
 
+def group_of(problem: Problem, *rollouts: Rollout) -> RolloutGroup:
+    """A group of these rollouts, as those of the problem."""
+    own = (replace(one, prompt=replace(one.prompt, problem_id=problem.id)) for one in rollouts)
+    return RolloutGroup(problem=problem, rollouts=tuple(own))
+
+
 def scored_of(
     rollouts: Sequence[Rollout], *, problem: Problem | None = None, rewards: Sequence[AnyReward] | None = None
 ) -> ScoredGroup:
@@ -54,7 +61,7 @@ def scored_of(
         Advantages(segments=(Segment(0, len(own)),) if len(own) else (), values=(0.0,) * bool(own)) for own in rollouts
     ]
     return ScoredGroup(
-        group=RolloutGroup(problem=problem or problem_of(), rollouts=tuple(rollouts)),
+        group=group_of(problem or problem_of(), *rollouts),
         rewards=tuple(rewards or [RolloutReward(value=0.0, length=len(rollout)) for rollout in rollouts]),
         advantages=tuple(zeros),
     )

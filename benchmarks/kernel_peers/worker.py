@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class Failure:
     fatal: bool = False
 
 
+NO_TIME = Failure("no time left")
+"""Of what the budget ended, before it began or after."""
+GRACE = 5.0
+"""Seconds for a process that is to end, in which it removes what it shares, such as semaphores."""
+
+
 @dataclass(frozen=True)
 class CountVariants:
     """Asks for the number of compiled Triton variants at several lengths."""
@@ -54,16 +61,16 @@ class Worker:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
 
-    def ask(self, question: Cell | CountVariants, seconds: float) -> Measurement | Variants | Failure:
-        """The answer, or why there is none after so many seconds."""
+    def ask(self, question: Cell | CountVariants, seconds: float, left: float) -> Measurement | Variants | Failure:
+        """The answer, or why there is none after so many `seconds`, or when none of the budget is `left`."""
         if self._process is None:
             self._start()
         assert self._connection is not None
         self._connection.send(question)
         try:
-            if not self._connection.poll(seconds):
+            if not self._connection.poll(max(0.0, min(seconds, left))):
                 self._kill()
-                return Failure("too slow", f"no result after {seconds:.0f} s")
+                return NO_TIME if left <= seconds else Failure("too slow", f"no result after {seconds:.0f} s")
             answer = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join(5)
@@ -84,6 +91,8 @@ class Worker:
 
     def _kill(self) -> None:
         if self._process is not None:
+            self._process.terminate()
+            self._process.join(GRACE)
             self._process.kill()
             self._process.join()
         self._process = self._connection = None
@@ -97,6 +106,7 @@ class Worker:
 
 
 def _serve(connection: Connection, device: str, repeats: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is shared is removed at the end
     os.dup2(2, 1)  # peers print; standard output is for the tables
     torch._dynamo.config.recompile_limit = 64  # several sizes, and none may fall back to eager unnoticed
     bench = _Bench(torch.device(device), repeats)

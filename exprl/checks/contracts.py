@@ -7,14 +7,14 @@ nothing is learned from it; its own exceptions are its author's to read and pass
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from numbers import Real
+from numbers import Integral
 from typing import ParamSpec, TypeVar
 
 from exprl.errors import ContractError
+from exprl.invariants import contiguous, shown
 from exprl.types import Advantages, AnyReward, Rollout, Segment
 
 P = ParamSpec("P")
@@ -58,6 +58,28 @@ def check_segments(rollout: Rollout, segments: object, who: str) -> tuple[Segmen
     return tuple(segments)
 
 
+def check_prefix_ends(rollout: Rollout, ends: object, who: str) -> tuple[int, ...]:
+    """`ends` of prefixes, seen to ascend within the T tokens of `rollout` up to T; raises `ContractError`."""
+    allowed = f"prefix ends must be whole numbers that ascend from 1 or more to all {len(rollout)} tokens"
+    if not isinstance(ends, (list, tuple)) or not all(isinstance(end, Integral) for end in ends):
+        raise ContractError(f"gave {shown(ends)}: {allowed}.", giver=who)
+    every = [0, *ends]
+    if any(before >= after for before, after in pairwise(every)) or every[-1] != len(rollout):
+        raise ContractError(f"gave {shown(ends)}: {allowed}.", giver=who)
+    return tuple(map(int, ends))
+
+
+def check_scored(segments: tuple[Segment, ...], ends: Sequence[int], who: str) -> tuple[Segment, ...]:
+    """`segments`, seen to end where a prefix of `ends` was judged; raises `ContractError`."""
+    elsewhere = [segment.end for segment in segments if segment.end not in set(ends)]
+    if elsewhere:
+        raise ContractError(
+            f"gave a segment that ends at token {elsewhere[0]}, where it asked for no score: {shown([*ends])}.",
+            giver=who,
+        )
+    return segments
+
+
 def check_verdicts(count: int, verdicts: object, who: str) -> list[bool]:
     """`verdicts` as a list, seen to be True or False for each of `count` responses; raises `ContractError`."""
     if not isinstance(verdicts, (list, tuple)) or len(verdicts) != count:
@@ -72,7 +94,9 @@ def check_verdicts(count: int, verdicts: object, who: str) -> list[bool]:
 
 
 def check_values(groups: Sequence[Sequence[Sequence[float]]], values: object, who: str) -> None:
-    """See that `values` hold a number for each score of each rollout of each group; raises `ContractError`.
+    """See that `values` hold a value for each score of each rollout of each group; raises `ContractError`.
+
+    That each is a finite number `Advantages` itself sees to.
 
     Args:
         groups: for each group the scores of its rollouts, r_1..r_K each.
@@ -86,7 +110,7 @@ def check_values(groups: Sequence[Sequence[Sequence[float]]], values: object, wh
             what = f"gave {shown(of_group)} for a group of {len(group)} rollouts with scores"
             raise ContractError(f"{what}: it must give one tuple a rollout.", giver=who)
         for scores, own in zip(group, of_group, strict=True):
-            if not _alike(own, scores) or not all(isinstance(value, Real) for value in own):
+            if not _alike(own, scores):
                 what = f"gave {shown(own)} for a rollout of {len(scores)} segments"
                 raise ContractError(f"{what}: it must give a number for each segment.", giver=who)
 
@@ -100,29 +124,9 @@ def check_estimates(rewards: Sequence[Sequence[AnyReward]], estimates: object, w
             what = f"gave {shown(own)} for a group of {len(group)} rollouts"
             raise ContractError(f"{what}: it must give one Advantages a rollout.", giver=who)
         for reward, advantages in zip(group, own, strict=True):
-            counts = len(advantages.values), len(advantages.segments)
-            if not contiguous(advantages.segments, reward.length) or counts[0] != counts[1]:
-                what = f"gave {counts[0]} values for {counts[1]} segments of a rollout of {reward.length} tokens"
-                raise ContractError(f"{what}: segments must cover it, with a value each.", giver=who)
-
-
-def outside(value: float | None) -> bool:
-    """Whether a reward's value is a number outside [0, 1]; one that is not finite is refused on all ranks together."""
-    return value is not None and math.isfinite(value) and not 0.0 <= value <= 1.0
-
-
-def contiguous(segments: Sequence[Segment], length: int) -> bool:
-    """Whether segments follow each other from 0 to `length`."""
-    if not segments:
-        return length == 0
-    whole = segments[0].start == 0 and segments[-1].end == length
-    return whole and all(before.end == after.start for before, after in pairwise(segments))
-
-
-def shown(value: object) -> str:
-    """A value in a message, on one line and not longer than a message should be."""
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 100 else f'{text[:97]}...'} ({type(value).__name__})"
+            if advantages.length != reward.length:
+                what = f"gave advantages of {advantages.length} tokens for a rollout of {reward.length}"
+                raise ContractError(f"{what}: segments must cover it.", giver=who)
 
 
 def _alike(given: object, asked: Sequence[object]) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from exprl.errors import NonFiniteError
-from exprl.types import AnyReward, RolloutGroup, RolloutReward, ScoredGroup
+from exprl.types import RolloutGroup
 
 _MODEL = (
     "The model itself gives it: check its weights (exprl evaluate), and set model.dtype and trainer.precision to what "
@@ -20,8 +20,6 @@ _GO_ON = (
     "The last checkpoint stays as it was. --resume goes on from it as before; to go on with other options, start a new "
     "run from it: model.path=<this run_dir> run_dir=<another>."
 )
-_COMPONENT = "Whoever gives it (judge, verifier, plugin) must give a number, or None for a rollout that does not count."
-
 QUANTITIES: dict[str, tuple[str, str]] = {
     "logp": ("log-prob under the policy", _MODEL),
     "old_logp": ("log-prob under the policy before the step", _MODEL),
@@ -33,47 +31,26 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "grad_norm": ("norm of the gradient", _UPDATE),
     "weights": ("norm of the weights", _UPDATE),
     "sampled": ("log-prob that the engine gives", _MODEL),
-    "reward": ("reward", _COMPONENT),
-    "advantage": ("advantage", "Check advantage, and the rewards it is made of."),
 }
 """What a quantity is called, and what to do about one that is not finite: those that cause others come first."""
 
 
-def check_finite(values: Mapping[str, float], where: str, giver: str = "") -> None:
-    """Raise `NonFiniteError` naming the first of `QUANTITIES` (then any other) that is NaN or infinite.
-
-    `giver` is who gave the values, where that is a component of its own.
-    """
+def check_finite(values: Mapping[str, float], where: str) -> None:
+    """Raise `NonFiniteError` naming the first of `QUANTITIES` (then any other) that is NaN or infinite."""
     order = [name for name in QUANTITIES if name in values] + [name for name in values if name not in QUANTITIES]
     for name in order:
         if not math.isfinite(values[name]):
             called, advice = QUANTITIES.get(name, (name, _UPDATE))
-            of = f" that {giver} gives" if giver else ""
-            raise NonFiniteError(f"{where}: the {called}{of} is {values[name]}, so the run stops. {advice} {_GO_ON}")
+            raise NonFiniteError(f"{where}: the {called} is {values[name]}, so the run stops. {advice} {_GO_ON}")
 
 
-def check_rollouts(
-    groups: Sequence[RolloutGroup], rewards: Sequence[Sequence[AnyReward]], where: str, giver: str = ""
-) -> None:
-    """Raise `NonFiniteError` naming the problem of a rollout with a log-prob or a reward that is not finite."""
-    for group, given in zip(groups, rewards, strict=True):
+def check_sampled(groups: Sequence[RolloutGroup], where: str) -> None:
+    """Raise `NonFiniteError` naming the problem of a rollout with a log-prob that is not finite."""
+    for group in groups:
         place = f"{where}: problem {group.problem.id!r}"
         check_finite({"sampled": _first(rollout.sampler_logprobs for rollout in group.rollouts)}, place)
-        check_finite({"reward": _first(map(_values, given))}, place, giver)
-
-
-def check_advantages(scored: Sequence[ScoredGroup], where: str, giver: str = "") -> None:
-    """Raise `NonFiniteError` naming the problem of an advantage that counts and is not finite."""
-    for s in scored:
-        values = (advantages.values for advantages in s.advantages if advantages.valid)
-        check_finite({"advantage": _first(values)}, f"{where}: problem {s.group.problem.id!r}", giver)
 
 
 def _first(rows: Iterable[Sequence[float]]) -> float:
     """The first number that is not finite, or 0."""
     return next((value for row in rows for value in row if not math.isfinite(value)), 0.0)
-
-
-def _values(reward: AnyReward) -> list[float]:
-    values = (reward.value,) if isinstance(reward, RolloutReward) else reward.values
-    return [value for value in values if value is not None]

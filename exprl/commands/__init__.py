@@ -1,1 +1,1 @@
-"""What the commands do, once `exprl.cli` has read their arguments."""
+"""What the commands do, once `exprl.cli` has read and checked their arguments."""

@@ -10,6 +10,9 @@ from exprl.errors import ConfigError, PathError, did_you_mean
 from exprl.files.disk import local_path, write_text
 from exprl.terminal.console import Console
 
+_SENTENCE_END = re.compile(r"[.?!](?=\s)")
+_ABBREVIATED = re.compile(r"(\b(Dr|Mrs?|Ms|Prof|St|al|vs|cf|eq|Eq|fig|Fig|[A-Z])|\w\.\w)\.$")
+"""Text that ends with a full stop which is no sentence's: after an abbreviation, an initial, and of `e.g.`."""
 _NEIGHBOUR = re.compile(r"^(?P<key>extends|experiment): (?P<path>[\w./-]+)", re.MULTILINE)
 
 
@@ -48,11 +51,14 @@ def summary(text: str) -> str:
 
     >>> summary("# What is a segment? The policy's\n# own lines.\nseed: 1\n")
     'What is a segment?'
+    >>> summary("# Dr. GRPO (Liu et al. 2025), e.g. without a scale. Over any config.")
+    'Dr. GRPO (Liu et al. 2025), e.g. without a scale.'
     """
     lines = text.splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     comment = " ".join(line.lstrip("# ") for line in lines[:end])
-    return re.split(r"(?<=[.?!])\s", comment, maxsplit=1)[0]
+    ends = (end.end() for end in _SENTENCE_END.finditer(comment) if not _ABBREVIATED.search(comment, 0, end.end()))
+    return comment[: next(ends, None)]
 
 
 def standing_alone(file: Path) -> str:

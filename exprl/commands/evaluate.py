@@ -15,6 +15,7 @@ from exprl.runs.checkpoints import load_policy
 from exprl.runs.preflight import check_evaluation, check_grading
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases
+from exprl.terminal.wording import counted
 
 SHOWN = 5
 """Responses that are not right that the console tells of."""
@@ -61,13 +62,14 @@ def grade_responses(
     if answered_only:
         problems = answered(responses, every)
         console.say(
-            f"{len(problems)} of {len(every)} problems of evaluation.source are answered; the figures are theirs"
+            f"{len(problems)} of {counted(len(every), 'problem')} of evaluation.source are answered; "
+            "the figures are theirs"
         )
     samples = read_responses(responses, problems)
     with Phases().run("grading", len(samples)) as on_progress:
         result = build.grade(samples, problems, on_progress)
     if left_out := [k for k in experiment.evaluation.k if k not in result.ks]:
-        console.say(f"evaluation.k: {left_out} left out, there are {result.samples} responses a problem")
+        console.say(f"evaluation.k: {left_out} left out, a problem has {counted(result.samples, 'response')}")
     report(result, responses.name, output, console)
     for line in _first_wrong(result):
         console.say(line)

@@ -12,6 +12,7 @@ from exprl.config.fields import FieldSpec, describe, fields_of
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
 from exprl.registry import FAMILIES, Registry
+from exprl.study.calibration import Calibration
 from exprl.study.schema import Study
 from exprl.terminal.console import Console
 
@@ -19,9 +20,9 @@ METRICS = "metrics"
 
 
 def topics() -> dict[str, Callable[[Console], None]]:
-    """What can be listed, by name: families of components, sections of an experiment, a study, a run's metrics."""
+    """What can be listed, by name: families of components, sections of an experiment, other files, metrics."""
     families = {registry.family: _family(registry) for registry in FAMILIES}
-    schemas = {**sections_of(Experiment), "study": Study}
+    schemas = {**sections_of(Experiment), "study": Study, "calibration": Calibration}
     sections = {name: _section(name, schema) for name, schema in schemas.items()}
     return {**families, **sections, METRICS: _metrics}
 
@@ -53,7 +54,7 @@ def sections_of(schema: type[Any]) -> dict[str, type[Any]]:
     """The sections of an experiment by their keys, and `experiment` itself for what stands outside of them.
 
     >>> list(sections_of(Experiment))
-    ['experiment', 'lora', 'data', 'optimizer', 'update', 'evaluation', 'trainer']
+    ['experiment', 'lora', 'data', 'leak', 'optimizer', 'update', 'evaluation', 'trainer']
     """
     inner = {name: spec.dataclass for name, spec in fields_of(schema).items() if spec.dataclass is not None}
     return {"experiment": schema, **inner}

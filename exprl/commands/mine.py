@@ -18,9 +18,10 @@ from exprl.build import Build
 from exprl.data.fingerprint import fingerprint, first_difference
 from exprl.data.jsonl import JsonLinesSource
 from exprl.data.rows import MINED_COLUMNS
+from exprl.engines.base import generated
 from exprl.errors import DataError
 from exprl.evaluation.rates import Count, Rates
-from exprl.experiment import Experiment
+from exprl.experiment import Experiment, LeakConfig
 from exprl.files.disk import append_line, append_text, write_json, write_text
 from exprl.files.lines import drop_half_line, read_lines
 from exprl.files.lock import LOCK, locked
@@ -30,6 +31,7 @@ from exprl.seeding import derive_seed
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases
 from exprl.terminal.progress import OnProgress
+from exprl.terminal.wording import counted
 from exprl.types import Problem
 
 BATCH = 64
@@ -122,7 +124,7 @@ def mine(experiment: Experiment, output: Path, rates: Rates, *, console: Console
 
 def _mine(experiment: Experiment, files: Files, rates: Rates, console: Console) -> list[Count]:
     files.claim(experiment)
-    build = Build(experiment)
+    build = Build(replace(experiment, leak=LeakConfig()))  # a data set has the references as its source gave them
     problems = build.train_problems
     build.verifier.check(problems)
     build.tell_unreadable(problems, "data.train")
@@ -133,12 +135,12 @@ def _mine(experiment: Experiment, files: Files, rates: Rates, console: Console) 
     write_text(files.counts, "".join(f"{json.dumps(vars(count))}\n" for count in counts))
     write_rows(files.dataset, problems, counts, rates)
     if len(counts) < len(problems):
-        console.say(f"{len(problems)} problems, {len(counts)} done before")
+        console.say(f"{counted(len(problems), 'problem')}, {len(counts)} done before")
         counts = sample(build, problems, counts, files, rates)
     summary = summarize(counts, rates)
     write_json(files.summary, summary)
     console.print(histogram_table(counts))
-    console.say(f"{summary['kept']} of {summary['problems']} problems kept: {files.dataset}")
+    console.say(f"{summary['kept']} of {counted(summary['problems'], 'problem')} kept: {files.dataset}")
     if summary["kept"]:
         tell_reading(files.dataset, console)
     return counts
@@ -177,7 +179,7 @@ def count_batch(build: Build, batch: Sequence[Problem], start: int, on_progress:
     seeded = replace(sampling, seed=derive_seed(sampling.seed, "mine", start))
     prompts = [build.prompts.build(problem.question, problem.domain) for problem in batch]
     indices, responses = list[int](), list[str]()
-    for index, rollout in build.engine.generate(prompts, seeded):
+    for index, rollout in generated(build.engine, prompts, seeded):
         indices.append(index)
         responses.append(rollout.reply)
         on_progress(1)
@@ -280,7 +282,7 @@ def summarize(counts: Sequence[Count], rates: Rates) -> dict[str, Any]:
 
 def histogram_table(counts: Sequence[Count]) -> Table:
     """The histogram for the console."""
-    table = Table(title=f"solve rates in {counts[0].samples} samples", title_justify="left")
+    table = Table(title=f"solve rates in {counted(counts[0].samples, 'sample')}", title_justify="left")
     for column in ("rate", "problems", ""):
         table.add_column(column, justify="right" if column else "left")
     for name, number in histogram(counts).items():

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from exprl.errors import ConfigError
+from exprl.errors import ConfigError, did_you_mean
 from exprl.rollouts.showing import print_sample, records
 from exprl.rollouts.store import RolloutStore, load_rollouts
 from exprl.terminal.console import Console, write_document
@@ -25,15 +25,19 @@ def show(run: Path, *, steps: list[int], problem: str | None, count: int | None,
         as_json: lines of JSON, without token ids and log-probs.
 
     Raises:
-        ConfigError: a step has no rollouts.
+        ConfigError: a step has no rollouts, none of the steps any of the problem, or `count` is none.
         DataError: there are none at all, or a file is damaged.
     """
+    if count is not None and count < 1:
+        raise ConfigError(f"--count: must be at least 1, but got {count}.")
     store = load_rollouts(run)
     chosen = steps or (list(store) if as_json else [max(store)])
     if missing := sorted(set(chosen) - set(store)):
         raise ConfigError(
             f"--step: {missing[0]} has no rollouts in {store.folder}. There are those of {_ranges(store)}."
         )
+    if problem is not None:
+        _check_problem(store, chosen, problem)
     found = islice(_records(store, chosen, problem), count if count is not None or as_json else 1)
     console = Console()
     for record in found:
@@ -41,6 +45,22 @@ def show(run: Path, *, steps: list[int], problem: str | None, count: int | None,
             write_document(json.dumps(record) + "\n")
         else:
             print_sample(console, record)
+
+
+def _check_problem(store: RolloutStore, steps: list[int], problem: str) -> None:
+    """Raise `ConfigError` where no step has rollouts to it, naming one that has, or the problems that there are."""
+
+    def has(step: int) -> bool:
+        return any(one.problem_id == problem for one in store.asked(step))
+
+    if any(map(has, steps)):
+        return
+    where = f"step {steps[0]}" if len(steps) == 1 else "these steps"
+    told = f"--problem: {problem!r} has no rollouts in {where} of {store.folder}."
+    if elsewhere := next(filter(has, store), None):
+        raise ConfigError(f"{told} It has in step {elsewhere}: --step {elsewhere}.")
+    known = {one.problem_id for step in steps for one in store.asked(step)}
+    raise ConfigError(f"{told} {did_you_mean(problem, known)}")
 
 
 def _records(store: RolloutStore, steps: list[int], problem: str | None) -> Iterator[dict[str, Any]]:

@@ -34,7 +34,9 @@ from exprl.runs.directory import RunDirectory, step_of
 from exprl.runs.leftovers import tidy
 from exprl.runs.places import check_run_dir
 from exprl.runs.preflight import check_training
+from exprl.runs.timeline import Timeline
 from exprl.terminal.console import Console
+from exprl.terminal.wording import counted
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
 from exprl.training.callbacks import Checkpoints, Interrupts
@@ -44,7 +46,8 @@ from exprl.training.evaluation_log import PREFIX, EvaluationLog
 from exprl.training.evaluations import Evaluations
 from exprl.training.launch import devices_here, launched
 from exprl.training.loggers import make_loggers, start_loggers
-from exprl.training.machine import check_kernels, device_of, wants_gpu
+from exprl.training.lookahead_module import rows_of
+from exprl.training.machine import check_attention, check_kernels, device_of, wants_gpu
 from exprl.training.parallel import ShardedStrategy, environment_for, strategy_for
 from exprl.training.policy_module import PolicyModule
 from exprl.training.result import RunResult
@@ -75,7 +78,7 @@ class TrainingRun:
                 "torchrun or `fabric run`, or set trainer.devices=1."
             )
         self.world = join(options.timeout, on_gpu=wants_gpu(options))
-        self.build = Build(self.experiment, training=True)
+        self.build = Build(self.experiment, training=True, run_dir=self.directory.path)
         if not self.world.first:
             self.console = Console(quiet=True)
         self.result = RunResult(self.directory, self.console)
@@ -127,8 +130,12 @@ class TrainingRun:
                 write_json(self.directory.texts, {**of_files, **self.texts(module)})
                 warn_without_room(self.directory, self.build.policy.model, self.experiment.trainer)
         stopwatch = Stopwatch(module.phases, start=start, prepared=time.perf_counter() - start)
+        timeline = Timeline(self.directory.timeline, self.world.rank, steps_done=lambda: module.steps_done)
+        for row, phases in rows_of(module).items():
+            phases.recorder = timeline.row(row)
+        module.engine.record_to(timeline.row)
         try:
-            self.fit(module, stopwatch)
+            self.fit(module, stopwatch, timeline)
             # Made at the end of training already, unless the run was killed in between.
             before, after = (self.evaluated(name, module) for name in ("before", "after"))
         except BaseException as error:
@@ -136,6 +143,7 @@ class TrainingRun:
             raise
         finally:
             module.close()
+            timeline.close()
         if self.world.first:
             self.result.write_summary(
                 before,
@@ -159,6 +167,7 @@ class TrainingRun:
         check_share(experiment.data.prompts_per_step, self.world.size)
         device = device_of(experiment.trainer)
         check_kernels(experiment.update, device)
+        check_attention(experiment.model, device)
         problems, held_out = build.train_problems, build.evaluation_problems
         check_step(problems, experiment.data.prompts_per_step, build.train_parts)
         build.check_data()
@@ -166,6 +175,11 @@ class TrainingRun:
             log.warning("%s", shared)
         self.console.say(f"model {build.policy.name}: {count_parameters(build.policy.model) / 1e6:.2f} M parameters")
         self.console.say(f"{len(problems)} training problems, {len(held_out)} held-out problems")
+        if build.canaries:
+            build.check_canaries()
+            self.console.say(
+                f"{counted(len(build.canaries), 'reference')} with a planted fact: exprl leaks, once it is trained"
+            )
         if experiment.method.cls.scores:
             for line in graders(experiment.reward):
                 self.console.say(line)
@@ -237,7 +251,7 @@ class TrainingRun:
         module.phases.take()
         return EvaluationResult.joined(parts)
 
-    def fit(self, module: PolicyModule, stopwatch: Stopwatch) -> None:
+    def fit(self, module: PolicyModule, stopwatch: Stopwatch, timeline: Timeline) -> None:
         """Train to `max_steps`, from the latest checkpoint if there is one."""
         options = self.experiment.trainer
         checkpoint, damaged = self.usable_checkpoint()
@@ -245,6 +259,7 @@ class TrainingRun:
         if checkpoint is not None:
             step = step_of(checkpoint)
             self.console.say(f"resuming after step {step} from {checkpoint}")
+        timeline.open(step, ranks=self.world.size, first=self.world.first)
         if step < options.max_steps and self.world.first:
             self.directory.evaluation("after").unlink(missing_ok=True)  # of a run that was to be shorter
         data = ExpRLDataModule(

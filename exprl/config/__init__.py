@@ -4,7 +4,16 @@
 text into plain values, `layers` puts files and overrides over each other. None of them imports a component.
 """
 
-from exprl.config.layers import from_layers, load, load_layers, load_resolved, merge, parse_overrides, plugins_of
+from exprl.config.layers import (
+    from_layers,
+    load,
+    load_layers,
+    load_resolved,
+    merge,
+    override_layers,
+    parse_overrides,
+    plugins_of,
+)
 from exprl.config.saving import flat, free_keys, mapping_keys, to_node, to_yaml
 from exprl.config.validate import checked, coerce, validate, validate_choice
 
@@ -19,6 +28,7 @@ __all__ = [
     "load_resolved",
     "mapping_keys",
     "merge",
+    "override_layers",
     "parse_overrides",
     "plugins_of",
     "to_node",

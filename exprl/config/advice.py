@@ -1,10 +1,11 @@
-"""What to set where a required option is missing, as the layers of the config tell."""
+"""What to set where an option is missing or stands elsewhere, as the layers of the config tell."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from exprl.config.fields import FieldSpec, fields_of
 from exprl.config.keys import joined, split_key
 from exprl.config.merging import lost_by
 
@@ -18,6 +19,22 @@ def on_missing(path: str, config: Mapping[str, Any]) -> str:
     """
     *above, option = split_key(path)
     return " ".join(filter(None, (_lost_routes(above, option, config), _of_a_sibling(above, option, config))))
+
+
+def on_unknown(schema: type[Any], config: Mapping[str, Any], option: str) -> str | None:
+    """Which sections of `schema`, as the merged layers have them, have an option that stands beside the sections."""
+    found = [name for name, spec in fields_of(schema).items() if option in _options_of(spec, config.get(name))]
+    return f"It stands deeper: {' or '.join(f'{section}.{option}' for section in found)}." if found else None
+
+
+def _options_of(spec: FieldSpec, node: Any) -> Mapping[str, FieldSpec]:
+    if spec.dataclass is not None:
+        return fields_of(spec.dataclass)
+    if spec.registry is None:
+        return {}
+    given = node if isinstance(node, Mapping) else {}
+    name = given.get("name", (spec.default_node or {}).get("name"))
+    return fields_of(spec.registry.get(name).Config) if name in spec.registry.names() else {}
 
 
 def _lost_routes(above: list[str], option: str, config: Mapping[str, Any]) -> str:

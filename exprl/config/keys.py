@@ -24,10 +24,12 @@ def split_key(key: str) -> list[str]:
 
 
 def joined(path: str, key: str) -> str:
-    """A key below another one, as `split_override` reads it.
+    """A key below another one, as `split_override` reads it; line breaks, which messages have none of, escaped.
 
     >>> joined("reward.domains", "physics.mechanics"), joined("", "reward")
     ('reward.domains."physics.mechanics"', 'reward')
     """
+    if len(f"{key}.".splitlines()) > 1:
+        key = key.encode("unicode_escape").decode()
     part = f'"{key}"' if re.search(r"[.=]", key) else key
     return f"{path}.{part}" if path else part

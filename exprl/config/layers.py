@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from exprl.config.advice import on_missing
+from exprl.config.advice import on_missing, on_unknown
 from exprl.config.keys import split_override
 from exprl.config.merging import Node, merge, plain
 from exprl.config.reading import DEEPEST, parse, read_file
@@ -20,7 +21,7 @@ from exprl.errors import ConfigError
 from exprl.files.disk import local_path
 from exprl.registry import import_plugins
 
-__all__ = ["from_layers", "load", "load_layers", "merge", "parse_overrides"]
+__all__ = ["from_layers", "load", "load_layers", "merge", "override_layers", "parse_overrides"]
 
 S = TypeVar("S")
 
@@ -36,7 +37,7 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     Raises:
         ConfigError: naming the file or the full key path.
     """
-    return from_layers(schema, [*load_layers(path), parse_overrides(overrides)])
+    return from_layers(schema, [*load_layers(path), *override_layers(overrides)])
 
 
 def load_layers(path: str | Path) -> list[Node]:
@@ -65,9 +66,23 @@ def from_layers(schema: type[S], layers: Sequence[Node]) -> S:
     if plugins:
         merged["plugins"] = plugins  # a component named in a base file needs that file's plugin too
     try:
-        return validate(schema, _resolve(merged) if _interpolates(merged) else merged)
+        whole = _resolve(merged) if _interpolates(merged) else merged
+        return validate(schema, whole, elsewhere=partial(on_unknown, schema, merged))
     except MissingOptionError as error:
         raise ConfigError(f"{error} {on_missing(error.path, merged)}".strip()) from error
+
+
+def override_layers(overrides: Sequence[str]) -> list[Node]:
+    """Overrides as the last layer, after the files that `extends=NAME` among them puts over the config.
+
+    As in a file the names may be a list, `extends=[one,other]`, of configs that come with exprl or of paths, here from
+    the working directory.
+
+    Raises:
+        ConfigError: naming the override or the file.
+    """
+    layer = parse_overrides(overrides)
+    return [*_extended(layer, "extends", Path(), ()), layer]
 
 
 def parse_overrides(overrides: Sequence[str]) -> Node:
@@ -147,7 +162,11 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> list[Node]:
     if path in seen:
         raise ConfigError(f"extends: {' -> '.join(str(p) for p in (*seen, path))} is a circle; remove one of them.")
     mapping = read_file(path, seen[-1] if seen else None)
-    parents = coerce(str | list[str] | None, mapping.pop("extends", None), f"{path}: extends") or []
+    return [*_extended(mapping, f"{path}: extends", path.parent, (*seen, path)), mapping]
+
+
+def _extended(layer: Node, key: str, folder: Path, seen: tuple[Path, ...]) -> list[Node]:
+    """The layers of the files that `layer` extends, which it says no longer afterwards."""
+    parents = coerce(str | list[str] | None, layer.pop("extends", None), key) or []
     parents = [parents] if isinstance(parents, str) else parents
-    layers = [layer for parent in parents for layer in _load_file(located(parent, path.parent), (*seen, path))]
-    return [*layers, mapping]
+    return [found for parent in parents for found in _load_file(located(parent, folder), seen)]

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, ForwardRef, dataclass_transform
 
 from exprl.config.declaring import check_body
@@ -18,6 +19,8 @@ from exprl.config.fields import Choice, choose, choose_each, describe, given, op
 from exprl.config.kinds import is_a, resolved
 from exprl.config.validate import checked, shown
 from exprl.errors import ConfigError, did_you_mean
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass_transform(
@@ -45,6 +48,9 @@ class Options:
     config: ClassVar[Any]  # of each object its own, as `Any`: its class is made at run time
     """The options of this object, an instance of `Config`."""
 
+    former_options: ClassVar[Mapping[str, str]] = EMPTY
+    """What to write in the place of options that a class had once, each with a sentence for whoever still sets it."""
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         _declare(cls)
@@ -68,7 +74,8 @@ class Options:
         known = inspect.signature(self.Config).parameters
         for name in options:
             if name not in known:
-                raise TypeError(f"{type(self).__name__}: unknown option {name!r}. {did_you_mean(name, known)}")
+                hint = self.former_options.get(name) or did_you_mean(name, known)
+                raise TypeError(f"{type(self).__name__}: unknown option {name!r}. {hint}")
         return self.Config(**options)
 
     def _assemble(self, config: Any) -> None:

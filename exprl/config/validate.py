@@ -151,7 +151,9 @@ def validate_choice(registry: Registry[Any], node: Any, path: str, default: Mapp
 
 
 def _of_another(registry: Registry[Any], name: str, path: str, option: str) -> str | None:
-    """Which components have an option that the one called `name` has not, or where those within it have it."""
+    """What became of an option that `name` had, which components have one that it has not, or which within it do."""
+    if (said := registry.get(name).former_options.get(option)) is not None:
+        return str(said)
     known = [other for other in registry.names() if option in fields_of(registry.get(other).Config)]
     if not known:
         return None
@@ -244,12 +246,21 @@ def _coerce_union(annotation: Any, value: Any, path: str) -> Any:
 def _coerce_sequence(annotation: Any, value: Any, path: str) -> Any:
     origin, kinds = get_origin(annotation), get_args(annotation)
     if not isinstance(value, (list, tuple)):
-        raise _wrong_type(path, "a list", value)
+        raise _wrong_type(path, f"a list{_as_an_item(kinds[0], value, path)}", value)
     if origin is list or kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     elif len(kinds) != len(value):
         raise ConfigError(f"{path}: expected {len(kinds)} values, but got {shown(list(value))}.")
     return origin(coerce(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _as_an_item(kind: Any, value: Any, path: str) -> str:
+    """What stands alone as it is written in a list, if it could be an item: `, such as [1],`."""
+    try:
+        coerce(kind, value, path)
+    except ConfigError:
+        return ""
+    return f", such as [{shown(value)}]"
 
 
 def _coerce_dataclass(schema: type[Any], value: Any, path: str) -> Any:

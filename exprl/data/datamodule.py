@@ -11,7 +11,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from exprl.data.fingerprint import fingerprint, first_difference
-from exprl.data.order import Part, check_parts, check_share, mixed_indices, share_of, shares
+from exprl.data.order import Part, StepOrder, check_parts, check_share, mixed_indices, share_of, shares
+from exprl.data.replacing import replacements
 from exprl.errors import ConfigError, DataError
 from exprl.types import Problem
 
@@ -64,6 +65,7 @@ class ExpRLDataModule(LightningDataModule):
         self.prompts_per_step = prompts_per_step
         self.max_steps = max_steps
         self.seed = seed
+        self._order = StepOrder(self.parts, prompts_per_step, seed)
         self._start = 0
         self._processed_before: int | None = None
 
@@ -73,6 +75,25 @@ class ExpRLDataModule(LightningDataModule):
         if self._processed_before is None:
             return self._start
         return self._start + self._processed() - self._processed_before
+
+    def step_problems(self, step: int) -> list[Problem]:
+        """All problems of the step that follows `step` others, in the order of its places.
+
+        A rank's are those of `share_of(prompts_per_step, rank, ranks)`. A pure function of the seed and the step: ask
+        for any, at any time. What the loader gives does not depend on it.
+
+        Raises:
+            IndexError: `step` is below 0 or not one of the run's.
+        """
+        return [self.problems[index] for index in self._step(step)]
+
+    def step_replacements(self, step: int, rounds: int) -> list[list[Problem]]:
+        """For each place of a step the problems that may take it, one a round (`exprl.data.replacing`).
+
+        A pure function of the seed and the step, as `step_problems`, and raises as that does.
+        """
+        found = replacements(self.parts, self._step(step), rounds=rounds, seed=self.seed, step=step)
+        return [[self.problems[index] for index in own] for own in found]
 
     def train_dataloader(self) -> DataLoader[Problem]:
         """This rank's loader, from the step after the last one done; raises `ConfigError` if it has no share."""
@@ -128,6 +149,11 @@ class ExpRLDataModule(LightningDataModule):
                 raise ConfigError(f"{key}: the checkpoint was made with {state[key]}, but got {now}.")
         self._start = state_dict["step"]
         self._processed_before = None
+
+    def _step(self, step: int) -> list[int]:
+        if not 0 <= step < self.max_steps:
+            raise IndexError(f"step: must lie in 0..{self.max_steps - 1}, but got {step}")
+        return self._order[step]
 
     def _shares(self) -> dict[str, float]:
         """How much of a step is of each part by its name, where there are several."""

@@ -18,6 +18,12 @@ def digest_of(problem: Problem) -> str:
     return hashlib.sha256(_content(problem).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def digest_of_all(problems: Sequence[Problem]) -> str:
+    """16 hexadecimal digits of all problems in their order."""
+    content = repr([(problem.id, digest_of(problem)) for problem in problems])
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def _content(problem: Problem) -> str:
     hidden = {name: value.digest() for name, value in problem.scaffold.fields().items() if value is not None}
     return repr((problem.question.text, problem.domain, hidden))

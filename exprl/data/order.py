@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -64,6 +65,35 @@ def mixed_indices(parts: Sequence[Part], per_step: int, seed: int) -> Iterator[l
     for places in _places(parts, per_step):
         drawn = [iter(own.take(places.count(number))) for number, own in enumerate(epochs)]
         yield [starts[number] + next(drawn[number]) for number in places]
+
+
+class StepOrder:
+    """The problems of any step, as `mixed_indices` gives them.
+
+    Steps are drawn one after the other; the last two are kept, so that who looks one step ahead and back again has
+    none drawn twice.
+
+    >>> StepOrder([Part(name="all", count=5, weight=1)], per_step=3, seed=0)[2]
+    [1, 2, 0]
+    """
+
+    def __init__(self, parts: Sequence[Part], per_step: int, seed: int) -> None:
+        self.parts, self.per_step, self.seed = tuple(parts), per_step, seed
+        self._steps = mixed_indices(self.parts, per_step, seed)
+        self._recent: deque[list[int]] = deque(maxlen=2)
+        self._drawn = 0
+
+    def __getitem__(self, step: int) -> list[int]:
+        """Indices over all parts in order, one a place; `step` counts from 0. Raises `IndexError` for one below 0."""
+        if step < 0:
+            raise IndexError(f"step: counts from 0, but got {step}")
+        if step < self._drawn - len(self._recent):
+            self._steps, self._drawn = mixed_indices(self.parts, self.per_step, self.seed), 0
+            self._recent.clear()
+        while self._drawn <= step:
+            self._recent.append(next(self._steps))
+            self._drawn += 1
+        return list(self._recent[step - self._drawn])
 
 
 def shares(parts: Sequence[Part]) -> list[float]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from exprl.component import Component, option
-from exprl.config.ranges import NonEmpty, NonNegativeInt, Samples, Temperature, Tokens, TopP
+from exprl.checks.contracts import given_by
+from exprl.component import Component, option, title_of
+from exprl.config.ranges import NonEmpty, NonNegativeInt, Range, Samples, Temperature, Tokens, TopP
 from exprl.errors import ModelError
 from exprl.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from exprl.terminal.phases import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,10 @@ class Engine(Component):
     trains: ClassVar[bool] = True
     """Whether its weights follow the policy, so that a run can train on its rollouts."""
 
+    overlaps: ClassVar[bool] = False
+    """Whether it can sample in one thread while the policy updates in another: it computes elsewhere, with weights of
+    its own."""
+
     samples_per_prompt: Samples = option(default=8, help="rollouts sampled for each prompt (G, the group size)")
     temperature: Temperature = option(
         default=1.0, help="sampling temperature; log-probs are of the tempered distribution"
@@ -63,6 +71,11 @@ class Engine(Component):
     top_k: NonNegativeInt = option(default=0, help="keep the k likeliest tokens; 0 is off")
     max_new_tokens: Tokens = option(default=1024, help="length limit of a rollout in tokens")
     stop: list[NonEmpty] = option(default=[], help="strings that end a rollout, besides the end-of-sequence token")
+    lookahead: Annotated[int, Range(ge=0, le=1)] = option(
+        default=0,
+        help="1: sample and judge one step ahead, by the policy before the last update, beside the update where engine "
+        "and judge compute elsewhere; 0: by the policy that is updated. sft ignores it",
+    )
 
     @property
     def precision(self) -> str | None:
@@ -73,14 +86,35 @@ class Engine(Component):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
         """Yield `(index of the prompt, rollout)` as each rollout finishes: `len(prompts) * sampling.n` in all."""
 
+    def counts(self) -> dict[str, float]:
+        """What it has counted on this rank since the last call, by name; a step logs the sum over ranks."""
+        return {}
+
     def close(self) -> None:
         """Free what the engine holds beside the policy; called when a run ends, also by an error."""
 
     def sleep(self) -> None:
         """Free what memory it can while the policy updates; the `sync` after that, or its next use, takes it back."""
 
+    def record_to(self, row: Callable[[str], Recorder]) -> None:
+        """Have it taken down when servers that it asks are busy, in a row each; one that asks none has nothing to do.
+
+        Args:
+            row: gives what takes down the phases of the row of this name.
+        """
+
     def sync(self, policy_version: int) -> None:
         """Take over the policy's current weights, those after `policy_version` steps; later rollouts carry it."""
+
+
+def generated(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
+    """What `engine.generate` yields.
+
+    Raises:
+        ContractError: it makes a rollout that is none, with token ends beyond its text for example; it is named.
+    """
+    with given_by(f"engine {title_of(engine)}"):
+        yield from engine.generate(prompts, sampling)
 
 
 def check_request(

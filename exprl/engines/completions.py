@@ -26,6 +26,8 @@ class Completion:
         token_ids: T ids, where they were asked for and the server gives them.
         token_logprobs: T log-probs of these, where asked for.
         top_logprobs: for each position the log-probs of the likeliest tokens by name, where asked for.
+        prompt_logprobs: for each token of the prompt but the first log-probs by token id, its own among them, where
+            they were asked for and the server (vLLM's) gives them.
     """
 
     text: str
@@ -33,6 +35,7 @@ class Completion:
     token_ids: tuple[int, ...] | None = None
     token_logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[Mapping[str, float], ...] | None = None
+    prompt_logprobs: tuple[Mapping[int, float], ...] | None = None
 
 
 def read_completion(body: bytes) -> Completion:
@@ -49,22 +52,28 @@ def read_completion(body: bytes) -> Completion:
     choice = _mapping(choices[0], "choices[0]")
     logprobs = _mapping({} if choice.get("logprobs") is None else choice["logprobs"], "logprobs")
     ids, own, top = choice.get("token_ids"), logprobs.get("token_logprobs"), logprobs.get("top_logprobs")
+    prompt = choice.get("prompt_logprobs")
     return Completion(
         text=_text(choice.get("text"), "text"),
         finish_reason="" if choice.get("finish_reason") is None else _text(choice["finish_reason"], "finish_reason"),
         token_ids=None if ids is None else tuple(_token(item) for item in _list(ids, "token_ids")),
         token_logprobs=None if own is None else tuple(_logprob(item) for item in _list(own, "token_logprobs")),
         top_logprobs=None if top is None else tuple(_position(item) for item in _list(top, "top_logprobs")),
+        prompt_logprobs=None if prompt is None else tuple(map(_of_prompt, _list(prompt, "prompt_logprobs")[1:])),
     )
 
 
 def error_message(body: bytes) -> str:
-    """What a server says went wrong: the message of an OpenAI-style error, else the beginning of the body."""
+    """What a server says went wrong: the message of an OpenAI-style error, else the beginning of the body.
+
+    >>> error_message(b'{"detail": "Not Found"}')
+    'Not Found'
+    """
     try:
         answer = _json(body)
     except MalformedAnswerError:
         return _shown(body.decode("utf-8", "replace"))
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    error = answer.get("error", answer.get("detail", answer)) if isinstance(answer, dict) else answer
     return _shown(error.get("message", error) if isinstance(error, dict) else error)
 
 
@@ -82,6 +91,17 @@ def _no_constant(name: str) -> NoReturn:
 
 def _position(value: Any) -> Mapping[str, float]:
     return {name: _logprob(item) for name, item in _mapping(value, "top_logprobs").items()}
+
+
+def _of_prompt(value: Any) -> Mapping[int, float]:
+    """By token id, as vLLM gives it: `{"17": {"logprob": -0.5, "rank": 1, "decoded_token": "a"}}`."""
+    position = _mapping(value, "prompt_logprobs")
+    try:
+        ids = [int(name) for name in position]
+    except ValueError:
+        raise MalformedAnswerError("prompt_logprobs: expected ids of tokens as names") from None
+    values = (_logprob(_mapping(item, "prompt_logprobs").get("logprob")) for item in position.values())
+    return dict(zip(map(_token, ids), values, strict=True))
 
 
 def _logprob(value: Any) -> float:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import ipaddress
 import math
-import os
 import random
-import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Mapping
 from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
-from weakref import finalize
 
 from exprl.component import option
 from exprl.config.options import Options
 from exprl.config.ranges import NonEmpty, Range, Seconds
 from exprl.config.secrets import without_secrets
+from exprl.engines.access import authorization, key_in, proxied, secrets_of, without
 from exprl.engines.breaker import SILENT_TRIES, CircuitBreaker
 from exprl.engines.completions import Completion, MalformedAnswerError, error_message, read_completion
+from exprl.engines.loop import BackgroundLoop
 from exprl.engines.urls import Credentials, split_credentials
 from exprl.errors import ConfigError
 
@@ -86,11 +82,12 @@ class RequestFailedError(Exception):
 
     Attributes:
         timed_out: whether the time limits were why.
+        passing: whether it is for now: nothing was answered, or that the server is busy or ill.
     """
 
-    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+    def __init__(self, message: str, *, timed_out: bool = False, passing: bool = False) -> None:
         super().__init__(message)
-        self.timed_out = timed_out
+        self.timed_out, self.passing = timed_out, passing
 
 
 class ServerDeadError(RequestFailedError):
@@ -110,28 +107,29 @@ class CompletionServer:
 
     Args:
         options: where the server is; at most `concurrency` requests are under way, the others wait their turn.
+        loop: of several servers that are asked together; None: one of its own.
 
     Raises:
         ConfigError: the package httpx2 is not installed, or the key cannot be sent.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, loop: BackgroundLoop | None = None) -> None:
         self.options = options
-        self._loop = _Loop()
+        self._loop = loop or BackgroundLoop()
         self._client = _client(options)
         self._slots = asyncio.Semaphore(options.concurrency)
         grace = sum(_pause(number) for number in range(options.retries))
         self._breaker = CircuitBreaker(grace, lambda: self._try(_QUESTION))
         self._random = random.Random()  # the run's own generators must not move
-        self._place = f"{options.url} (through a proxy)" if _proxied(options.url) else options.url
-        self._secrets = _secrets(options)
+        self._place = f"{options.url} (through a proxy)" if proxied(options.url) else options.url
+        self._secrets = secrets_of(key_in(options.api_key_env), options.credentials)
 
     def submit(self, **request: Any) -> Future[Completion]:
         """The completion, once it is there; `request` holds the fields of the JSON that is sent, beside `NEUTRAL`.
 
         The future raises `RequestFailedError`; cancelled, it drops the request.
         """
-        return self._loop.submit(self._complete(request))
+        return self._loop.submit(self.complete(request))
 
     def knock(self) -> None:
         """See that the server is there and lets us in; what it can do is left to be seen.
@@ -159,7 +157,8 @@ class CompletionServer:
                     raise self._failure(f"HTTP {status}{_hint(status)}")
                 return
 
-    async def _complete(self, request: dict[str, Any]) -> Completion:
+    async def complete(self, request: Mapping[str, Any]) -> Completion:
+        """What `submit` gives the future of, for whoever runs in `loop`."""
         async with self._slots:
             for number in range(self.options.retries + 1):
                 try:
@@ -168,12 +167,12 @@ class CompletionServer:
                 except _PassingError as error:
                     self._check_alive()
                     if number == self.options.retries:
-                        raise self._failure(str(error), timed_out=error.timed_out) from None
+                        raise self._failure(str(error), timed_out=error.timed_out, passing=True) from None
                     jitter = 1.0 - 0.25 * self._random.random()
                     await asyncio.sleep(max(_pause(number) * jitter, error.wish))
         raise AssertionError("unreachable: the last try returns or raises")
 
-    async def _watched(self, request: dict[str, Any]) -> Completion:
+    async def _watched(self, request: Mapping[str, Any]) -> Completion:
         """One try, which the breaker counts when there is no answer."""
         import httpx2
 
@@ -187,7 +186,7 @@ class CompletionServer:
         await self._breaker.silent(begun, error)
         raise error
 
-    async def _try(self, request: dict[str, Any]) -> Completion:
+    async def _try(self, request: Mapping[str, Any]) -> Completion:
         """One try; raises httpx2's errors where nothing answers."""
         payload = {"model": self.options.model, **NEUTRAL, **request}
         async with (
@@ -228,27 +227,23 @@ class CompletionServer:
     def _check_alive(self) -> None:
         if self._breaker.death is not None:
             raise ServerDeadError(
-                self._public(
+                without(
+                    self._secrets,
                     f"{self._place} does not answer: {SILENT_TRIES} or more tries in a row and a last one for a "
-                    f"single token met {self._breaker.death}. See that the server runs, then go on with --resume."
+                    f"single token met {self._breaker.death}. See that the server runs, then go on with --resume.",
                 )
             )
 
-    def _failure(self, message: str, *, timed_out: bool = False) -> RequestFailedError:
-        return RequestFailedError(self._public(f"{self._place}: {message}"), timed_out=timed_out)
-
-    def _public(self, text: str) -> str:
-        """A server may quote the key it refuses, and messages are saved."""
-        for secret in self._secrets:
-            text = text.replace(secret, "(key)")
-        return text
+    def _failure(self, message: str, *, timed_out: bool = False, passing: bool = False) -> RequestFailedError:
+        text = without(self._secrets, f"{self._place}: {message}")
+        return RequestFailedError(text, timed_out=timed_out, passing=passing)
 
 
 _QUESTION: dict[str, Any] = {"prompt": "1", "max_tokens": 1, "temperature": 0.0}
 """The least that can be asked for."""
 
 
-def most_bytes(request: dict[str, Any]) -> int:
+def most_bytes(request: Mapping[str, Any]) -> int:
     """The longest answer a request can honestly get: every token with its text, ids and log-probs, escaped.
 
     >>> most_bytes({"max_tokens": 512, "prompt": [1, 2, 3]}) // 1024
@@ -265,11 +260,15 @@ def _client(options: ServerOptions) -> Any:
     limits = httpx2.Limits(max_connections=options.concurrency + 1, max_keepalive_connections=options.concurrency)
     try:
         return httpx2.AsyncClient(
-            headers={"Accept": "application/json", "Accept-Encoding": "identity", **_authorization(options)},
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                **authorization(key_in(options.api_key_env), options.credentials),
+            },
             timeout=options.timeout,
             limits=limits,
             # Given a transport, the client looks for no proxy, not even for one that it could not use.
-            transport=None if _proxied(options.url) else httpx2.AsyncHTTPTransport(limits=limits),
+            transport=None if proxied(options.url) else httpx2.AsyncHTTPTransport(limits=limits),
             follow_redirects=False,  # a key is for the server that was named
         )
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
@@ -277,53 +276,6 @@ def _client(options: ServerOptions) -> Any:
             "url: a proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used "
             f"({without_secrets(str(error))}). Set another, or NO_PROXY={urlsplit(options.url).hostname}."
         ) from None
-
-
-def _proxied(url: str) -> bool:
-    """Whether the environment puts a proxy before a server; never before one on this machine, which none can reach."""
-    parts, proxies = urlsplit(url), getproxies()
-    named = parts.scheme in proxies or "all" in proxies
-    return named and not _is_here(url) and not proxy_bypass(parts.netloc)
-
-
-def _is_here(url: str) -> bool:
-    """Whether a server runs on this machine.
-
-    >>> [_is_here(f"http://{host}:8000/v1") for host in ("localhost", "127.0.0.1", "0.0.0.0", "[::1]", "judges")]
-    [True, True, True, True, False]
-    """
-    host = urlsplit(url).hostname or ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
-
-
-def _authorization(options: ServerOptions) -> dict[str, str]:
-    """User and password of the URL where it has them, else the key where there is one."""
-    key = _key(options)
-    if options.credentials is not None:
-        return {"Authorization": f"Basic {_basic(options.credentials)}"}
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _key(options: ServerOptions) -> str:
-    key = os.environ.get(options.api_key_env, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"api_key_env: the key in {options.api_key_env} has characters that no HTTP header can hold.")
-    return key
-
-
-def _basic(credentials: Credentials) -> str:
-    return base64.b64encode(":".join(credentials).encode()).decode()
-
-
-def _secrets(options: ServerOptions) -> tuple[str, ...]:
-    """What no message may hold."""
-    own = options.credentials
-    found = [_key(options), *((own[1], _basic(own)) if own is not None else ())]
-    return tuple(secret for secret in found if secret)
 
 
 def _hint(status: int) -> str:
@@ -346,15 +298,3 @@ def _wish(headers: Any) -> float:
     except ValueError:  # a date
         return 0.0
     return min(max(seconds, 0.0), _LONGEST_WISH) if math.isfinite(seconds) else 0.0
-
-
-class _Loop:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="exprl-server", daemon=True).start()
-        finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
-
-    def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)

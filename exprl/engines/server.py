@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from exprl.component import given
 from exprl.engines.base import Engine, Sampling, check_request
 from exprl.engines.completions import Completion
-from exprl.engines.ends import ends_of
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerOptions
+from exprl.engines.served import ServedModel
 from exprl.errors import EngineError
 from exprl.registry import ENGINES
 from exprl.resources import Resources
 from exprl.seeding import derive_seed
-from exprl.text.tokenization import decode_with_ends
-from exprl.types import FinishReason, Prompt, Rollout
+from exprl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
     from exprl.models.base import LanguageModel
-
-_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 @ENGINES.register("server")
@@ -42,11 +39,7 @@ class ServerEngine(ServerOptions, Engine):
 
     def setup(self) -> None:
         """Read off the policy what the server does not know."""
-        model, tokenizer = self.policy.model, self.policy.tokenizer
-        self._tokenizer = tokenizer
-        self._ends = sorted(ends_of(model, tokenizer).token_ids)
-        embeddings: Any = model.get_input_embeddings()
-        self._vocabulary = max(len(tokenizer), int(embeddings.weight.shape[0]))
+        self._served = ServedModel(self.policy)
         self._server = CompletionServer(self)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
@@ -67,10 +60,8 @@ class ServerEngine(ServerOptions, Engine):
         try:
             for index, prompt in enumerate(prompts):
                 for sample in range(sampling.n):
-                    request = self._request(
-                        prompt, sampling, derive_seed(sampling.seed, sampling.number(index), sample)
-                    )
-                    waiting[self._server.submit(**request)] = index
+                    seed = derive_seed(sampling.seed, sampling.number(index), sample)
+                    waiting[self._server.submit(**self._served.request(prompt, sampling, seed))] = index
             for done in as_completed(list(waiting)):
                 index = waiting.pop(done)
                 yield index, self._rollout(prompts[index], done)
@@ -78,45 +69,9 @@ class ServerEngine(ServerOptions, Engine):
             for request_under_way in waiting:
                 request_under_way.cancel()
 
-    def _request(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
-        return {
-            "prompt": list(prompt.token_ids),
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "seed": seed,
-            "stop": list(sampling.stop),
-            "stop_token_ids": self._ends,
-            "include_stop_str_in_output": True,
-            "logprobs": 0,
-            "return_token_ids": True,
-        }
-
     def _rollout(self, prompt: Prompt, request: Future[Completion]) -> Rollout:
         try:
             completion = request.result()
         except RequestFailedError as error:
             raise EngineError(f"problem {prompt.problem_id!r}: {error} (rollout.url)") from None
-        ids, logprobs = completion.token_ids, completion.token_logprobs
-        if ids is None or logprobs is None or len(ids) != len(logprobs):
-            raise EngineError(
-                f"{self.url} gives no token ids with their log-probs (return_token_ids, logprobs): sample from "
-                "vLLM's own server, or set rollout.name=vllm."
-            )
-        if max(ids, default=0) >= self._vocabulary:
-            raise EngineError(
-                f"{self.url} samples token {max(ids)}, but the model at model.path has {self._vocabulary}: "
-                "model.path must be the model that is served (rollout.model)."
-            )
-        if completion.finish_reason not in _REASONS:
-            raise EngineError(f"{self.url} ended a rollout with finish_reason {completion.finish_reason!r}.")
-        text, ends = decode_with_ends(self._tokenizer, list(ids))
-        return Rollout(
-            prompt=prompt,
-            token_ids=ids,
-            text=text,
-            token_ends=tuple(ends),
-            sampler_logprobs=logprobs,
-            finish_reason=_REASONS[completion.finish_reason],
-        )
+        return self._served.rollout(prompt, completion, where=self.url)

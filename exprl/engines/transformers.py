@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
+from exprl.checks.memory import memory_for
 from exprl.component import given, option
 from exprl.config.ranges import PositiveInt
 from exprl.engines.base import Engine, Sampling, check_request
@@ -37,7 +38,9 @@ class TransformersEngine(Engine):
     is in its batch (up to floating-point noise). A rollout that meets a stop string keeps the token that completed it.
     """
 
-    batch_size: PositiveInt = option(default=64, help="rollouts decoded at a time; memory and speed grow with it")
+    batch_size: PositiveInt = option(
+        default=64, help="rollouts decoded at a time; memory and speed grow with it", free=True
+    )
 
     policy: LanguageModel = given(Resources.need_policy, help="whose weights sample")
 
@@ -67,10 +70,13 @@ class TransformersEngine(Engine):
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
         slots = [(index, sample) for index in order for sample in range(sampling.n)]
         version = self._policy_version
-        for alike in self._together(slots, prompts):
-            for decoded in self._decoded(prompts, alike, sampling, ends):
-                index = alike[decoded.slot][0]
-                yield index, _rollout(prompts[index], decoded, tokenizer, version)
+        with memory_for(
+            "sampling", f"Lower rollout.batch_size ({self.batch_size}); a run goes on with it by --resume."
+        ):
+            for alike in self._together(slots, prompts):
+                for decoded in self._decoded(prompts, alike, sampling, ends):
+                    index = alike[decoded.slot][0]
+                    yield index, _rollout(prompts[index], decoded, tokenizer, version)
 
     def _together(self, slots: list[Slot], prompts: tuple[Prompt, ...]) -> list[list[Slot]]:
         """What can be decoded together: all, or prompts of one length alone where the model cannot pad."""

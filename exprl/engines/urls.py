@@ -20,8 +20,8 @@ class Credentials(NamedTuple):
         return "Credentials(***)"
 
 
-def split_credentials(url: str) -> tuple[str, Credentials | None]:
-    """`url` without user and password, and these.
+def split_credentials(url: str, key: str = "url") -> tuple[str, Credentials | None]:
+    """`url`, an option called `key`, without user and password, and these.
 
     Raises:
         ConfigError: not the base URL of an HTTP server; the message holds no password.
@@ -31,7 +31,7 @@ def split_credentials(url: str) -> tuple[str, Credentials | None]:
     >>> split_credentials("http://judges:8000/v1")
     ('http://judges:8000/v1', None)
     """
-    parts = _parsed(url)
+    parts = _parsed(url, key)
     host = parts.netloc.rpartition("@")[2]
     public = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
     if "@" not in parts.netloc:
@@ -39,7 +39,7 @@ def split_credentials(url: str) -> tuple[str, Credentials | None]:
     return public, Credentials(unquote(parts.username or ""), unquote(parts.password or ""))
 
 
-def _parsed(url: str) -> SplitResult:
+def _parsed(url: str, key: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -47,7 +47,7 @@ def _parsed(url: str) -> SplitResult:
         usable = False
     if not usable or parts.query or parts.fragment or re.search(r"\s", url):
         raise ConfigError(
-            "url: must begin with http:// or https://, name a host and end before any ? or #, but got "
+            f"{key}: must begin with http:// or https://, name a host and end before any ? or #, but got "
             f"{without_secrets(url)!r}."
         )
     return parts

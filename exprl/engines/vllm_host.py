@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import atexit
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, finalize
 
@@ -19,12 +20,15 @@ import torch
 from torch import Tensor
 
 from exprl.engines import vllm_lora, vllm_setup, vllm_weights
+from exprl.engines.architecture import dtype_for, longest_for
 from exprl.engines.canary import TOLERANCES, canary_of, trainer_logprobs
+from exprl.engines.transfer.weights import policy_weights
 from exprl.engines.vllm_groups import shut_down, trainer_groups
 from exprl.engines.vllm_options import HostOptions, check_installed
 from exprl.engines.vllm_requests import Ticket, sampling_params, ticket_name, to_output
-from exprl.errors import ConfigError, EngineError, ModelError
-from exprl.models.lora import adapter_config, adapter_tensors, has_adapter, merged_weights, without_adapter
+from exprl.errors import EngineError, ModelError
+from exprl.files.swept import SweptFolder
+from exprl.models.lora import adapter_config, adapter_tensors
 from exprl.models.sharding import whole
 
 if TYPE_CHECKING:
@@ -50,13 +54,13 @@ class VLLMHost:
         check_installed()
         self.language_model = language_model
         self.options = options
-        self.adapted = language_model.adapter and has_adapter(language_model.model)
+        self.adapted = language_model.adapted
         self._trains = trains
         self._version = 0
         self._sound = False
         self._asleep = 0
         self._llm: Any = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: SweptFolder | None = None
         self._names = count()
         self._open: dict[str, Ticket] = {}
         self._counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "generated_tokens"), 0)
@@ -117,16 +121,22 @@ class VLLMHost:
         """Whether any request is under way."""
         return bool(self._open)
 
-    def step(self) -> None:
-        """One forward pass over everything that is queued; finished tickets get their output."""
+    def step(self) -> bool:
+        """One forward pass over everything that is queued; finished tickets get their output.
+
+        Returns whether there was one: none is made while all that is queued waits for the automata that constrain it.
+        """
+        engine = self._llm.llm_engine
         with vllm_setup.isolated():
-            results = self._llm.llm_engine.step()
+            results = engine.step()
+        running, _ = engine.engine_core.engine_core.scheduler.get_request_counts()
         for result in results:
             if result.finished:
                 self._count(result)
                 ticket = self._open.pop(ticket_name(result.request_id), None)
                 if ticket is not None:
                     ticket.output = to_output(result, ticket)
+        return bool(results) or running > 0
 
     def _count(self, result: Any) -> None:
         if result.prompt_logprobs is not None:  # the canary
@@ -192,11 +202,11 @@ class VLLMHost:
             self._wake()
             return self._llm
         with vllm_setup.isolated():
-            self._folder = tempfile.TemporaryDirectory(prefix="exprl-vllm-")
+            self._folder = SweptFolder(Path(tempfile.gettempdir()), "vllm")
             self._llm = vllm_setup.start_engine(
                 self.language_model,
                 self.options,
-                self._folder.name,
+                str(self._folder.path),
                 dtype=self.dtype,
                 max_model_len=self.max_model_len,
                 adapted=self.adapted,
@@ -236,7 +246,7 @@ class VLLMHost:
             self._llm, self._asleep, self._sound = None, 0, False
             self._retire()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None
 
     def _wake(self) -> None:
@@ -260,12 +270,9 @@ class VLLMHost:
         self._sound = False
         model = self.language_model.model
         if base:
-            with ExitStack() as stack:
-                if self.adapted or not self.language_model.adapter:
-                    stack.enter_context(without_adapter(model))
-                unknown = vllm_weights.unknown_aliases(model, self._llm)
-                weights = (pair for pair in merged_weights(model) if pair[0] not in unknown)
-                self.load(vllm_weights.as_stored(model, weights))
+            unknown = vllm_weights.unknown_aliases(model, self._llm)
+            weights = policy_weights(self.language_model, merged=not self.adapted)
+            self.load(pair for pair in weights if pair[0] not in unknown)
         if self.adapted:
             with vllm_setup.isolated():
                 vllm_lora.put(self._llm, dict(_handed_over(adapter_tensors(model).items())), adapter_config(model))
@@ -296,19 +303,12 @@ class VLLMHost:
     @property
     def dtype(self) -> str:
         """The precision vLLM computes in."""
-        if self.options.dtype != "auto":
-            return self.options.dtype
-        return str(self.language_model.compute_dtype or self.language_model.model.dtype).removeprefix("torch.")
+        return dtype_for(self.language_model, self.options.dtype)
 
     @property
     def max_model_len(self) -> int:
         """The longest prompt plus response, in tokens."""
-        context = self.language_model.context_length
-        if self.options.max_model_len is not None:
-            return self.options.max_model_len
-        if context is None:
-            raise ConfigError("rollout.max_model_len: required, since the model's config names no context length.")
-        return context
+        return longest_for(self.language_model, self.options.max_model_len)
 
     def counters(self) -> dict[str, int]:
         """What vLLM reports of this host's finished requests, summed.
@@ -322,6 +322,9 @@ class VLLMHost:
 _HOSTS = WeakSet()
 
 _RUNNING: list[Any] = []
+
+_PAUSE = 0.001
+"""Seconds; as vLLM's own loop waits."""
 
 _KEEPS, _FORGETS = 1, 2
 """VLLM's levels of sleep: weights are kept in the main memory, or not at all."""
@@ -343,8 +346,9 @@ def step_all() -> None:
     busy = [host for host in _HOSTS if host.busy]
     if not busy:
         raise RuntimeError("a vLLM request is waited for, but no engine has one under way")
-    for host in busy:
-        host.step()
+    computed = [host.step() for host in busy]
+    if not any(computed):
+        time.sleep(_PAUSE)  # automata are built by threads of this process, whose time another look would take
 
 
 @atexit.register

@@ -21,19 +21,21 @@ class HostOptions(Options):
         default=None, help="longest prompt + response in tokens, judge prompts included; null: the model's context"
     )
     gpu_memory_utilization: Annotated[float, Range(gt=0, lt=1)] = option(
-        default=0.4, help="share of a GPU's memory for vLLM; training needs the rest"
+        default=0.4, help="share of a GPU's memory for vLLM; training needs the rest", free=True
     )
     cpu_kv_cache_gib: Annotated[float, Range(gt=0, le=2**20)] = option(
-        default=1.0, help="memory of the key-value cache on a CPU, in GiB"
+        default=1.0, help="memory of the key-value cache on a CPU, in GiB", free=True
     )
     block_size: Annotated[int, Range(ge=1, le=2**16)] | None = option(
-        default=None, help="tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32"
+        default=None,
+        help="tokens of one block of the prefix cache, the unit that prompts share; null: 16, on a CPU 32",
+        free=True,
     )
     enforce_eager: bool | None = option(
-        default=None, help="skip vLLM's compilation and CUDA graphs; null: on a CPU only"
+        default=None, help="skip vLLM's compilation and CUDA graphs; null: on a CPU only", free=True
     )
     enable_sleep_mode: bool = option(
-        default=True, help="free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory"
+        default=True, help="free vLLM's GPU memory while the policy updates; on a CPU it keeps its memory", free=True
     )
     canary_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
         default=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from exprl.engines import vllm_lora
+from exprl.engines.architecture import write_architecture
 from exprl.engines.vllm_classes import classes_kept
 from exprl.engines.vllm_groups import engine_groups
 from exprl.errors import EngineError
@@ -47,12 +48,7 @@ def start_engine(
 
     from exprl.engines.vllm_executor import LocalExecutor
 
-    # Configuration and tokenizer only: the weights are streamed in by `load`.
-    config = copy.deepcopy(language_model.model.config)
-    # a model made from a config alone names none; FSDP puts its own name before a sharded model's class
-    config.architectures = [type(language_model.model).__name__.removeprefix("FSDP")]
-    config.save_pretrained(folder)
-    language_model.tokenizer.save_pretrained(folder)
+    write_architecture(language_model, folder)  # the weights are streamed in by `load`
     on_gpu = torch.cuda.is_available()
     memory: dict[str, Any] = (
         {"gpu_memory_utilization": options.gpu_memory_utilization}
@@ -60,6 +56,9 @@ def start_engine(
         else {"kv_cache_memory_bytes": int(options.cpu_kv_cache_gib * 2**30)}
     )
     threads, ranks = torch.get_num_threads(), os.environ.get(_RANKS_HERE)
+    # vLLM looks for garbage half a dozen times as it starts: a third of a second each among a million imported objects.
+    gc.collect()
+    gc.freeze()
     with classes_kept(language_model.model), _refusals_named(language_model.name, max_model_len, memory):
         llm = LLM(
             model=folder,

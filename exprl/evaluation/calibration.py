@@ -1,17 +1,16 @@
-"""How good a judge's scores are against labels, as pure functions of arrays, with bootstrap intervals over problems.
+"""How good a judge's scores are against labels, as pure functions of arrays.
 
 Every figure takes weights, so that a bootstrap is one call: `[N]` weights give a number, `[R, N]` weights R of them.
-A figure that the data cannot give, such as an area under a curve without positives, is NaN.
+A figure that the data cannot give, such as an area under a curve without positives, is NaN. Those in capitals are the
+same with what `bootstrap.interval_of` must know of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import numpy.typing as npt
 
-from exprl.evaluation.intervals import Interval, problem_weights
+from exprl.evaluation.bootstrap import Figure
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -19,12 +18,10 @@ Flags = npt.NDArray[np.bool_]
 ACCEPTED = 4.0
 """The judge says correct from this Likert score on (ExpRL, judge calibration)."""
 BINS = 10
-RESAMPLES = 2_000
-CHUNK = 2**22
-"""Weights held at a time."""
 
-Figure = Callable[[Array], Array]
-"""Weights [..., N] to a figure [...]."""
+LOWEST_SCORE, HIGHEST_SCORE = -np.inf, np.inf
+"""Below and above every score: what an unseen problem's rollouts may get."""
+RIGHT, WRONG = 1.0, 0.0
 
 
 def misplacement(scores: Array, correct: Flags, weights: Array) -> Array:
@@ -39,7 +36,7 @@ def misplacement(scores: Array, correct: Flags, weights: Array) -> Array:
     >>> float(misplacement(scores, correct, np.ones(4)))
     0.5
     """
-    accepted = scores >= ACCEPTED
+    accepted, correct = scores >= ACCEPTED, np.asarray(correct, dtype=bool)
     return (_share(~accepted, correct, weights) + _share(accepted, ~correct, weights)) / 2
 
 
@@ -55,7 +52,7 @@ def auroc(scores: Array, positive: Flags, weights: Array) -> Array:
     0.875
     """
     order = np.argsort(scores, kind="stable")
-    ranked, up = scores[order], positive[order]
+    ranked, up = scores[order], np.asarray(positive, dtype=bool)[order]
     first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(ranked) else np.zeros(0, np.intp)
     w = weights[..., order]
     of_ties = [np.add.reduceat(w * mask, first, axis=-1) if len(first) else w for mask in (up, ~up)]
@@ -99,31 +96,22 @@ def mean(values: Array, weights: Array) -> Array:
     return found
 
 
-def bootstrapped(figure: Figure, problems: Sequence[object], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """A figure with its 95 % interval: problems get the weights of the Bayesian bootstrap (Rubin 1981).
+def mean_within(low: float, high: float) -> Figure:
+    """The mean of values that lie between two."""
+    return Figure(of=mean, lowest=(((low,),),), highest=(((high,),),))
 
-    Rollouts of one problem, and prefixes of one rollout, are alike, so that problems are drawn, not these.
 
-    Args:
-        figure: of weights.
-        problems: [N] which problem each entry is of.
-        seed: makes the interval repeatable.
-        resamples: how often weights are drawn.
-    """
-    _, codes = np.unique(np.asarray(problems, dtype=object).astype(str), return_inverse=True)
-    count = int(codes.max()) + 1 if len(codes) else 0
-    point = float(figure(np.ones(len(codes))))
-    if not count or np.isnan(point):
-        return Interval(low=float("nan"), high=float("nan"), mean=point)
-    generator, rows = np.random.default_rng(seed), max(1, CHUNK // len(codes))
-    drawn = np.concatenate(
-        [
-            figure(problem_weights(min(rows, resamples - start), count - 1, generator)[:, codes])
-            for start in range(0, resamples, rows)
-        ]
-    )
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return Interval(low=min(float(low), point), high=max(float(high), point), mean=point)
+_WORST = ((LOWEST_SCORE, RIGHT), (HIGHEST_SCORE, WRONG))
+_BEST = ((HIGHEST_SCORE, RIGHT), (LOWEST_SCORE, WRONG))
+
+MISPLACEMENT = Figure(of=misplacement, lowest=(_BEST,), highest=(_WORST,), by=1)
+AUROC = Figure(of=auroc, lowest=(_WORST,), highest=(_BEST,), by=1)
+CALIBRATION_ERROR = Figure(
+    of=calibration_error,
+    lowest=(((1.0, RIGHT),), ((0.0, WRONG),)),
+    highest=(((1.0, WRONG),), ((0.0, RIGHT),)),
+)
+SHARE = mean_within(0.0, 1.0)
 
 
 def _share(hit: Flags, among: Flags, weights: Array) -> Array:

@@ -12,9 +12,8 @@ import numpy as np
 
 from exprl.checks.finite import check_finite
 from exprl.domains import label_of
-from exprl.engines.base import Engine, Sampling
+from exprl.engines.base import Engine, Sampling, generated
 from exprl.errors import PathError
-from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES, BehaviourDetector
 from exprl.evaluation.intervals import interval_95
 from exprl.evaluation.pass_at_k import pass_at_k
@@ -230,6 +229,8 @@ def counted(
     on_progress: OnProgress = no_progress,
 ) -> EvaluationResult:
     """Verify `n` samples of each problem, in whatever order they come; `on_progress` is called as they are verified."""
+    from exprl.evaluation.behaviours import BehaviourRates  # imports torchmetrics, which who reads results need not
+
     count = len(problems)
     right_ones: list[list[bool]] = [[] for _ in problems]
     guessed, progress = [0] * count, [0.0] * count
@@ -270,7 +271,7 @@ def _sampled(
     engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, problems: Sequence[Problem], on_progress: OnProgress
 ) -> Iterator[Sample]:
     """Samples as they finish; `on_progress` is told of each."""
-    for index, rollout in engine.generate(prompts, sampling):
+    for index, rollout in generated(engine, prompts, sampling):
         check_finite({"sampled": sum(rollout.sampler_logprobs)}, f"evaluation: problem {problems[index].id!r}")
         on_progress(1)
         yield Sample(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from exprl.evaluation.bootstrap import ROUNDING
 from exprl.rollouts.stored import Label, StoredGroup
 from exprl.types import Rollout, RolloutReward, SegmentRewards
 
@@ -19,15 +20,19 @@ class Graded:
     """A labelled rollout and the Likert scores of its prefixes, the last one that of the whole.
 
     Attributes:
+        place: which rollout of the source it is, whichever judge graded it.
         problem_id: of the problem.
         domain: likewise.
+        text: what was written.
         correct: the label; None where nobody said.
         scores: [K], one a segment; one alone for a reward of whole rollouts.
         first_wrong: the segment, from 0, in which the first wrong step begins; None where none is known.
     """
 
+    place: int
     problem_id: str
     domain: str
+    text: str
     correct: bool | None
     scores: tuple[float, ...]
     first_wrong: int | None
@@ -38,12 +43,14 @@ def graded(groups: Iterable[StoredGroup]) -> tuple[list[Graded], int]:
 
     A reward on prefixes is meant: of scores of segments alone the last one is not that of the whole.
     """
-    found, failed = [], 0
+    found: list[Graded] = []
+    failed, place = 0, -1
     for group in groups:
-        if group.labels is None or group.rewards is None:
-            continue
-        for rollout, reward, label in zip(group.rollouts, group.rewards, group.labels, strict=True):
-            if label == Label() or label.correct is None:
+        labels = group.labels or (Label(),) * len(group.rollouts)
+        rewards = group.rewards or (None,) * len(group.rollouts)
+        for rollout, reward, label in zip(group.rollouts, rewards, labels, strict=True):
+            place += 1
+            if label.correct is None or reward is None:
                 continue
             scores = [judgement.score for judgement in reward.judgements]
             if not scores or any(score is None for score in scores):
@@ -51,8 +58,10 @@ def graded(groups: Iterable[StoredGroup]) -> tuple[list[Graded], int]:
                 continue
             found.append(
                 Graded(
+                    place=place,
                     problem_id=group.problem_id,
                     domain=group.domain,
+                    text=rollout.text,
                     correct=label.correct,
                     scores=tuple(score for score in scores if score is not None),
                     first_wrong=_segment_of(label.first_error, rollout, reward),
@@ -79,11 +88,13 @@ class Prefixes:
     Attributes:
         problems: [M] ids.
         scores: [M].
+        positions: [M] how much of the rollout it is, as a share of the segments.
         wrong: [M] whether the prefix contains the first error.
     """
 
     problems: tuple[str, ...]
     scores: Array
+    positions: Array
     wrong: npt.NDArray[np.bool_]
 
 
@@ -91,36 +102,66 @@ def prefixes_of(rollouts: Sequence[Graded]) -> Prefixes:
     """Those of right rollouts, and of wrong ones whose first error is known."""
     known = [one for one in rollouts if one.correct or one.first_wrong is not None]
     rows = [
-        (one.problem_id, score, one.first_wrong is not None and number >= one.first_wrong)
+        (
+            one.problem_id,
+            score,
+            (number + 1) / len(one.scores),
+            one.first_wrong is not None and number >= one.first_wrong,
+        )
         for one in known
         for number, score in enumerate(one.scores)
     ]
-    problems, scores, wrong = zip(*rows, strict=True) if rows else ((), (), ())
-    return Prefixes(problems=problems, scores=np.array(scores, dtype=float), wrong=np.array(wrong, dtype=bool))
+    problems, scores, positions, wrong = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return Prefixes(
+        problems=problems,
+        scores=np.array(scores, dtype=float),
+        positions=np.array(positions, dtype=float),
+        wrong=np.array(wrong, dtype=bool),
+    )
 
 
-def localisation_error(one: Graded) -> float:
-    """How far the place where the score stops rising is from the first wrong step, as a share of the rollout.
+NOTHING_RIGHT = 1.5
+"""The score of the prefix before the first segment: one below it rounds to 1, as that of nothing written is."""
 
-    The score stops rising with the first prefix that has the highest one; what comes next is taken for wrong, and
-    nothing if that is the whole. 0 is right, 1 the whole length off.
 
-    >>> one = Graded(problem_id="p", domain="math", correct=False, scores=(1, 3, 2, 2), first_wrong=2)
-    >>> localisation_error(one)
+def localisation_error(scores: Sequence[float], first_wrong: int) -> float:
+    """How far the place where [K] scores stop rising is from the first wrong segment, as a share of them.
+
+    The scores stop rising with the first prefix that has the highest one; what comes next is taken for wrong, and
+    nothing if that is the whole. That prefix may be the empty one, which counts as `NOTHING_RIGHT`: the first segment
+    is then taken for wrong. 0 is right, 1 the whole length off.
+
+    Of one curve that does not move nobody can say whether it means the first segment or nothing: `tells_places`.
+
+    >>> localisation_error((1, 3, 2, 2), first_wrong=2)
+    0.0
+    >>> localisation_error((1, 1, 1, 1), first_wrong=0)
     0.0
     """
-    assert one.first_wrong is not None
-    return abs(int(np.argmax(one.scores)) + 1 - one.first_wrong) / len(one.scores)
+    return abs(int(np.argmax((NOTHING_RIGHT, *scores))) - first_wrong) / len(scores)
 
 
-def late_gain(one: Graded) -> float | None:
-    """The share of all that the score rises by, from 1 on, that it rises in the first wrong step or later.
+def is_flat(scores: Sequence[float]) -> bool:
+    """Whether all [K] scores are the same.
 
-    None where it never rises.
+    >>> is_flat((2, 2, 2)), is_flat((2, 2, 3))
+    (True, False)
+    """
+    return float(np.ptp(scores)) <= ROUNDING
 
-    >>> late_gain(Graded(problem_id="p", domain="math", correct=False, scores=(2, 3, 2, 4), first_wrong=2))
+
+def tells_places(rollouts: Iterable[Graded]) -> bool:
+    """Whether a judge gives any two prefixes, of whichever rollouts, different scores: else it places nothing."""
+    return not is_flat([score for one in rollouts for score in one.scores] or [0.0])
+
+
+def late_gain(scores: Sequence[float], first_wrong: int) -> float | None:
+    """The share of all that [K] scores rise by, from 1 on, that they rise in the first wrong segment or later.
+
+    None where they never rise.
+
+    >>> late_gain((2, 3, 2, 4), first_wrong=2)
     0.5
     """
-    assert one.first_wrong is not None
-    rises = np.maximum(np.diff(np.array(one.scores, dtype=float), prepend=1.0), 0.0)
-    return float(rises[one.first_wrong :].sum() / rises.sum()) if rises.sum() > 0 else None
+    rises = np.maximum(np.diff(np.array(scores, dtype=float), prepend=1.0), 0.0)
+    return float(rises[first_wrong:].sum() / rises.sum()) if rises.sum() > 0 else None

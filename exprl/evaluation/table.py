@@ -6,6 +6,7 @@ from rich.table import Table
 
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.evaluation.intervals import Interval, interval_95, paired_interval_95
+from exprl.terminal.wording import counted
 
 
 def differences(before: EvaluationResult, after: EvaluationResult) -> dict[str, Interval]:
@@ -15,7 +16,7 @@ def differences(before: EvaluationResult, after: EvaluationResult) -> dict[str, 
 
 def comparison_table(before: EvaluationResult, after: EvaluationResult) -> Table:
     """Each measure before, after, and its paired difference."""
-    title = f"{len(before.problem_ids)} held-out problems, {before.samples} samples each"
+    title = f"{counted(len(before.problem_ids), 'held-out problem')}, {counted(before.samples, 'sample')} each"
     table = Table(title=title, title_justify="left")
     for column in ("", "before", "after", "difference (paired 95 %)"):
         table.add_column(column, justify="right" if column else "left")
@@ -31,7 +32,7 @@ def comparison_table(before: EvaluationResult, after: EvaluationResult) -> Table
 
 def result_table(result: EvaluationResult, title: str) -> Table:
     """Each measure with its 95 % interval over problems."""
-    title = f"{title}: {len(result.problem_ids)} problems, {result.samples} samples each"
+    title = f"{title}: {counted(len(result.problem_ids), 'problem')}, {counted(result.samples, 'sample')} each"
     table = Table(title=title, title_justify="left")
     for column in ("", "value", "95 % interval"):
         table.add_column(column, justify="right" if column else "left")

@@ -8,9 +8,10 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from exprl.errors import PathError
 
@@ -93,13 +94,26 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """See `write_text`."""
+    with _whole(path) as file:
+        file.write(content)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """The same with lines that are made one by one."""
+    with _whole(path) as file:
+        file.writelines(f"{text}\n".encode("utf-8", "backslashreplace") for text in lines)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A draft, which takes the place of `path` once it is written; raises `PathError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         draft = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                yield file
             draft.chmod(0o644)
             draft.replace(path)
         except BaseException:

@@ -19,6 +19,9 @@ class Judge(Stateful):
     registered_family: ClassVar[str] = "judge"
 
     needs_reference: ClassVar[bool] = True
+    reads_all_problems: ClassVar[bool] = False
+    """Whether what it says of one depends on which others the run has. Stored rollouts are then graded again only with
+    all problems as they were, not just those that were attempted."""
 
     @classmethod
     def reads_references(cls, config: Any) -> bool:
@@ -41,6 +44,12 @@ class Judge(Stateful):
         """
         del resources
         raise ConfigError(f"judge {title_of(self)} cannot grade without a reference: it defines no without_reference.")
+
+    @classmethod
+    def graded_by(cls, config: Any, problems: Sequence[Problem], seed: int) -> Sequence[Problem]:
+        """For each of a run's problems the one by whose scaffold attempts at it are judged: the problem itself."""
+        del config, seed
+        return problems
 
     @abstractmethod
     def judge(self, requests: Sequence[JudgeRequest], on_progress: OnProgress = no_progress) -> list[Judgement]:

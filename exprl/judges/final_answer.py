@@ -21,6 +21,7 @@ class FinalAnswerJudge(Judge):
     """
 
     needs_reference: ClassVar[bool] = False
+    overlaps: ClassVar[bool] = True
 
     verifier: Verifier = given(Resources.need_verifier, help="of final answers")
 

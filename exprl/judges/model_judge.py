@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from exprl.component import choose, option, title_of
 from exprl.config.ranges import NonNegativeInt
@@ -23,6 +23,8 @@ class ModelJudge(Judge):
     The backend may be handed over open, on the model that is to judge; else it is opened on the one that the options
     `model` or `weights` name, and a judge that has neither needs a `part` of its own.
     """
+
+    overlaps: ClassVar[bool] = True
 
     constrained: bool = option(
         default=False, help="make what it writes have the form that is read; needs a backend that can"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from exprl.component import option
 from exprl.errors import JudgeError
@@ -26,6 +27,8 @@ class ReferenceStepsJudge(Judge):
     references state checkable intermediate results (`scaffold.steps`, or else the reference's lines), for runs on a
     CPU, and as a cheap baseline for LLM judges.
     """
+
+    overlaps: ClassVar[bool] = True
 
     strict: bool = option(
         default=True,

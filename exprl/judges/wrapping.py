@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from exprl.component import Choice, wrapped
 from exprl.config.fields import wrapped_option
@@ -18,6 +18,8 @@ from exprl.types import Judgement, JudgeRequest, Problem
 class WrappingJudge(Judge):
     """Shows another judge each problem as `shown` makes it, and passes everything else on."""
 
+    overlaps: ClassVar[bool] = True
+
     around: Judge = wrapped(
         JUDGES, help="the judge it stands around; where the name of this one alone is set, the judge that was there"
     )
@@ -26,6 +28,11 @@ class WrappingJudge(Judge):
     def reads_references(cls, config: Any) -> bool:
         """If the judge within does."""
         return cls.needs_reference and bool(config.around.cls.reads_references(config.around.config))
+
+    @classmethod
+    def graded_by(cls, config: Any, problems: Sequence[Problem], seed: int) -> Sequence[Problem]:
+        """As the judge within says; define it where `shown` gives another problem's scaffold."""
+        return config.around.cls.graded_by(config.around.config, problems, seed)  # type: ignore[no-any-return]
 
     def shown(self, problem: Problem) -> Problem:
         """What of a problem the judge within is given."""

@@ -7,7 +7,7 @@ import random
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from exprl.component import given
 from exprl.errors import JudgeError
@@ -15,12 +15,15 @@ from exprl.judges.base import Judge
 from exprl.judges.wrapping import WrappingJudge, refused
 from exprl.registry import JUDGES
 from exprl.resources import Resources
+from exprl.terminal.wording import counted
 from exprl.types import Problem, Scaffold
 
 
 @JUDGES.register("wrong_reference")
 class WrongReferenceJudge(WrappingJudge):
     """Hands the judge within the scaffold of a different problem: what that then rewards is not the solution."""
+
+    reads_all_problems: ClassVar[bool] = True
 
     problems: Sequence[Problem] = given(
         lambda run, _: run.problems, help="whose references are handed around; at least two of these must differ"
@@ -37,32 +40,50 @@ class WrongReferenceJudge(WrappingJudge):
     def check_data(cls, config: Any, problems: Sequence[Problem], resources: Resources) -> None:
         """A problem without a reference is shown with another one's."""
 
+    @classmethod
+    def graded_by(cls, config: Any, problems: Sequence[Problem], seed: int) -> Sequence[Problem]:
+        """Another one each."""
+        del config
+        circle = _Circle(problems, seed)
+        return [circle.next_to(problem) for problem in problems]
+
     def setup(self) -> None:
         """Shuffle the references."""
-        donors = [problem for problem in self.problems if _has_solution(problem.scaffold)]
-        random.Random(self.seed).shuffle(donors)
-        self._scaffolds = [problem.scaffold for problem in donors]
-        self._contents = [_contents(scaffold) for scaffold in self._scaffolds]
-        if len(set(self._contents)) < 2:
-            raise JudgeError(
-                "judge 'wrong_reference' needs at least 2 different references to swap, but got "
-                f"{len(donors)} problems with {len(set(self._contents))}."
-            )
-        self._place = {problem.id: place for place, problem in enumerate(donors)}
+        self._circle = _Circle(self.problems, self.seed)
 
     def shown(self, problem: Problem) -> Problem:
         """The problem with another one's scaffold: always the same for a given seed and list of problems."""
-        return replace(problem, scaffold=self._scaffold_for(problem))
+        return replace(problem, scaffold=self._circle.next_to(problem).scaffold)
 
-    def _scaffold_for(self, problem: Problem) -> Scaffold:
-        """The next one in the shuffled circle that says something else than the problem's own."""
-        count, own = len(self._scaffolds), _contents(problem.scaffold)
+
+class _Circle:
+    """The problems whose scaffolds are handed around, in shuffled order.
+
+    Raises:
+        JudgeError: they do not hold two different references.
+    """
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self._seed = seed
+        self._donors = [problem for problem in problems if _has_solution(problem.scaffold)]
+        random.Random(seed).shuffle(self._donors)
+        self._contents = [_contents(problem.scaffold) for problem in self._donors]
+        if len(set(self._contents)) < 2:
+            raise JudgeError(
+                "judge 'wrong_reference' needs at least 2 different references to swap, but got "
+                f"{counted(len(self._donors), 'problem')} with {len(set(self._contents))}."
+            )
+        self._place = {problem.id: place for place, problem in enumerate(self._donors)}
+
+    def next_to(self, problem: Problem) -> Problem:
+        """The next one in the circle that says something else than the problem's own scaffold."""
+        count, own = len(self._donors), _contents(problem.scaffold)
         start = self._place.get(problem.id)
         if start is None:  # a problem from elsewhere, as in calibration
-            digest = hashlib.blake2b(f"{self.seed}/{problem.id}".encode(), digest_size=8).digest()
+            digest = hashlib.blake2b(f"{self._seed}/{problem.id}".encode(), digest_size=8).digest()
             start = int.from_bytes(digest, "big") % count
         places = ((start + step) % count for step in range(1, count + 1))
-        return next(self._scaffolds[place] for place in places if self._contents[place] != own)
+        return next(self._donors[place] for place in places if self._contents[place] != own)
 
 
 def _has_solution(scaffold: Scaffold) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import reprlib
+import sys
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from torch import Tensor
 def describe(value: object) -> str:
     """`bfloat16 [4, 8] on cuda:0` for a tensor, the type's name for anything else."""
     if not isinstance(value, Tensor):
-        return f"{type(value).__name__} {value!r}"
+        return f"{type(value).__name__} {reprlib.repr(value)}"
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
 
 
@@ -22,12 +25,34 @@ def check_matrix(name: str, value: Tensor, shape: str, rows: int | None = None, 
         raise ValueError(f"{name}: expected floating point {shape}, but got {describe(value)}")
 
 
-def check_vector(name: str, value: Tensor, length: int, dtype: torch.dtype | None = None) -> None:
-    """[length] of `dtype`, or of any floating point where it is None."""
-    fits = isinstance(value, Tensor) and value.shape == (length,)
+def check_vector(name: str, value: Tensor, length: int | str, dtype: torch.dtype | None = None) -> None:
+    """[length] of `dtype`, or of any floating point where it is None; any length where that is a letter."""
+    fits = isinstance(value, Tensor) and value.dim() == 1 and (isinstance(length, str) or len(value) == length)
     if not fits or (value.dtype != dtype if dtype is not None else not value.is_floating_point()):
         kind = "floating point" if dtype is None else str(dtype).removeprefix("torch.")
         raise ValueError(f"{name}: expected {kind} [{length}], but got {describe(value)}")
+
+
+def check_tokens(**tensors: Tensor | None) -> None:
+    """Floating point [T] each, as many and on the same device as the first; None is left out."""
+    (first, like), *_ = tensors.items()
+    check_vector(first, like, "T")  # type: ignore[arg-type]
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_vector(name, tensor, len(like))  # type: ignore[arg-type]
+    check_device(like.device, **tensors)  # type: ignore[union-attr]
+
+
+def check_choice(name: str, value: object, choices: Any, or_none: str = "") -> None:
+    """One of the words of a `Literal`."""
+    if not isinstance(value, str) or value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}{or_none}, but got {value!r}")
+
+
+def check_number(name: str, value: object, low: float, high: float, expected: str) -> None:
+    """A number from `low` to `high`, which `expected` says in words."""
+    if not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}: expected {expected}, but got {value!r}")
 
 
 def check_device(device: torch.device, **tensors: Tensor | None) -> None:
@@ -39,8 +64,8 @@ def check_device(device: torch.device, **tensors: Tensor | None) -> None:
 
 def check_positive(name: str, value: float | None) -> None:
     """A finite number above 0, or None."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: expected a finite number above 0, but got {value}")
+    if value is not None:
+        check_number(name, value, math.ulp(0.0), sys.float_info.max, "a finite number above 0")
 
 
 def check_temperature(temperature: float | Tensor, tokens: int) -> None:
@@ -77,3 +102,8 @@ def inverse_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
     if isinstance(temperature, Tensor):
         return temperature.to(like.dtype).reciprocal()
     return torch.full_like(like, 1 / temperature)
+
+
+def is_tempered(temperature: float | Tensor) -> bool:
+    """Whether it may differ from 1; of a tensor that is not looked at."""
+    return isinstance(temperature, Tensor) or temperature != 1

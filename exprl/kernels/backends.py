@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import get_args
 
 import torch
 
 from exprl.kernels import rows
+from exprl.kernels.arguments import check_choice
 from exprl.kernels.names import Backend
 from exprl.kernels.rows import RowOperations
 
@@ -26,11 +26,10 @@ def choose(backend: Backend, device: torch.device, dtype: torch.dtype, tokens: i
     Raises:
         ValueError: an unknown backend, or triton where it cannot run, saying why.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))}, but got {backend!r}")
+    check_choice("backend", backend, Backend)
     if backend not in ("auto", "triton"):
         return backend
-    obstacle = _triton_obstacle(device, dtype)
+    obstacle = triton_obstacle(device, dtype)
     if backend == "triton" and obstacle:
         raise ValueError(f"backend: triton cannot run here: {obstacle}. Use backend='auto' or 'eager'")
     # Nothing can be launched for no tokens.
@@ -47,7 +46,8 @@ def row_operations(backend: str) -> RowOperations:
     return _compiled() if backend == "compile" else _EAGER
 
 
-def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why triton cannot run on tensors of `dtype` on `device`; None: it can."""
     if not _has_triton():
         return "the package triton is not installed (pip install 'exprl[triton]')"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from exprl.kernels.arguments import (
+    check_choice,
     check_device,
     check_matrix,
     check_positive,
@@ -16,8 +17,10 @@ from exprl.kernels.arguments import (
     check_vector,
     describe,
     inverse_temperature,
+    is_tempered,
 )
 from exprl.kernels.backends import choose
+from exprl.kernels.compilers import left_by_compilers
 from exprl.kernels.names import Backend, Divergence
 from exprl.kernels.once import differentiable_once
 from exprl.kernels.products import compute_dtype, fp32_products
@@ -40,6 +43,7 @@ class TokenStatistics(NamedTuple):
     lse: Tensor
 
 
+@left_by_compilers
 def linear_logprob(
     hidden: Tensor,
     weight: Tensor,
@@ -59,7 +63,8 @@ def linear_logprob(
     """Log-prob, entropy, log-sum-exp and divergence of T tokens from hidden states and the LM head.
 
     Logits are softcap(hidden @ weight.T + bias) / temperature, kept in fp32: rounded to bf16 they would move log-probs
-    by up to 0.07. Under autocast hidden and weight are rounded as it rounds a linear layer's, the logits are not.
+    by up to 0.07. Under autocast hidden and weight are rounded as it rounds a linear layer's, the logits are not. Each
+    head is computed in its own dtype: a frozen one in fp32 is not rounded because the policy is bf16.
 
     Args:
         hidden: [T, D] last hidden states.
@@ -71,8 +76,8 @@ def linear_logprob(
         mask: [T] bool; where it is false results and gradients are 0 and ids may hold anything. Such rows cost
             nothing.
         entropy: whether to compute the entropy.
-        frozen: a frozen head over the same vocabulary, as (hidden, weight) or `LinearHead`; its width may differ. Gives
-            `frozen_logp` and any divergence, in the same sweep, at the same temperature.
+        frozen: a frozen head over the same vocabulary, as (hidden, weight) or `LinearHead`; width and dtype may differ.
+            Gives `frozen_logp` and any divergence, in the same sweep, at the same temperature.
         divergence: full-vocabulary divergence of the policy p and the frozen q: `rkl` KL(p ‖ q), `fkl` KL(q ‖ p),
             `jsd` ½ KL(p ‖ ½(p + q)) + ½ KL(q ‖ ½(p + q)), which takes a second sweep.
         vocab_block: vocabulary columns a slice; None: what fits 384 MiB on a GPU. Changes memory and speed, never the
@@ -88,7 +93,7 @@ def linear_logprob(
         ValueError: naming the argument with a wrong shape, dtype, device or value, before anything is computed.
     """
     head = LinearHead(hidden, weight, bias)
-    frozen = None if frozen is None else LinearHead(*frozen)
+    frozen = _frozen_head(frozen)
     _check(head, frozen, ids, temperature, softcap, mask, divergence, vocab_block, weight_grad_out)
     tokens = len(hidden)
     rows = None if mask is None else mask.nonzero()[:, 0]
@@ -99,17 +104,23 @@ def linear_logprob(
     check_values(ids, len(weight), temperature)
     compute = compute_dtype(hidden, weight)
     wide = torch.promote_types(compute, torch.float32)
+    frozen_compute = None if frozen is None else compute_dtype(frozen.hidden, frozen.weight)
+    frozen_wide = None if frozen_compute is None else torch.promote_types(frozen_compute, wide)
     name = choose(backend, hidden.device, compute, len(ids))
     differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in head)
     inverse = inverse_temperature(temperature, torch.empty_like(ids, dtype=wide))
     plan = Plan(
-        tokens=Tokens(ids=ids.contiguous(), inverse_temperature=inverse, softcap=softcap),
+        tokens=Tokens(
+            ids=ids.contiguous(), inverse_temperature=inverse, softcap=softcap, tempered=is_tempered(temperature)
+        ),
         frozen=frozen,
         divergence=divergence,
         entropy=entropy,
         compute=compute,
+        frozen_compute=frozen_compute,
         backend=name,
-        vocab_block=vocab_block or slice_columns(len(ids), hidden, name, frozen is not None, wide),
+        vocab_block=vocab_block
+        or slice_columns(len(ids), hidden, name, wide.itemsize + (frozen_wide.itemsize if frozen_wide else 0)),
         weight_grad_out=weight_grad_out,
         keeps_logits=differentiated and keeps_logits(len(ids), len(weight), hidden.device, name, wide),
     )
@@ -172,6 +183,14 @@ class _LinearLogprob(torch.autograd.Function):
         return *found, None
 
 
+def _frozen_head(frozen: LinearHead | tuple[Tensor, Tensor] | None) -> LinearHead | None:
+    if frozen is None:
+        return None
+    if not isinstance(frozen, (tuple, list)) or len(frozen) not in (2, 3):
+        raise ValueError(f"frozen: expected (hidden, weight) or a LinearHead, but got {describe(frozen)}")
+    return LinearHead(*frozen)
+
+
 def _check(
     head: LinearHead,
     frozen: LinearHead | None,
@@ -194,8 +213,8 @@ def _check(
     check_positive("softcap", softcap)
     if mask is not None:
         check_vector("mask", mask, tokens, torch.bool)
-    if vocab_block is not None and vocab_block < 1:
-        raise ValueError(f"vocab_block: expected at least 1 or None, but got {vocab_block}")
+    if vocab_block is not None and (not isinstance(vocab_block, int) or vocab_block < 1):
+        raise ValueError(f"vocab_block: expected a whole number of at least 1 or None, but got {vocab_block!r}")
     per_token = temperature if isinstance(temperature, Tensor) else None
     check_device(
         head.hidden.device,
@@ -204,11 +223,11 @@ def _check(
         ids=ids,
         temperature=per_token,
         mask=mask,
-        weight_grad_out=weight_grad_out,
     )
     _check_frozen(frozen, divergence, tokens, vocabulary, head.hidden.device)
     if weight_grad_out is not None:
         check_matrix("weight_grad_out", weight_grad_out, f"[{vocabulary}, {width}]", vocabulary, width)
+        check_device(head.hidden.device, weight_grad_out=weight_grad_out)
         if weight_grad_out.dtype not in (torch.float32, torch.float64) or weight_grad_out.requires_grad:
             raise ValueError(
                 f"weight_grad_out: expected float32 without requires_grad, but got {describe(weight_grad_out)}"
@@ -218,10 +237,8 @@ def _check(
 def _check_frozen(
     frozen: LinearHead | None, divergence: Divergence | None, tokens: int, vocabulary: int, device: torch.device
 ) -> None:
-    if divergence is not None and divergence not in get_args(Divergence):
-        raise ValueError(
-            f"divergence: expected one of {', '.join(get_args(Divergence))} or None, but got {divergence!r}"
-        )
+    if divergence is not None:
+        check_choice("divergence", divergence, Divergence, " or None")
     if frozen is None:
         if divergence is not None:
             raise ValueError(f"frozen: required for divergence {divergence!r}, but got None")

@@ -15,8 +15,10 @@ from exprl.kernels.arguments import (
     check_values,
     check_vector,
     inverse_temperature,
+    is_tempered,
 )
 from exprl.kernels.backends import choose, row_operations
+from exprl.kernels.compilers import left_by_compilers
 from exprl.kernels.names import Backend
 from exprl.kernels.once import differentiable_once
 from exprl.kernels.rows import FIELDS, GradientCoefficients, Tokens
@@ -24,6 +26,7 @@ from exprl.kernels.rows import FIELDS, GradientCoefficients, Tokens
 _EAGER_COLUMNS = 8192
 
 
+@left_by_compilers
 def logprob_entropy(
     logits: Tensor,
     ids: Tensor,
@@ -73,6 +76,7 @@ def logprob_entropy(
         ids=ids.contiguous(),
         rows=rows,
         inverse_temperature=inverse_temperature(temperature, torch.empty_like(ids, dtype=dtype)),
+        tempered=is_tempered(temperature),
     )
     logp, entropy = _LogprobEntropy.apply(logits, fixed, name, inplace_backward)  # type: ignore[no-untyped-call]
     if rows is None:
@@ -110,14 +114,12 @@ class _LogprobEntropy(torch.autograd.Function):
             )
         logits, lse, entropy, _ = ctx.saved_tensors  # the ids too: changed in place since, they raise here
         g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
-        g_entropy = torch.zeros_like(lse) if g_entropy is None else g_entropy
-        coefficients = GradientCoefficients(
-            lse=lse, frozen_lse=None, a=-g_logp - g_entropy * entropy, b=-g_entropy, g=g_logp.contiguous(), d=None
-        )
+        a, b = (-g_logp, None) if g_entropy is None else (-g_logp - g_entropy * entropy, -g_entropy.contiguous())
+        k = GradientCoefficients(lse=lse, frozen_lse=None, a=a, b=b, g=g_logp.contiguous(), d=None)
         out = _gradient_memory(logits, ctx.tokens.rows, ctx.inplace)
         for first, last in _columns(logits, ctx.backend):
             row_operations(ctx.backend).gradient(
-                out[:, first:last], logits[:, first:last], None, first, ctx.tokens, coefficients, divergence=None
+                out[:, first:last], logits[:, first:last], None, first, ctx.tokens, k, divergence=None
             )
         if ctx.inplace:
             ctx.spent = True

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exprl.kernels.compilers import left_by_compilers
+
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -31,8 +33,9 @@ def differentiable_once(backward: Callable[..., Gradients]) -> Callable[..., Gra
     """A Function's backward whose results raise when they are differentiated.
 
     torch's own `once_differentiable` lets a second derivative be silently 0 where the incoming gradient is a constant,
-    as that of a sum is.
+    as that of a sum is. Compiled autograd, which traces backward passes, leaves it as it is.
     """
+    backward = left_by_compilers(backward)
 
     @functools.wraps(backward)
     def checked(ctx: Any, *incoming: Tensor | None) -> Gradients:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from exprl.kernels.arguments import check_device, check_vector
+from exprl.kernels.arguments import check_choice, check_device, check_number, check_tokens, check_vector
 from exprl.kernels.backends import choose
+from exprl.kernels.compilers import left_by_compilers
 from exprl.kernels.names import KL, Backend
 from exprl.kernels.once import differentiable_once
+
+BinaryDivergence = Literal["tv", "kl"]
 
 MAX_LOG_RATIO = 20.0
 """Bound on differences of log-probs before `exp`, as in verl: e^20 is far beyond any clip and still finite."""
@@ -63,7 +67,7 @@ def policy_token_loss(
         clip_low: how far the ratio may fall below 1.
         clip_high: how far it may rise above 1.
         dual_clip: c > 1, or None for no bound where the advantage is negative.
-        is_weight: [T] weights that correct for the sampler's own log-probs (`importance_weight`), or None for 1.
+        is_weight: [T] weights that correct for the sampler's own log-probs (`exprl.corrections`), or None for 1.
         initial_logp: [T] under the frozen initial policy; with `kl_coef` 0 only the statistic `kl` comes of it.
         kl_coef: weight of the KL.
         kl: its estimator in the loss.
@@ -75,15 +79,10 @@ def policy_token_loss(
     Raises:
         ValueError: naming the argument with a wrong shape, dtype, device or value.
     """
-    tokens = logp.shape[0] if logp.dim() == 1 else -1
-    check_vector("logp", logp, tokens)
-    tensors = {"old_logp": old_logp, "advantages": advantages, "is_weight": is_weight, "initial_logp": initial_logp}
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            check_vector(name, tensor, tokens)
+    check_tokens(logp=logp, old_logp=old_logp, advantages=advantages, is_weight=is_weight, initial_logp=initial_logp)
     if mask is not None:
-        check_vector("mask", mask, tokens, torch.bool)
-    check_device(logp.device, **tensors, mask=mask)
+        check_vector("mask", mask, len(logp), torch.bool)
+        check_device(logp.device, mask=mask)
     options = _Options(clip_low, clip_high, dual_clip, kl_coef, kl)
     if kl_coef and initial_logp is None:
         raise ValueError(f"initial_logp: required with kl_coef {kl_coef}, but got None")
@@ -95,10 +94,12 @@ def policy_token_loss(
     logp = logp.to(wide)
     name = choose(backend, logp.device, logp.dtype, len(logp))
     if name == "triton":
-        loss, ratio, clipped, estimate = _Fused.apply(logp, old_logp, advantages, weight, initial_logp, mask, options)  # type: ignore[no-untyped-call]
+        function = _fused_token_loss
     else:
-        function = _compiled_token_loss() if name == "compile" else _token_loss
-        loss, ratio, clipped, estimate = function(logp, old_logp, advantages, weight, initial_logp, mask, options)
+        # Inside of a compiled function that compiler has it.
+        compiles = name == "compile" and not torch.compiler.is_compiling()
+        function = _compiled_token_loss() if compiles else _token_loss
+    loss, ratio, clipped, estimate = function(logp, old_logp, advantages, weight, initial_logp, mask, options)
     stats = {"ratio": ratio, "clipped": clipped, "is_weight": weight}
     if estimate is not None:
         stats["kl"] = estimate
@@ -114,16 +115,16 @@ class _Options:
     kl: KL
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clip_low <= 1:
-            raise ValueError(f"clip_low: expected 0..1, but got {self.clip_low}")
-        if not self.clip_high >= 0:
-            raise ValueError(f"clip_high: expected at least 0, but got {self.clip_high}")
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ValueError(f"dual_clip: expected above 1 or None, but got {self.dual_clip}")
-        if not math.isfinite(self.kl_coef):
-            raise ValueError(f"kl_coef: expected a finite number, but got {self.kl_coef}")
-        if self.kl not in get_args(KL):
-            raise ValueError(f"kl: expected one of {', '.join(get_args(KL))}, but got {self.kl!r}")
+        _check_clips(self.clip_low, self.clip_high, self.dual_clip)
+        check_number("kl_coef", self.kl_coef, -sys.float_info.max, sys.float_info.max, "a finite number")
+        check_choice("kl", self.kl, KL)
+
+
+def _check_clips(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
+    check_number("clip_low", clip_low, 0, 1, "0..1")
+    check_number("clip_high", clip_high, 0, math.inf, "at least 0")
+    if dual_clip is not None:
+        check_number("dual_clip", dual_clip, math.nextafter(1, 2), math.inf, "above 1 or None")
 
 
 # ------------------------------------------------------------------ the formulas
@@ -143,7 +144,12 @@ def clipped_surrogate(
         clip_low: how far the ratio may fall below 1.
         clip_high: how far it may rise above 1.
         dual_clip: c > 1, or None for no bound where A < 0.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape, dtype, device or value.
     """
+    check_tokens(ratio=ratio, advantages=advantages)
+    _check_clips(clip_low, clip_high, dual_clip)
     free = -ratio * advantages
     bounded = -_held(ratio, 1 - clip_low, 1 + clip_high) * advantages
     loss, clipped = torch.maximum(free, bounded), bounded > free
@@ -160,7 +166,12 @@ def kl_estimate(logp: Tensor, initial_logp: Tensor, kind: KL) -> Tensor:
     With Δ = log π_initial - log π: k1 = -Δ, k2 = Δ²/2, k3 = exp(Δ) - Δ - 1. As values k1 and k3 are unbiased and k3 is
     never negative. As loss terms they differ: the gradient of k1 is 0 in expectation, that of k2 is the gradient of
     KL(π ‖ π_initial), that of k3 is the gradient of KL(π_initial ‖ π).
+
+    Raises:
+        ValueError: naming the argument with a wrong shape, dtype, device or value.
     """
+    check_tokens(logp=logp, initial_logp=initial_logp)
+    check_choice("kind", kind, KL)
     delta = initial_logp.detach() - logp
     if kind == "k1":
         return -delta
@@ -170,15 +181,32 @@ def kl_estimate(logp: Tensor, initial_logp: Tensor, kind: KL) -> Tensor:
     return delta.exp() - delta - 1
 
 
-def importance_weight(old_logp: Tensor, sampler_logp: Tensor | None, cap: float | None) -> Tensor:
-    """Truncated importance weights [T], min(π_old / π_sampler, cap), without gradient; 1 without sampler or cap."""
-    if sampler_logp is None or cap is None:
-        return torch.ones_like(old_logp)
-    return ratio_of(old_logp.detach(), sampler_logp.detach()).clamp(max=cap)
+def binary_divergence(logp: Tensor, old_logp: Tensor, kind: BinaryDivergence) -> Tensor:
+    """Divergence [T] of two distributions on "the sampled token or another", without gradient (arXiv:2602.04879).
+
+    With p = π(token), q = π_old(token): tv = |p - q|, kl = q log(q / p) + (1 - q) log((1 - q) / (1 - p)). Both are at
+    most the divergence over the whole vocabulary.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape, dtype, device or value.
+    """
+    check_tokens(logp=logp, old_logp=old_logp)
+    check_choice("kind", kind, BinaryDivergence)
+    logp, old_logp = logp.detach(), old_logp.detach()
+    p, q = logp.exp(), old_logp.exp()
+    if kind == "tv":
+        return (p - q).abs()
+    most = 1 - 1e-7  # a certain token has no other
+    return q * (old_logp - logp) + (1 - q) * (torch.log1p(-q.clamp(max=most)) - torch.log1p(-p.clamp(max=most)))
 
 
 def ratio_of(logp: Tensor, other_logp: Tensor) -> Tensor:
-    """exp(logp - other_logp) [T], the difference held within ±20."""
+    """exp(logp - other_logp) [T], the difference held within ±20.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape, dtype or device.
+    """
+    check_tokens(logp=logp, other_logp=other_logp)
     return _held(logp - other_logp.detach(), -MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
@@ -222,6 +250,11 @@ def _token_loss(
 @functools.cache
 def _compiled_token_loss() -> Any:
     return torch.compile(_token_loss, dynamic=True)
+
+
+@left_by_compilers
+def _fused_token_loss(*arguments: Any) -> Any:
+    return _Fused.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
 class _Fused(torch.autograd.Function):

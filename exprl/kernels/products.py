@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,14 +60,34 @@ def affine(out: Tensor, left: Tensor, right: Tensor, offset: Tensor | None) -> T
 @contextmanager
 def fp32_products(device: torch.device) -> Iterator[None]:
     """Inside, autocast leaves products alone and cuBLAS does not sum split products in bf16."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
+    with _FP32_SUMS, torch.autocast(device.type, enabled=False):
+        yield
+
+
+class _FP32Sums:
+    """A context in which cuBLAS sums in fp32, however many threads are in it: the flag is the whole process's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        matmul = torch.backends.cuda.matmul
+        with self._lock:
+            if not self._inside:
+                self._before = matmul.allow_bf16_reduced_precision_reduction
+                matmul.allow_bf16_reduced_precision_reduction = False
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = self._before
+
+
+_FP32_SUMS = _FP32Sums()
 
 
 def _by_onednn(out: Tensor, left: Tensor, right: Tensor) -> bool:

@@ -27,26 +27,28 @@ class Tokens(NamedTuple):
     """What is fixed for each of T tokens.
 
     `ids` [T] int64; `inverse_temperature` [T]; `softcap` c of c·tanh(z / c), applied before the temperature; `rows` [T]
-    int64, which rows of a slice are these tokens, None for all in order.
+    int64, which rows of a slice are these tokens, None for all in order; `tempered`, whether any temperature is not 1.
     """
 
     ids: Tensor
     inverse_temperature: Tensor
     softcap: float | None = None
     rows: Tensor | None = None
+    tempered: bool = True
 
 
 class GradientCoefficients(NamedTuple):
     """For each token [T], the gradient of its logits in a form that needs no more sums over the vocabulary.
 
     dz_j = p_j (a + b log p_j) + [j is chosen] g + the divergence's terms times d, where `lse` and `frozen_lse` give
-    log p and log q. See `coefficients` in `exprl.kernels.sweep` for how the outputs' gradients become these.
+    log p and log q; b is None where it is 0. See `coefficients` in `exprl.kernels.sweep` for how the outputs' gradients
+    become these.
     """
 
     lse: Tensor
     frozen_lse: Tensor | None
     a: Tensor
-    b: Tensor
+    b: Tensor | None
     g: Tensor
     d: Tensor | None
 
@@ -99,7 +101,8 @@ def merge(
         s_frozen, m_frozen = scale_frozen * s_frozen + e_frozen.sum(1), top_frozen
         chosen_frozen = _picked(chosen_frozen, z_frozen, first, tokens.ids)
     if entropy:
-        t = scale * (t + s * shift) + _expectation(e, c)
+        # In place, c is not needed any more. A weight of 0 times -inf is the only NaN that is not one of s, too.
+        t = _rescaled(scale, t + s * shift) + c.mul_(e).nansum(1)
     s, m = scale * s + e.sum(1), top
     chosen = _picked(chosen, z, first, tokens.ids)
     # One write of the whole state: written view by view, Dynamo would compile for every number of tokens.
@@ -128,22 +131,15 @@ def gradient(
     """Write the gradient of a slice's raw logits into `out` [R, W], which may be z itself."""
     k = coefficients
     capped = _capped(z, tokens, k.lse.dtype)
-    log_p = _tempered(capped, tokens) - k.lse[:, None]
-    p = log_p.exp()
-    inner = k.a[:, None] + k.b[:, None] * log_p
-    log_q = None
-    if divergence is not None and z_frozen is not None and k.frozen_lse is not None and k.d is not None:
-        log_q = _tempered(_capped(z_frozen, tokens, k.lse.dtype), tokens) - k.frozen_lse[:, None]
-        if divergence == "rkl":
-            inner += k.d[:, None] * (log_p - log_q)
-        elif divergence == "jsd":
-            inner += (0.5 * k.d)[:, None] * (log_p - torch.logaddexp(log_p, log_q) + math.log(2))
-    # A token that is ruled out has p = 0 and log p = -inf: no gradient, not 0 · inf.
-    dz = torch.where(p > 0, p * inner, 0.0)
-    if divergence == "fkl" and log_q is not None and k.d is not None:
-        dz -= k.d[:, None] * log_q.exp()
+    # A token all of whose logits are ruled out: p = 0, where -inf less -inf were NaN.
+    log_p = _tempered(capped, tokens) - k.lse.masked_fill(k.lse == -torch.inf, torch.inf)[:, None]
+    if k.b is None and divergence is None:
+        dz = log_p.exp_().mul_(k.a[:, None])
+    else:
+        dz = _weighted(log_p, z_frozen, tokens, k, divergence)
     _add_chosen(dz, k.g, first, tokens.ids)
-    dz *= tokens.inverse_temperature[:, None]
+    if tokens.tempered:
+        dz *= tokens.inverse_temperature[:, None]
     if tokens.softcap is not None:
         dz *= 1 - (capped / tokens.softcap).square()
     if tokens.rows is None:
@@ -152,13 +148,33 @@ def gradient(
         out[tokens.rows] = dz.to(out.dtype)
 
 
+def _weighted(
+    log_p: Tensor, z_frozen: Tensor | None, tokens: Tokens, k: GradientCoefficients, divergence: Divergence | None
+) -> Tensor:
+    """The gradient but for the chosen tokens, where it needs log p."""
+    p = log_p.exp()
+    inner = k.a[:, None] if k.b is None else torch.addcmul(k.a[:, None], k.b[:, None], log_p)
+    log_q = None
+    if divergence is not None and z_frozen is not None and k.frozen_lse is not None and k.d is not None:
+        log_q = _tempered(_capped(z_frozen, tokens, k.lse.dtype), tokens) - k.frozen_lse[:, None]
+        if divergence == "rkl":
+            inner = inner + k.d[:, None] * (log_p - log_q)
+        elif divergence == "jsd":
+            inner = inner + (0.5 * k.d)[:, None] * (log_p - torch.logaddexp(log_p, log_q) + math.log(2))
+    # A token that is ruled out has p = 0 and log p = -inf: no gradient, not 0 · inf.
+    dz = torch.where(p > 0, p * inner, 0.0)
+    if divergence == "fkl" and log_q is not None and k.d is not None:
+        dz -= k.d[:, None] * log_q.exp()
+    return dz
+
+
 def _capped(z: Tensor, tokens: Tokens, dtype: torch.dtype) -> Tensor:
     z = (z if tokens.rows is None else z[tokens.rows]).to(dtype)
     return z if tokens.softcap is None else tokens.softcap * torch.tanh(z / tokens.softcap)
 
 
 def _tempered(capped: Tensor, tokens: Tokens) -> Tensor:
-    return capped * tokens.inverse_temperature[:, None]
+    return capped * tokens.inverse_temperature[:, None] if tokens.tempered else capped
 
 
 def _online(z: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

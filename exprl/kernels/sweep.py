@@ -51,6 +51,8 @@ class Plan:
     divergence: Divergence | None
     entropy: bool
     compute: torch.dtype
+    frozen_compute: torch.dtype | None
+    """What the frozen head's operands are rounded to, whatever the policy's are."""
     backend: str
     vocab_block: int
     weight_grad_out: Tensor | None
@@ -164,26 +166,28 @@ def coefficients(
     d jsd / dz_j = p_j (½ log(p_j / mean_j) - ½ KL(p ‖ mean)). `expected` is the rkl, or that half for jsd.
     """
     g = torch.zeros_like(lse) if g_logp is None else g_logp.contiguous()
-    a, b = -g, torch.zeros_like(lse)
+    a, b = -g, None
     if g_lse is not None:
         a = a + g_lse
     if g_entropy is not None and entropy is not None:
-        a, b = a - g_entropy * entropy, -g_entropy
+        a, b = a - g_entropy * entropy, -g_entropy.contiguous()
     d = None
     if kind is not None and g_divergence is not None and expected is not None:
         d = g_divergence.contiguous()
         a = a + d if kind == "fkl" else a - d * expected
-    return GradientCoefficients(lse=lse, frozen_lse=frozen_lse, a=a, b=b.contiguous(), g=g, d=d)
+    return GradientCoefficients(lse=lse, frozen_lse=frozen_lse, a=a, b=b, g=g, d=d)
 
 
 class _Operands:
-    """A head as its products take it: rounded to the dtype of the computation, and on a CPU widened again."""
+    """A head as its products take it: rounded to the head's own dtype, and on a CPU widened again.
 
-    def __init__(self, head: LinearHead, plan: Plan) -> None:
+    The frozen head's is not the policy's: a policy in bf16 may be held to an original in fp32.
+    """
+
+    def __init__(self, head: LinearHead, compute: torch.dtype, wide: torch.dtype) -> None:
         self._head = head
-        self._compute = plan.compute
-        on_cpu = head.hidden.device.type == "cpu"
-        self._operand = plan.tokens.inverse_temperature.dtype if on_cpu else plan.compute
+        self._compute = compute
+        self._operand = wide if head.hidden.device.type == "cpu" else compute
         self.hidden = self._cast(head.hidden)
 
     def _cast(self, tensor: Tensor) -> Tensor:
@@ -215,15 +219,19 @@ class _Sweep:
     @classmethod
     def of(cls, head: LinearHead, frozen: LinearHead | None, plan: Plan, kept: tuple[Tensor, ...] = ()) -> _Sweep:
         vocabulary = len(head.weight)
-        inverse = plan.tokens.inverse_temperature
+        like = plan.tokens.inverse_temperature
         # Rows begin at multiples of 16, so that Triton compiles once for every vocabulary and length.
         shape = (len(head.hidden), -(-min(plan.vocab_block, vocabulary) // 16) * 16)
+        operands, memory = None, None
+        if frozen is not None and plan.frozen_compute is not None:
+            wide = torch.promote_types(plan.frozen_compute, like.dtype)
+            operands, memory = _Operands(frozen, plan.frozen_compute, wide), like.new_empty(shape, dtype=wide)
         return cls(
-            policy=_Operands(head, plan),
-            frozen=None if frozen is None else _Operands(frozen, plan),
+            policy=_Operands(head, plan.compute, like.dtype),
+            frozen=operands,
             vocabulary=vocabulary,
-            buffer=inverse.new_empty(shape),
-            frozen_buffer=None if frozen is None else inverse.new_empty(shape),
+            buffer=like.new_empty(shape),
+            frozen_buffer=memory,
             keeps=plan.keeps_logits,
             kept=kept,
         )
@@ -253,10 +261,10 @@ def keeps_logits(tokens: int, vocabulary: int, device: torch.device, backend: st
     return device.type == "cpu" and backend == "eager" and tokens * vocabulary * wide.itemsize <= _KEPT_BYTES
 
 
-def slice_columns(tokens: int, hidden: Tensor, backend: str, two_heads: bool, wide: torch.dtype) -> int:
-    """The largest power of two that fits the budget, at least 256."""
+def slice_columns(tokens: int, hidden: Tensor, backend: str, logit_bytes: int) -> int:
+    """The largest power of two that fits the budget, at least 256; `logit_bytes` are those of all heads together."""
     lean = hidden.is_cuda and backend != "eager"
     budget = _GPU_SLICE_BYTES if lean else _CPU_SLICE_BYTES
     gradient_bytes = 2 if lean else 0
-    columns = budget // (max(tokens, 1) * (wide.itemsize * (2 if two_heads else 1) + gradient_bytes))
+    columns = budget // (max(tokens, 1) * (logit_bytes + gradient_bytes))
     return 1 << max(columns.bit_length() - 1, 8)

@@ -66,6 +66,13 @@ class LanguageModel:
             yield
 
     @property
+    def adapted(self) -> bool:
+        """Whether it computes with an adapter, so that there is a frozen base beside it."""
+        from exprl.models.lora import has_adapter
+
+        return self.adapter and has_adapter(self.model)
+
+    @property
     def context_length(self) -> int | None:
         """Longest sequence in tokens, where the model's config says so."""
         text: Any = self.model.config.get_text_config(decoder=True)  # of a model that reads pictures, too

@@ -49,7 +49,11 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def place(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Let rows [N] hold these [N, H, W, D] as their last W positions; rows become wider on the left if need be."""
+        """Let rows [N] hold these [N, H, W, D] as their last W positions; rows become wider on the left if need be.
+
+        Their precision may be another than the rows': under autocast a step of the model leaves bfloat16 values, and
+        its first pass the same ones as float32, which transformers has joined to nothing in float32.
+        """
         width = keys.shape[-2]
         assert self.keys is not None
         assert self.values is not None
@@ -57,8 +61,8 @@ class GrowingLayer(DynamicLayer):
         if missing:
             self.keys = pad(self.keys, (0, 0, missing, 0))
             self.values = pad(self.values, (0, 0, missing, 0))
-        self.keys[rows, :, -width:] = keys
-        self.values[rows, :, -width:] = values
+        self.keys[rows, :, -width:] = keys.to(self.keys.dtype)
+        self.values[rows, :, -width:] = values.to(self.values.dtype)
 
     def trim(self, count: int) -> None:
         """Forget the first `count` positions of every row."""

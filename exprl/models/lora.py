@@ -53,24 +53,28 @@ def attach(
     Its first weights depend on `seed` alone; the global random state is left as it was.
 
     Raises:
-        ConfigError: see `check_installed`; or `lora.target_modules` names what is no linear layer of this model.
+        ConfigError: see `check_installed`; or `lora.target_modules` names what is no linear layer of this model, or
+            what peft adapts in none like it.
     """
     check_installed()
     from peft import LoraConfig
 
+    linear = _linear_layers(model)
     if not isinstance(target_modules, str):
-        _check_targets(model, tuple(target_modules))
+        _check_targets(tuple(target_modules), linear)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model.add_adapter(
-            LoraConfig(
-                r=rank,
-                lora_alpha=alpha,
-                lora_dropout=0.0,
-                target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
-                task_type="CAUSAL_LM",
-            )
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=0.0,
+            target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+            task_type="CAUSAL_LM",
         )
+        try:
+            model.add_adapter(config)
+        except ValueError as error:
+            raise _refused(target_modules, linear, error) from error
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -150,21 +154,40 @@ def _adapted(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
-    """Each target must end the name of a linear layer, and none that of an embedding or the head."""
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """The names of the layers that could be adapted."""
     from transformers.pytorch_utils import Conv1D
 
-    # The loss reads the head's weight itself and would pass an adapter by; embeddings may be the same weight.
+    # The loss reads the head's weight itself and would pass an adapter by; embeddings may be the same weight. Mamba's
+    # mixers, those with an x_proj, read that of dt_proj.
     unfit = {id(model.get_output_embeddings()), id(model.get_input_embeddings())}
-    linear = [
+    unfit |= {id(getattr(module, "dt_proj", None)) for module in model.modules() if hasattr(module, "x_proj")}
+    return [
         name
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module) not in unfit
     ]
+
+
+def _check_targets(targets: tuple[str, ...], linear: list[str]) -> None:
+    """Each target must end the name of a layer that can be adapted."""
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             raise ConfigError(
-                f"lora.target_modules: {target!r} names no linear layer inside this model (embeddings and head cannot "
-                f"be adapted). Choose among {known}, or all-linear."
+                f"lora.target_modules: {target!r} names no linear layer inside this model (embeddings, the head and "
+                f"Mamba's dt_proj cannot be adapted). Choose among {', '.join(_ends(linear))}, or all-linear."
             )
+
+
+def _refused(targets: str | Sequence[str], linear: list[str], error: ValueError) -> ConfigError:
+    """What peft adapts in no such model, which its message quotes, and what is left."""
+    given = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
+    left = [end for end in _ends(linear) if repr(end) not in str(error)]
+    return ConfigError(
+        f"lora.target_modules: peft cannot adapt {given} of this model. Name layers that it can, for example "
+        f"lora.target_modules=[{','.join(left)}], or set lora.rank=0. ({' '.join(str(error).split())})"
+    )
+
+
+def _ends(names: list[str]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in names})

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 PACKAGE_PREFIX = "package:"
 
+_OF_ATTENTION = ("attention", "attn", "`kernels`")
+"""Words in transformers' errors about an attention that it does not know, or whose package is missing."""
+
 
 @MODELS.register("pretrained")
 class PretrainedModel(ModelProvider):
@@ -119,6 +122,11 @@ class PretrainedModel(ModelProvider):
                 "which could run code. Choose one with safetensors."
             ) from error
         except (OSError, ValueError, ImportError, SafetensorError) as error:
+            if attention is not None and any(word in str(error).lower() for word in _OF_ATTENTION):
+                raise ModelError(
+                    f"attn_implementation={attention}: {self.path} cannot be loaded with it ({_one_line(error)}). "
+                    "Install what it lacks, use sdpa or eager, or leave it unset."
+                ) from error
             raise _cannot_load("model", self.path, location, error) from error
         complete_attention(model, attention)
         return model
@@ -228,6 +236,16 @@ def _cannot_load(what: str, path: str, location: str, error: Exception) -> Model
         advice = f"{path!r} is no local folder, so it was looked up on the hub: check the name and the connection"
     elif found := sorted(file.name for file in folder.glob("*.gguf")):
         advice = f"the folder holds GGUF files, so name one: gguf_file={found[0]}"
+    elif what == "model" and (folder / "config.json").is_file() and any(map(_holds_weights, folder.iterdir())):
+        return ModelError(f"cannot load the model of {path}: {_one_line(error)}")
     else:
         advice = f"{folder} must hold config.json, weights and tokenizer files as save_pretrained writes them"
-    return ModelError(f"cannot load the {what} of {path}: {advice}. ({error})")
+    return ModelError(f"cannot load the {what} of {path}: {advice}. ({_one_line(error)})")
+
+
+def _holds_weights(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".bin")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

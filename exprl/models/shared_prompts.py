@@ -171,12 +171,12 @@ def _by_rows(
     queries, keys, values = (_rows(part, shared) for part in (query, key, value))
     attended, _ = sdpa_attention_forward(module, queries, keys, values, None, **options)
     tokens: Tensor = _Gathered.apply(attended, shared)  # type: ignore[no-untyped-call]
-    return tokens[None], None
+    return tokens.unsqueeze(0), None
 
 
 def _rows(part: Tensor, shared: SharedPrompts) -> Tensor:
     """[1, H, S, D] to [B, H, W, D]."""
-    rows: Tensor = _Spread.apply(part.transpose(1, 2)[0], shared)  # type: ignore[no-untyped-call]
+    rows: Tensor = _Spread.apply(part.transpose(1, 2).squeeze(0), shared)  # type: ignore[no-untyped-call]
     return rows.transpose(1, 2)
 
 

@@ -28,6 +28,9 @@ class Reward(Stateful):
     judged_as: ClassVar[str] = "judge"
     """What its judgements are called in metrics: `judge/count`. Those of who asks no judge have another name."""
 
+    gives_scores: ClassVar[bool] = False
+    """Whether a slicer that it holds may be one that cuts by scores, a `ScoredSlicer`."""
+
     @classmethod
     def granularities(cls, config: Any) -> dict[str, Granularity]:
         """What has a reward with these options, by the key of the reward within that gives it; `""` is this one.
@@ -49,6 +52,12 @@ class Reward(Stateful):
         """Whether it reads reference solutions with these options; a run in which nothing does holds none."""
         del config
         return True
+
+    @classmethod
+    def graded_by(cls, config: Any, problems: Sequence[Problem], seed: int) -> Sequence[Problem]:
+        """For each of a run's problems the one by whose scaffold its rollouts are graded: the problem itself."""
+        del config, seed
+        return problems
 
     @abstractmethod
     def score(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from exprl.checks.contracts import given_by
 from exprl.component import choose, choose_each, title_of
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 @REWARDS.register("by_domain")
 class ByDomainReward(Routing, Reward):
     """The reward of the problem's domain; one step may hold rewards of rollouts and rewards of segments."""
+
+    overlaps: ClassVar[bool] = True
 
     domains: Mapping[str, Reward] = choose_each(REWARDS, help="the reward of each domain, by the domain's name")
     default: Reward | None = choose(REWARDS, default=None, help="that of every other domain; null: there is no other")
@@ -49,6 +51,15 @@ class ByDomainReward(Routing, Reward):
     def reads_references(cls, config: Any) -> bool:
         """If that of any domain does."""
         return any(choice.cls.reads_references(choice.config) for _, choice in _routes_of(config).items())
+
+    @classmethod
+    def graded_by(cls, config: Any, problems: Sequence[Problem], seed: int) -> Sequence[Problem]:
+        """As each route's says of the problems that take it."""
+        found: dict[int, Problem] = {}
+        for _, choice, places in _routes_of(config).split([problem.domain for problem in problems]):
+            own = [problems[place] for place in places]
+            found |= zip(places, choice.cls.graded_by(choice.config, own, seed), strict=True)
+        return [found[place] for place in range(len(problems))]
 
     @classmethod
     def granularities(cls, config: Any) -> dict[str, Granularity]:

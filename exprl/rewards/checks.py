@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from exprl.checks.contracts import contiguous, outside, shown
 from exprl.errors import JudgeError, RewardError
+from exprl.invariants import shown
 from exprl.types import AnyReward, Judgement, Rollout, RolloutGroup, RolloutReward, SegmentRewards
 
 SHOWN_REPLIES = 3
@@ -16,7 +16,9 @@ GroupRewards = tuple[AnyReward, ...]
 
 
 def check_rewards(groups: Sequence[RolloutGroup], rewards: Sequence[GroupRewards], who: str) -> None:
-    """See that `rewards`, which `who` gave for `groups`, hold one in [0, 1] for each rollout, or for its segments.
+    """See that `rewards`, which `who` gave for `groups`, hold one of each rollout, over all of its tokens.
+
+    What a reward must be itself, `RolloutReward` and `SegmentRewards` see to.
 
     Raises:
         RewardError: naming the reward, and the first rollout that is not so.
@@ -47,7 +49,7 @@ def check_failures(rewards: Sequence[GroupRewards], limit: float) -> None:
         JudgeError: more failed, or no rollout has a reward; shows counts and the last replies.
     """
     every = [reward for group in rewards for reward in group]
-    judgements = [judgement for reward in every for judgement in reward.judgements]
+    judgements = [judgement for reward in every for judgement in reward.asked]
     failed = [judgement for judgement in judgements if judgement.status != "ok"]
     lost = [reward for reward in every if any(judgement.status != "ok" for judgement in reward.judgements)]
     unexplained = [reward for reward in every if not reward.valid and not reward.judgements]
@@ -71,7 +73,7 @@ def check_any(rewards: Sequence[GroupRewards]) -> None:
     """Raise `JudgeError` where no rollout of a step has a reward."""
     every = [reward for group in rewards for reward in group]
     if every and not any(reward.valid for reward in every):
-        judgements = [judgement for reward in every for judgement in reward.judgements]
+        judgements = [judgement for reward in every for judgement in reward.asked]
         raise _nothing_left(every, judgements, [judgement for judgement in judgements if judgement.status != "ok"])
 
 
@@ -80,14 +82,6 @@ def _fault(rollout: Rollout, reward: object) -> str | None:
         return f"a {type(reward).__name__} is no reward."
     if reward.length != len(rollout):
         return f"its reward is about {reward.length} tokens, but it has {len(rollout)}."
-    if isinstance(reward, SegmentRewards) and not reward.cut_off and len(reward.values) != len(reward.segments):
-        return f"{len(reward.values)} values for {len(reward.segments)} segments."
-    if isinstance(reward, SegmentRewards) and not contiguous(reward.segments, len(rollout)):
-        return f"its segments do not follow each other from 0 to {len(rollout)}."
-    values = reward.values if isinstance(reward, SegmentRewards) else (reward.value,)
-    wrong = next((value for value in values if outside(value)), None)
-    if wrong is not None:
-        return f"a reward lies in [0, 1], or is None where it failed, but got {wrong:g}. Scale it into [0, 1]."
     return None
 
 

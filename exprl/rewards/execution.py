@@ -30,6 +30,7 @@ class ExecutionReward(Executing, Reward):
 
     granularity: ClassVar[Literal["rollout", "segment"]] = "rollout"
     judged_as: ClassVar[str] = "program"
+    overlaps: ClassVar[bool] = True
 
     credit: Literal["all", "share"] = option(
         default="all", help="all: 1 for a program that passes every test; share: the share of tests that it passes"

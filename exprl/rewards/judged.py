@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from exprl.checks.contracts import given_by
 from exprl.component import option, required_choice, title_of
@@ -26,6 +26,8 @@ NOTHING_WRITTEN = Judgement(score=1.0, rationale="nothing was written")
 class JudgedReward(Reward):
     """Asks a judge about every trace of a step in one call; a step in which too much fails is not learned from."""
 
+    overlaps: ClassVar[bool] = True
+
     judge: Judge = required_choice(JUDGES, help="who grades")
     normalization: Normalization = option(default="smooth", help="from Likert score to reward")
     clip_length: bool = option(
@@ -40,6 +42,11 @@ class JudgedReward(Reward):
     def reads_references(cls, config: Any) -> bool:
         """If the judge does."""
         return bool(config.judge.cls.reads_references(config.judge.config))
+
+    @classmethod
+    def graded_by(cls, config: Any, problems: Sequence[Problem], seed: int) -> Sequence[Problem]:
+        """As the judge says."""
+        return config.judge.cls.graded_by(config.judge.config, problems, seed)  # type: ignore[no-any-return]
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Let the judge see that every problem has what it needs."""

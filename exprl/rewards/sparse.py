@@ -19,6 +19,7 @@ class SparseReward(Reward):
     """1 if the verifier accepts the final answer, else 0: ordinary RL, and Stage II."""
 
     granularity: ClassVar[Literal["rollout", "segment"]] = "rollout"
+    overlaps: ClassVar[bool] = True
 
     verifier: Verifier = given(Resources.need_verifier, help="of final answers")
     clip_length: bool = option(default=True, help="a rollout cut off at the length limit earns 0 whatever it says")

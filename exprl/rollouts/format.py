@@ -31,6 +31,7 @@ from exprl.rollouts.stored import Label, StoredGroup
 from exprl.types import (
     Advantages,
     AnyReward,
+    Curve,
     Judgement,
     Prompt,
     Question,
@@ -81,24 +82,42 @@ def decode(path: Path) -> tuple[int, tuple[StoredGroup, ...]]:
     Raises:
         DataError: it cannot be read, is damaged, or is of a later version.
     """
+    return _decoded(path, path)
+
+
+def decode_content(content: bytes, where: str) -> tuple[int, tuple[StoredGroup, ...]]:
+    """The same of what `encode` made; `where` says in messages where it was. Raises as `decode` does."""
+    return _decoded(io.BytesIO(content), where)
+
+
+def _decoded(source: Path | io.BytesIO, where: Path | str) -> tuple[int, tuple[StoredGroup, ...]]:
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(source) as file:
             header = json.loads(file.read(HEADER))
-            _check_version(header, path)
+            _check_version(header, where)
             nodes = [json.loads(line) for line in file.read(GROUPS).splitlines()]
             arrays = [_array(file.read(name)) for name in (IDS, LENGTHS, LOGPROBS)]
         return int(header["step"]), _groups(nodes, *arrays)
     except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(where, error) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Of a group what says which problem it is of, and how many rollouts it has."""
+    """Of a group what says which problem it is of, how many rollouts it has, and of which policy."""
 
     problem_id: str
     digest: str | None
     rollouts: int
+    policy_version: int
+
+    @classmethod
+    def of(cls, group: StoredGroup) -> Asked:
+        """What is said of a group that is there."""
+        version = group.rollouts[0].policy_version
+        return cls(
+            problem_id=group.problem_id, digest=group.digest, rollouts=len(group.rollouts), policy_version=version
+        )
 
 
 def decode_asked(path: Path) -> list[Asked]:
@@ -108,21 +127,26 @@ def decode_asked(path: Path) -> list[Asked]:
             _check_version(json.loads(file.read(HEADER)), path)
             nodes = [json.loads(line) for line in file.read(GROUPS).splitlines()]
         return [
-            Asked(problem_id=node["problem_id"], digest=node["digest"], rollouts=len(node["rollouts"]))
+            Asked(
+                problem_id=node["problem_id"],
+                digest=node["digest"],
+                rollouts=len(node["rollouts"]),
+                policy_version=node["rollouts"][0]["policy_version"],
+            )
             for node in nodes
         ]
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: no rollouts can be read from it ({reason(error)}). Is the file whole?")
+def _unreadable(where: Path | str, error: Exception) -> DataError:
+    return DataError(f"{where}: no rollouts can be read from it ({reason(error)}). Is the file whole?")
 
 
-def _check_version(header: Mapping[str, Any], path: Path) -> None:
+def _check_version(header: Mapping[str, Any], where: Path | str) -> None:
     if header["format"] != FORMAT or header["version"] > VERSION:
         raise DataError(
-            f"{path}: its format is {header['format']!r} version {header['version']}, but this exprl reads {FORMAT!r} "
+            f"{where}: its format is {header['format']!r} version {header['version']}, but this exprl reads {FORMAT!r} "
             f"up to version {VERSION}. It was written by exprl {header.get('exprl', '?')}: use that."
         )
 
@@ -195,7 +219,18 @@ def _reward_node(reward: AnyReward) -> dict[str, Any]:
         own: dict[str, Any] = {"of": "rollout", "value": reward.value}
     else:
         own = {"of": "segments", "ends": [s.end for s in reward.segments], "values": reward.values}
+        if reward.curve is not None:
+            own["curve"] = _curve_node(reward.curve)
     return {**own, "cut_off": reward.cut_off, "judgements": judgements}
+
+
+def _curve_node(curve: Curve) -> dict[str, Any]:
+    failed = {end: one for end, one in zip(curve.ends, curve.judgements, strict=True) if one.score is None}
+    return {
+        "ends": curve.ends,
+        "scores": curve.scores,
+        "failed": {str(end): {"status": one.status, "rationale": one.rationale} for end, one in failed.items()},
+    }
 
 
 def _advantages_node(advantages: Advantages) -> dict[str, Any]:
@@ -259,7 +294,16 @@ def _reward(node: Mapping[str, Any], length: int) -> AnyReward:
     if node["of"] == "rollout":
         return RolloutReward(value=node["value"], length=length, judgements=judgements, cut_off=node["cut_off"])
     segments, values = _segments(node["ends"]), tuple(node["values"])
-    return SegmentRewards(segments=segments, values=values, judgements=judgements, cut_off=node["cut_off"])
+    curve = None if node.get("curve") is None else _curve(node["curve"])
+    return SegmentRewards(segments=segments, values=values, judgements=judgements, cut_off=node["cut_off"], curve=curve)
+
+
+def _curve(node: Mapping[str, Any]) -> Curve:
+    judgements = [
+        Judgement(score=score) if score is not None else Judgement(score=None, **node["failed"][str(end)])
+        for end, score in zip(node["ends"], node["scores"], strict=True)
+    ]
+    return Curve(ends=tuple(node["ends"]), judgements=tuple(judgements))
 
 
 def _advantages(node: Mapping[str, Any]) -> Advantages:

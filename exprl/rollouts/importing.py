@@ -13,7 +13,7 @@ from exprl.data.fingerprint import digest_of
 from exprl.data.jsonl import read_lines
 from exprl.errors import DataError, did_you_mean
 from exprl.rollouts.stored import Label, StoredGroup
-from exprl.types import Problem, Prompt, Rollout
+from exprl.types import FinishReason, Problem, Prompt, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -186,7 +186,24 @@ def _group(responses: Sequence[Response], tokenizer: PreTrainedTokenizerBase | N
 
 
 def _rollout(response: Response, prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> Rollout:
-    text = response.text
+    return rollout_of(
+        response.text,
+        prompt,
+        tokenizer,
+        finish_reason="length" if response.cut_off else "stop",
+        policy_version=response.step,
+    )
+
+
+def rollout_of(
+    text: str,
+    prompt: Prompt,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    finish_reason: FinishReason = "stop",
+    policy_version: int = 0,
+) -> Rollout:
+    """A text that nobody sampled as a rollout, log-probs NaN; without a tokenizer a token is a character."""
     ids, ends = _characters(text) if tokenizer is None else _tokens(text, tokenizer)
     return Rollout(
         prompt=prompt,
@@ -194,8 +211,8 @@ def _rollout(response: Response, prompt: Prompt, tokenizer: PreTrainedTokenizerB
         text=text,
         token_ends=ends,
         sampler_logprobs=(float("nan"),) * len(ids),
-        finish_reason="length" if response.cut_off else "stop",
-        policy_version=response.step,
+        finish_reason=finish_reason,
+        policy_version=policy_version,
     )
 
 

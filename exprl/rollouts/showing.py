@@ -11,6 +11,7 @@ from rich.table import Table
 
 from exprl.rollouts.stored import StoredGroup
 from exprl.terminal.console import Console, line
+from exprl.terminal.wording import counted
 from exprl.types import Advantages, AnyReward, Rollout, Segment, SegmentRewards
 
 
@@ -29,6 +30,7 @@ def records(group: StoredGroup, step: int) -> Iterator[dict[str, Any]]:
             "finish_reason": rollout.finish_reason,
             "policy_version": rollout.policy_version,
             "scorer": None if group.scorer is None else asdict(group.scorer),
+            "label": None if group.labels is None else asdict(group.labels[place]),
             "verdict": None if group.verdicts is None else group.verdicts[place],
             "valid": advantages.valid if advantages is not None else reward is not None and reward.valid,
             "segments": segment_records(rollout, reward, advantages),
@@ -84,8 +86,9 @@ def print_sample(console: Console, record: Mapping[str, Any]) -> None:
     parts = [
         f"step {record['step']}",
         line(record["problem_id"]),
-        f"{record['tokens']} tokens",
+        counted(record["tokens"], "token"),
         record["finish_reason"],
+        *_label(record["label"]),
         *_verdict(record["verdict"]),
         *_scorer(record["scorer"]),
     ]
@@ -102,6 +105,18 @@ def print_sample(console: Console, record: Mapping[str, Any]) -> None:
             _number(segment["advantage"], sign=True),
         )
     console.print(table)
+
+
+def _label(label: Mapping[str, Any] | None) -> list[str]:
+    """Who wrote the rollout, and what a person says of it."""
+    if label is None:
+        return []
+    said = {True: "labelled right", False: "labelled wrong"}.get(label["correct"])
+    where = "" if label["first_error"] is None else f"first error at character {label['first_error']}"
+    return [
+        *([line(label["author"])] if label["author"] else []),
+        *filter(None, [", ".join(filter(None, (said, where)))]),
+    ]
 
 
 def _verdict(verdict: bool | None) -> list[str]:

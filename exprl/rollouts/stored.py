@@ -74,16 +74,19 @@ class StoredGroup:
     @classmethod
     def of(cls, scored: ScoredGroup) -> StoredGroup:
         """What is kept of a group of a training step."""
-        problem = scored.group.problem
+        own = cls.of_rewarded(scored.group, scored.rewards)
+        return replace(own, advantages=scored.advantages, verdicts=scored.verdicts, scorer=scored.scorer)
+
+    @classmethod
+    def of_rewarded(cls, group: RolloutGroup, rewards: Sequence[AnyReward]) -> StoredGroup:
+        """What is kept of a group that was scored and is not compared yet."""
+        problem = group.problem
         return cls(
             question=problem.question,
             domain=problem.domain,
             digest=digest_of(problem),
-            rollouts=scored.group.rollouts,
-            rewards=scored.rewards,
-            advantages=scored.advantages,
-            verdicts=scored.verdicts,
-            scorer=scored.scorer,
+            rollouts=group.rollouts,
+            rewards=tuple(rewards),
         )
 
     def with_problem(self, problem: Problem) -> RolloutGroup:
@@ -95,7 +98,7 @@ class StoredGroup:
         if problem.id != self.problem_id or not is_of(self.digest, problem):
             raise DataError(
                 f"problem {self.problem_id!r}: its question, domain, reference or answer is not what it was when the "
-                "rollouts were made. Give the data set as it was then."
+                "rollouts were made. Give the data set as it was then, with the same seed and leak options."
             )
         return RolloutGroup(problem=problem, rollouts=self.rollouts)
 

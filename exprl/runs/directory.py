@@ -25,8 +25,8 @@ class RunDirectory:
     """Paths and atomic writes of one run.
 
     Holds `config.yaml`, `texts.json` (chat templates and prompts), `metrics.jsonl` (one line a step and
-    one an evaluation), `rollouts/`, `summary.json`, `evaluation/`, `checkpoints/` and `tensorboard/`, and while a
-    run is going `.lock`.
+    one an evaluation), `rollouts/`, `timeline/`, `summary.json`, `evaluation/`, `checkpoints/` and
+    `tensorboard/`, and while a run is going `.lock`.
 
     Args:
         path: the folder.
@@ -41,6 +41,7 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.rollouts = self.path / "rollouts"
+        self.timeline = self.path / "timeline"
         self.summary = self.path / "summary.json"
         self.texts = self.path / "texts.json"
         self.evaluations = self.path / "evaluation"
@@ -136,7 +137,7 @@ class RunDirectory:
         for path in (self.texts, self.metrics, self.summary):
             if path.exists() and not path.is_file():
                 raise RunDirectoryError(f"{path} should be a file that the run wrote, but is not. Move it away.")
-        for path in (self.rollouts, self.evaluations, self.checkpoints, self.tensorboard):
+        for path in (self.rollouts, self.timeline, self.evaluations, self.checkpoints, self.tensorboard):
             if path.exists() and not path.is_dir():
                 raise RunDirectoryError(f"{path} should be a folder of the run, but is not. Move it away.")
 
@@ -194,6 +195,11 @@ def saved_config(path: Path) -> str:
     raise RunDirectoryError(f"{path} is damaged ({found}). Restore it, or choose another folder.")
 
 
+def _is_free(key: str, free: Collection[str]) -> bool:
+    """Whether an option, or one that it is a part of, is among the free ones."""
+    return any(key == one or key.startswith(f"{one}.") for one in free)
+
+
 def differences(old: str, new: str, free: Collection[str] = ()) -> list[str]:
     """Where two configs differ, as `key: old -> new`, apart from the keys in `free`.
 
@@ -204,7 +210,7 @@ def differences(old: str, new: str, free: Collection[str] = ()) -> list[str]:
     return [
         f"{key}: {before.get(key, _NOTHING)} -> {after.get(key, _NOTHING)}"
         for key in {**before, **after}
-        if before.get(key) != after.get(key) and key not in free
+        if before.get(key) != after.get(key) and not _is_free(key, free)
     ]
 
 

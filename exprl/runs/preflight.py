@@ -31,13 +31,15 @@ def check_training(experiment: Experiment) -> None:
     if not experiment.rollout.cls.trains:
         raise ConfigError(
             f"rollout.name: the engine {experiment.rollout.name!r} only evaluates, its weights cannot follow the "
-            "policy. Choose vllm or transformers."
+            "policy. Choose vllm or transformers, or vllm_server for servers that do follow it."
         )
     check_logger_packages(experiment.trainer)
     devices = experiment.trainer.devices
     check_share(experiment.data.prompts_per_step, devices if isinstance(devices, int) else 1)
     if experiment.update.compile_layers:
-        check_compiler("update.compile_layers")
+        check_compiler("update.compile_layers", "false")
+    if experiment.update.kernels == "compile":
+        check_compiler("update.kernels", "auto")
     _check_policy(experiment)
     check_parts(experiment, "data.train", *_SAMPLING, *(["reward"] if experiment.method.cls.scores else []))
     if experiment.evaluation.source is not None:
@@ -95,6 +97,16 @@ def check_judging(experiment: Experiment) -> None:
                 f"{path}.weights: live were the policy's at each step, which are gone. Set {path}.weights=frozen for "
                 "the initial policy, or a judge with a model of its own, such as that of a checkpoint."
             )
+
+
+def check_planted(experiment: Experiment, run: Path) -> None:
+    """The same for `exprl leaks`: a run must have had something planted, and its problems and model must be there."""
+    if not experiment.leak.canaries:
+        raise ConfigError(
+            f"{run}: leak.canaries was 0 when it was trained, so no fact was planted that could be looked for. Train "
+            "it anew, for example with leak.canaries=0.05 and another run_dir."
+        )
+    check_parts(experiment, "data.train", "model", "prompt")
 
 
 def check_rubrics(experiment: Experiment, output: Path, judges: Sequence[tuple[str, Choice]]) -> None:

@@ -1,34 +1,44 @@
-"""A calibration's table: figures of each judge on labelled rollouts, with intervals over problems."""
+"""What a calibration found: figures of each judge on labelled rollouts, with intervals over problems."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from exprl.evaluation import calibration as figures
+from exprl.evaluation.bootstrap import Figure, interval_of
 from exprl.evaluation.intervals import Interval
-from exprl.evaluation.localisation import Graded, late_gain, localisation_error, prefixes_of
+from exprl.evaluation.localisation import (
+    Graded,
+    is_flat,
+    late_gain,
+    localisation_error,
+    prefixes_of,
+    tells_places,
+)
 from exprl.rewards.normalization import normalize
 from exprl.study.calibration import Calibration
+from exprl.study.sheets import Column, Line, Sheet, to_json
 
-MEASURES = {
-    "misplacement": "misplaced",
-    "auroc": "AUROC",
-    "calibration_error": "ECE",
-    "prefix_auroc": "AUROC, error in prefix",
-    "localisation_error": "off by",
-    "late_gain": "late gain",
-}
-"""Key to heading."""
-SHARES = {"misplacement", "localisation_error", "late_gain"}
-"""Printed in percent."""
+COLUMNS = (
+    Column(key="misplacement", heading="misplaced", form="percent"),
+    Column(key="auroc", heading="AUROC"),
+    Column(key="calibration_error", heading="ECE"),
+    Column(key="prefix_auroc", heading="AUROC, error in prefix"),
+    Column(key="localisation_error", heading="off by", form="percent"),
+    Column(key="late_gain", heading="late gain", form="percent"),
+    Column(key="flat", heading="flat", form="percent"),
+)
 EVERYTHING = "all"
+AT_RANDOM = 2_000
+"""Rollouts scored at random: the standard error of their AUROC is about 0.013."""
+
+Arms = Mapping[tuple[str, str], Sequence[Graded]]
+"""Judge and reference to the rollouts that it graded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +55,26 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what cannot be said is null."""
-        measures = {name: {key: _or_none(value) for key, value in vars(m).items()} for name, m in self.measures.items()}
-        return {**vars(self), "measures": measures}
+        return to_json(self.measures, **{name: value for name, value in vars(self).items() if name != "measures"})
 
 
 def at_random(arms: Sequence[Sequence[Graded]], seed: int) -> list[Graded]:
-    """The rollouts of the arm that has most, each score one of 1..5."""
+    """The rollouts that any arm has, each score one of 1..5.
+
+    Each is drawn as often as makes `AT_RANDOM` of them: what one draw says of few rollouts is luck.
+    """
     generator = np.random.default_rng(seed)
-    longest = max(arms, key=len)
+    every = {one.place: one for arm in arms for one in arm}
     return [
-        replace(one, scores=tuple(generator.integers(1, 6, size=len(one.scores)).astype(float).tolist()))
-        for one in longest
+        replace(every[place], scores=tuple(map(float, generator.integers(1, 6, size=len(every[place].scores)))))
+        for place in sorted(every)
+        for _ in range(math.ceil(AT_RANDOM / len(every)))
     ]
+
+
+def places_in(rollouts: Sequence[Graded]) -> int:
+    """How many rollouts they are: one that was scored at random is there more than once."""
+    return len({one.place for one in rollouts})
 
 
 # ------------------------------------------------------------------ figures
@@ -71,8 +89,8 @@ def rows_of(judge: str, reference: str, rollouts: Sequence[Graded], failed: int,
             judge=judge,
             reference=reference,
             domain=domain,
-            rollouts=len(own),
-            right=sum(bool(one.correct) for one in own),
+            rollouts=places_in(own),
+            right=places_in([one for one in own if one.correct]),
             failed=failed if domain == EVERYTHING else 0,
             measures=measured(own, seed=options.seed, resamples=options.resamples),
         )
@@ -81,75 +99,52 @@ def rows_of(judge: str, reference: str, rollouts: Sequence[Graded], failed: int,
 def measured(rollouts: Sequence[Graded], *, seed: int, resamples: int) -> dict[str, Interval]:
     """Every measure with its interval; those of process judges where rollouts have several segments."""
 
-    def of(figure: Callable[..., Any], problems: Sequence[str], *arrays: Any) -> Interval:
-        return figures.bootstrapped(partial(figure, *arrays), problems, seed=seed, resamples=resamples)
+    def of(figure: Figure, problems: Sequence[str], *columns: Any) -> Interval:
+        return interval_of(figure, columns, problems, seed=seed, resamples=resamples)
 
     problems = [one.problem_id for one in rollouts]
     scores = np.array([one.scores[-1] for one in rollouts], dtype=float)
     confidence = np.array([normalize(score, "smooth") for score in scores], dtype=float)
     correct = np.array([bool(one.correct) for one in rollouts], dtype=bool)
     found = {
-        "misplacement": of(figures.misplacement, problems, scores, correct),
-        "auroc": of(figures.auroc, problems, scores, correct),
-        "calibration_error": of(figures.calibration_error, problems, confidence, correct),
+        "misplacement": of(figures.MISPLACEMENT, problems, scores, correct),
+        "auroc": of(figures.AUROC, problems, scores, correct),
+        "calibration_error": of(figures.CALIBRATION_ERROR, problems, confidence, correct),
     }
-    wrong = [one for one in rollouts if one.first_wrong is not None]
+    wrong = [(one, one.first_wrong) for one in rollouts if one.first_wrong is not None]
     if wrong:
         prefixes = prefixes_of(rollouts)
-        off = np.array([localisation_error(one) for one in wrong])
-        late = [(one.problem_id, share) for one in wrong if (share := late_gain(one)) is not None]
-        found["prefix_auroc"] = of(figures.auroc, prefixes.problems, -prefixes.scores, prefixes.wrong)
-        found["localisation_error"] = of(figures.mean, [one.problem_id for one in wrong], off)
-        found["late_gain"] = of(figures.mean, [name for name, _ in late], np.array([share for _, share in late]))
+        placed = wrong if tells_places(rollouts) else []
+        off = [localisation_error(one.scores, first) for one, first in placed]
+        late = [(one.problem_id, share) for one, at in wrong if (share := late_gain(one.scores, at)) is not None]
+        found["prefix_auroc"] = of(figures.AUROC, prefixes.problems, -prefixes.scores, prefixes.wrong)
+        found["localisation_error"] = of(figures.SHARE, [one.problem_id for one, _ in placed], off)
+        found["late_gain"] = of(figures.SHARE, [name for name, _ in late], [share for _, share in late])
+        found["flat"] = of(
+            figures.SHARE, [one.problem_id for one, _ in wrong], [is_flat(one.scores) for one, _ in wrong]
+        )
     return found
 
 
 # ------------------------------------------------------------------ the table
 
 
-def table_of(rows: Sequence[Row]) -> Table:
-    """Rows as a person reads them."""
-    table = Table(title="judges on labelled rollouts, 95 % intervals over problems", title_justify="left")
-    for heading in ("judge", "reference", "domain", "right of"):
-        table.add_column(heading)
-    shown = _shown(rows)
-    for name in shown:
-        table.add_column(MEASURES[name], justify="right")
-    for row in rows:
-        table.add_row(*_cells(row), *(text_of(name, row.measures.get(name)) for name in shown))
-    return table
+def sheet_of(rows: Sequence[Row]) -> Sheet:
+    """Rows as a table; domains where there are several."""
+    domains = any(row.domain != EVERYTHING for row in rows)
+    return Sheet(
+        title="judges on labelled rollouts, 95 % intervals over problems",
+        about=("judge", "reference", *(["domain"] if domains else []), "right of"),
+        columns=COLUMNS,
+        unsaid="all are right, or all wrong; off by: the score is the same everywhere; late gain: it stays at 1",
+        lines=[
+            Line(
+                about=(row.judge, row.reference, *([row.domain] if domains else []), _counts(row)), figures=row.measures
+            )
+            for row in rows
+        ],
+    )
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The same as a page."""
-    shown = _shown(rows)
-    headings = ["judge", "reference", "domain", "right of", *(MEASURES[name] for name in shown)]
-    lines = [headings, ["---"] * len(headings)]
-    lines += [[*_cells(row), *(text_of(name, row.measures.get(name)) for name in shown)] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def text_of(name: str, interval: Interval | None) -> str:
-    """A measure with its interval.
-
-    >>> text_of("auroc", Interval(low=0.5, high=0.75, mean=0.625))
-    '0.62 (0.50 to 0.75)'
-    """
-    if interval is None or math.isnan(interval.mean):
-        return "–"
-    scale, form = (100, ".1f") if name in SHARES else (1, ".2f")
-    mean, low, high = (format(scale * value, form) for value in (interval.mean, interval.low, interval.high))
-    return f"{mean}{' %' if name in SHARES else ''} ({low} to {high})"
-
-
-def _shown(rows: Sequence[Row]) -> list[str]:
-    return [name for name in MEASURES if any(name in row.measures for row in rows)]
-
-
-def _cells(row: Row) -> list[str]:
-    failed = f", {row.failed} failed" if row.failed else ""
-    return [row.judge, row.reference, row.domain, f"{row.right} of {row.rollouts}{failed}"]
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _counts(row: Row) -> str:
+    return f"{row.right} of {row.rollouts}" + (f", {row.failed} failed" if row.failed else "")

@@ -12,13 +12,12 @@ import numpy as np
 from exprl.evaluation.calibration import reliability
 from exprl.evaluation.localisation import Graded
 from exprl.rewards.normalization import normalize
+from exprl.study.calibration import PLOTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from exprl.study.calibrated import Row
-
-Arms = Mapping[tuple[str, str], Sequence[Graded]]
+    from exprl.study.calibrated import Arms, Row
 
 
 def write_plots(arms: Arms, rows: Sequence[Row], folder: Path) -> bool:
@@ -27,11 +26,11 @@ def write_plots(arms: Arms, rows: Sequence[Row], folder: Path) -> bool:
         import matplotlib as _  # noqa: F401
     except ImportError:
         return False
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     for judge in dict.fromkeys(judge for judge, _ in arms):
         figure = reliability_figure({reference: own for (name, reference), own in arms.items() if name == judge}, judge)
-        figure.savefig(folder / "plots" / f"reliability-{re.sub(r'[^A-Za-z0-9_.-]', '_', judge)}.png", dpi=120)
-    auroc_figure(rows).savefig(folder / "plots" / "auroc.png", dpi=120)
+        figure.savefig(folder / PLOTS / f"reliability-{re.sub(r'[^A-Za-z0-9_.-]', '_', judge)}.png", dpi=120)
+    auroc_figure(rows).savefig(folder / PLOTS / "auroc.png", dpi=120)
     return True
 
 

@@ -25,7 +25,7 @@ def end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
-    from exprl.__main__ import main
+    from exprl.__main__ import program
 
     sys.argv[1:] = sys.argv[2:]
-    main()
+    program()

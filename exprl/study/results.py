@@ -19,6 +19,7 @@ from exprl.files.lines import read_lines
 from exprl.runs.directory import RunDirectory
 from exprl.study.plan import Chosen, Place, Plan
 from exprl.study.runs import ANEW, Run
+from exprl.terminal.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +282,8 @@ def title(findings: Findings, number: int) -> str:
     """What a stage's table is of."""
     result = next(iter(findings.shown(number)[0].results.values()))
     what = f"After stage {number}" if number else "The initial policy"
-    return f"{what}: {len(result.problem_ids)} problems, {result.samples} samples each, %, 95 % intervals"
+    problems, samples = counted(len(result.problem_ids), "problem"), counted(result.samples, "sample")
+    return f"{what}: {problems}, {samples} each, %, 95 % intervals"
 
 
 def rich_table(findings: Findings, number: int, measure: str) -> Table:

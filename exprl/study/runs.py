@@ -12,10 +12,12 @@ import yaml
 
 from exprl import config as configuration
 from exprl.errors import RunDirectoryError
+from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
 from exprl.files.disk import read_json, write_text
 from exprl.runs.directory import RunDirectory, differences, saved_config
 from exprl.study.schema import MineConfig
+from exprl.terminal.wording import counted
 
 ANEW = "Delete its folder, and the study runs it anew."
 """What to do about a run's file that is damaged."""
@@ -66,8 +68,6 @@ class Run(ABC):
 
     def figures(self) -> str:
         """A finished run's key figures in one line."""
-        from exprl.evaluation.evaluate import EvaluationResult  # imports torch
-
         summary = EvaluationResult.read(self.result, ANEW).summary()
         names = [name for name in summary if name.startswith("pass@") or name == "progress"]
         return "  ".join(f"{name} {100 * summary[name]:.1f} %" for name in names)
@@ -172,7 +172,7 @@ class MiningRun(Run):
     def figures(self) -> str:
         """How many were kept."""
         summary = self.summary()
-        return f"{summary['kept']} of {summary['problems']} problems kept"
+        return f"{summary['kept']} of {counted(summary['problems'], 'problem')} kept"
 
 
 def with_parents(runs: Sequence[Run]) -> list[Run]:

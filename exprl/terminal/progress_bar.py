@@ -102,11 +102,19 @@ class Lines:
             moved = self.done - self.said >= STRIDE * self.total or self.last == self.start
         if waited < (SOON if moved else LATEST):
             return None
+        left = self._left(waited)
         self.last, self.said = now, self.done
         of = f" of {self.total}" if self.total else ""
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         figure = f", {self.figure}" if self.figure else ""
-        return f"{self.name}: {self.done}{of} {self.unit}s{share}{figure}, {_duration(whole)}"
+        return f"{self.name}: {self.done}{of} {self.unit}s{share}{figure}, {_duration(whole)}{left}"
+
+    def _left(self, waited: float) -> str:
+        """How long the rest takes at the speed since the last line: some of it may be far slower than the rest."""
+        gained = self.done - self.said
+        if self.total is None or gained <= 0 or self.done >= self.total:
+            return ""
+        return f", about {_duration((self.total - self.done) * waited / gained)} left"
 
     def close(self) -> None:
         """No more lines."""

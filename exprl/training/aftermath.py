@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from exprl.errors import DistributedError, ExprlError, LostRankError, PeerError
-from exprl.training.board import Silence
 from exprl.training.failure import linger, record
 from exprl.training.watch import attentive
-from exprl.training.world import POLL, SILENCE, World, reason
+from exprl.training.world import POLL, World, reason
 
 ASSEMBLY = 15.0
 """Seconds that live ranks are waited for after a failure: launchers kill half a minute after they ask."""
@@ -72,11 +71,11 @@ def assemble(world: World, step: int, *, everyone: bool) -> int:
 def _offers(world: World) -> dict[int, int]:
     """What each live rank can save; silent ones, and those that something holds up, are not waited for long."""
     store, ranks = world.board.store, range(world.board.size)
-    start, silence = time.monotonic(), Silence(world.board)
+    start = time.monotonic()
     while True:
         offers = {rank: key for rank in ranks if store.check([key := f"assembly/{rank}"])}
         missing = set(ranks) - set(offers)
-        silent = [rank for rank in missing if silence.of(rank) > SILENCE]
+        silent = [rank for rank in missing if world.silence.lost(rank)]
         if len(silent) == len(missing) or time.monotonic() - start > ASSEMBLY:
             return {rank: int(store.get(key)) for rank, key in offers.items()}
         time.sleep(POLL)

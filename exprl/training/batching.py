@@ -67,6 +67,7 @@ class MicroBatch:
         ids: [N] the sampled ids.
         advantages: [N].
         sampler_logprobs: [N]; None where no engine sampled the responses.
+        lengths: response tokens of each sequence, in the order of the N tokens.
         shared: the rows with each prompt once and without padding, where that leaves much less to compute.
     """
 
@@ -77,6 +78,7 @@ class MicroBatch:
     ids: Tensor
     advantages: Tensor
     sampler_logprobs: Tensor | None
+    lengths: tuple[int, ...]
     shared: SharedPrompts | None = None
 
 
@@ -100,6 +102,7 @@ def collate(
         ids=_joined([s.response_ids for s in sequences], np.int64).to(device),
         advantages=_joined([s.advantages for s in sequences], np.float32).to(device),
         sampler_logprobs=_joined([s.sampler_logprobs for s in sequences], np.float32).to(device) if sampled else None,
+        lengths=tuple(len(s.response_ids) for s in sequences),
         shared=_shared(sequences, placed["input_ids"]) if sharing and not packed else None,
     )
 

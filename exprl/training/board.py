@@ -9,6 +9,11 @@ import torch.distributed.distributed_c10d as c10d
 
 from exprl.training.failure import Process
 
+SILENCE = 4.0
+"""Seconds without a sign of life after which a rank is taken for lost, once another has failed."""
+ENDED = 1.0
+"""The same where its process is not there any more: in another container of this name it would still be heard."""
+
 
 class Board:
     """Each rank's notes in a key-value store, to be left and read also while the process group is busy or broken.
@@ -77,13 +82,18 @@ class Silence:
     """How long ranks have given no sign of life, as far as it was looked for."""
 
     def __init__(self, board: Board) -> None:
-        self._store = board.store
+        self._board = board
         self._heard: dict[int, tuple[bytes, float]] = {}
 
-    def of(self, rank: int) -> float:
+    def lost(self, rank: int) -> bool:
+        """Whether a rank is to be taken for lost."""
+        silence = self._of(rank)
+        return silence > SILENCE or (silence > ENDED and self._board.process(rank).ended)
+
+    def _of(self, rank: int) -> float:
         """Seconds since the last sign of a rank's, or since it was first looked for."""
-        key, now = f"alive/{rank}", time.monotonic()
-        beat = self._store.get(key) if self._store.check([key]) else b""
+        key, now, store = f"alive/{rank}", time.monotonic(), self._board.store
+        beat = store.get(key) if store.check([key]) else b""
         if rank not in self._heard or self._heard[rank][0] != beat:
             self._heard[rank] = (beat, now)
         return now - self._heard[rank][1]

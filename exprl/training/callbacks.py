@@ -17,6 +17,7 @@ from exprl.models.sharding import is_sharded
 from exprl.runs.directory import RunDirectory
 from exprl.runs.leftovers import WRITING, remove, set_aside
 from exprl.runs.parts import cause_of
+from exprl.runs.timeline import SAVING
 from exprl.terminal.console import Console
 from exprl.training.aftermath import assemble
 from exprl.training.checkpointing import write_digests_together
@@ -118,7 +119,8 @@ class Checkpoints(Callback):
             return
         module.world.exchanging = True
         try:
-            self.write(trainer, module, target)
+            with module.phases.mark(SAVING):
+                self.write(trainer, module, target)
         finally:
             module.world.exchanging = False
 

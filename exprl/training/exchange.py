@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from exprl.rewards.checks import SHOWN_CHARACTERS
 from exprl.training.world import World
-from exprl.types import AnyReward, Judgement, Prompt, Rollout, RolloutGroup, ScoredGroup
+from exprl.types import AnyReward, Judgement, Prompt, Rollout, RolloutGroup, ScoredGroup, SegmentRewards
 
 Rewarded = tuple[RolloutGroup, tuple[AnyReward, ...]]
 
@@ -82,7 +82,11 @@ def _exact(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
 
 
 def _without_words(reward: AnyReward) -> AnyReward:
-    return replace(reward, judgements=tuple(map(_numbers_of, reward.judgements)))
+    bare = replace(reward, judgements=tuple(map(_numbers_of, reward.judgements)))
+    if not isinstance(bare, SegmentRewards) or bare.curve is None:
+        return bare
+    curve = replace(bare.curve, judgements=tuple(map(_numbers_of, bare.curve.judgements)))
+    return replace(bare, curve=curve)
 
 
 def _numbers_of(judgement: Judgement) -> Judgement:

@@ -7,10 +7,9 @@ import os
 import signal
 import socket
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from exprl.errors import ExprlError
 
 LINGER = 8.0
 """Seconds for the launcher to notice the rank that failed first and to end the others, before they end themselves."""
@@ -38,6 +37,11 @@ class Process:
         """The inverse of `to_json`."""
         return cls(**json.loads(text))
 
+    @property
+    def ended(self) -> bool:
+        """Whether it ran on this machine and is no more; False where that cannot be told."""
+        return self.host == socket.gethostname() and bool(self.started) and self.started != _started(self.pid)
+
     def kill(self) -> None:
         """End it, if it runs on this machine: it may be stopped, and launchers wait half a minute for such."""
         if self.host == socket.gethostname() and self.started and self.started == _started(self.pid):
@@ -45,24 +49,26 @@ class Process:
 
 
 def _started(pid: int) -> str:
-    """The clock tick at which a process started; empty where there is none, or the system does not say."""
+    """The clock tick at which a process started; empty where none runs, or the system does not say."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if state[0] == "Z" else state[19]  # one that ended and was not asked for its exit code is still listed
 
 
 def record(error: BaseException) -> None:
-    """Write the launcher's error file: it reports the failure whose file is the oldest as the cause of the others."""
-    if isinstance(error, ExprlError):
-        path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        if path:  # as torch's handler does, with the message in place of a traceback
-            extra = {"py_callstack": str(error), "timestamp": str(int(time.time()))}
-            Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": extra}}))
-        return
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+    """Write the launcher's error file: it reports the failure whose file is the oldest as the cause of the others.
 
-    get_error_handler().record_exception(error)
+    It has the error's kind and where it was raised. What it says is left to the rank's own output: the file stays where
+    the launcher put it, and a judge's replies, which errors quote, may hold references.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    message = f"{type(error).__name__}: the process itself has said more"
+    extra = {"py_callstack": "".join(traceback.format_tb(error.__traceback__)), "timestamp": str(int(time.time()))}
+    Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
 
 
 def linger() -> None:

@@ -23,11 +23,15 @@ PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """What is logged under a name, which may have a `<placeholder>` of `PLACEHOLDERS`."""
+    """What is logged under a name, which may have a `<placeholder>` of `PLACEHOLDERS`.
+
+    `engine` is the one that logs it, where it is one alone.
+    """
 
     name: str
     unit: str
     meaning: str
+    engine: str = ""
 
     def matches(self, name: str) -> bool:
         """Whether a logged name is of this metric.
@@ -59,6 +63,22 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/length_mean", "tokens", "mean length of a response"),
     Metric("rollout/length_max", "tokens", "the longest response"),
     Metric("rollout/cut_off_rate", "share", "responses cut off at rollout.max_new_tokens"),
+    Metric("rollout/servers", "servers", "vllm_server: servers that sample", engine="vllm_server"),
+    Metric(
+        "rollout/servers_lost", "servers", "vllm_server: servers that died in the step, or since", engine="vllm_server"
+    ),
+    Metric(
+        "rollout/resubmitted",
+        "requests",
+        "vllm_server: requests that a lost server left, asked again of another with the same seeds",
+        engine="vllm_server",
+    ),
+    Metric(
+        "rollout/canary_gap",
+        "nats",
+        "vllm_server: the canary's at the server that was furthest off, after the update before the step's rollouts",
+        engine="vllm_server",
+    ),
     Metric("behaviour/<behaviour>_rate", "share", f"rollouts that show it, by words: {', '.join(BEHAVIOUR_NAMES)}"),
     # outcomes, where every problem has an answer
     Metric("outcome/accuracy", "share", "rollouts whose final answer the verifier accepts, mean over prompts"),
@@ -93,21 +113,37 @@ METRICS: tuple[Metric, ...] = (
     Metric("update/loss", "nats", "token mean of the policy loss; near 0 by design for centred advantages, not a fit"),
     Metric("update/entropy", "nats", "entropy of the policy at a token; falling towards 0 is collapse"),
     Metric("update/kl", "nats", "estimate (k3) of the KL to the frozen initial policy (update.log_kl)"),
-    Metric("update/clipped", "share", "tokens whose ratio the objective clips, so without gradient"),
-    Metric("update/ratio", "ratio", "π / π_old of the tokens; 1 in a step's first update"),
-    Metric("update/is_weight", "ratio", "capped weight π_old / π_sampler that corrects for the engine's log-probs"),
+    Metric(
+        "update/clipped", "share", "tokens clipped or, by dppo, masked, so without gradient; by cispo cut, with one"
+    ),
+    Metric("update/ratio", "ratio", "π / π_old of the tokens, with gspo of their rollouts; 1 in a step's first update"),
+    Metric(
+        "update/is_weight", "ratio", "weight π_old / π_sampler within objective.correction's bounds; far from 1: stale"
+    ),
+    Metric("update/is_outside", "share", "tokens whose ratio is beyond these bounds: cut by tis, masked by the others"),
     Metric("update/sampler_gap", "nats", "absolute difference of the engine's log-probs and the trainer's"),
+    Metric(
+        "update/staleness", "steps", "that rollouts are behind the policy which learns from them (rollout.lookahead)"
+    ),
     Metric("update/teacher_kl", "nats", "self_distillation: KL of the policy to its teacher"),
     Metric("update/grad_norm", "norm", "of the gradient before clipping, mean over the step's updates"),
     Metric("update/lr", "rate", "learning rate, mean over the step's updates"),
     Metric("update/count", "updates", "optimizer updates of the step; 0: its console line says why"),
     Metric("update/dropped_groups", "groups", "without a learning signal (update.signal_tolerance), so left out"),
+    Metric("update/replaced_groups", "groups", "without a signal, so a fresh prompt took their place"),
+    Metric(
+        "update/sampling_rounds", "rounds", "of sampling and judging, the first among them (update.dynamic_sampling)"
+    ),
     Metric("sft/length_mean", "tokens", "sft: mean length of the references trained on"),
     # time on rank 0
-    Metric("time/sampling_seconds", "s", "the engine's, of the step"),
+    Metric(
+        "time/sampling_seconds", "s", "the engine's, in the step; with rollout.lookahead of the next step's rollouts"
+    ),
     Metric("time/judging_seconds", "s", "waiting for rewards after the last rollout"),
     Metric("time/updating_seconds", "s", "log-probs, gradients and optimizer"),
-    Metric("time/step_seconds", "s", "sum of the phases above"),
+    Metric("time/step_seconds", "s", "the whole step"),
+    Metric("time/idle_trainer_seconds", "s", "of it, in which the trainer waited for rollouts and verdicts"),
+    Metric("time/idle_sampler_seconds", "s", "of it, in which engine and judge waited for the trainer"),
     Metric("time/tokens_per_second", "tokens/s", "response tokens of all ranks through the whole step"),
     # evaluations, a line of their own
     Metric("evaluation/pass@<k>", "share", "unbiased pass@k, mean over the held-out problems (evaluation.k)"),

@@ -11,10 +11,12 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
 
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig
 from exprl.terminal.console import errors
+from exprl.terminal.process import loading
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -51,25 +53,28 @@ def devices_here(options: TrainerConfig, environment: Mapping[str, str] = os.env
 
 def start_ranks(count: int, arguments: Sequence[str]) -> int:
     """Run `python -m exprl` with `arguments` in `count` processes; returns the first failure's exit code, or 0."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with loading():
+        from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id="exprl",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would print tables of its own
     # Each process would take every core for itself otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     try:
-        elastic_launch(config, sys.executable)("-m", "exprl", *arguments)
+        with TemporaryDirectory(prefix="exprl-ranks-", ignore_cleanup_errors=True) as notes:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=count,
+                run_id="exprl",
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                max_restarts=0,
+                monitor_interval=0.2,
+                logs_specs=DefaultLogsSpecs(log_dir=notes),
+            )
+            elastic_launch(config, sys.executable)("-m", "exprl", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from exprl.component import Choice
 from exprl.errors import ConfigError
 from exprl.experiment import TrainerConfig, UpdateConfig
 from exprl.kernels import backends
@@ -37,7 +38,17 @@ def device_of(options: TrainerConfig) -> torch.device:
 
 def check_kernels(options: UpdateConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
     """Raise `ConfigError` where the chosen kernels cannot run on `device`, or not on a policy of `dtype` there."""
-    try:
-        backends.choose(options.kernels, device, dtype, tokens=1)
-    except ValueError as error:
-        raise ConfigError(f"update.kernels: {str(error).removeprefix('backend: ')}") from error
+    obstacle = backends.triton_obstacle(device, dtype) if options.kernels == "triton" else None
+    if obstacle is not None:
+        raise ConfigError(
+            f"update.kernels: triton cannot run here: {obstacle}. Set update.kernels=auto, eager or compile."
+        )
+
+
+def check_attention(model: Choice, device: torch.device) -> None:
+    """Raise `ConfigError` where the attention that the policy's options name cannot train on `device`."""
+    if getattr(model.config, "attn_implementation", None) == "flex_attention" and device.type == "cpu":
+        raise ConfigError(
+            "model.attn_implementation: flex_attention has no backward pass on a CPU. Set "
+            "model.attn_implementation=sdpa, or train on a GPU."
+        )

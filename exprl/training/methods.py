@@ -55,14 +55,14 @@ class RL(Method):
     def prepare(self, build: Build, world: World) -> PolicyModule:
         """The run's reward, advantage and objective."""
         from exprl.advantages import check_comparison
-        from exprl.experiment import granularities_of
-        from exprl.training.advice import about_advantage
+        from exprl.granularity import granularities_of
+        from exprl.training.advice import about_advantage, about_updates
         from exprl.training.module import ExpRLModule, Parts
 
         experiment, problems = build.experiment, build.train_problems
-        advice = about_advantage(experiment)
-        if advice is not None and world.first:
-            log.warning("%s", advice)
+        tell(world, about_advantage(experiment))
+        tell(world, about_updates(experiment))
+        tell_of_dynamic_sampling(build, world)
         advantage = experiment.advantage.build(build.resources)
         for granularity in sorted(set(granularities_of(experiment.reward).values())):
             check_comparison(advantage, granularity, prompts=experiment.data.prompts_per_step, samples=build.sampling.n)
@@ -113,6 +113,7 @@ class SFT(Method):
         """Every problem's reference must fit."""
         from exprl.training.sft import SFTModule, demonstration
 
+        tell_of_dynamic_sampling(build, world)
         for problem in build.train_problems:
             demonstration(problem, build.prompts, build.policy)
         return SFTModule(
@@ -166,6 +167,7 @@ class SelfDistillation(Method):
         """The teacher's prompt must leave room for a rollout."""
         from exprl.rewards import SparseReward
         from exprl.training import self_distillation as distillation
+        from exprl.training.advice import about_updates
         from exprl.training.module import Parts
         from exprl.training.teacher import TeacherPrompts
 
@@ -173,6 +175,9 @@ class SelfDistillation(Method):
         reward = SparseReward(clip_length=False, verifier=build.verifier)  # for the log alone
         if world.first:
             build.tell_unreadable(problems, "data.train")
+        tell_of_dynamic_sampling(build, world)
+        if self.estimator == "sampled":
+            tell(world, about_updates(experiment))
         build.check_lengths(problems, limit)
         template = self.template or build.policy.teacher_template
         prompts = TeacherPrompts(build.policy.tokenizer, build.prompting, template)
@@ -200,6 +205,19 @@ class SelfDistillation(Method):
             seed=experiment.seed,
             world=world,
         )
+
+
+def tell(world: World, advice: str | None) -> None:
+    """Warn, once for all ranks."""
+    if advice is not None and world.first:
+        log.warning("%s", advice)
+
+
+def tell_of_dynamic_sampling(build: Build, world: World) -> None:
+    """Warn where `update.dynamic_sampling` is set and does nothing."""
+    from exprl.training.advice import about_dynamic_sampling
+
+    tell(world, about_dynamic_sampling(build.experiment, len(build.train_problems)))
 
 
 def check_references(problems: Sequence[Problem], method: str) -> None:

@@ -43,6 +43,12 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
     }
 
 
+def staleness(scored: Sequence[ScoredGroup], version: int) -> float:
+    """Steps that the policy which learns is ahead of those that sampled, mean over the rollouts of all ranks."""
+    ages = [version - rollout.policy_version for s in scored for rollout in s.group.rollouts]
+    return sum(ages) / len(ages)
+
+
 def judge_metrics(scored: Sequence[ScoredGroup], who: Sequence[str] = ()) -> dict[str, float]:
     """Rate of each judgement status and the histogram of (rounded) scores; empty without judgements.
 
@@ -53,7 +59,7 @@ def judge_metrics(scored: Sequence[ScoredGroup], who: Sequence[str] = ()) -> dic
     """
     judgements: dict[str, list[Judgement]] = {}
     for name, s in zip(who or ["judge"] * len(scored), scored, strict=True):
-        judgements.setdefault(name, []).extend(j for reward in s.rewards for j in reward.judgements)
+        judgements.setdefault(name, []).extend(j for reward in s.rewards for j in reward.asked)
     return {
         f"{name}/{figure}": value
         for name, own in sorted(judgements.items())
@@ -172,3 +178,15 @@ def behaviour_metrics(counts: Mapping[str, float]) -> dict[str, float]:
 
 def _segment_count(reward: AnyReward) -> int:
     return 1 if isinstance(reward, RolloutReward) else len(reward.segments)
+
+
+def update_metrics(totals: Mapping[str, float], statistics: Sequence[str]) -> dict[str, float]:
+    """Token sums as token means, update sums as update means; NaN for a step without an update.
+
+    >>> update_metrics({"tokens": 4.0, "updates": 2.0, "loss": 2.0, "grad_norm": 3.0, "lr": 0.2}, ["loss"])
+    {'update/loss': 0.5, 'update/grad_norm': 1.5, 'update/lr': 0.1}
+    """
+    tokens, updates = totals.get("tokens", 0.0), max(totals.get("updates", 1.0), 1.0)
+    means = {name: totals[name] / tokens if tokens and name in totals else float("nan") for name in statistics}
+    per_update = {name: totals.get(name, float("nan")) / updates for name in ("grad_norm", "lr")}
+    return {f"update/{name}": value for name, value in {**means, **per_update}.items()}

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import logging
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from exprl.advantages import Advantage
-from exprl.checks.contracts import check_estimates, given_by, shown
-from exprl.checks.finite import check_advantages, check_rollouts
-from exprl.component import title_of
+from exprl.checks.finite import check_sampled
 from exprl.config.kinds import is_a
 from exprl.engines.base import Engine, Sampling
 from exprl.errors import ConfigError
 from exprl.experiment import OptimizerConfig, UpdateConfig
+from exprl.invariants import shown
 from exprl.models.base import LanguageModel
 from exprl.objectives import Objective
 from exprl.rewards.base import Reward
-from exprl.rewards.checks import check_rewards
 from exprl.rewards.steps import StepChecks, advice_on, judged_as, scorers_of
 from exprl.seeding import derive_seed
 from exprl.text.prompts import PromptBuilder
 from exprl.training import metrics
 from exprl.training.advice import about_cut_off
+from exprl.training.collecting import Collector
+from exprl.training.comparing import compared
+from exprl.training.dynamic_sampling import NoSignal, replacement_metrics, rounds_of
 from exprl.training.exchange import Rewarded, everyones, own_groups
+from exprl.training.lookahead_module import LookaheadModule
 from exprl.training.no_update import no_update
-from exprl.training.policy_module import PolicyModule, Shown
+from exprl.training.policy_module import Shown
 from exprl.training.update import PolicyUpdate
 from exprl.training.world import World
-from exprl.types import Problem, Rollout, RolloutGroup, ScoredGroup
+from exprl.types import Problem, ScoredGroup
 from exprl.verifiers.base import Verifier
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ class Parts:
                 raise ConfigError(f"Parts: {field.name}: expected {field.type}, but got {shown(value)}.")
 
 
-class ExpRLModule(PolicyModule):
+class ExpRLModule(LookaheadModule):
     """One training step: sample, score, estimate advantages, update, sync.
 
     Args:
@@ -85,6 +87,9 @@ class ExpRLModule(PolicyModule):
         ("rollout/length_mean", "length", ".0f"),
         ("rollout/cut_off_rate", "cut off", ".0%"),
     )
+
+    samples_dynamically: ClassVar[bool] = True
+    """Whether `update.dynamic_sampling` means anything: groups are compared, and may be without a signal."""
 
     def __init__(
         self,
@@ -116,77 +121,81 @@ class ExpRLModule(PolicyModule):
         self.unlocked: set[str] = set()
         self.advised = False
         self.checks = StepChecks(parts.reward)
+        self.rounds = update.dynamic_sampling if self.samples_dynamically else 0
+        lacking = NoSignal(advantage=parts.advantage, tolerance=update.signal_tolerance)
+        self.collect_by(Collector(parts.prompts, parts.engine, parts.reward, self.phases, lacking))
 
     # ------------------------------------------------------------------ one step
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> None:
         """One step on this rank's problems."""
         del batch_idx
-        with self.whole_models():
-            rewarded = self.score(self.sample(problems))
+        rewarded = self.batch_of_step(problems)
         scored = self.compare(rewarded)
         self.advise(scored)
         correct = self.verify(scored)
+        rounds = self.rounds_of_step(scored)
+        self.note_age(scored)
         with self.changing_policy():
-            update = self.learn(scored)
+            update = self.learn(scored, max(rounds, default=0))
         self.unlocked |= {s.group.problem.id for s, verdicts in zip(scored, correct, strict=False) if any(verdicts)}
         tokens = sum(len(rollout) for s in scored for rollout in s.group.rollouts)
-        self.report(
-            {**self.describe(scored, correct), **update, **self.timing(tokens)}, self.documented(scored, correct)
-        )
+        described = {**self.describe(scored, correct), **(replacement_metrics(rounds) if rounds else {}), **self.age}
+        self.report({**described, **update, **self.timing(tokens)}, self.documented(scored, correct))
 
-    def sample(self, problems: Sequence[Problem]) -> list[RolloutGroup]:
-        """Rollouts for each problem; the engine is given prompts made from questions, nothing else."""
-        prompts = [self.parts.prompts.build(problem.question, problem.domain) for problem in problems]
-        sampling = self.sampling_of_step(len(problems))
-        rollouts: list[list[Rollout]] = [[] for _ in prompts]
-        with self.phases.run("sampling", len(prompts) * sampling.n) as on_progress:
-            for index, rollout in self.engine.generate(prompts, sampling):
-                rollouts[index].append(rollout)
-                # A judge that can begins here, while the engine is still sampling.
-                self.parts.reward.start(problems[index], rollout)
-                on_progress(1)
-        return [RolloutGroup(problem=p, rollouts=tuple(r)) for p, r in zip(problems, rollouts, strict=True)]
+    def collecting(self, step: int, problems: Sequence[Problem]) -> Callable[[Collector], list[Rewarded]]:
+        """See `LookaheadModule`."""
+        sampling = self.sampling_of_step(step, len(problems))
+        fresh = self.fresh_problems(step, sampling)
+        return lambda collector: collector.collect(problems, sampling, fresh)
 
-    def sampling_of_step(self, count: int) -> Sampling:
-        """The run's sampling with this step's own seed, for this rank's `count` prompts of the step's.
+    def sampling_of_step(self, step: int, count: int) -> Sampling:
+        """The run's sampling with the seed of the step after `step` others, for this rank's `count` prompts of it.
 
         All ranks have the same seed, and of a step's prompts each has those after the ranks' before it.
         """
-        seed = derive_seed(self.seed, "rollout", self.steps_done, 0)
-        first = sum(self.world.gather(count, f"the prompts of {self.step}")[: self.world.rank])
+        seed = derive_seed(self.seed, "rollout", step, 0)
+        first = sum(self.world.gather(count, f"the prompts of step {step + 1}")[: self.world.rank])
         return replace(self.sampling, seed=seed, numbers=range(first, first + count))
 
-    def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:
-        """Rewards of each group."""
-        who = f"reward {title_of(self.parts.reward)}"
-        with self.phases.run("judging", unit="verdict") as on_progress, given_by(who):
-            rewards = self.parts.reward.score(groups, on_progress)
-        check_rewards(groups, rewards, who)
-        return list(zip(groups, rewards, strict=True))
+    def fresh_problems(self, step: int, sampling: Sampling) -> list[list[Problem]]:
+        """What takes the place of a step's problems, see `Collector.collect`; `sampling` has this rank's places."""
+        if not self.rounds:
+            return []
+        fresh = self.data_for("update.dynamic_sampling").step_replacements(step, self.rounds)
+        return [fresh[place] for place in sampling.numbers or ()]
+
+    def rounds_of_step(self, scored: Sequence[ScoredGroup]) -> list[int]:
+        """How often each place of the step under way was given a fresh problem; empty: none could be."""
+        if not self.rounds:
+            return []
+        data = self.data_for("update.dynamic_sampling")
+        fresh = data.step_replacements(self.steps_done, self.rounds)
+        own = [problem.id for problem in data.step_problems(self.steps_done)]
+        kept = [s.group.problem.id for s in scored]
+        return rounds_of(kept, own, [[problem.id for problem in others] for others in fresh])
 
     def compare(self, rewarded: Sequence[Rewarded]) -> list[ScoredGroup]:
         """Advantages over the groups of all ranks, rank by rank: the same on every rank but for others' texts.
 
         Raises:
-            NonFiniteError: on every rank, where one has a reward, an advantage or a log-prob that is not finite.
+            NonFiniteError: on every rank, where one has a log-prob that is not finite.
             JudgeError: on every rank, where too many judgements of all ranks failed.
             ContractError: on every rank, where the advantage gives something else than advantages of the rollouts.
         """
-        groups, rewards = zip(*everyones(self.world, rewarded, f"the update of {self.step}"), strict=True)
-        who = f"advantage {title_of(self.parts.advantage)}"
-        check_rollouts(groups, rewards, self.step, f"reward {title_of(self.parts.reward)}")
-        problems = [group.problem for group in groups]
-        self.checks.check(problems, rewards)
-        with given_by(who):
-            advantages = self.parts.advantage.estimate(rewards, [problem.domain for problem in problems])
-        check_estimates(rewards, advantages, who)
-        scored = [
-            ScoredGroup(group=group, rewards=reward, advantages=advantage)
-            for group, reward, advantage in zip(groups, rewards, advantages, strict=True)
-        ]
-        check_advantages(scored, self.step, who)
-        return scored
+        everyone = everyones(self.world, rewarded, f"the update of {self.step}")
+        self.check_rewarded(everyone, self.checks)
+        return compared(self.parts.advantage, everyone)
+
+    def check_batch(self, batch: Sequence[Rewarded]) -> None:
+        """See `LookaheadModule`; the step itself counts it among the last ones (`StepChecks`)."""
+        self.check_rewarded(batch, StepChecks(self.parts.reward))
+
+    def check_rewarded(self, everyone: Sequence[Rewarded], checks: StepChecks) -> None:
+        """Raise where the rewards of all ranks stop the step under way."""
+        groups, rewards = zip(*everyone, strict=True)
+        check_sampled(groups, self.step)
+        checks.check([group.problem for group in groups], rewards)
 
     def advise(self, scored: Sequence[ScoredGroup]) -> None:
         """Say once, in one of the first steps, what the reward would have changed."""
@@ -219,11 +228,14 @@ class ExpRLModule(PolicyModule):
         ]
         return [right for part in self.world.gather(own, f"the outcomes of {self.step}") for right in part]
 
-    def learn(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
-        """Update the policy on every group with a learning signal; returns the update's metrics."""
+    def learn(self, scored: Sequence[ScoredGroup], rounds: int = 0) -> dict[str, float]:
+        """Update the policy on every group with a learning signal; returns the update's metrics.
+
+        `rounds` of fresh prompts were there before, which a step without an update tells.
+        """
         computing = self.policy_update()
         updates, dropped = computing.plan(scored)
-        self.last_no_update = None if updates else no_update(scored, dropped)
+        self.last_no_update = None if updates else no_update(scored, dropped, rounds)
         return {**self.update_policy(computing, updates), "update/dropped_groups": float(dropped)}
 
     def policy_update(self) -> PolicyUpdate:
@@ -235,6 +247,7 @@ class ExpRLModule(PolicyModule):
             temperature=self.temperature,
             world=self.world,
             device=self.device,
+            length_limit=self.sampling.max_new_tokens,
         )
 
     @property
@@ -261,6 +274,7 @@ class ExpRLModule(PolicyModule):
             **metrics.judge_metrics(scored, who),
             **metrics.rollout_metrics(scored),
             **metrics.behaviour_metrics(self.world.sum(metrics.behaviour_counts(own_groups(scored)))),
+            **self.world.sum({f"rollout/{name}": count for name, count in self.engine.counts().items()}),
         }
         if len(self.parts.domains) > 1:
             described |= metrics.domain_metrics(scored, correct, who, tolerance=self.update.signal_tolerance)
@@ -279,6 +293,12 @@ class ExpRLModule(PolicyModule):
 
     # ------------------------------------------------------------------ around the steps
 
+    def setup(self, stage: str) -> None:
+        """Also see that fresh problems can be had, if any are wanted."""
+        super().setup(stage)
+        if self.rounds:
+            self.data_for("update.dynamic_sampling")
+
     def on_train_start(self) -> None:
         """Also let the reward begin."""
         super().on_train_start()
@@ -294,7 +314,7 @@ class ExpRLModule(PolicyModule):
 
     def rank_state(self) -> dict[str, Any]:
         """The judge's cache."""
-        return {"reward": self.parts.reward.state_dict()}
+        return {**super().rank_state(), "reward": self.reward_state}
 
     def load_rank_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `rank_state`."""
@@ -310,6 +330,7 @@ class ExpRLModule(PolicyModule):
 
     def close(self) -> None:
         """Reward first: its judge may use the engine."""
+        self.end_beside()
         try:
             self.parts.reward.close()
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from exprl.terminal.wording import counted
 from exprl.types import AnyReward, Rollout, RolloutReward, ScoredGroup
 
 IN_A_ROW = 3
@@ -12,8 +13,8 @@ IN_A_ROW = 3
 
 _EASIER = (
     "easier problems, more rollouts a prompt (rollout.samples_per_prompt), problems that are solved now and then "
-    "(`exprl mine CONFIG --output FILE.jsonl --min-rate 0.05 --max-rate 0.95`), or a denser reward "
-    "(reward.name=outcome or process)"
+    "(`exprl mine CONFIG --output FILE.jsonl --min-rate 0.05 --max-rate 0.95`), fresh prompts in the place of groups "
+    "without signal (a larger update.dynamic_sampling), or a denser reward (reward.name=outcome or process)"
 )
 _HARDER = "harder problems: the policy solves these (`exprl mine CONFIG --output FILE.jsonl --max-rate 0.95`)"
 _LONGER = (
@@ -35,14 +36,16 @@ class NoUpdate:
     advice: str
 
 
-def no_update(scored: Sequence[ScoredGroup], dropped: int) -> NoUpdate:
+def no_update(scored: Sequence[ScoredGroup], dropped: int, rounds: int = 0) -> NoUpdate:
     """The reason for a step whose groups on all ranks, `dropped` of them without a signal, gave no update at all.
+
+    They are those that stayed after so many `rounds` of fresh prompts (`update.dynamic_sampling`).
 
     The nearest cause is named: nothing was written, everything was cut off, or the rewards are all the same.
     """
     rollouts = [rollout for s in scored for rollout in s.group.rollouts]
     rewards = [reward for s in scored for reward in s.rewards]
-    where = f"{dropped} of {len(scored)} groups without signal"
+    where = f"{dropped} of {len(scored)} groups without signal{_after(rounds)}"
     if not any(map(len, rollouts)):
         return NoUpdate(f"all {len(rollouts)} rollouts are empty", _REPLIES)
     cut = sum(_earned_nothing(reward, rollout) for reward, rollout in zip(rewards, rollouts, strict=True))
@@ -50,8 +53,8 @@ def no_update(scored: Sequence[ScoredGroup], dropped: int) -> NoUpdate:
         return NoUpdate(f"{where}, all {cut} rollouts were cut off at the length limit", _LONGER)
     if dropped < len(scored):
         return NoUpdate(f"{where}, and in the others no rollout that counts has a token", _REPLIES)
-    counted = [r for r, rollout in zip(rewards, rollouts, strict=True) if not _earned_nothing(r, rollout)]
-    values = {value for reward in counted for value in _values(reward)}
+    counting = [r for r, rollout in zip(rewards, rollouts, strict=True) if not _earned_nothing(r, rollout)]
+    values = {value for reward in counting for value in _values(reward)}
     alike = "the rewards within each are alike" if len(values) != 1 else f"every reward is {min(values):.3g}"
     if cut:
         of_the_rest = alike.replace("every reward", "the reward of the others")
@@ -59,6 +62,10 @@ def no_update(scored: Sequence[ScoredGroup], dropped: int) -> NoUpdate:
             f"{where}, {cut} of {len(rollouts)} rollouts were cut off at the length limit, {of_the_rest}", _LONGER
         )
     return NoUpdate(f"{where}, {alike}", _HARDER if values == {1.0} else _EASIER)
+
+
+def _after(rounds: int) -> str:
+    return f" after {counted(rounds, 'round')} of fresh prompts" if rounds else ""
 
 
 def _earned_nothing(reward: AnyReward, rollout: Rollout) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,32 +15,29 @@ from lightning import Callback, LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from exprl.checks.compilers import compile_errors
 from exprl.checks.contracts import not_the_end
 from exprl.checks.finite import check_finite
+from exprl.checks.memory import memory_for
 from exprl.engines.base import Engine
 from exprl.engines.canary import allowed_gap
-from exprl.errors import EngineError
 from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.models.sharding import awaken, gathered
+from exprl.runs.timeline import SYNCING
 from exprl.terminal.phases import Phases
 from exprl.training.checkpointing import reopen
+from exprl.training.gap import check_gap
+from exprl.training.metrics import update_metrics
 from exprl.training.no_update import NoUpdate
 from exprl.training.optimizer import build_optimizer
-from exprl.training.parallel import (
-    clip_gradients,
-    on_device,
-    place,
-    shard_for,
-    sum_gradients,
-    weights_norm,
-)
+from exprl.training.parallel import clip_gradients, on_device, place, shard_for, sum_gradients, weights_norm
 from exprl.training.randomness import random_state, restore_random_state
 from exprl.training.records import existing
 from exprl.training.reporting import log_step
 from exprl.training.start_check import Agreement, check_agreement
 from exprl.training.trainer_checks import check_trainer
-from exprl.training.update import PolicyUpdate, Update
+from exprl.training.update import LESS_MEMORY, PolicyUpdate, Update
 from exprl.training.world import World
 from exprl.types import Problem, ScoredGroup
 
@@ -55,8 +53,7 @@ class PolicyModule(LightningModule):
         engine: samples with the policy's weights, which it is given after each step.
         optimizer: AdamW and its schedule.
         update: how what a step learns from becomes optimizer updates.
-        initial_policy: the frozen initial policy. It stays out of the module tree so that it is neither moved into
-            checkpoints nor trained.
+        initial_policy: the frozen one. It is outside the module tree, so neither moved into checkpoints nor trained.
         seed: of the run.
         world: the ranks; None: those of the Trainer.
     """
@@ -93,6 +90,9 @@ class PolicyModule(LightningModule):
         self.world = world or World()
         self.phases = Phases(lambda name: self.world.enter(f"{name} of {self.step}"), shown=lambda: self.world.first)
         self.steps_done = 0
+        self.step_began = time.perf_counter()
+        self.stale = False
+        """Whether the step learns from rollouts of an earlier policy than the one that it updates."""
         self.updating = False
         self.recording = False
         self.whole_steps = True
@@ -172,18 +172,29 @@ class PolicyModule(LightningModule):
 
     @contextmanager
     def changing_policy(self) -> Iterator[None]:
-        """Around a step's update: the engine sleeps meanwhile and has the new weights afterwards.
+        """Around a step's update: the engine rests meanwhile and has the new weights afterwards.
 
-        From here until the step has been logged (`step_logged`) a signal waits. Once the weights have begun to change,
-        `whole_steps` is unset and they must not be saved, until data, metrics and weights are of the same step again
-        (`step_finished`).
+        From here until the step has been logged (`step_logged`) a signal waits. Once weights begin to change they must
+        not be saved (`whole_steps`), until data, metrics and weights are of the same step again (`step_finished`).
         """
         self.updating = True
-        self.engine.sleep()
+        self.rest_engine()
         yield
+        self.whole_steps = False  # also where nothing was updated: the step counts now, and has no records yet
+        ready = self.finish_beside()
         self.steps_done += 1
-        self.engine.sync(self.steps_done)
-        self.policy_changed()
+        if ready:
+            with self.phases.mark(SYNCING):
+                self.engine.sync(self.steps_done)
+                self.policy_changed()
+
+    def rest_engine(self) -> None:
+        """Let the engine free what memory it can, while it samples nothing."""
+        self.engine.sleep()
+
+    def finish_beside(self) -> bool:
+        """Wait for what is done beside the update; False, on all ranks, where it failed: then `step_logged` raises."""
+        return True
 
     def step_finished(self) -> None:
         """To be called when a step can be saved, with its records, whether or not they are written yet."""
@@ -210,6 +221,8 @@ class PolicyModule(LightningModule):
         with (
             self.world.collective(f"the update of {self.step}"),
             self.phases.run("updating", len(updates) * self.update.epochs, unit="update") as on_progress,
+            memory_for("updating", LESS_MEMORY),
+            compile_errors(),
         ):
             initial = self.initial_logprobs(computing, updates)
             old = self.old_logprobs(computing, updates)
@@ -218,7 +231,7 @@ class PolicyModule(LightningModule):
                     for name, value in self.update_once(computing, update, before, frozen).items():
                         totals[name] += value
                     on_progress(1)
-        return {**average(totals, computing.statistics), "update/count": totals.get("updates", 0.0)}
+        return {**update_metrics(totals, computing.statistics), "update/count": totals.get("updates", 0.0)}
 
     def initial_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
         """Log-probs under the frozen initial policy, where they are needed."""
@@ -263,20 +276,10 @@ class PolicyModule(LightningModule):
         return {**sums, "tokens": float(update.tokens), "updates": 1.0, "grad_norm": norm, "lr": rate}
 
     def check_gap(self, sums: Mapping[str, float], update: Update) -> None:
-        """Raise `EngineError` on every rank if the engine's log-probs of the update's tokens are not the trainer's.
-
-        Those of the trainer are its own before the step's first update, so further updates and epochs widen nothing.
-        """
-        if "sampler_gap" not in sums:
-            return
-        gap, allowed = sums["sampler_gap"] / update.tokens, self.allowed_gap
-        if gap > allowed:
-            raise EngineError(
-                f"{self.step}: on {update.tokens} sampled tokens the log-probs of the engine and of the trainer differ "
-                f"by {gap:.4g} on average, where {allowed:g} is allowed: the engine samples from another policy than "
-                "the one that trains, and no correction makes up for that. The weights are as they were. Look at "
-                "update/sampler_gap of the steps before; if it is precision alone, raise update.gap_tolerance."
-            )
+        """Raise `EngineError` on every rank if the engine's log-probs of the update's tokens are not the trainer's."""
+        if "sampler_gap" in sums:
+            gap = sums["sampler_gap"] / update.tokens
+            check_gap(gap, self.allowed_gap, tokens=update.tokens, step=self.step, stale=self.stale)
 
     @property
     def allowed_gap(self) -> float:
@@ -324,10 +327,10 @@ class PolicyModule(LightningModule):
         log_step(self, current, shown=[name for name, _, _ in self.shown], loggers=self.logs_metrics)
 
     def timing(self, tokens: int) -> dict[str, float]:
-        """Seconds of each phase on this rank, and how many of the step's `tokens` the whole step did a second."""
+        """Seconds of each phase on this rank and of the whole step, and how many of its `tokens` it did a second."""
         seconds = self.phases.take()
-        total = sum(seconds.values())
-        rates = {"time/tokens_per_second": tokens / total if total else 0.0, "time/step_seconds": total}
+        whole = time.perf_counter() - self.step_began
+        rates = {"time/tokens_per_second": tokens / whole, "time/step_seconds": whole}
         return {**{f"time/{name}_seconds": value for name, value in seconds.items()}, **rates}
 
     # ------------------------------------------------------------------ Lightning
@@ -365,6 +368,11 @@ class PolicyModule(LightningModule):
         self.engine.sync(self.steps_done)
         self.agreement = self.check_start()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """A step begins, after what callbacks do before one."""
+        del batch, batch_idx
+        self.step_began = time.perf_counter()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What Lightning does not keep: steps, the method's own state, and each rank's random states."""
         own = {"rng": random_state(), **self.rank_state()}
@@ -385,15 +393,3 @@ class PolicyModule(LightningModule):
         if own is not None:
             restore_random_state(own["rng"])
             self.load_rank_state(own)
-
-
-def average(totals: Mapping[str, float], statistics: Sequence[str]) -> dict[str, float]:
-    """Token sums as token means, update sums as update means; NaN for a step without an update.
-
-    >>> average({"tokens": 4.0, "updates": 2.0, "loss": 2.0, "grad_norm": 3.0, "lr": 0.2}, ["loss"])
-    {'update/loss': 0.5, 'update/grad_norm': 1.5, 'update/lr': 0.1}
-    """
-    tokens, updates = totals.get("tokens", 0.0), max(totals.get("updates", 1.0), 1.0)
-    means = {name: totals[name] / tokens if tokens and name in totals else float("nan") for name in statistics}
-    per_update = {name: totals.get(name, float("nan")) / updates for name in ("grad_norm", "lr")}
-    return {f"update/{name}": value for name, value in {**means, **per_update}.items()}

@@ -16,15 +16,17 @@ def log_step(module: LightningModule, metrics: Mapping[str, float], *, shown: Co
         metrics: of the step alone, and its number as `step`, which Lightning takes for that of the loggers: its own
             counts batches from 0, and optimizer updates elsewhere.
         shown: those for the progress bar.
-        loggers: whether loggers get them.
+        loggers: whether loggers get them, where there are any.
     """
+    # True where there is no logger would be warned of at every value; None is True without that.
+    wanted = None if loggers and not module.trainer.loggers else loggers
     _forget_all_but(metrics, module.trainer)
     for name, value in metrics.items():
         module.log(
             name,
             torch.tensor(value, dtype=torch.float64),  # as it is, whatever precision the step computes in
             prog_bar=name in shown,
-            logger=loggers,
+            logger=wanted,
             rank_zero_only=name.startswith("time/"),  # each rank has its own
         )
 

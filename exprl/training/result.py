@@ -19,6 +19,7 @@ from exprl.files.disk import read_json, write_json
 from exprl.files.lines import read_lines
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
+from exprl.terminal.wording import counted
 from exprl.training.no_update import IN_GENERAL
 from exprl.training.stopwatch import Spent
 
@@ -63,7 +64,8 @@ class RunResult:
         done = int(summary["steps"])
         if wanted > done and not summary.get("stopped_early"):
             raise RunDirectoryError(
-                f"run_dir {self.directory.path} is finished after {done} steps: trainer.max_steps={wanted} comes late. "
+                f"run_dir {self.directory.path} is finished after {counted(done, 'step')}: "
+                f"trainer.max_steps={wanted} comes late. "
                 f"To train on, start a new run from it: model.path={self.directory.path} run_dir=..."
             )
 
@@ -138,9 +140,9 @@ class RunResult:
             self.console.say("A callback ended the run before trainer.max_steps.")
         idle = summary.get("steps_without_update")
         if idle:
-            self.console.say(f"{idle} of {summary['steps']} steps made no update. {IN_GENERAL}")
+            self.console.say(f"{idle} of {counted(summary['steps'], 'step')} made no update. {IN_GENERAL}")
         path = self.directory.path
-        self.console.say(f"{summary['steps']} steps in {Spent.of_summary(summary).in_words} · files: {path}")
+        self.console.say(f"{counted(summary['steps'], 'step')} in {Spent.of_summary(summary).in_words} · files: {path}")
         if self.directory.tensorboard.is_dir():
             self.console.say(f"TensorBoard: tensorboard --logdir {self.directory.tensorboard}")
         return summary

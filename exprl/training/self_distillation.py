@@ -169,10 +169,10 @@ class ExactDistillation(DistillationUpdate):
         assert loss is not None
         assert batch.sampler_logprobs is not None
         gap = ((logp if old is None else old) - batch.sampler_logprobs).abs()
-        stats = {**logprobs_of(current, old, initial), "loss": loss, "teacher_kl": loss, "sampler_gap": gap}
+        stats = {**logprobs_of(current, old, initial), "teacher_kl": loss, "sampler_gap": gap}
         if initial is not None:
             stats["kl"] = kl_estimate(logp, initial, "k3")
-        return loss.sum(), stats
+        return loss, stats
 
     def teacher_hidden(self, batch: TaughtBatch) -> FrozenHidden:
         """The teacher's last hidden states [N, D] at the response's positions, without gradient."""
@@ -196,6 +196,7 @@ class DistillationModule(ExpRLModule):
     """
 
     shown: ClassVar[Shown] = (*ExpRLModule.shown, ("update/teacher_kl", "teacher kl", ".4f"))
+    samples_dynamically: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -229,6 +230,7 @@ class DistillationModule(ExpRLModule):
             temperature=self.temperature,
             world=self.world,
             device=self.device,
+            length_limit=self.sampling.max_new_tokens,
         )
 
     def update_once(

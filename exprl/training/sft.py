@@ -5,15 +5,14 @@ A baseline to compare ExpRL with. `rl` never imports this module (tests/integrat
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from exprl.engines.base import Engine
 from exprl.errors import ModelError
 from exprl.kernels import TokenLoss
 from exprl.models.base import LanguageModel
-from exprl.objectives import Objective
+from exprl.objectives import Objective, PolicyTokens
 from exprl.text.chat import reply_end
 from exprl.text.encoding import encoder_of
 from exprl.text.prompts import PromptBuilder
@@ -26,11 +25,9 @@ from exprl.types import Problem
 class Likelihood(Objective):
     """-A log π of responses nobody sampled; `demonstration` gives each token A = 1: their negative log-prob."""
 
-    def weighted_loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, is_weight: Tensor, initial_logp: Tensor | None
-    ) -> TokenLoss:
+    def weighted_loss(self, tokens: PolicyTokens) -> TokenLoss:
         """No ratio, no clip, no KL term."""
-        return TokenLoss(-advantages * logp, {})
+        return TokenLoss(-tokens.advantages * tokens.logp, {})
 
 
 class SupervisedUpdate(PolicyUpdate):
@@ -73,7 +70,7 @@ class SFTModule(PolicyModule):
         return SupervisedUpdate(
             self.language_model,
             Likelihood(),
-            self.update,
+            replace(self.update, aggregation="token"),  # of references, which have no length limit
             temperature=self.temperature,
             world=self.world,
             device=self.device,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from exprl.engines.base import Engine, Sampling
+from exprl.checks.compilers import compile_errors
+from exprl.engines.base import Engine, Sampling, generated
 from exprl.engines.canary import allowed_gap, canary_of
 from exprl.errors import ExprlError, ModelError
 from exprl.models.base import LanguageModel
@@ -122,6 +123,7 @@ def check_agreement(
     return found
 
 
+@compile_errors()
 def sampled(policy: LanguageModel, engine: Engine, temperature: float) -> list[TokenSequence]:
     """What the engine samples after two pieces of a fixed text, twice each, the pieces cut to fit the context."""
     longest = min(policy.context_length or _PROMPTS[0] + _NEW, _PROMPTS[0] + _NEW)
@@ -131,7 +133,7 @@ def sampled(policy: LanguageModel, engine: Engine, temperature: float) -> list[T
         for length in (len(text), max(min(_PROMPTS[1], len(text) - 1), 1))
     ]
     sampling = Sampling(n=2, temperature=temperature, max_new_tokens=min(_NEW, max(longest - len(text), 1)))
-    rollouts = [rollout for _, rollout in engine.generate(prompts, sampling)]
+    rollouts = [rollout for _, rollout in generated(engine, prompts, sampling)]
     return [
         TokenSequence(
             prompt_ids=rollout.prompt.token_ids,
@@ -143,6 +145,7 @@ def sampled(policy: LanguageModel, engine: Engine, temperature: float) -> list[T
     ]
 
 
+@compile_errors()
 def trainer_logprobs(
     model: LanguageModel, sequences: Sequence[TokenSequence], *, packed: bool, temperature: float, backend: Backend
 ) -> Tensor:
@@ -155,6 +158,7 @@ def trainer_logprobs(
         return response_logprobs(model.model, batch, temperature=temperature, backend=backend).logp.float().cpu()
 
 
+@compile_errors()
 def own_logprobs(model: LanguageModel, sequences: Sequence[TokenSequence], temperature: float) -> Tensor:
     """[N] log-probs of the responses by the model's plain forward pass, on the CPU."""
     parts = []

@@ -18,6 +18,7 @@ from exprl.rollouts.store import RolloutStore, file_name
 from exprl.rollouts.stored import StoredGroup
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
+from exprl.terminal.wording import counted
 from exprl.training.evaluation_log import STEP, kind_of
 from exprl.training.exchange import own_groups
 from exprl.training.loggers import log_to, replay
@@ -236,7 +237,7 @@ class StepLog(Callback):
         if not self.told:
             self.told = True
             latest = self.options.keep_rollouts
-            which = "all steps" if latest is None else f"the latest {latest} steps"
+            which = "all steps" if latest is None else f"the latest {counted(latest, 'step')}"
             self.console.say(
                 f"rollouts {self.store.folder}: {len(content) / 1e6:.2g} MB a step and rank; those of {which} are kept"
             )

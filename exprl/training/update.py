@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from exprl.advantages import has_signal
 from exprl.errors import ConfigError
 from exprl.experiment import UpdateConfig
-from exprl.kernels import Divergence, TokenStatistics
+from exprl.kernels import Divergence, TokenStatistics, by_token
 from exprl.models.base import LanguageModel
 from exprl.models.layers import checkpointing, compiled
 from exprl.models.logits import FrozenHidden
@@ -35,6 +35,11 @@ MicroBatchSequences = tuple[TokenSequence, ...]
 PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Attention that skips what lies between packed sequences; sdpa and eager pack exactly too, but build an S x S mask."""
 
+LESS_MEMORY = (
+    "Lower update.micro_batch_tokens, or set update.activation_checkpointing=true or "
+    "update.offload_initial_policy=true; a run goes on with them by --resume."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
@@ -42,26 +47,31 @@ class Update:
 
     Attributes:
         micro_batches: this rank's; an empty one keeps it in step with ranks that have more.
-        tokens: response tokens of all ranks together, the denominator of the loss.
+        tokens: response tokens of all ranks together, the denominator of statistics and, as a rule, of the loss.
+        rollouts: of all ranks together.
     """
 
     micro_batches: tuple[MicroBatchSequences, ...]
     tokens: int
+    rollouts: int
 
 
 class PolicyUpdate:
-    """Computes the gradient of the token-mean loss of one update, whatever the micro-batches and the ranks.
+    """Computes the gradient of the loss of one update, whatever the micro-batches and the ranks.
 
     Args:
         policy: the model that trains.
         objective: the loss of a token.
-        options: micro-batch budget, packing, epochs.
+        options: micro-batch budget, packing, epochs, aggregation.
         temperature: of the sampling, applied to every log-prob.
+        length_limit: tokens that a rollout may have, for `aggregation: constant`.
         world: the ranks.
         device: where it computes.
     """
 
-    statistics: ClassVar[tuple[str, ...]] = ("loss", "entropy", "kl", "clipped", "ratio", "is_weight", "sampler_gap")
+    statistics: ClassVar[tuple[str, ...]] = (
+        *("loss", "entropy", "kl", "clipped", "ratio", "is_weight", "is_outside", "sampler_gap"),
+    )
     """What is logged of the tokens; NaN for what a run has not."""
 
     filler: ClassVar[TokenSequence] = TokenSequence(
@@ -78,10 +88,17 @@ class PolicyUpdate:
         temperature: float,
         world: World,
         device: torch.device,
+        length_limit: int | None = None,
     ) -> None:
         self.policy = policy
         self.objective = objective
         self.options = options
+        self.aggregated_length = options.aggregation_length or length_limit
+        if options.aggregation == "constant" and self.aggregated_length is None:
+            raise ConfigError(
+                "update.aggregation: constant divides by update.aggregation_length tokens a rollout. Set that, usually "
+                "to the length limit of sampling."
+            )
         self.temperature = temperature
         self.world = world
         self.device = device
@@ -132,6 +149,7 @@ class PolicyUpdate:
                 tuple(prompts_together([sequences[i] for i in batch])) for batch in shares[self.world.rank]
             ),
             tokens=sum(len(sequence.response_ids) for sequence in sequences),
+            rollouts=len(sequences),
         )
 
     def length(self, sequence: TokenSequence) -> int:
@@ -212,15 +230,30 @@ class PolicyUpdate:
             for number, (counts, batch) in enumerate(self.batches(update)):
                 before = old[number] if old is not None else None
                 loss, stats = self.token_loss(batch, before, initial[number] if initial is not None else None)
-                backward(loss * (scale if counts else 0.0))
-                for name, value in total(stats).items() if counts else ():
+                loss = self.aggregated(loss, batch.lengths, update)
+                backward(loss.sum() * (scale if counts else 0.0))
+                for name, value in total({**stats, "loss": loss}).items() if counts else ():
                     sums[name] += value
         return dict(sums)
+
+    def aggregated(self, loss: Tensor, lengths: Sequence[int], update: Update) -> Tensor:
+        """The losses [N] times what each counts in the update's token mean.
+
+        Weights are of the whole update, so they are the same however it is cut into micro-batches.
+        """
+        if self.options.aggregation == "token":
+            return loss
+        mean_length = update.tokens / update.rollouts
+        if self.options.aggregation == "constant":
+            assert self.aggregated_length is not None
+            return loss * (mean_length / self.aggregated_length)
+        weights = torch.tensor([mean_length / length for length in lengths], dtype=loss.dtype, device=loss.device)
+        return loss * by_token(weights, lengths)
 
     def token_loss(
         self, batch: MicroBatch, old: Tensor | None, initial: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss of one micro-batch, and per-token statistics [N]."""
+        """The loss [N] of one micro-batch's tokens, and statistics [N] of them."""
         current = self.logprobs(self.policy, batch, entropy=True)
         return self.objective_loss(current, batch, batch.advantages, old, initial)
 
@@ -235,11 +268,19 @@ class PolicyUpdate:
         """`token_loss` by the objective, with these advantages [N]."""
         before = current.logp.detach() if old is None else old
         sampler = batch.sampler_logprobs
-        result = self.objective.token_loss(current.logp, before, advantages, sampler_logp=sampler, initial_logp=initial)
-        stats = {**result.stats, **logprobs_of(current, old, initial), "loss": result.loss}
+        result = self.objective.token_loss(
+            current.logp,
+            before,
+            advantages,
+            sampler_logp=sampler,
+            initial_logp=initial,
+            lengths=batch.lengths,
+            entropy=current.entropy,
+        )
+        stats = {**result.stats, **logprobs_of(current, old, initial)}
         if sampler is not None:
             stats["sampler_gap"] = (before - sampler).abs()
-        return result.loss.sum(), stats
+        return result.loss, stats
 
 
 def logprobs_of(current: TokenStatistics, old: Tensor | None, initial: Tensor | None) -> dict[str, Tensor]:

@@ -26,8 +26,6 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT = 1800.0
 POLL = 0.02
 """Seconds at most between two looks at the store."""
-SILENCE = 4.0
-"""Seconds without a sign of life after which a rank is taken for lost, once another has failed."""
 START = 60.0
 """Seconds at least that ranks have to reach each other: they do not start at the same moment."""
 GRACE = 5.0
@@ -74,6 +72,8 @@ class World:
             c10d._set_pg_timeout(timedelta(seconds=timeout), self._group)
         self.board = Board(store, self.rank, self.size)
         """Where ranks have the numbers that they started with."""
+        self.silence = Silence(self.board)
+        """Whom nothing is heard of: one, so that nobody is listened for twice."""
         self.members = tuple(range(self.size))
         """The numbers, when all were there, of the ranks that are left."""
         self._barriers: Counter[str] = Counter()
@@ -129,14 +129,13 @@ class World:
     def _wait(self, keys: list[str], what: str) -> None:
         start = time.monotonic()
         pause = POLL / 20
-        silence = Silence(self.board)
         self.board.store.set(keys[self.rank], "here")
         while not self.board.store.check(keys):
             if not self.ending and (failure := self.failure()):
                 raise PeerError(failure)
             if time.monotonic() - start > self.timeout:
                 raise DistributedError(self._late(self._missing(keys), what))
-            if self.asked_to_stop() and any(silence.of(member) > SILENCE for member in self._missing(keys)):
+            if self.asked_to_stop() and any(self.silence.lost(member) for member in self._missing(keys)):
                 raise LostRankError(f"a rank went away before {what}. Last seen:\n{self.board.report()}")
             time.sleep(pause)
             pause = min(2 * pause, POLL)

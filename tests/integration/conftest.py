@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 
 from exprl.experiment import Experiment, load_experiment
 from exprl.terminal.console import Console
+from exprl.types import RolloutGroup
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +51,20 @@ REWARDS: dict[str, dict[str, Any]] = {
 def small() -> Callable[..., Experiment]:
     """The quickstart, shrunk, with further overrides."""
     return lambda *overrides: load_experiment(ROOT / "configs/quickstart.yaml", [*SMALL, *overrides])
+
+
+def failing_after(steps: int | Callable[[], int]) -> Callable[..., Any]:
+    """`Collector.score`, but for the rollouts of the policy that has been trained for so many steps."""
+    from exprl.training.collecting import Collector
+
+    score = Collector.score
+
+    def failing(self: Collector, groups: Sequence[RolloutGroup]) -> Any:
+        if groups[0].rollouts[0].policy_version == (steps if isinstance(steps, int) else steps()):
+            raise RuntimeError("the machine is gone")
+        return score(self, groups)
+
+    return failing
 
 
 @pytest.fixture

@@ -12,13 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from exprl import build
-from exprl.training import checkpointing, update
-from exprl.training.module import ExpRLModule
-from exprl.training.policy_module import PolicyModule
-
 
 def _act(what: str) -> None:
     if what == "kill":
@@ -49,7 +42,16 @@ def _around(owner: Any, name: str, at: Callable[[Any], bool], what: str) -> None
 def _install(fault: str) -> None:
     what, where, step, *rank = fault.split(":")
     if rank and os.environ.get("RANK", "0") != rank[0]:
-        return
+        return  # nor is anything imported: the process that starts the ranks needs none of this
+    import torch
+
+    from exprl import build
+    from exprl.engines.transformers import TransformersEngine
+    from exprl.training import checkpointing, update
+    from exprl.training.collecting import Collector
+    from exprl.training.module import ExpRLModule
+    from exprl.training.policy_module import PolicyModule
+
     before = int(step) - 1
     if where == "loading":
         _around(build, "check_vocabulary", lambda policy: True, what)
@@ -57,10 +59,12 @@ def _install(fault: str) -> None:
         _around(build.Build, "evaluate", lambda parts: True, what)
     elif where == "digesting":
         _around(checkpointing, "digests", lambda written: written.stem == f"step-{int(step):06d}", what)
-    elif where == "sampling":
-        _around(ExpRLModule, "sample", lambda module: module.steps_done == before, what)
-    elif where == "judging":
-        _around(ExpRLModule, "score", lambda module: module.steps_done == before, what)
+    elif where in ("sampling", "judging", "syncing"):
+        begun = {"now": 0}
+        _around(ExpRLModule, "training_step", lambda module: begun.update(now=module.steps_done + 1) or False, what)
+        places = {"sampling": "sample", "judging": "score", "syncing": "sync"}
+        owner = TransformersEngine if where == "syncing" else Collector
+        _around(owner, places[where], lambda _: begun["now"] == before + 1, what)
     elif where == "updating":
         _around(PolicyModule, "update_once", lambda module: module.steps_done == before, what)
     elif where == "gradients":

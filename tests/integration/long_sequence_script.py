@@ -63,10 +63,11 @@ def main() -> None:
         world=World(),
         device=torch.device("cpu"),
     )
-    update = computing.share([rollout()])
+    sampled = rollout()
+    update = computing.share([sampled])
     before = [parameter.detach().clone() for parameter in policy.model.parameters()]
     frozen = computing.frozen_logprobs(reference, update)
-    old = computing.frozen_logprobs(policy, update)
+    old = [torch.tensor(sampled.sampler_logprobs)]  # as if another update had been before
     sums = computing.accumulate(update, lambda loss: loss.backward(), old=old, initial=frozen)
     norm = clip_gradients(policy.model, 1.0)
     optimizer.step()

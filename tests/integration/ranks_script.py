@@ -74,7 +74,7 @@ def scored_groups(count: int = 4, group: int = 3) -> list[ScoredGroup]:
                     rollouts=rollouts,
                 ),
                 rewards=tuple(
-                    RolloutReward(value=v if ok else None, length=n)
+                    RolloutReward(value=torch.tensor(v).sigmoid().item() if ok else None, length=n)
                     for v, ok, n in zip(values, valid, lengths, strict=True)
                 ),
                 advantages=tuple(

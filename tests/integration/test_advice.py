@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from exprl.slicers import DelimiterSlicer
-from exprl.training.advice import about_advantage, about_cut_off
+from exprl.training.advice import about_advantage, about_cut_off, about_updates
 from exprl.types import RolloutGroup
 from tests.rollouts import problem_of, rollout_of
 
@@ -100,3 +100,38 @@ def test_not_for_what_a_policy_learns_later(small: Any, run: Any, caplog: pytest
             run(small(*OPTIONS))
     assert late == [0, 1, 2, 3, 4]
     assert said(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "updates"),
+    [
+        (["update.epochs=3"], 3),
+        (["update.prompts_per_update=2"], 2),
+        (["update.epochs=2", "update.prompts_per_update=1"], 8),
+        (["update.epochs=1"], None),
+        (["update.prompts_per_update=4"], None),
+    ],
+)
+def test_an_objective_without_a_ratio_is_for_one_update_a_step(
+    small: Any, options: list[str], updates: int | None
+) -> None:
+    told = about_updates(small("data.prompts_per_step=4", "objective.name=reinforce", *options))
+    assert (told is None) if updates is None else f"each step makes {updates} updates" in (told or "")
+    for name in ("clipped", "cispo", "gspo", "dppo"):
+        assert about_updates(small("data.prompts_per_step=4", f"objective.name={name}", *options)) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [
+        ("method.name=rl", 1),
+        ("method={name: self_distillation, estimator: sampled}", 1),
+        ("method={name: self_distillation, estimator: exact}", 0),  # which ignores the objective
+    ],
+)
+def test_several_updates_without_a_ratio_are_told_once_at_the_start(
+    small: Any, run: Any, caplog: pytest.LogCaptureFixture, method: str, times: int
+) -> None:
+    run(small(*OPTIONS, "trainer.max_steps=1", "objective.name=reinforce", "update.epochs=2", method))
+    told = [record.getMessage() for record in caplog.records if "has no ratio" in record.getMessage()]
+    assert len(told) == times

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from exprl.cli import COMMANDS, main
 from exprl.training.interruption import Interrupted
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,7 +110,8 @@ def test_train_then_evaluate_in_processes(tmp_path: Path) -> None:
     from tests.integration.conftest import SMALL
 
     run = tmp_path / "run"
-    trained = exprl("train", "configs/quickstart.yaml", *SMALL, "trainer.max_steps=1", f"run_dir={run}")
+    with forked.forking():
+        trained = exprl("train", "configs/quickstart.yaml", *SMALL, "trainer.max_steps=1", f"run_dir={run}")
     assert trained.returncode == 0, trained.stderr
     assert "TensorBoard" in trained.stdout
     output = tmp_path / "figures.json"
@@ -162,7 +165,7 @@ def test_a_command_that_is_stopped_says_how_to_go_on(
     def stop(_: object) -> None:
         raise stopped
 
-    monkeypatch.setitem(COMMANDS, command[0], stop)
+    monkeypatch.setitem(COMMANDS, command[0], replace(COMMANDS[command[0]], run=stop))
     with pytest.raises(SystemExit) as left:
         main(command)
     assert left.value.code == code
@@ -173,7 +176,7 @@ def test_a_command_that_is_stopped_says_how_to_go_on(
 def test_a_plugin_that_exits_has_not_finished_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, left_with: int | None, seen: int
 ) -> None:
-    monkeypatch.setitem(COMMANDS, "configs", lambda _: sys.exit(left_with))
+    monkeypatch.setitem(COMMANDS, "configs", replace(COMMANDS["configs"], run=lambda _: sys.exit(left_with)))
     with pytest.raises(SystemExit) as left:
         main(["configs"])
     assert left.value.code == seen

@@ -12,7 +12,8 @@ from exprl.experiment import Experiment, load_experiment
 from exprl.study.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(path for path in ROOT.glob("configs/**/*.yaml") if path.parent.name not in ("studies", "calibration"))
+PARTS = ("studies", "calibration", "presets")
+SHIPPED = sorted(path for path in ROOT.glob("configs/**/*.yaml") if path.parent.name not in PARTS)
 STUDIES = sorted(ROOT.glob("configs/studies/*.yaml"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 
 from exprl.advantages import SegmentDelta
 from exprl.cli import main
-from exprl.errors import ContractError, ExprlError, JudgeError, NonFiniteError, RewardError
+from exprl.engines.transformers import TransformersEngine
+from exprl.errors import ContractError, ExprlError, JudgeError, RewardError
 from exprl.judges import ReferenceStepsJudge
-from exprl.registry import ADVANTAGES, JUDGES, REWARDS, SLICERS, VERIFIERS
+from exprl.registry import ADVANTAGES, ENGINES, JUDGES, REWARDS, SLICERS, VERIFIERS
 from exprl.rewards import ProcessReward, SparseReward
 from exprl.slicers import DelimiterSlicer
 from exprl.types import Judgement, RolloutReward, Segment, SegmentRewards
@@ -43,6 +45,12 @@ def first_of_first(value: Any) -> Callable[[Any], Any]:
     return lambda groups: [[(value, *own[1:]) for own in group] for group in groups]
 
 
+def each(made: Any, **changes: Callable[[Any], Any]) -> Any:
+    """The rollouts that an engine made, changed."""
+    for index, rollout in made:
+        yield index, replace(rollout, **{name: of(getattr(rollout, name)) for name, of in changes.items()})
+
+
 JUDGED = [
     (with_score(7), r"^judge 'mine': a Likert score is a number in \[1, 5\], but got 7 \(int\)\. Map a scale from low"),
     (with_score(0.0), r"but got 0\.0 \(float\)"),
@@ -61,10 +69,14 @@ SLICED = [
     (lambda segments: (Segment(0, 0),), r"^slicer 'mine': a segment needs 0 <= start < end, but got \[0, 0\)"),
 ]
 REWARDED = [
-    (with_value(2.5), RewardError, r"^reward 'mine', rollout 0 of problem .*lies in \[0, 1\].* but got 2\.5"),
-    (with_value(-1), RewardError, r"but got -1\. Scale it"),
+    (
+        with_value(2.5),
+        ContractError,
+        r"^reward 'mine': a reward is a number in \[0, 1\].* 2\.5 \(float\)\. Scale it",
+    ),
+    (with_value(-1), ContractError, r"but got -1 \(int\)\. Scale it"),
     (with_value("right"), ContractError, r"^reward 'mine': a reward is a number in \[0, 1\].* got 'right' \(str\)"),
-    (with_value(math.nan), NonFiniteError, "the reward that reward 'mine' gives is nan"),
+    (with_value(math.nan), ContractError, r"^reward 'mine': a reward is a number in \[0, 1\].* got nan \(float\)"),
     (lambda groups: groups[:-1], RewardError, "returned rewards of 3 groups for 4"),
     (lambda groups: iter(groups), RewardError, r"returned <list_iterator .*for 4"),
     (lambda groups: [None for _ in groups], RewardError, r"returned None \(NoneType\) for the 4 rollouts"),
@@ -73,8 +85,16 @@ ESTIMATED = [
     (lambda groups: groups[:-1], ContractError, r"^advantage 'mine': gave .* for 4 groups: it must give one list"),
     (lambda groups: [group[:-1] for group in groups], ContractError, "for a group of 4 rollouts with scores"),
     (lambda groups: [[own[:-1] for own in g] for g in groups], ContractError, "must give a number for each segment"),
-    (first_of_first("much"), ContractError, r"gave \('much'.* must give a number for each segment"),
-    (first_of_first(math.nan), NonFiniteError, "the advantage that advantage 'mine' gives is nan"),
+    (first_of_first("much"), ContractError, r"^advantage 'mine': an advantage is a finite number, but got 'much'"),
+    (first_of_first(math.nan), ContractError, r"^advantage 'mine': an advantage is a finite number, but got nan"),
+]
+SAMPLED = [
+    (lambda made: each(made, token_ids=torch.tensor), r"^engine 'mine': token_ids: a tuple of whole numbers.*tolist"),
+    (lambda made: each(made, token_ends=lambda ends: ends[::-1]), r"^engine 'mine': token_ends: where each token's"),
+    (
+        lambda made: each(made, prompt=lambda prompt: replace(prompt, problem_id="other")),
+        r"^engine 'mine': a group holds rollouts of one problem, here '.*', but got one of 'other'",
+    ),
 ]
 VERIFIED = [
     (lambda verdicts: verdicts[:-1], r"^verifier 'mine': gave \[.*a verdict for each of 16 responses"),
@@ -86,6 +106,7 @@ CASES: list[Case] = [
     *[("reward.judge.name", ReferenceStepsJudge, "judge", change, ContractError, said) for change, said in JUDGED],
     *[("reward.slicer.name", DelimiterSlicer, "slice", change, ContractError, said) for change, said in SLICED],
     *[("reward.name", SparseReward, "score", *rest) for rest in REWARDED],
+    *[("rollout.name", TransformersEngine, "generate", change, ContractError, said) for change, said in SAMPLED],
     *[("advantage.name", SegmentDelta, "of_batch", *rest) for rest in ESTIMATED],
     *[("verifier.name", ExactVerifier, "verify_batch", change, ContractError, said) for change, said in VERIFIED],
 ]
@@ -93,6 +114,7 @@ FAMILIES = {
     "reward.judge.name": JUDGES,
     "reward.slicer.name": SLICERS,
     "reward.name": REWARDS,
+    "rollout.name": ENGINES,
     "advantage.name": ADVANTAGES,
     "verifier.name": VERIFIERS,
 }
@@ -163,7 +185,7 @@ def test_a_process_reward_of_ones_own_must_cut_whole_rollouts(small: Any, run: A
         ]
 
     mine("reward.name", component(ProcessReward, "score", halved, [0]))
-    with pytest.raises(RewardError, match=r"its segments do not follow each other from 0 to \d+"):
+    with pytest.raises(ContractError, match=r"^reward 'mine': rewards need segments that follow each other from 0 on"):
         run(small(*OPTIONS, "reward.name=mine"))
 
 

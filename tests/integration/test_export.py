@@ -33,6 +33,8 @@ from tests.conftest import character_tokenizer, skip_without_adapters, tiny_llam
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.test_cli import exprl, failing
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 IDS = torch.arange(6, 30).reshape(2, 12)
 LORA = ["lora.rank=4", "optimizer.lr=1.0e-2"]
 SECOND = [item for item in SMALL if not item.startswith("model.")]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exprl.engines.servers import watcher
 from tests import forked
 from tests.integration.conftest import ROOT
 
@@ -213,6 +216,51 @@ def test_what_is_asked_for_and_not_done_by_forking_makes_it_genuine(options: dic
     assert run("-c", HAS_TORCH).stdout == "True\n"
     assert run("-c", HAS_TORCH, **options).stdout == "False\n"
     assert run("-S", "-c", HAS_TORCH).stdout == "False\n"
+
+
+def test_what_multiprocessing_spawns_is_forked_too(tmp_path: Path) -> None:
+    """With the same exit code, parent and arguments as when it is genuine; its helper stays one."""
+    context = multiprocessing.get_context("spawn")
+    found = []
+    for number in range(2):
+        file = tmp_path / str(number)
+        code = (
+            f"import os, sys; open({str(file)!r}, 'w').write(f\"{{'torch' in sys.modules}} {{os.getppid()}}\"); exit(3)"
+        )
+        process = context.Process(target=exec, args=(code, {}))
+        with forked.genuine() if number else nullcontext():
+            process.start()
+        process.join(timeout=120)
+        found.append((process.exitcode, *file.read_text().split()))
+    assert found == [(3, "True", str(os.getpid())), (3, "False", str(os.getpid()))]
+
+
+def test_one_with_further_modules_has_them_and_so_has_what_it_starts() -> None:
+    has = "import sys; print('torch' in sys.modules, 'xmlrpc.client' in sys.modules, flush=True)"
+    code = f"{has}; import subprocess; raise SystemExit(subprocess.run([sys.executable, '-c', {has!r}]).returncode)"
+    with forked.forking("xmlrpc.client"):
+        done = run("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n" * 2, "")
+    assert run("-c", has).stdout == "True False\n"
+
+
+DIES_WITH_ITS_PARENT = (
+    "import ctypes, sys; number = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(number)); "
+    "print('torch' in sys.modules, number.value); sys.exit(5)"
+)
+
+
+def test_a_server_and_what_watches_it_are_forked_too() -> None:
+    """A file that needs the standard library alone, and a process that calls a function of it first."""
+    command = [sys.executable, "-I", "-S", watcher.__file__, sys.executable, "-c", DIES_WITH_ITS_PARENT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    said = []
+    for start in (nullcontext, forked.genuine):
+        with start(), subprocess.Popen(command, **pipes) as process:
+            assert process.stdout is not None
+            said.append(process.stdout.read())
+        assert process.returncode == 5
+    assert said == ["True 9\n", "False 9\n"]
 
 
 def test_a_library_of_its_own_makes_it_genuine(tmp_path: Path) -> None:

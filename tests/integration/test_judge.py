@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import yaml
 
 from exprl import Scorer, load_rollouts
 from exprl.cli import main
-from exprl.commands import judge
+from exprl.commands import grading
 from exprl.rewards.process import ProcessReward
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, write_problems
 
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
 
@@ -48,6 +49,7 @@ def test_its_own_judge_gives_a_run_its_rewards_back(
     told = judged(capsys, finished, "--output", tmp_path / "again")
     assert "32 of 32 rollouts have the rewards that they had before" in told
     assert dict(load_rollouts(tmp_path / "again")) == dict(load_rollouts(finished)), "advantages and judgements too"
+    assert "32 rollouts graded, all of them before, 0 of" in judged(capsys, finished, "--output", tmp_path / "again")
     again = judged(capsys, tmp_path / "again", finished, "--output", tmp_path / "third")
     assert "32 of 32 rollouts" in again, "what it writes is a source as well"
 
@@ -71,6 +73,43 @@ def test_a_wrong_reference_changes_them(finished: Path, tmp_path: Path, capsys: 
     )
 
 
+WRONG = "reward.judge.name=wrong_reference"
+MORE = "data.train.count=17"
+"""A problem more than the run had; those that it had are as they were."""
+
+
+def test_a_judge_that_reads_all_problems_needs_those_that_were_not_attempted_too(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, finished, WRONG, MORE, "--output", tmp_path / "o")
+    assert "16 problems then, 17 now" in told
+    assert "Judge 'wrong_reference' takes what it shows from all of them" in told
+    assert not (tmp_path / "o").exists(), "nothing is begun"
+    assert "32 of 32 rollouts have the rewards" in judged(capsys, finished, MORE, "--output", tmp_path / "own")
+    judged(capsys, finished, WRONG, "--output", tmp_path / "wrong")
+    told = refused(capsys, tmp_path / "wrong", finished, WRONG, MORE, "--output", tmp_path / "o")
+    assert "some are others, or in another order" in told, "rollouts that were graded before say so as well"
+
+
+def test_such_a_judge_goes_on_with_the_same_problems_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "responses.jsonl").write_text(json.dumps({"problem_id": "rows-1", "response": "a"}))
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    rows = tmp_path / "rows.jsonl"
+    write_problems(rows, 20)
+    config["data"]["train"] = {"name": "jsonl", "path": str(rows)}
+    config["reward"]["judge"] = {"name": "wrong_reference", "around": config["reward"]["judge"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    command = (tmp_path / "responses.jsonl", tmp_path / "mine.yaml", "--output", tmp_path / "out")
+    judged(capsys, *command)
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    assert "was begun with other problems" in refused(capsys, *command)
+    about = tmp_path / "out/source.json"
+    about.write_text(json.dumps({"source": json.loads(about.read_text())["source"]}))
+    assert "1 step done before" in judged(capsys, *command), "an earlier exprl kept nothing of them"
+
+
 def test_another_slicer_and_view(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("reward.slicer.name=token_window", "reward.slicer.window=5", "reward.show=segment")
     judged(capsys, finished, *options, "--output", tmp_path / "other")
@@ -83,10 +122,83 @@ def test_another_slicer_and_view(finished: Path, tmp_path: Path, capsys: pytest.
     assert set(ends) == {5}
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_curves_are_kept_written_and_drawn(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    command = (finished, "reward.curve_every=2", "--output", out, "--curve")
+    told = judged(capsys, *command)
+    assert "32 of 32 rollouts have the rewards that they had before" in told, "a curve changes no reward"
+    curves, stored = lines_of(out / "curves.jsonl"), load_rollouts(out)
+    rewarded = [
+        (rollout, reward)
+        for step in stored.values()
+        for group in step
+        for rollout, reward in zip(group.rollouts, group.rewards or (), strict=True)
+        if not reward.cut_off
+    ]
+    assert len(curves) == len(rewarded) > 0
+    assert f"{len(curves)} curves" in told
+    for curve, (rollout, reward) in zip(curves, rewarded, strict=True):
+        assert curve["ends"][-1] == curve["tokens"] == len(rollout)
+        at = dict(zip(curve["ends"], curve["scores"], strict=True))
+        assert [at[end] for end in curve["segments"]] == [judgement.score for judgement in reward.judgements]
+        assert len(curve["ends"]) > len(curve["segments"])
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "2 steps done before" in judged(capsys, *command, tmp_path / "mine.jsonl")
+    assert lines_of(tmp_path / "mine.jsonl") == curves, "of what is done, elsewhere"
+
+
+def test_a_curve_knows_the_first_wrong_step(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = load_rollouts(finished)[1][0]
+    lines = [
+        {"problem_id": group.problem_id, "response": "a+1 2\nb+3 5", "correct": False, "first_error": 6},
+        {"problem_id": group.problem_id, "response": "a", "correct": True},
+    ]
+    (tmp_path / "responses.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    told = judged(capsys, tmp_path / "responses.jsonl", finished, "--output", tmp_path / "out", "--curve")
+    wrong, right = lines_of(tmp_path / "out/curves.jsonl")
+    graded = load_rollouts(tmp_path / "out")[0][0].rollouts[0]
+    assert graded.text_of(0, wrong["first_error"]) == "a+1 2\n"
+    assert (wrong["tokens"], wrong["correct"]) == (len(graded), False)
+    assert (right["first_error"], right["correct"], right["author"]) == (None, True, None)
+    assert "no plot of them: pip install 'exprl[plots]'" in " ".join(told.split())
+
+
+def test_the_slicer_that_cuts_by_the_curve_is_regraded_to_itself(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("reward.slicer.name=change_point", "reward.slicer.fit=level", "reward.slicer.every=1")
+    judged(capsys, finished, *options, "--output", tmp_path / "cut", "--curve")
+    told = judged(capsys, tmp_path / "cut", finished, *options, "--output", tmp_path / "again")
+    assert "32 of 32 rollouts have the rewards that they had before" in told
+    assert dict(load_rollouts(tmp_path / "again")) == dict(load_rollouts(tmp_path / "cut"))
+
+
+def test_a_curve_that_cannot_be_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ("--output", tmp_path / "out")
+    assert "--curve: the reward 'outcome' asks about no prefixes" in refused(
+        capsys, finished, "reward.name=outcome", "advantage.name=group", *out, "--curve"
+    )
+    assert "reward.curve_every: 64 asks about prefixes, but show is 'segment'" in refused(
+        capsys, finished, "reward.show=segment", *out, "--curve"
+    )
+    assert "FILE must end in .jsonl, but got reward.show=prefix" in refused(
+        capsys, finished, *out, "--curve", "reward.show=prefix"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_interrupted_it_goes_on(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "AT_ONCE", 4)  # each of a step's four groups is a part
+    monkeypatch.setattr(grading, "AT_ONCE", 4)  # each of a step's four groups is a part
     score, calls = ProcessReward.score, [0]
 
     def counted(self: ProcessReward, *arguments: Any) -> Any:
@@ -100,7 +212,7 @@ def test_interrupted_it_goes_on(
         judged(capsys, finished, "--output", tmp_path / "out")
     assert "start the same command again" in capsys.readouterr().err
     assert list(load_rollouts(tmp_path / "out")) == [1]
-    assert "2 steps, 1 steps done before" in judged(capsys, finished, "--output", tmp_path / "out")
+    assert "2 steps, 1 step done before" in judged(capsys, finished, "--output", tmp_path / "out")
     assert calls == [6 + 3], "five parts were done before"
     assert dict(load_rollouts(tmp_path / "out")) == dict(load_rollouts(finished))
     assert not (tmp_path / "out/unfinished").exists()
@@ -147,6 +259,8 @@ def test_what_cannot_be_graded_again_is_refused(
     )
     assert "CONFIG: required" in refused(capsys, finished / "rollouts", "--output", tmp_path / "o")
     assert "no rollouts" in refused(capsys, tmp_path, QUICKSTART, "--output", tmp_path / "o")
+    (tmp_path / "file").write_text("keep")
+    assert "--output: " in refused(capsys, finished, "--output", tmp_path / "file")
 
 
 def test_responses_of_a_file_are_graded(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,43 +278,3 @@ def test_responses_of_a_file_are_graded(finished: Path, tmp_path: Path, capsys: 
     assert group.rewards is not None
     for new, old in zip(graded.rewards or (), group.rewards, strict=True):
         assert old.cut_off or new.values == old.values
-
-
-def test_judges_are_calibrated_on_labelled_responses(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("matplotlib")
-    groups = [group for step in load_rollouts(finished).values() for group in step]
-    lines = [
-        {
-            "problem_id": group.problem_id,
-            "response": rollout.text,
-            "correct": place % 2 == 0,
-            "first_error": 3 * (place % 2),
-        }
-        for group in groups
-        for place, rollout in enumerate(group.rollouts)
-    ]
-    (tmp_path / "labelled.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    node = {
-        "experiment": str(finished / "config.yaml"),
-        "source": "labelled.jsonl",
-        "folder": str(tmp_path / "results"),
-        "judges": {"steps": {"name": "reference_steps"}},
-        "resamples": 100,
-    }
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(node))
-    main(["calibrate", str(tmp_path / "mine.yaml")])
-    capsys.readouterr()
-    written = json.loads((tmp_path / "results/calibration.json").read_text())
-    assert [(row["judge"], row["reference"]) for row in written["rows"]] == [
-        *(("steps", reference) for reference in ("right", "none", "wrong")),
-        ("chance", "–"),
-    ]
-    assert all(row["rollouts"] == 32 and row["right"] == 16 for row in written["rows"])
-    assert {"misplacement", "auroc", "calibration_error", "prefix_auroc"} <= written["rows"][0]["measures"].keys()
-    assert {path.name for path in (tmp_path / "results/plots").iterdir()} == {
-        *("auroc.png", "reliability-steps.png", "reliability-chance.png")
-    }
-    main(["calibrate", str(tmp_path / "mine.yaml")])
-    assert capsys.readouterr().out.count("1 steps done before") == 3, "nothing is graded twice"

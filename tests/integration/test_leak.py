@@ -21,10 +21,11 @@ import torch
 from exprl.advantages import SegmentDelta
 from exprl.build import Build
 from exprl.config import from_layers, validate_choice
+from exprl.data.canaries import canaries_in, planted
 from exprl.data.leakage import find_run, gist, leaked_ngram, longest_shared_ngram, words
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.transformers import TransformersEngine
-from exprl.experiment import Experiment, OptimizerConfig, UpdateConfig
+from exprl.experiment import Experiment, LeakConfig, OptimizerConfig, UpdateConfig
 from exprl.judges.rubric import GENERIC
 from exprl.judges.rubric_file import Wanted
 from exprl.judges.rubrics import Milestone, Rubric, origins, read_rubrics, rubric_of_steps
@@ -46,9 +47,10 @@ from exprl.verifiers import ExactVerifier
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "exprl"
 
-MAY_REVEAL = {"judges", "verifiers", "execution/tests.py", "evaluation/evaluate.py", "commands/mine.py", "types.py"}
+MAY_REVEAL = {"judges", "verifiers", "execution/tests.py", "evaluation/evaluate.py", "commands/mine.py", "hidden.py"}
+MAY_REVEAL |= {"data/canaries.py", "leaks"}
 """Where `reveal()` may be called: the judge's side, what runs programs, the evaluation's measure of
-progress, and the data set mined."""
+progress, the data set mined, and where facts are planted in references and looked for in a trained policy."""
 
 BASELINES_MAY_REVEAL = {"training/sft.py", "training/teacher.py"}
 """The two baselines that read references in training, which `rl` never imports: SFT, where the policy itself is meant
@@ -105,7 +107,7 @@ def source(name: str, folder: Path) -> dict[str, Any]:
         parts = ("jsonl", "chain", "reactions", "clauses", "humaneval")
         return {"name": "mix", "sources": {other: source(other, folder) for other in parts}}
     rows = write_rows(folder)
-    if name == "jsonl":
+    if name in ("jsonl", "planted"):
         return {"name": "jsonl", "path": str(folder / "rows.jsonl"), "columns": COLUMNS}
     if name == "parquet":
         pyarrow = pytest.importorskip("pyarrow")
@@ -168,6 +170,7 @@ REWARDS: dict[str, dict[str, Any]] = {
     **{f"process {j}": {"name": "process", "slicer": {"name": "token_window", "window": 4}, "judge": node}
        for j, node in JUDGES.items()},
 }  # fmt: skip
+REWARDS["process by scores"] = {**REWARDS["process same_model"], "slicer": {"name": "change_point"}}
 LENIENT = {"max_failure_rate": 1.0, "clip_length": False}
 REWARDS["process by_domain"] = {
     "name": "by_domain",
@@ -179,6 +182,7 @@ CASES = [
     for name in ("champ", "chain", "reactions", "clauses", "humaneval", "jsonl", "csv", "parquet", "hub", "mix")
 ]
 CASES += [("champ", "process rubric")]  # by its steps
+CASES += [("planted", "process same_model"), ("planted", "process reference_steps")]
 CASES += [("jsonl", reward) for reward in REWARDS]
 
 
@@ -213,6 +217,10 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
     experiment = from_layers(Experiment, [{**layer, "advantage": {"name": "segment_delta"}}])
     assert experiment.data.train is not None
     problems: list[Problem] = experiment.data.train.build(Resources()).load()
+    if source_name == "planted":
+        canaries = canaries_in(problems, LeakConfig(canaries=1.0), seed=0)
+        assert len(canaries) == len(problems)
+        problems = planted(problems, canaries)
     verifier = ExactVerifier()
     engine = Recording(TransformersEngine(policy=tiny))
     resources = Resources(policy=tiny, initial_policy=lambda: tiny, problems=problems, verifier=verifier)
@@ -230,7 +238,7 @@ def test_nothing_of_the_reference_is_in_anything_the_policy_is_given(
     # random weights write no verdict, and a step without a reward would stop a run
     monkeypatch.setattr(parts.reward, "check_step", lambda *_: None)
     monkeypatch.setattr("exprl.rewards.steps.check_any", lambda *_: None)
-    scored = module.compare(module.score(module.sample(problems)))
+    scored = module.compare(module.collect(problems))
 
     sequences = [
         TokenSequence.of(rollout, advantages)
@@ -364,6 +372,7 @@ def test_nothing_but_its_method_imports_what_reads_references_in_training() -> N
     }
 
 
+@pytest.mark.usefixtures("forking")  # what is imported before the fork is in `sys.modules` as well
 def test_preparing_rl_loads_nothing_that_reads_references() -> None:
     code = """
 import sys
@@ -415,7 +424,7 @@ def test_self_distillation_samples_from_questions_alone(
     module = build.experiment.method.build(Resources()).prepare(build, World())
     assert isinstance(module, DistillationModule)
     problems = build.train_problems
-    update = module.policy_update().plan(module.compare(module.score(module.sample(problems))))[0][0]
+    update = module.policy_update().plan(module.compare(module.collect(problems)))[0][0]
     sequences = [sequence for batch in update.micro_batches for sequence in batch]
 
     assert len(recording.given) == len(problems)

@@ -140,7 +140,7 @@ def test_self_distillation_makes_the_teacher_believe_the_policy(small: Any, tmp_
 
 def teachers_logprob(module: DistillationModule, build: Build) -> float:
     """Mean log-prob a token that the teacher gives to fresh rollouts of the policy as it is."""
-    sequences = module.policy_update().sequences(module.compare(module.score(module.sample(build.train_problems))))
+    sequences = module.policy_update().sequences(module.compare(module.collect(build.train_problems)))
     pad = build.policy.tokenizer.pad_token_id
     assert isinstance(pad, int)
     read = [sequence.for_teacher for sequence in sequences if hasattr(sequence, "for_teacher")]
@@ -154,7 +154,7 @@ def test_one_update_of_the_exact_kl_lowers_it_on_the_same_rollouts(small: Any) -
     build = Build(small(*EXACT, "update.log_kl=false"), training=True)
     module = build.experiment.method.build(build.resources).prepare(build, World())
     computing = module.policy_update()
-    updates, dropped = computing.plan(module.compare(module.score(module.sample(build.train_problems[:4]))))
+    updates, dropped = computing.plan(module.compare(module.collect(build.train_problems[:4])))
     assert dropped == 0
     weights = list(build.policy.model.parameters())
     optimizer = torch.optim.SGD(weights, lr=0.05)

@@ -27,6 +27,8 @@ from exprl.evaluation.rates import Count, Rates
 from exprl.experiment import Experiment, load_experiment
 from exprl.resources import Resources
 from exprl.terminal.console import Console
+from tests import forked
+from tests.fork_server import VLLM
 from tests.integration.conftest import ROOT, SMALL
 from tests.vllm.serving import serving
 
@@ -257,13 +259,13 @@ def test_killed_and_started_again_through_the_command_line(tmp_path: Path) -> No
     assert (tmp_path / "hard.jsonl").read_text() == (tmp_path / "straight.jsonl").read_text() != ""
 
 
-@pytest.mark.usefixtures("genuine")
 @pytest.mark.parametrize("engine", ["vllm", "server"])
 def test_other_engines_mine_as_well(small: Any, tmp_path: Path, engine: str) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     shrunk = [item for item in SMALL if not item.startswith("rollout.batch_size")]  # which these engines do not have
     options = [*shrunk, "evaluation.samples_per_prompt=16", "evaluation.k=[1]", f"rollout.name={engine}"]
     with ExitStack() as stack:
+        stack.enter_context(forked.forking(*VLLM))
         if engine == "server":
             policy = small().model.build(Resources()).load()
             server = stack.enter_context(serving(policy, tmp_path, "--max-model-len", "128"))

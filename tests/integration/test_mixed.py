@@ -12,9 +12,9 @@ import pytest
 from exprl.cli import main
 from exprl.config.shipped import FOLDER
 from exprl.experiment import load_experiment
-from exprl.training.module import ExpRLModule
+from exprl.training.collecting import Collector
 from tests.conftest import character_tokenizer, tiny_llama
-from tests.integration.conftest import MIXED, REWARDS
+from tests.integration.conftest import MIXED, REWARDS, failing_after
 from tests.integration.processes import samples
 from tests.integration.test_train import lines, untimed
 from tests.sandboxes import needs_sandbox
@@ -93,16 +93,9 @@ def test_a_mix_goes_on_as_if_it_had_not_stopped(
     source = {"name": "mix", "sources": {"a": whole, "b": half}, "weights": {"a": 2.0}}
     options = ["data.prompts_per_step=6", "evaluation.source=null", "trainer.max_steps=4", "trainer.checkpoint_every=1"]
     experiment = load_experiment(mixed, [*MIXED, *options, f"data.train={json.dumps(source)}"])
-    score = ExpRLModule.score
-
-    def failing(self: ExpRLModule, groups: Any) -> Any:
-        if self.steps_done == 2:
-            raise RuntimeError("the machine is gone")
-        return score(self, groups)
-
     run(experiment, "straight")
     with monkeypatch.context() as patched:
-        patched.setattr(ExpRLModule, "score", failing)
+        patched.setattr(Collector, "score", failing_after(2))
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run(experiment, "stopped")
     run(experiment, "stopped", resume=True)

@@ -130,23 +130,6 @@ def test_weights_that_something_else_lost_are_not_written(
     assert [path.stem for path in (tmp_path / "run/checkpoints").glob("*.ckpt")] == ["step-000001"]
 
 
-def test_a_reward_that_is_no_number_stops_the_step(
-    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from exprl.training.module import ExpRLModule
-    from exprl.types import RolloutReward
-
-    original = ExpRLModule.score
-
-    def score(self: ExpRLModule, groups: Any) -> Any:
-        (group, (first, *others)), *rest = original(self, groups)
-        return [(group, (RolloutReward(value=math.nan, length=first.length), *others)), *rest]
-
-    monkeypatch.setattr(ExpRLModule, "score", score)
-    with pytest.raises(NonFiniteError, match=r"^step 1: problem '.*': the reward that reward 'process' gives is nan"):
-        run(small("evaluation.source=null"))
-
-
 def test_a_model_that_gives_no_numbers_is_not_evaluated(
     small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

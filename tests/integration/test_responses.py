@@ -129,7 +129,7 @@ def test_a_k_beyond_the_responses_is_left_out_and_said(
 ) -> None:
     figures = graded(tmp_path, lines_of(problems, [1] * 6, 2))
     assert figures["ks"] == [1, 2]
-    assert "evaluation.k: [4, 8] left out, there are 2 responses a problem" in capsys.readouterr().out
+    assert "evaluation.k: [4, 8] left out, a problem has 2 responses" in capsys.readouterr().out
 
 
 def test_an_evaluations_own_samples_graded_again_are_the_same(

@@ -19,7 +19,7 @@ from exprl.experiment import Experiment
 from exprl.judges.rubric_file import Entry
 from exprl.models.base import LanguageModel
 from exprl.terminal.console import Console
-from exprl.training.module import ExpRLModule
+from exprl.training.collecting import Collector
 from tests.integration.processes import samples
 from tests.vllm.fake_server import Answer, FakeServer, completion
 
@@ -302,14 +302,14 @@ def test_a_run_follows_its_file_and_no_other(
     by_file = [f"reward.judge={json.dumps({**judge, 'rubrics': str(path), 'monotone': True})}"]
     by_file += ["evaluation.source=null", "trainer.max_steps=2", "trainer.checkpoint_every=1", "data.train.count=4"]
     make(small(*by_file), by="steps")
-    score, steps = ExpRLModule.score, list[int]()
+    score, steps = Collector.score, list[int]()
 
-    def once(module: ExpRLModule, *given: Any) -> Any:
+    def once(collector: Collector, *given: Any) -> Any:
         steps.append(1)
-        return score(module, *given) if len(steps) == 1 else 1 / 0
+        return score(collector, *given) if len(steps) == 1 else 1 / 0
 
     with monkeypatch.context() as patched:
-        patched.setattr(ExpRLModule, "score", once)
+        patched.setattr(Collector, "score", once)
         with pytest.raises(ZeroDivisionError):
             run(small(*by_file))
     found = samples(tmp_path / "run")

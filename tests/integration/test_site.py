@@ -14,11 +14,11 @@ import exprl
 from tests.integration.conftest import ROOT
 from tools.site_pages import linked
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forking")]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(forking: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site; a link, an anchor, a page or a name that leads nowhere is a warning, which --strict refuses."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(

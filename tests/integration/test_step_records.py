@@ -13,7 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from exprl.commands.train import TrainingRun
-from exprl.errors import PathError
+from exprl.engines.transformers import TransformersEngine
+from exprl.errors import EngineError, PathError
 from exprl.rollouts import RolloutStore
 from exprl.training import evaluation_log, interruption, result, step_log
 from exprl.training.interruption import Interrupted
@@ -205,3 +206,27 @@ def test_a_signal_waits_until_an_evaluation_is_written(
     drawn = points(folder / "tensorboard")
     assert sorted(drawn["evaluation/pass@1"]) == [0, 1, 2]
     assert (tmp_path / "run.log").read_text().count(f"{name}: 4 problems") == 1
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_step_without_an_update_that_the_engine_does_not_end_is_not_saved_without_its_records(
+    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """Its weights are those of the step before, but neither its metrics nor the data's place are known yet."""
+    sync = TransformersEngine.sync
+
+    def lost(self: TransformersEngine, version: int) -> None:
+        if version == FAULTY:
+            raise EngineError("no server is left")
+        sync(self, version)
+
+    nothing = ("reward={name: sparse}", "advantage={name: group}", "rollout.max_new_tokens=2")
+    every = "trainer.checkpoint_every=1"
+    experiment = small(*OPTIONS, *nothing, every, f"rollout.lookahead={ahead}")
+    monkeypatch.setattr(TransformersEngine, "sync", lost)
+    with pytest.raises(EngineError, match="no server is left"):
+        run(experiment)
+    assert steps(tmp_path / "run") == [1]
+    monkeypatch.setattr(TransformersEngine, "sync", sync)
+    run(experiment, resume=True)
+    assert [line["step"] for line in lines(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]

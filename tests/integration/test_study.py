@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from exprl.chain.model import ChainModel
 from tests.integration.conftest import ROOT
 from tests.integration.processes import samples
 
@@ -225,7 +226,8 @@ def test_a_failing_arm_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_an_arm_that_could_not_be_tuned_is_named(tmp_path: Path) -> None:
     # one update is no warm-up, which only the run itself can find out
-    tune = {"key": "model.max_updates", "values": [400, 1], "seeds": [100], "measure": "pass@4"}
+    usual = ChainModel().max_updates  # of the policy that all tests share
+    tune = {"key": "model.max_updates", "values": [usual, 1], "seeds": [100], "measure": "pass@4"}
     path = write(tmp_path, tune=tune, seeds=[0], arms={"sparse": ["sparse", "sparse"]})
     output = study(path, code=1)
     assert "not finished: tune/sparse/1-sparse/1/seed-100, sparse/1-sparse, sparse/2-sparse" in output

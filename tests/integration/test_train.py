@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from exprl.chain import tokenizer as chain_tokenizer
-from exprl.errors import ConfigError, JudgeError, RunDirectoryError
+from exprl.errors import ConfigError, JudgeError, OutOfMemoryError, RunDirectoryError
 from exprl.terminal.phases import Phases
+from exprl.training.collecting import Collector
 from exprl.training.evaluation_log import EVALUATION, STEP, kind_of
-from exprl.training.module import ExpRLModule
+from exprl.training.update import PolicyUpdate
+from tests.integration.conftest import failing_after
 from tests.integration.processes import samples
 
 
@@ -75,7 +78,7 @@ def test_an_existing_run_is_resumed_or_refused_but_never_overwritten(small: Any,
     assert run(experiment, resume=True) == first
     with pytest.raises(RunDirectoryError, match="another config"):
         run(small("trainer.max_steps=1", "seed=1"), resume=True)
-    with pytest.raises(RunDirectoryError, match=r"finished after 1 steps.*model\.path="):
+    with pytest.raises(RunDirectoryError, match=r"finished after 1 step:.*model\.path="):
         run(small("trainer.max_steps=2"), resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
@@ -86,16 +89,10 @@ def test_an_existing_run_is_resumed_or_refused_but_never_overwritten(small: Any,
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = small("update.prompts_per_update=2")
+    by_scores = ("reward.slicer.name=change_point", "reward.slicer.every=1", "reward.slicer.fit=level")
+    experiment = small("update.prompts_per_update=2", *by_scores)
     run(experiment, "straight")
-    score = ExpRLModule.score
-
-    def failing(self: ExpRLModule, groups: Any) -> Any:
-        if self.steps_done == 2:
-            raise RuntimeError("the machine is gone")
-        return score(self, groups)
-
-    monkeypatch.setattr(ExpRLModule, "score", failing)
+    monkeypatch.setattr(Collector, "score", failing_after(2))
     with pytest.raises(RuntimeError, match="the machine is gone"):
         run(experiment, "stopped")
     monkeypatch.undo()
@@ -110,16 +107,36 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert samples(tmp_path / "straight") == samples(tmp_path / "stopped")
 
 
+def test_a_stopped_run_may_go_on_with_less_memory(
+    small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(small("evaluation.source=null"), "straight")
+    token_loss, calls = PolicyUpdate.token_loss, count()
+
+    def too_large(self: PolicyUpdate, *args: Any) -> Any:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full. Try this.")
+        return token_loss(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PolicyUpdate, "token_loss", too_large)
+        with pytest.raises(OutOfMemoryError, match=r"^updating: .*2\.00 GiB.*micro_batch_tokens.*--resume"):
+            run(small("evaluation.source=null"), "stopped")
+    less = ["rollout.batch_size=4", "update.micro_batch_tokens=60", "update.activation_checkpointing=true"]
+    run(small(*less, "evaluation.source=null"), "stopped", resume=True)
+    assert samples(tmp_path / "straight") == samples(tmp_path / "stopped")
+    straight, stopped = (untimed(tmp_path / name / "metrics.jsonl") for name in ("straight", "stopped"))
+    assert [line["reward/mean"] for line in straight] == [line["reward/mean"] for line in stopped]
+    for before, after in zip(straight, stopped, strict=True):
+        assert after["update/grad_norm"] == pytest.approx(before["update/grad_norm"], rel=1e-3)
+
+
 def test_a_stopped_run_may_be_given_more_steps(
     small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: ExpRLModule, groups: Any) -> Any:
-        raise RuntimeError("the machine is gone")
-
     run(small("trainer.max_steps=3", "evaluation.source=null"), "straight")
     with monkeypatch.context() as patched:
-        score = ExpRLModule.score
-        patched.setattr(ExpRLModule, "score", lambda m, g: failing(m, g) if m.steps_done else score(m, g))
+        patched.setattr(Collector, "score", failing_after(1))
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run(small("trainer.max_steps=2", "evaluation.source=null"), "longer")
     changed = ["trainer.max_steps=3", "trainer.print_samples=0", "trainer.checkpoint_every=1"]
@@ -131,13 +148,8 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(
     small: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A phase counts 100 s in the first process, 1000 s in the second, 10000 s in the third; each makes one step."""
-    score, phase = ExpRLModule.score, Phases.run
+    phase = Phases.run
     slow = {"seconds": 100.0, "stop": 1}
-
-    def failing(self: ExpRLModule, groups: Any) -> Any:
-        if self.steps_done == slow["stop"]:
-            raise RuntimeError("the machine is gone")
-        return score(self, groups)
 
     @contextmanager
     def timed(self: Phases, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +157,7 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(
             yield on_progress
         self.total[name] += slow["seconds"]
 
-    monkeypatch.setattr(ExpRLModule, "score", failing)
+    monkeypatch.setattr(Collector, "score", failing_after(lambda: int(slow["stop"])))
     monkeypatch.setattr(Phases, "run", timed)
     options = ("trainer.max_steps=3", "evaluation.source=null")
     with pytest.raises(RuntimeError, match="the machine is gone"):
@@ -166,7 +178,7 @@ def test_a_run_is_not_resumed_with_another_chat_template(
 ) -> None:
     options = ("trainer.max_steps=2", "evaluation.source=null")
     with monkeypatch.context() as patched:
-        patched.setattr(ExpRLModule, "score", lambda *_: 1 / 0)
+        patched.setattr(Collector, "score", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(small(*options))
     template = chain_tokenizer._CHAT_TEMPLATE
@@ -247,7 +259,7 @@ def test_a_judge_that_always_fails_stops_the_run_and_shows_its_replies(
 
 
 def test_lengths_are_checked_before_any_sampling(small: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExpRLModule, "sample", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(Collector, "sample", lambda *_: pytest.fail("sampled"))
     with pytest.raises(Exception, match="context"):
         run(small("rollout.max_new_tokens=4000", "evaluation.source=null"))
 

@@ -15,18 +15,21 @@ import torch
 
 from exprl.advantages import (
     GroupAdvantage,
+    GroupwiseAdvantage,
     SegmentBatch,
     SegmentDelta,
+    SegmentDeltaFinal,
     SegmentEnd,
     SegmentGroup,
     SegmentReturn,
+    SegmentSum,
     check_comparison,
     group_relative,
     has_signal,
     scores_of,
 )
 from exprl.config import validate
-from exprl.errors import ConfigError
+from exprl.errors import ConfigError, ContractError
 from exprl.registry import ADVANTAGES
 from exprl.types import Advantages, RolloutReward, Segment, SegmentRewards
 
@@ -34,6 +37,8 @@ SEGMENT_ESTIMATORS = [
     SegmentDelta(),
     SegmentDelta(first="last"),
     SegmentDelta(first="zero"),
+    SegmentDeltaFinal(),
+    SegmentSum(std=False),
     SegmentReturn(),
     SegmentEnd(),
     SegmentGroup(),
@@ -67,6 +72,32 @@ def values(estimator, *groups):
 
 def approx(expected):
     return [pytest.approx(row) for row in expected]
+
+
+# ------------------------------------------------------------------ what is given
+
+
+@pytest.mark.parametrize("estimator", [GroupAdvantage(), *SEGMENT_ESTIMATORS], ids=repr)
+def test_what_are_no_rewards_is_said(estimator):
+    one = outcome(1.0)
+    for groups, said in (
+        ([[one, 0.5]], r"a reward is a RolloutReward or SegmentRewards, but got 0\.5 \(float\)"),
+        ([one], "groups: for each problem the rewards of its rollouts, but one is RolloutReward"),
+    ):
+        with pytest.raises(ContractError, match=said):
+            estimator.estimate(groups)
+    with pytest.raises(ContractError, match="domains: one for each group, but got 1 for 2"):
+        estimator.estimate([[one], [one]], ["math"])
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, None, "much"])
+def test_an_estimator_of_ones_own_gives_finite_numbers(number):
+    class Own(GroupwiseAdvantage):
+        def of_group(self, group):
+            return [(number,) for _ in group]
+
+    with pytest.raises(ContractError, match=r"^advantage 'Own': an advantage is a finite number"):
+        Own().estimate([[outcome(1.0), outcome(0.0)]])
 
 
 # ------------------------------------------------------------------ group
@@ -125,6 +156,39 @@ def test_group_of_equal_rewards_has_no_signal():
     assert not has_signal(group, 1e-6)
 
 
+def test_overlong_rollouts_lose_reward_before_they_are_compared():
+    # Limit 100, buffer 20: 80 tokens lose nothing, 90 half of 0.5, 100 all of it. Rewards 1, 0.75, 0.5, 0: mean 0.5625.
+    dapo = GroupAdvantage(std=False, overlong_penalty=0.5, overlong_buffer=20, overlong_limit=100)
+    group = [outcome(1.0, 80), outcome(1.0, 90), outcome(1.0, 100), outcome(0.0, 10)]
+    assert values(dapo, group) == [approx([(0.4375,), (0.1875,), (-0.0625,), (-0.5625,)])]
+    # A wrong one that ran into the limit is below a short wrong one, which `clip_length` alone would not say.
+    [short, long] = dapo.estimate([[outcome(0.0, 10), outcome(0.0, 100, cut_off=True)]])[0]
+    assert (short.values, long.values) == ((0.25,), (-0.25,))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_overlong_against_verl(seed):
+    # verl/experimental/reward_loop/reward_manager/dapo.py: min(-exceeded / buffer * factor, 0), added to rewards of
+    # -1 and 1; group-normalised advantages do not change with the scale of rewards.
+    rng = random.Random(seed)
+    right, lengths = [rng.random() < 0.5 for _ in range(12)], [rng.randrange(1, 101) for _ in range(12)]
+    theirs = [
+        (1.0 if ok else -1.0) + min(-(length - (100 - 40)) / 40 * 1.0, 0.0)
+        for ok, length in zip(right, lengths, strict=True)
+    ]
+    expected = group_relative(theirs, std=True, baseline="mean", eps=1e-12)
+    ours = GroupAdvantage(overlong_penalty=0.5, overlong_buffer=40, overlong_limit=100, eps=1e-12)
+    group = [outcome(float(ok), length) for ok, length in zip(right, lengths, strict=True)]
+    assert values(ours, group) == [approx([(value,) for value in expected])]
+
+
+def test_an_overlong_penalty_needs_a_limit_with_room_for_its_buffer():
+    with pytest.raises(ConfigError, match=r"^overlong_limit: required with overlong_penalty 0\.5"):
+        GroupAdvantage(overlong_penalty=0.5)
+    with pytest.raises(ConfigError, match=r"^overlong_buffer: must be at most overlong_limit \(100\), but got 4096"):
+        GroupAdvantage(overlong_penalty=0.5, overlong_limit=100)
+
+
 def test_group_takes_rollout_rewards_only():
     assert GroupAdvantage.accepts == {"rollout"}
     with pytest.raises(ConfigError, match="'group' takes one reward a rollout, but got one a segment"):
@@ -156,6 +220,28 @@ def test_segment_delta_mixes_k():
     # last: P as ever; the lone segment is compared with the mean of r_K = (0.75 + 1) / 2 = 0.875.
     last = SegmentDelta(first="last")
     assert values(last, [P, outcome(1.0)]) == [approx([(-0.5, 0.5), (0.125,)])]
+
+
+# ------------------------------------------------------------------ segment_delta_final, segment_sum
+
+
+def test_segment_delta_final_by_hand():
+    # r_1, and r_2 - r_1 + r_K: 0.75 - 0.25 + 0.75 and 0.25 - 0.5 + 0.25. Nothing of it depends on the group.
+    assert values(SegmentDeltaFinal(), [P, Q]) == [approx([(0.25, 1.25), (0.5, 0.0)])]
+    assert values(SegmentDeltaFinal(), [P]) == [approx([(0.25, 1.25)])]
+    # A lone segment with r = 1 is compared with the mean of r_K = 0.875.
+    assert values(SegmentDeltaFinal(), [P, outcome(1.0)]) == [approx([(0.25, 1.25), (0.125,)])]
+
+
+def test_segment_sum_by_hand():
+    # Sums 1 and 0.75: mean 0.875, sample deviation sqrt(2) / 8.
+    assert values(SegmentSum(std=False), [P, Q]) == [approx([(0.125, 0.125), (-0.125, -0.125)])]
+    std = math.sqrt(2) / 8 + 1e-6
+    assert values(SegmentSum(), [P, Q]) == [approx([(0.125 / std,) * 2, (-0.125 / std,) * 2])]
+    assert values(SegmentSum(), [P]) == [[(0.0, 0.0)]]
+    # One segment a rollout is GRPO.
+    rewards = [outcome(1.0), outcome(0.0), outcome(0.25)]
+    assert values(SegmentSum(), rewards) == values(GroupAdvantage(), rewards)
 
 
 # ------------------------------------------------------------------ segment_return, _end, _group, _batch
@@ -318,7 +404,10 @@ def test_deltas_add_up_to_what_the_rollout_gained(seed):
 
 
 def test_registered_with_checked_options():
-    names = ["group", "segment_batch", "segment_delta", "segment_end", "segment_group", "segment_return"]
+    names = [
+        *("group", "segment_batch", "segment_delta", "segment_delta_final", "segment_end", "segment_group"),
+        *("segment_return", "segment_sum"),
+    ]
     assert ADVANTAGES.names() == names
     for name in names:
         assert validate(ADVANTAGES.get(name).Config, {}).scale == "none"
@@ -328,7 +417,7 @@ def test_registered_with_checked_options():
 
 # ------------------------------------------------------------------ something to compare with
 
-LONE_ROLLOUTS_TEACH = (SegmentDelta, SegmentEnd)  # later segments are compared with those before
+LONE_ROLLOUTS_TEACH = (SegmentDelta, SegmentDeltaFinal, SegmentEnd)  # later segments are compared with those before
 
 
 @pytest.mark.parametrize("estimator", SEGMENT_ESTIMATORS, ids=lambda e: f"{e.registered_name} {e.config}")

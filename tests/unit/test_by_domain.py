@@ -35,7 +35,7 @@ from exprl.training.metrics import domain_metrics, judge_metrics
 from exprl.types import Judgement, Problem, RolloutGroup, RolloutReward, ScoredGroup, Segment, SegmentRewards
 from exprl.verifiers import ByDomainVerifier, ChoiceVerifier, ExactVerifier, MathVerifier
 from tests.conftest import character_tokenizer
-from tests.rollouts import problem_of, rollout_of, scored_of
+from tests.rollouts import group_of, problem_of, rollout_of, scored_of
 
 JUDGE = {"name": "reference_steps", "strict": False}
 BASE: dict[str, Any] = {
@@ -476,10 +476,10 @@ def groups() -> list[RolloutGroup]:
     lines = rollout_of("a\n", "b\n", "c\n")
     said = (rollout_of("The answer is 4"), rollout_of("The answer is 5"))
     return [
-        RolloutGroup(problem=of("code", "c1"), rollouts=said),
-        RolloutGroup(problem=of("math", "m1"), rollouts=(lines,)),
-        RolloutGroup(problem=of("science", "s1"), rollouts=(lines, lines)),
-        RolloutGroup(problem=of("math", "m2"), rollouts=(lines,)),
+        group_of(of("code", "c1"), *said),
+        group_of(of("math", "m1"), lines),
+        group_of(of("science", "s1"), lines, lines),
+        group_of(of("math", "m2"), lines),
     ]
 
 
@@ -529,7 +529,7 @@ def test_every_reward_looks_at_its_own_part_of_a_step() -> None:
     with pytest.raises(JudgeError, match=r"^reward\.domains\.science: 32 of 32 judgements of this step failed"):
         StepChecks(reward).check(*many)
     StepChecks(reward).check(problems[:2], rewards[:2])
-    one_line = [replace(group, rollouts=(rollout_of("a\n"),)) for group in groups()]
+    one_line = [group_of(group.problem, rollout_of("a\n")) for group in groups()]
     said = advice_on(reward, problems, reward.score(one_line))
     assert said is not None
     assert said.startswith("reward.domains.math: 2 of 2 rollouts (of 1 tokens on average) are one segment")

@@ -12,6 +12,7 @@ from exprl.config import coerce, from_layers, load, parse_overrides, to_node, to
 from exprl.config.fields import fields_of
 from exprl.config.layers import load_layers
 from exprl.errors import ConfigError, PathError
+from exprl.experiment import Experiment
 from exprl.registry import BACKENDS, ENGINES, MODELS, SOURCES, Registry
 from exprl.resources import Resources
 
@@ -324,7 +325,8 @@ class TestTypes:
             ({"length": 3}, "length: expected options, but got 3 (int)."),
             ({"path": 3}, "path: expected str, but got 3 (int)."),
             ({"note": 3}, "note: expected str, but got 3 (int)."),
-            ({"tags": "a"}, "tags: expected a list, but got 'a' (str)."),
+            ({"tags": "a"}, "tags: expected a list, such as ['a'], but got 'a' (str)."),
+            ({"tags": {}}, "tags: expected a list, but got {} (dict)."),
             ({"tags": ["a", 2]}, "tags[1]: expected str, but got 2 (int)."),
             ({"pair": [1, 2, 3]}, "pair: expected 2 values, but got [1, 2, 3]."),
             ({"many": [1, "b"]}, "many[1]: expected int, but got 'b' (str)."),
@@ -499,6 +501,28 @@ def test_mutable_defaults_are_not_shared():
     first.items.append(2)
     first.table["b"] = 2
     assert (second.items, second.table) == ([1], {"a": 1})
+
+
+def test_a_domain_whose_name_has_line_breaks_is_named_on_one_line():
+    with pytest.raises(ConfigError, match=r"^prompt\.domains\.a\\nb\.template: '' has no \{question\}"):
+        load(
+            Experiment,
+            "quickstart",
+            ['prompt={name: by_domain, domains: {"a\\nb": {name: template, template: ""}}}'],
+        )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("correction.name=icepop", r"^correction: unknown option\. It stands deeper: objective\.correction\.$"),
+        ("max_steps=1", r"^max_steps: unknown option\. It stands deeper: model\.max_steps or trainer\.max_steps\.$"),
+        ("objective.is_cap=3", r"^objective\.is_cap: unknown option\. .*correction: \{name: tis, high: 2\.0\}"),
+    ],
+)
+def test_an_option_at_another_place_or_of_another_time_says_where_it_is(override, said):
+    with pytest.raises(ConfigError, match=said):
+        load(Experiment, "quickstart", [override])
 
 
 def test_a_config_in_a_home_that_is_not_there():

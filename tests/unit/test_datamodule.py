@@ -9,9 +9,10 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
+from exprl.data import order
 from exprl.data.datamodule import ExpRLDataModule
 from exprl.data.fingerprint import fingerprint, first_difference
-from exprl.data.order import shuffled, step_indices
+from exprl.data.order import Part, mixed_indices, shuffled, step_indices
 from exprl.errors import ConfigError, DataError
 from exprl.types import Hidden, Problem, Question, Scaffold
 
@@ -196,6 +197,44 @@ class TestFit:
         batches = [[p.id for p in batch] for batch in second.train_dataloader()]
         assert second.steps_done == 4
         assert batches == [[f"p{i}" for i in step] for step in islice(step_indices(5, 2, seed=3), 4, 7)]
+
+
+class TestStepProblems:
+    @pytest.mark.parametrize("parts", [(), (Part(name="a", count=6, weight=2), Part(name="b", count=3, weight=1))])
+    def test_of_any_step_in_any_order_are_those_of_the_loader(self, parts):
+        datamodule = ExpRLDataModule(problems(9), prompts_per_step=4, max_steps=7, seed=3, parts=parts)
+        loaded = [[p.id for p in batch] for batch in datamodule.train_dataloader()]
+        for step in (0, 1, 1, 2, 6, 3, 0, 5, 4):
+            assert [p.id for p in datamodule.step_problems(step)] == loaded[step]
+
+    def test_one_step_ahead_and_back_draws_none_twice(self, monkeypatch):
+        begun = []
+        monkeypatch.setattr(order, "mixed_indices", lambda *how: (begun.append(how), mixed_indices(*how))[1])
+        steps = order.StepOrder([Part(name="all", count=9, weight=1)], 4, seed=3)
+        expected = list(islice(step_indices(9, 4, seed=3), 8))
+        for step in range(7):
+            assert [steps[step + 1], steps[step], steps[step + 1]] == [expected[n] for n in (step + 1, step, step + 1)]
+        assert len(begun) == 1
+        assert steps[5] == expected[5]
+        assert len(begun) == 2
+
+    def test_do_not_move_the_loader(self):
+        asked, left = data(), data()
+        batches = iter(asked.train_dataloader())
+        seen = [next(batches)]
+        asked.step_problems(6)
+        assert [*seen, *batches] == list(left.train_dataloader())
+
+    def test_changing_what_was_given_changes_nothing(self):
+        datamodule = data()
+        before = list(datamodule.step_problems(2))
+        datamodule.step_problems(2).clear()
+        assert datamodule.step_problems(2) == before
+
+    @pytest.mark.parametrize("step", [-1, 7])
+    def test_of_no_step_of_the_run(self, step):
+        with pytest.raises(IndexError, match=rf"step: must lie in 0\.\.6, but got {step}"):
+            data().step_problems(step)
 
 
 class TestRanks:

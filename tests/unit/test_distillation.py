@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from exprl.corrections import NoCorrection
 from exprl.experiment import UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.objectives import Clipped
@@ -45,7 +46,7 @@ def sequences(vocabulary: int = 40) -> list[TeacherSequence]:
 def update_of(policy: LanguageModel, teacher: LanguageModel, estimator: str, **options: Any) -> DistillationUpdate:
     return ESTIMATORS[estimator](
         policy,
-        Clipped(is_cap=None),
+        Clipped(correction=NoCorrection()),
         UpdateConfig(**options),
         teacher=teacher,
         prompt=lambda problem: pytest.fail("the sequences are made"),

@@ -7,7 +7,7 @@ import weakref
 from functools import cache
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -61,6 +61,7 @@ def held(tokenizer: PreTrainedTokenizerFast, ids: object) -> list[int]:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(texts=st.tuples(TEXTS, TEXTS, TEXTS))
+@example(texts=("it", "{question}", ""))  # which is the template's own word, wherever it stands
 def test_no_text_writes_a_control_token_in_any_prompt(kind: str, texts: tuple[str, str, str]) -> None:
     tokenizer = tokenizer_of(kind)
     question, reference, attempt = texts
@@ -77,7 +78,7 @@ def test_no_text_writes_a_control_token_in_any_prompt(kind: str, texts: tuple[st
         assert held(tokenizer, judge.encode(made)) == [*turn, turn[0]]
     if kind in LOSSLESS:
         assert prompt.message in tokenizer.decode(judge.encode(prompt))
-        assert f"{reference} {question}" in tokenizer.decode(policy)
+        assert config.template.replace("{question}", question) in tokenizer.decode(policy)
 
 
 @pytest.mark.parametrize("kind", KINDS)

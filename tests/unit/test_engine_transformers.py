@@ -14,13 +14,16 @@ from exprl.engines.ends import ends_of
 from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs, uniforms_for
 from exprl.errors import ConfigError, ModelError
+from exprl.judges.backends.tree_forward import understands_trees
 from exprl.models import steps
 from exprl.models.base import LanguageModel
+from exprl.models.incremental import reading_of
 from exprl.models.steps import MergedSteps, ModelSteps
 from exprl.registry import ENGINES
 from exprl.resources import Resources
 from exprl.types import Hidden, Problem, Prompt, Question, Rollout, Scaffold
 from tests.conftest import character_tokenizer, tiny_llama
+from tests.families import miniature
 
 
 def prompt(tokenizer, text: str, problem_id: str = "p") -> Prompt:
@@ -132,6 +135,37 @@ def test_waiting_rollouts_take_the_places_of_finished_ones(tiny, prompts, monkey
     full = [rows for rows, _ in widths if rows == batch_size]
     assert len(full) * batch_size > 0.75 * tokens, "rows stay filled"
     assert max(width for _, width in widths) < 28 + 2 * 50, "columns that no row needs go"
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "mixed"),
+    [
+        *((family, "float32", True) for family in ("llama", "qwen3_moe", "gpt_neox", "gpt2")),
+        *(("llama", dtype, mixed) for dtype in ("float16", "bfloat16") for mixed in (True, False)),
+    ],
+)
+def test_rollouts_that_take_places_have_the_odds_of_a_forward_pass_in_any_precision(prompts, family, dtype, mixed):
+    """Up to its rounding: under autocast a state has another precision once it has grown."""
+    model = miniature(family).to(getattr(torch, dtype))
+    policy = LanguageModel(model=model, tokenizer=character_tokenizer(), name=family)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        rollouts = [
+            r for group in sample(engine_of(policy, batch_size=3), prompts, n=6, max_new_tokens=30) for r in group
+        ]
+        gaps = [(torch.tensor(r.sampler_logprobs) - teacher_forced(model, r, 1.0)).abs() for r in rollouts]
+    assert len(rollouts) == 18
+    assert torch.cat(gaps).mean() < 0.015
+
+
+def test_what_a_model_can_is_asked_in_the_precision_of_its_weights() -> None:
+    """Autocast's rounding would look as if it could not."""
+    model, seen = miniature("llama"), []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu"):
+        assert reading_of(model).pads
+        assert understands_trees(model)
+    assert seen
+    assert not any(seen)
 
 
 def test_models_whose_state_cannot_be_put_beside_another_take_turns(tiny, prompts, monkeypatch):

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -14,29 +15,45 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from exprl.errors import CheckpointError, ConfigError
+from exprl.errors import CheckpointError, ConfigError, JudgeError
+from exprl.rewards.checks import check_failures
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
-from exprl.training import world as world_module
+from exprl.terminal.phases import Phases
+from exprl.training import board as board_module, world as world_module
 from exprl.training.aftermath import assemble, choose, session
+from exprl.training.board import Board, Silence
 from exprl.training.callbacks import Checkpoints
 from exprl.training.failure import Process, record
 from exprl.training.world import World, join
+from exprl.types import Judgement, RolloutReward
 
 
-@pytest.mark.parametrize("error", [ConfigError("seed: too small"), RuntimeError("on fire")])
-def test_the_launcher_reads_what_was_recorded(
+def failed_judge() -> JudgeError:
+    """With what the judge said, as a step in which too much fails has it."""
+    said = Judgement(score=None, status="unparseable", rationale="the reference says: seven")
+    with pytest.raises(JudgeError, match="the reference says: seven") as raised:
+        check_failures([(RolloutReward(value=None, length=1, judgements=(said,)),)], 0.25)
+    return raised.value
+
+
+@pytest.mark.parametrize("error", [failed_judge(), RuntimeError("no score in: the reference says: seven")])
+def test_the_launcher_reads_what_was_recorded_and_nothing_of_what_a_judge_said(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
     record(error)
     failure = ProcessFailure(local_rank=1, pid=1, exitcode=2, error_file=str(path))
-    assert str(error) in failure.message["message"]  # type: ignore[index]
-    assert failure.timestamp == int(json.loads(path.read_text())["message"]["extraInfo"]["timestamp"])
+    assert str(failure.message["message"]).startswith(f"{type(error).__name__}: ")  # type: ignore[index]
+    written = path.read_text()
+    assert failure.timestamp == int(json.loads(written)["message"]["extraInfo"]["timestamp"])
+    assert "seven" not in written
+    assert ("check_failures" in written) == isinstance(error, JudgeError), "where it was raised"
 
 
 def test_without_a_launcher_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +71,38 @@ def test_a_process_is_ended_only_if_it_is_still_the_one() -> None:
     replace(same, started="").kill()
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.3)
+    assert not same.ended
+    assert not replace(same, host="another", pid=2**30).ended, "who knows"
     same.kill()
+    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert same.ended, "also before its parent has asked for its exit code"
     assert child.wait(10) == -9
+    assert same.ended
     same.kill()  # gone already
+
+
+def test_who_is_silent_is_lost_and_at_once_whose_process_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(board_module.time, "monotonic", lambda: now[0])
+    boards = [Board(store, rank, 2) for store in [dist.HashStore()] for rank in range(2)]  # type: ignore[attr-defined]
+    silence = Silence(boards[0])
+    ended: set[int] = set()
+    monkeypatch.setattr(Process, "ended", property(lambda process: process.pid in ended))
+
+    def lost_after(*seconds: float) -> list[bool]:
+        found = []
+        for now[0] in seconds:
+            found.append(silence.lost(1))
+        return found
+
+    assert lost_after(0, 3.9, 4.1) == [False, False, True]
+    boards[1].beat()
+    assert lost_after(5, 8.9, 9.1) == [False, False, True], "heard again at 5"
+    ended.add(Process.own().pid)
+    assert lost_after(10) == [True], "nor is it listened for anew by whoever asks next"
+    boards[1].beat()
+    assert lost_after(11, 11.9, 12.1) == [False, False, True]
 
 
 def test_the_ranks_that_are_left_agree_on_what_they_save() -> None:
@@ -96,7 +142,7 @@ def test_a_part_of_a_checkpoint_that_cannot_be_written_is_said_without_a_traceba
     """As torch says it on all ranks."""
     full = OSError(errno.ENOSPC, "No space left on device")
     failed = CheckpointException("write", {1: (full, traceback.extract_stack())})
-    module: Any = SimpleNamespace(world=World(), steps_done=2, check_weights=lambda what: None)
+    module: Any = SimpleNamespace(world=World(), phases=Phases(), steps_done=2, check_weights=lambda _: None)
     trainer: Any = SimpleNamespace(save_checkpoint=Mock(side_effect=failed))
     writer = Checkpoints(RunDirectory(tmp_path), Console(quiet=True), every=1, last=4, keep=2)
     with pytest.raises(

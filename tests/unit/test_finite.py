@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from exprl.checks.finite import check_advantages, check_finite, check_rollouts
+from exprl.checks.finite import check_finite, check_sampled
 from exprl.errors import NonFiniteError
 from exprl.training.parallel import weights_norm
 from exprl.training.update import total
-from exprl.types import Advantages, RolloutReward, Segment, SegmentRewards
 from tests.integration.ranks_script import scored_groups
 
 NOT_FINITE = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -29,36 +28,14 @@ def test_the_cause_is_named_before_what_it_causes(value: float) -> None:
 
 
 @NOT_FINITE
-def test_rewards_log_probs_and_advantages_name_their_problem(value: float) -> None:
-    scored = scored_groups()
-    groups, rewards = [s.group for s in scored], [list(s.rewards) for s in scored]
-    check_rollouts(groups, rewards, "step 1")
-    check_advantages(scored, "step 1")
-
-    rewards[1][2] = RolloutReward(value=value, length=3)
-    with pytest.raises(NonFiniteError, match=r"step 1: problem 'p1': the reward is"):
-        check_rollouts(groups, rewards, "step 1")
-    rewards[1][2] = SegmentRewards(segments=(Segment(0, 1), Segment(1, 3)), values=(1.0, value))
-    with pytest.raises(NonFiniteError, match=r"problem 'p1': the reward is"):
-        check_rollouts(groups, rewards, "step 1")
-    rewards[1][2] = RolloutReward(value=None, length=3)
-    check_rollouts(groups, rewards, "step 1")
-
+def test_log_probs_name_their_problem(value: float) -> None:
+    groups = [scored.group for scored in scored_groups()]
+    check_sampled(groups, "step 1")
     rollout = groups[3].rollouts[0]
     broken = replace(rollout, sampler_logprobs=(value, *rollout.sampler_logprobs[1:]))
     groups[3] = replace(groups[3], rollouts=(broken, *groups[3].rollouts[1:]))
     with pytest.raises(NonFiniteError, match=r"problem 'p3': the log-prob that the engine gives is"):
-        check_rollouts(groups, rewards, "step 1")
-
-    first, *others = scored[2].advantages
-    for valid in (True, False):
-        wrong = Advantages(segments=first.segments, values=(value,), valid=valid)
-        scored[2] = replace(scored[2], advantages=(wrong, *others))
-        if valid:
-            with pytest.raises(NonFiniteError, match=r"problem 'p2': the advantage is"):
-                check_advantages(scored, "step 1")
-        else:
-            check_advantages(scored, "step 1")
+        check_sampled(groups, "step 1")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

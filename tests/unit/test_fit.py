@@ -151,3 +151,5 @@ def test_layers_are_not_compiled_without_a_compiler(monkeypatch: pytest.MonkeyPa
         ConfigError, match=r"update\.compile_layers: needs a C and C\+\+ compiler.*compile_layers=false"
     ):
         check("update.compile_layers=true")
+    with pytest.raises(ConfigError, match=r"update\.kernels: needs a C and C\+\+ compiler.*kernels=auto"):
+        check("update.kernels=compile")

@@ -26,6 +26,7 @@ from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.backends.tree_forward import understands_trees
 from exprl.judges.cache import key_of
 from exprl.judges.llm import UnaidedJudge
+from exprl.judges.prompting import JudgePrompt, Piece
 from exprl.judges.reference_steps import steps_reached
 from exprl.judges.scoring import expected_score, judgement_of
 from exprl.judges.verdict import REPLY_START
@@ -34,6 +35,8 @@ from exprl.registry import JUDGES, REWARDS
 from exprl.resources import Resources
 from exprl.terminal.progress import no_progress
 from exprl.types import Hidden, JudgeRequest, Problem, Question, Scaffold
+from tests.conftest import character_tokenizer
+from tests.families import miniature
 
 NAN = float("nan")
 
@@ -87,6 +90,23 @@ def test_expected_score_is_the_models_own_softmax(smollm2):
     five = [float(probabilities[smollm2.tokenizer.convert_tokens_to_ids(str(score))]) for score in range(1, 6)]
     assert judgement.score == pytest.approx(sum(i * p for i, p in enumerate(five, 1)) / sum(five), abs=1e-4)
     assert judgement.status == "ok"
+
+
+@pytest.mark.parametrize("share_prefixes", [True, False])
+@pytest.mark.parametrize(("family", "dtype"), [("gpt_neox", "float16"), ("llama", "float16"), ("llama", "bfloat16")])
+def test_a_judge_of_16_bits_is_computed_in_its_own_precision_beside_a_policy_in_mixed_precision(
+    family, dtype, share_prefixes
+):
+    model = miniature(family)
+    own = LanguageModel(model=model.to(getattr(torch, dtype)), tokenizer=character_tokenizer(), name=family)
+    asked = [JudgePrompt((Piece(text),)) for text in ("one", "one and two", "three")]
+    alone, beside = [], []
+    for found, mixed in ((alone, False), (beside, True)):
+        judge = backend(own, share_prefixes=share_prefixes)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            found += judge.complete(asked, 12, no_progress)
+            found += judge.label_probabilities(asked, ("1", "2"), "", no_progress)
+    assert beside == alone
 
 
 def test_expected_score_by_hand():
@@ -452,7 +472,7 @@ def test_everyone_gets_another_ones_scaffold_always_the_same():
 
 
 def test_two_problems_with_references_are_needed():
-    with pytest.raises(JudgeError, match="at least 2 different references to swap, but got 1 problems with 1"):
+    with pytest.raises(JudgeError, match="at least 2 different references to swap, but got 1 problem with 1"):
         WrongReferenceJudge(around=ReferenceStepsJudge(), problems=[NUMBERED[0], problem("x", reference=None)])
 
 

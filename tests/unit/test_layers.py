@@ -69,6 +69,12 @@ def test_no_pattern_repeats_a_group_possessively() -> None:
     assert [text for text in patterns if re.search(r"\)(?:[*+?]|\{\d*,?\d*\})\+|\(\?>", text)] == []
 
 
+def test_no_merge_was_left_half_done() -> None:
+    texts = [file for file in ROOT.rglob("*") if file.suffix in {".py", ".md", ".yaml", ".toml", ".txt"}]
+    own = [file for file in texts if not any(part.startswith(".") for part in file.relative_to(ROOT).parts)]
+    assert [file.name for file in own if re.search(r"^(<{7}|>{7}) ", file.read_text(), re.MULTILINE)] == []
+
+
 def test_files_and_functions_can_be_read() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in FILES}
     assert [file.name for file, length in lengths.items() if length > LONGEST_FILE] == []

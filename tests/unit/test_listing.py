@@ -56,6 +56,11 @@ def test_a_study_is_listed_with_what_it_tunes_and_mines() -> None:
     assert "          key = required  the option, for example optimizer.lr" in study
 
 
+def test_a_calibration_and_what_judges_are_tried_by_are_listed() -> None:
+    assert "perturbed_problems = null  --attack, --perturb: the first so many problems alone" in shown("calibration")
+    assert "      sentences = 20  how many (int in [1, 1000])" in shown("perturbation")
+
+
 def test_a_key_names_its_family_and_a_mistake_its_neighbour() -> None:
     assert shown("rollout") == shown("engine")
     assert shown("engine").startswith("engine  chosen at `rollout`\n")

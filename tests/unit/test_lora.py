@@ -24,6 +24,7 @@ from exprl.models.lora import adapter_config, adapter_tensors, attach, has_adapt
 from exprl.resources import Resources
 from exprl.terminal.progress import no_progress
 from tests.conftest import character_tokenizer, skip_without_adapters, tiny_llama
+from tests.families import miniature
 
 skip_without_adapters()
 
@@ -112,6 +113,27 @@ def test_named_layers_alone_are_adapted():
     model = adapted(target_modules=("q_proj", "layers.1.mlp.down_proj")).model
     layers = {name.partition(".lora_")[0].removeprefix("base_model.model.") for name in adapter_tensors(model)}
     assert layers == {*(f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)), "model.layers.1.mlp.down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("family", "left"),
+    [("mamba", "in_proj,x_proj"), ("nemotron_h", "down_proj,in_proj,k_proj,o_proj,q_proj,up_proj,v_proj")],
+)
+def test_what_peft_adapts_in_no_model_of_a_family_is_named_with_what_is_left(family, left):
+    with pytest.raises(ConfigError, match=r"lora.target_modules: peft cannot adapt all-linear.*'out_proj'") as refused:
+        attach(miniature(family), **vars(LoRAConfig(rank=2)))
+    assert f"lora.target_modules=[{left}], or set lora.rank=0" in str(refused.value)
+    model = miniature(family)
+    attach(model, **vars(LoRAConfig(rank=2, target_modules=tuple(left.split(",")))))
+    model(IDS).logits.logsumexp(-1).sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for name, weight in model.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba"])
+def test_a_layer_whose_weight_the_model_reads_itself_has_no_adapter(family):
+    """One there would be passed by, and learn nothing."""
+    with pytest.raises(ConfigError, match=r"'dt_proj' names no linear layer.*Choose among .*x_proj"):
+        attach(miniature(family), **vars(LoRAConfig(rank=2, target_modules=("dt_proj",))))
 
 
 @pytest.mark.parametrize("target", ["q_prj", "lm_head", "embed_tokens", "proj"])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gemma3Config
 
 from exprl.config import validate_choice
@@ -74,8 +78,32 @@ def test_precision_and_attention(folder):
     loaded = load(path=str(folder), dtype="bfloat16", attn_implementation="eager")
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
     assert loaded.model.config._attn_implementation == "eager"
-    with pytest.raises(ModelError, match="cannot load the model"):
-        load(path=str(folder), attn_implementation="telepathy")
+
+
+WITHOUT_FLASH = pytest.mark.skipif(
+    any(map(find_spec, ("flash_attn", "flash_attn_interface", "kernels"))), reason="here its package is there"
+)
+
+
+@pytest.mark.parametrize(
+    ("attention", "reason"),
+    [
+        pytest.param("flash_attention_2", "package for FlashAttention2", marks=WITHOUT_FLASH),
+        pytest.param("flash_attention_3", "package for FlashAttention3", marks=WITHOUT_FLASH),
+        pytest.param("nobody/no-kernel", "`kernels`", marks=WITHOUT_FLASH),
+        ("telepathy", "is not supported"),
+    ],
+)
+def test_an_attention_that_is_not_to_be_had_is_what_the_error_says(folder, attention, reason):
+    with pytest.raises(ModelError, match=rf"^attn_implementation={attention}: .*{reason}.*use sdpa or eager") as told:
+        load(path=str(folder), attn_implementation=attention)
+    assert "must hold" not in str(told.value)
+
+
+def test_what_is_wrong_with_weights_that_are_there_is_said_first(folder):
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ModelError, match=r"^cannot load the model of \S+: (?!.*must hold).*[Hh]eader"):
+        load(path=str(folder))
 
 
 def test_chat_template_inline_and_from_a_file(folder, tmp_path):
@@ -230,23 +258,64 @@ def test_smollm2_answers(smollm2):
 
 
 @pytest.mark.slow
-def test_a_gguf_file_is_unpacked_once(smollm2, tmp_path, monkeypatch):
-    monkeypatch.setenv("EXPRL_CACHE", str(tmp_path))
+def write_gguf(path: Path) -> dict[str, torch.Tensor]:
+    """A Llama of one layer with random weights, and those weights."""
+    gguf = pytest.importorskip("gguf")
+    tokens = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,), "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
+    shapes |= {f"blk.0.attn_{name}": (rows, 32) for name, rows in (("q", 32), ("k", 16), ("v", 16), ("output", 32))}
+    shapes |= {"blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64)}
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] + [1] * (len(tokens) - 1))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(0)
+    for name, weight in weights.items():
+        writer.add_tensor(f"{name}.weight", weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+def test_a_gguf_file_is_unpacked_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPRL_CACHE", str(tmp_path / "cache"))
+    written = write_gguf(tmp_path / "tiny.gguf")
     random_state = torch.random.get_rng_state()
-    first = load(**SMOLLM2)
+    first = load(path=str(tmp_path), gguf_file="tiny.gguf")
     assert torch.equal(torch.random.get_rng_state(), random_state)
-    [folder] = (tmp_path / "gguf").iterdir()
-    assert folder.name.startswith("SmolLM2-135M-Instruct.Q4_1-")
+    [folder] = (tmp_path / "cache/gguf").iterdir()
+    assert folder.name.startswith("tiny-")
     assert first.model.dtype == torch.float32
-    for name, weight in smollm2.model.state_dict().items():
-        assert torch.equal(weight, first.model.state_dict()[name])
+    layer = first.model.model.layers[0]
+    assert torch.equal(first.model.model.embed_tokens.weight, written["token_embd"])
+    assert torch.equal(layer.self_attn.v_proj.weight, written["blk.0.attn_v"])
+    assert torch.equal(layer.mlp.down_proj.weight, written["blk.0.ffn_down"])
+    assert first.tokenizer("ab").input_ids == [257]
+    made = folder.stat().st_mtime_ns
+    load(path=str(tmp_path), gguf_file="tiny.gguf")
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "cache/gguf").iterdir()] == [made]
+
+
+def test_the_tokenizer_of_a_gguf_file_stays_what_it_is(smollm2):
     packed = AutoTokenizer.from_pretrained(locate(SMOLLM2["path"]), gguf_file=SMOLLM2["gguf_file"])
     text = "Let x = 3.14, so\n\n\tf(x) <|im_end|> <repo_name> é 漢字 🙂"
-    assert first.tokenizer(text).input_ids == packed(text).input_ids
-    assert first.tokenizer.chat_template == packed.chat_template
-    written = folder.stat().st_mtime_ns
-    load(**SMOLLM2)
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "gguf").iterdir()] == [written]
+    assert smollm2.tokenizer(text).input_ids == packed(text).input_ids
+    assert smollm2.tokenizer.chat_template == packed.chat_template
 
 
 def test_a_missing_reader_names_the_extra(tmp_path, monkeypatch):

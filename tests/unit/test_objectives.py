@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
+from exprl.component import Choice
 from exprl.config import validate
+from exprl.corrections import TruncatedImportance
 from exprl.errors import ConfigError
 from exprl.experiment import OptimizerConfig
-from exprl.objectives import Clipped, Reinforce
-from exprl.registry import OBJECTIVES
+from exprl.objectives import CISPO, DPPO, GSPO, Clipped, Reinforce
+from exprl.registry import CORRECTIONS, OBJECTIVES
 
 
 def tensor(*values, grad=False):
@@ -63,7 +65,7 @@ def test_token_loss_puts_the_parts_together():
     )
     assert result.loss.item() == pytest.approx(-3.0 + 0.1 * k3)
     stats = {name: value.item() for name, value in result.stats.items()}
-    assert stats == pytest.approx({"ratio": 1.2, "clipped": 0.0, "is_weight": 1.25, "kl": k3})
+    assert stats == pytest.approx({"ratio": 1.2, "clipped": 0.0, "is_weight": 1.25, "is_outside": 0.0, "kl": k3})
     assert not any(value.requires_grad for value in result.stats.values())
 
 
@@ -128,7 +130,7 @@ def test_agrees_with_verl(seed):
 def test_agrees_with_trl(delta):
     logp, old, advantages, sampler, initial = random_batch(seed=7)
     weights = (old - sampler).exp().clamp(max=3.0)
-    objective = Clipped(clip_high=0.2, dual_clip=delta, kl_coef=0.04, is_cap=3.0)
+    objective = Clipped(clip_high=0.2, dual_clip=delta, kl_coef=0.04, correction=TruncatedImportance(high=3.0))
     ours = objective.token_loss(logp, old, advantages, sampler_logp=sampler, initial_logp=initial).loss
     theirs = trl_per_token_loss(logp, old, advantages, 0.2, 0.2, delta, 0.04, initial, weights)
     torch.testing.assert_close(ours, theirs)
@@ -157,10 +159,35 @@ def test_needs_initial_policy():
 
 
 def test_shapes_are_checked_by_name():
-    with pytest.raises(ValueError, match=r"advantages: expected shape \[N\] as logp \[2\], but got \[1\]"):
+    with pytest.raises(ValueError, match=r"advantages: expected floating point \[2\], but got float64 \[1\]"):
         Clipped().token_loss(tensor(-1.0, -1.0), tensor(-1.0, -1.0), tensor(1.0))
-    with pytest.raises(ValueError, match=r"logp: expected shape"):
+    with pytest.raises(ValueError, match=r"logp: expected floating point \[T\], but got float32 \[1, 2\]"):
         Clipped().token_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("objective", [Clipped(), Reinforce(), CISPO(), DPPO(), GSPO()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logp": [0.0, 1.0]}, r"logp: expected floating point \[T\], but got list \[0\.0, 1\.0\]"),
+        *(
+            ({name: value}, rf"^{name}: expected floating point \[2\], but got {got}")
+            for name in ("old_logp", "advantages", "sampler_logp", "initial_logp", "entropy")
+            for value, got in (
+                ([0.0, 1.0], r"list \[0\.0, 1\.0\]"),
+                (torch.zeros(2, 1), r"float32 \[2, 1\]"),
+                (torch.zeros(2, dtype=torch.int64), "int64"),
+            )
+        ),
+        ({"advantages": torch.zeros(2, device="meta")}, "advantages: expected a tensor on cpu"),
+        ({"lengths": [1, 2]}, r"lengths: expected the tokens of each rollout, 2 together, but got \[1, 2\]"),
+        ({"lengths": [1.0, 1.0]}, r"lengths: expected the tokens of each rollout, but got list \[1\.0, 1\.0\]"),
+    ],
+)
+def test_every_wrong_argument_is_named(objective, change, message):
+    right = {name: tensor(-1.0, -1.0) for name in ("logp", "old_logp", "advantages")} | {"lengths": [1, 1]}
+    with pytest.raises(ValueError, match=message):
+        objective.token_loss(**{**right, **change})
 
 
 @pytest.mark.parametrize(
@@ -170,7 +197,8 @@ def test_shapes_are_checked_by_name():
         ({"clip_high": -0.1}, r"^clip_high: must be in \[0, 1000000\]"),
         ({"dual_clip": 1.1}, r"^dual_clip: must exceed 1 \+ clip_high"),
         ({"kl_coef": -1.0}, r"^kl_coef: must be in \[0, 1000\]"),
-        ({"is_cap": 0.0}, r"^is_cap: must be in \[1e-18, 1000000\]"),
+        ({"correction": {"high": 0.0}}, r"^correction.high: must be in \[1e-18, 1000000\]"),
+        ({"is_cap": 3.0}, "is_cap: unknown option"),
         ({"kl": "k4"}, "k3"),
     ],
 )
@@ -180,9 +208,14 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_registered_with_the_documented_defaults():
-    assert OBJECTIVES.names() == ["clipped", "reinforce"]
+    assert OBJECTIVES.names() == ["cispo", "clipped", "dppo", "gspo", "reinforce"]
     assert validate(Clipped.Config, {}) == Clipped.Config(
-        clip_low=0.2, clip_high=0.28, dual_clip=None, kl_coef=0.0, kl="k3", is_cap=2.0
+        clip_low=0.2,
+        clip_high=0.28,
+        dual_clip=None,
+        kl_coef=0.0,
+        kl="k3",
+        correction=Choice.of(CORRECTIONS, "tis", high=2.0),
     )
 
 

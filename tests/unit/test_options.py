@@ -18,11 +18,13 @@ import pytest
 from exprl.component import Choice, Component, Options, Stateful, choose, given, option, required_choice
 from exprl.config.ranges import PositiveInt
 from exprl.config.validate import validate_choice
+from exprl.corrections import IcePop
 from exprl.errors import ConfigError, ContractError
 from exprl.judges import Judge, ReferenceStepsJudge, WrongReferenceJudge
+from exprl.objectives import Clipped
 from exprl.registry import FAMILIES, JUDGES, REWARDS, Registry
 from exprl.resources import Resources
-from exprl.rewards import OutcomeReward, ProcessReward, SparseReward
+from exprl.rewards import ByDomainReward, ExecutionReward, OutcomeReward, ProcessReward, SparseReward
 from exprl.rewards.base import Reward
 from exprl.slicers import DelimiterSlicer, TokenWindowSlicer
 from exprl.slicers.base import Slicer
@@ -91,7 +93,9 @@ def test_what_is_given_comes_from_the_run_or_as_a_keyword() -> None:
         (lambda: Paper(size=0), r"^size: must be in \[1"),
         (lambda: OutcomeReward(judge=DelimiterSlicer()), r"^judge: expected a judge, but got DelimiterSlicer"),
         (lambda: OutcomeReward(judge=object()), r"^judge: expected a judge as \{name"),
-        (lambda: OutcomeReward(judge="reference_steps"), r"^judge: .*Write judge.name=reference_steps"),
+        (lambda: OutcomeReward(judge="reference_step"), r"^judge.name: .*Did you mean 'reference_steps'"),
+        (lambda: OutcomeReward(judge="delimiter"), r"^judge.name: Unknown judge 'delimiter'"),
+        (lambda: ByDomainReward(domains={"math": "outcome"}), r"^domains.math.judge: required, but missing"),
         (lambda: OutcomeReward(), r"^judge: required, but missing"),
         (lambda: TokenWindowSlicer(window=2, min_last=3), r"^min_last: must be at most window"),
     ],
@@ -99,6 +103,18 @@ def test_what_is_given_comes_from_the_run_or_as_a_keyword() -> None:
 def test_bad_values_are_told_as_in_yaml(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_name_is_the_component_with_its_defaults_wherever_a_part_is_chosen() -> None:
+    """As signatures show defaults: slicer='delimiter'."""
+    judge = ReferenceStepsJudge()
+    assert repr(ProcessReward(judge="reference_steps", slicer="delimiter")) == repr(ProcessReward(judge=judge))
+    assert type(ProcessReward(judge=judge, slicer="token_window").slicer) is TokenWindowSlicer
+    mixed = ByDomainReward(domains={"code": "execution"}, default=OutcomeReward(judge="reference_steps"))
+    assert type(mixed.domains["code"]) is ExecutionReward
+    assert type(Clipped(correction="icepop").correction) is IcePop
+    default = inspect.signature(Tray).parameters["cup"].default
+    assert (default, Tray(cup=default).cup.size, Tray(other=default).other.size) == ("paper", 2, 3)
 
 
 def test_unknown_and_positional_arguments_say_what_there_is() -> None:

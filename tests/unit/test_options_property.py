@@ -40,8 +40,8 @@ def test_every_number_has_both_ends_of_a_range(schema: type[Any]) -> None:
 
 @every_schema
 def test_the_defaults_are_allowed(schema: type[Any]) -> None:
-    for key, spec in fields_of(schema).items():
-        if not spec.required:
+    for key in fields_of(schema):
+        if key not in _required(schema):
             default = {**_required(schema), key: to_node(_default(schema, key))}
             assert to_node(validate(schema, default)) == to_node(validate(schema, _required(schema)))
 
@@ -96,9 +96,9 @@ def test_the_strategies_draw_from_all_of_it() -> None:
 
 
 def _required(schema: type[Any]) -> dict[str, Any]:
-    """A value for each option that has no default."""
+    """A value for each option that has no default, and for one of those of which one must be given."""
     simple = {"path": "p", "url": "http://x/v1", "model": "m", "experiment": "e", "key": "seed", "values": [1, 2]}
-    simple |= {"arms": {"a": []}, "weights": "frozen", "class_path": "Timer"}
+    simple |= {"arms": {"a": []}, "weights": "frozen", "class_path": "Timer", "text": "t"}
     chosen = {"model": {"name": "chain"}, "judge": {"name": "reference_steps"}}
     chosen["around"] = chosen["judge"]
     of_family = {"reward": "sparse", "verifier": "exact", "prompt": "template", "source": "champ"}
@@ -107,11 +107,16 @@ def _required(schema: type[Any]) -> dict[str, Any]:
         for key, spec in fields_of(schema).items()
         if spec.each is not None
     }
-    return each | {
-        key: (chosen if spec.registry is not None else simple)[key]
-        for key, spec in fields_of(schema).items()
-        if (spec.required and spec.each is None) or (schema is Experiment and key == "model")
-    }
+    either = {"urls": ["http://x"]} if {"urls", "servers"} <= set(fields_of(schema)) else {}
+    return (
+        each
+        | either
+        | {
+            key: (chosen if spec.registry is not None else simple)[key]
+            for key, spec in fields_of(schema).items()
+            if (spec.required and spec.each is None) or (schema is Experiment and key == "model")
+        }
+    )
 
 
 def _default(schema: type[Any], key: str) -> Any:

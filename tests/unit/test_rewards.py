@@ -24,7 +24,7 @@ from exprl.types import (
     SegmentRewards,
 )
 from exprl.verifiers import ExactVerifier
-from tests.rollouts import problem_of, rollout_of
+from tests.rollouts import group_of, problem_of, rollout_of
 
 STEPS = ("one", "two", "three", "four")
 
@@ -39,7 +39,7 @@ def rollout(text: str, finish: str = "stop") -> Rollout:
 
 
 def group(*rollouts: Rollout, of: Problem | None = None) -> RolloutGroup:
-    return RolloutGroup(problem=of or problem(), rollouts=rollouts)
+    return group_of(of or problem(), *rollouts)
 
 
 class Canned(Judge):
@@ -333,7 +333,7 @@ def test_a_reward_gives_one_reward_a_rollout():
         ([right[:1]], "reward 'mine' returned 1 rewards for the 2 rollouts of problem 'p'"),
         ([(right[0], 0.5)], "reward 'mine', rollout 1 of problem 'p': a float is no reward"),
         ([(right[0], RolloutReward(value=1.0, length=7))], "about 7 tokens, but it has 2"),
-        ([(right[0], SegmentRewards(segments=(Segment(0, 2),), values=()))], "0 values for 1 segments"),
+        ([(right[0], SegmentRewards(segments=(Segment(0, 1),), values=(0.5,)))], "about 1 tokens, but it has 2"),
     ):
         with pytest.raises(RewardError, match=message):
             check_rewards(groups, given, "reward 'mine'")

@@ -21,6 +21,7 @@ from exprl.rollouts.showing import records, samples
 from exprl.rollouts.store import file_name
 from exprl.types import (
     Advantages,
+    Curve,
     Hidden,
     Judgement,
     Problem,
@@ -62,6 +63,14 @@ def rollout(prompt: Prompt, tokens: list[tuple[str, float, int]], version: int =
 
 
 @st.composite
+def curves(draw: st.DrawFn, tokens: int) -> Curve:
+    ends = (*draw(st.sets(st.integers(1, tokens - 1)) if tokens > 1 else st.just(set())), tokens)
+    failed = st.builds(Judgement, score=st.none(), status=st.sampled_from(["timeout", "error"]), rationale=st.text())
+    judgements = st.builds(Judgement, score=st.floats(1, 5)) | failed
+    return Curve(ends=tuple(sorted(ends)), judgements=tuple(draw(judgements) for _ in ends))
+
+
+@st.composite
 def groups(draw: st.DrawFn) -> StoredGroup:
     asked = problem(draw(st.text(max_size=4)))
     prompt = Prompt(problem_id=asked.id, text=draw(st.text(max_size=5)), token_ids=(1, 2), reply_opening="<think>")
@@ -75,6 +84,10 @@ def groups(draw: st.DrawFn) -> StoredGroup:
                 tuple(RolloutReward(value=(score - 1) / 4, length=len(one), judgements=(judged,)) for one in sampled),
                 tuple(SegmentRewards(segments=s, values=(None,), judgements=(judged,)) for s in whole),
                 tuple(SegmentRewards(segments=s, values=(), cut_off=True) for s in whole),
+                tuple(
+                    SegmentRewards(segments=s, values=(0.5,), judgements=(judged,), curve=draw(curves(s[-1].end)))
+                    for s in whole
+                ),
             ]
         )
     )
@@ -301,6 +314,41 @@ def test_rollouts_are_shown_and_printed_as_json(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         main(["rollouts", str(tmp_path), "--step", "3"])
     assert "--step: 3 has no rollouts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "0"], "--count: must be at least 1, but got 0."),
+        (["--problem", "nope"], "--problem: 'nope' has no rollouts in step 2 of {folder}. Choose one of: apple."),
+        (["--problem", "aple"], "Did you mean 'apple'?"),
+        (["--problem", "pear"], "in step 2 of {folder}. It has in step 1: --step 1."),
+        (["--problem", "nope", "--json"], "in these steps of {folder}. Choose one of: apple, pear."),
+    ],
+)
+def test_a_choice_of_nothing_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    store = RolloutStore(tmp_path)
+    store.write(1, [stored("pear")])
+    store.write(2, [stored("apple")])
+    with pytest.raises(SystemExit, match="2"):
+        main(["rollouts", str(tmp_path), *arguments])
+    told = capsys.readouterr()
+    assert message.format(folder=tmp_path) in " ".join(told.err.split())
+    assert told.out == ""
+
+
+def test_labels_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = (Label(correct=False, first_error=3, author="GPT-4"), Label(correct=True))
+    RolloutStore(tmp_path).write(1, [stored("p", labels=labels)])
+    main(["rollouts", str(tmp_path), "--count", "2"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "stop · GPT-4 · labelled wrong, first error at character 3" in shown
+    assert "stop · labelled right" in shown
+    main(["rollouts", str(tmp_path), "--json"])
+    first, _ = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert first["label"] == {"correct": False, "first_error": 3, "author": "GPT-4"}
 
 
 # ------------------------------------------------------------------ of others

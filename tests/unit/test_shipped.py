@@ -15,7 +15,8 @@ from exprl.study.plan import Plan
 
 STUDIES = [name for name in shipped() if name.startswith("studies/")]
 CALIBRATIONS = [name for name in shipped() if name.startswith("calibration/")]
-EXPERIMENTS = [name for name in shipped() if name not in (*STUDIES, *CALIBRATIONS)]
+PRESETS = [name for name in shipped() if name.startswith("presets/")]
+EXPERIMENTS = [name for name in shipped() if name not in (*STUDIES, *CALIBRATIONS, *PRESETS)]
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_the_names_are_the_paths() -> None:
     assert {"quickstart", "qwen3_4b/process_delta", "studies/miniature"} <= shipped().keys()
     assert Path(__file__).parents[2] / "configs" == FOLDER
+
+
+def test_each_is_described_by_a_whole_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["configs"])
+    described = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert described.keys() == shipped().keys()
+    assert {name for name, text in described.items() if len(text.split()) < 4 or text[-1] not in ".?!"} == set()
 
 
 def test_a_file_that_is_there_wins_over_a_name_and_a_folder_does_not() -> None:

@@ -165,6 +165,6 @@ def test_wrong_options_are_named(slicer, options, message):
 
 
 def test_registered_and_light():
-    assert SLICERS.names() == ["delimiter", "token_window"]
+    assert SLICERS.names() == ["change_point", "delimiter", "token_window"]
     code = "import sys, exprl.slicers; print(sorted({'torch', 'lightning', 'vllm', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

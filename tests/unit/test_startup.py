@@ -32,6 +32,7 @@ ANSWERS = {
     "config": ["config", QUICKSTART],
     "config by name": ["config", "qwen3_4b/process_delta"],
     "configs": ["configs"],
+    "what a study would run": ["study", "studies/miniature", "--dry-run"],
     "config with another of every family": [
         "config",
         CHAMP,
@@ -96,6 +97,8 @@ COMMANDS = {
     "no such config to copy": ["configs", "quikstart", "--copy", "."],
     "export what is not there": ["export", "no_such", "out"],
     "a study that is none": ["study", QUICKSTART],
+    "a timeline of no run": ["timeline", "no_such"],
+    "a timeline of no steps": ["timeline", "no_such", "--steps", "b:a"],
 }
 MACHINE = {
     "an accelerator that is not there": ["trainer.accelerator=mps"],

@@ -84,12 +84,12 @@ def test_a_reward_that_does_not_say_what_it_scores_is_refused(monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ADVANTAGES.names())
 def test_what_is_named_stays_and_is_told_where_it_is_not_grpo(name: str) -> None:
-    accepts = ADVANTAGES.get(name).accepts
     found = experiment("sparse", advantage={"name": name})
     assert found.advantage.name == name
     said = about_advantage(found)
-    assert (said is not None) == ("segment" in accepts)
+    assert (said is None) == (name in ("group", "segment_sum"))
     if said is None:
+        assert of_rollouts(name) == of_rollouts("group")
         return
     assert f"advantage.name={name} " in said
     assert "advantage.name=group" in said

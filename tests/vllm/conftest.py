@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
+import importlib.util
 from collections.abc import Iterator
 
 import pytest
@@ -17,8 +19,11 @@ FREEZE, UNFREEZE = gc.freeze, gc.unfreeze
 
 
 def freeze_imports() -> None:
-    """Leave what there is now out of later collections."""
-    UNFREEZE()
+    """Leave what there is now out of later collections, as what was left out before."""
+    if importlib.util.find_spec("vllm"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+            importlib.import_module("vllm").LLM  # noqa: B018 - which imports it
     gc.collect()
     FREEZE()
 
@@ -42,6 +47,7 @@ def vllm_freezes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(gc, "freeze", FREEZE)
     monkeypatch.setattr(gc, "unfreeze", UNFREEZE)
     yield
+    UNFREEZE()
     freeze_imports()
 
 

@@ -46,15 +46,18 @@ class FakeServer:
     Args:
         answer: from the number of the request (0, 1, ...) and its body to the answer; may take its time.
         port: 0 for any.
+        get: from the path of a GET request to the answer; None: there is nothing.
     """
 
-    def __init__(self, answer: Callable[[int, Any], Answer], port: int = 0) -> None:
+    def __init__(
+        self, answer: Callable[[int, Any], Answer], port: int = 0, get: Callable[[str], Answer] | None = None
+    ) -> None:
         self.headers: list[dict[str, str]] = []
         self.bodies: list[Any] = []
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler(answer))
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler(answer, get))
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
@@ -72,7 +75,9 @@ class FakeServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def _handler(self, answer: Callable[[int, Any], Answer]) -> type[BaseHTTPRequestHandler]:
+    def _handler(
+        self, answer: Callable[[int, Any], Answer], get: Callable[[str], Answer] | None
+    ) -> type[BaseHTTPRequestHandler]:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -89,6 +94,12 @@ class FakeServer:
                 finally:
                     with server._lock:
                         server._at_once -= 1
+                self.give(given)
+
+            def do_GET(self) -> None:
+                self.give(get(self.path) if get is not None else Answer(status=404))
+
+            def give(self, given: Answer) -> None:
                 if given.drop:
                     self.close_connection = True
                     return

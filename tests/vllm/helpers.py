@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from exprl.engines import Sampling
 from exprl.engines.base import Engine
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost
+from exprl.experiment import LoRAConfig
 from exprl.models.base import LanguageModel
+from exprl.models.lora import adapter_tensors, attach
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.policy import response_logprobs
 from exprl.types import Hidden, Problem, Prompt, Question, Rollout, Scaffold
@@ -43,6 +47,27 @@ def small_policy(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).eval()
     return LanguageModel(model=model, tokenizer=tokenizer, name=f"small {seed}")
+
+
+def adapted(language_model: LanguageModel, rank: int = 6) -> LanguageModel:
+    """A copy with an adapter whose rank vLLM has no slot of, and which already changes what the model computes."""
+    model = copy.deepcopy(language_model.model)
+    attach(model, **vars(LoRAConfig(rank=rank, alpha=12)))
+    policy = replace(language_model, model=model)
+    move(policy, seed=0)
+    return policy
+
+
+def move(policy: LanguageModel, seed: int, size: float = 0.05) -> None:
+    """An update: of the adapter alone."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in adapter_tensors(policy.model).values():
+            tensor.add_(torch.randn(tensor.shape, generator=noise) * size)
+
+
+def base_of(policy: LanguageModel) -> LanguageModel:
+    return replace(policy, adapter=False, name=f"{policy.name} (frozen)")
 
 
 def engine_of(language_model: LanguageModel, **options: Any) -> VLLMEngine:
@@ -108,6 +133,14 @@ def gap(one: Tensor, other: Tensor) -> float:
     """Mean absolute difference."""
     assert len(one) == len(other) > 0
     return float((one - other).abs().mean())
+
+
+def same_where_known(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], rel: float = 1e-4) -> None:
+    """Probabilities of labels, of which a server lists those among the 20 likeliest tokens alone."""
+    known = [(p, q) for one, other in zip(ours, theirs, strict=True) for p, q in zip(one, other, strict=True) if p]
+    assert known
+    for p, q in known:
+        assert abs(p - q) < rel * q
 
 
 def idle(host: VLLMHost) -> bool:

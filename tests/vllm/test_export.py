@@ -16,6 +16,8 @@ from exprl.models.base import LanguageModel
 from exprl.models.lora import attach, without_adapter
 from tests.vllm.helpers import chat_prompt, small_policy
 
+pytestmark = pytest.mark.usefixtures("forking_vllm")
+
 SERVE = """
 import json, os, sys
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

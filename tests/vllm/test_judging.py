@@ -403,7 +403,7 @@ def test_untied_weights_are_streamed_and_never_written():
     host = VLLMHost(untied, HostOptions(**OPTIONS))
     backend = VLLMBackend(host=host)
     assert_near(run(backend, [short("one")]), run(huggingface(untied), [short("one")]), 1e-4)
-    assert not list(Path(host._folder.name).glob("*.safetensors"))
+    assert not list(host._folder.path.glob("*.safetensors"))
 
 
 def test_judges_with_the_same_model_and_options_share_an_engine(smollm2: LanguageModel) -> None:

@@ -9,7 +9,6 @@ pytest.importorskip("peft", reason="peft is not installed: pip install 'exprl[lo
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -18,7 +17,6 @@ from exprl.engines import Sampling
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import close_all
 from exprl.errors import ConfigError, EngineError
-from exprl.experiment import LoRAConfig
 from exprl.judges.backends.auto import AutoBackend
 from exprl.judges.backends.base import JudgeModel, Query, Reply
 from exprl.judges.backends.transformers import TransformersBackend
@@ -26,39 +24,24 @@ from exprl.judges.backends.vllm import VLLMBackend
 from exprl.judges.prompting import compose
 from exprl.judges.scoring import LABELS, REPLY_START
 from exprl.models.base import LanguageModel
-from exprl.models.lora import adapter_tensors, attach
 from exprl.registry import JUDGES
 from exprl.resources import Resources
 from exprl.terminal.progress import no_progress
 from tests.vllm.helpers import (
+    adapted,
+    base_of,
     chat_prompt,
     engine_logprobs,
     engine_of,
     flat,
     gap,
+    move,
     prompt,
     sample,
     small_policy,
     trainer_logprobs,
     used,
 )
-
-
-def adapted(language_model: LanguageModel, rank: int = 6) -> LanguageModel:
-    """A copy with an adapter whose rank vLLM has no slot of, and which already changes what the model computes."""
-    model = copy.deepcopy(language_model.model)
-    attach(model, **vars(LoRAConfig(rank=rank, alpha=12)))
-    policy = replace(language_model, model=model)
-    move(policy, seed=0)
-    return policy
-
-
-def move(policy: LanguageModel, seed: int, size: float = 0.05) -> None:
-    """An update: of the adapter alone."""
-    noise = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in adapter_tensors(policy.model).values():
-            tensor.add_(torch.randn(tensor.shape, generator=noise) * size)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +56,6 @@ def real(smollm2: LanguageModel) -> Iterator[VLLMEngine]:
     engine = engine_of(adapted(smollm2, rank=8), cpu_kv_cache_gib=0.25, max_model_len=1024)
     yield engine
     close_all()
-
-
-def base_of(policy: LanguageModel) -> LanguageModel:
-    return replace(policy, adapter=False, name=f"{policy.name} (frozen)")
 
 
 def resources(engine: VLLMEngine) -> Resources:
@@ -115,7 +94,7 @@ def test_after_updates_of_the_adapter_they_agree(which, request):
     questions = [ask(policy.tokenizer, text, text) for text in ("What is 2 + 3?", "Name three rivers and say why.")]
     size = 0.05 if which == "tuned" else 0.02
     before = flat(sample(engine, questions, n=2, max_new_tokens=12))
-    for step in range(1, 4):
+    for step in range(1, 4 if which == "tuned" else 3):
         move(policy, step, size)
         engine.sync(step)
         rollouts = flat(sample(engine, questions, n=2, max_new_tokens=12, temperature=0.8, seed=step))

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+pytestmark = pytest.mark.usefixtures("forking_vllm")
+
 ROOT = Path(__file__).parents[2]
 
 LIMIT = 400

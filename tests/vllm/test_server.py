@@ -417,7 +417,7 @@ def test_a_run_stops_when_its_judge_dies_and_goes_on_when_it_is_back(folder):
 
 
 @pytest.fixture(scope="module")
-def served(smollm2: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def served(forking_vllm: None, smollm2: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(smollm2, tmp_path_factory.mktemp("served")) as server:
         yield server
 

@@ -213,7 +213,7 @@ def test_options(small):
 
 
 @pytest.fixture(scope="module")
-def served(smollm2: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def served(forking_vllm: None, smollm2: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
     with serving(smollm2, folder, "--logprobs-mode", "processed_logprobs") as server:
         yield server

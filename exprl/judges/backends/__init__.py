@@ -5,5 +5,6 @@ from exprl.judges.backends.base import JudgeBackend
 from exprl.judges.backends.server import ServerBackend
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.backends.vllm import VLLMBackend
+from exprl.judges.backends.vllm_server import VLLMServerBackend
 
-__all__ = ["AutoBackend", "JudgeBackend", "ServerBackend", "TransformersBackend", "VLLMBackend"]
+__all__ = ["AutoBackend", "JudgeBackend", "ServerBackend", "TransformersBackend", "VLLMBackend", "VLLMServerBackend"]

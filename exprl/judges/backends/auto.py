@@ -8,18 +8,24 @@ from typing import Any
 from exprl.component import option
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_options import HostOptions
+from exprl.engines.vllm_server import VLLMServerEngine
 from exprl.errors import ConfigError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel
 from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.transformers import TransformersBackend
 from exprl.judges.backends.vllm import VLLMBackend
+from exprl.judges.backends.vllm_server import VLLMServerBackend
 from exprl.registry import BACKENDS
 from exprl.resources import Resources
 
 
 @BACKENDS.register("auto")
 class AutoBackend(TransformersBackend):
-    """Opens the backend `transformers`, or `vllm` where `rollout.name` is vllm."""
+    """Opens the backend `transformers`, or `vllm` where `rollout.name` is vllm.
+
+    Where it is vllm_server a judge whose weights the servers hold asks them, by the backend of that name: the policy as
+    it trains, and beside an adapter the frozen one.
+    """
 
     # the options of both
     second_engine: bool = option(
@@ -51,7 +57,14 @@ class AutoBackend(TransformersBackend):
         engine = resources.engine() if resources.engine is not None else None
         if isinstance(engine, VLLMEngine):
             return VLLMBackend.open(_like(engine), model, resources)
+        if isinstance(engine, VLLMServerEngine) and _held_by(engine, model):
+            return VLLMServerBackend.open(VLLMServerBackend.Config(), model, resources)
         return super().open(config, model, resources)
+
+
+def _held_by(engine: VLLMServerEngine, model: JudgeModel) -> bool:
+    """Whether the servers hold the judge's weights."""
+    return model.weights == "live" or (model.weights == "frozen" and engine.base is not None)
 
 
 def _like(options: HostOptions) -> Any:

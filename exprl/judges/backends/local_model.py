@@ -44,6 +44,11 @@ class LocalModel:
         probabilities: list[list[float]] = self._last_logits(rows).float().softmax(-1)[:, list(label_ids)].tolist()
         return probabilities
 
+    def label_logprobs(self, rows: list[list[int]], label_ids: Sequence[int]) -> list[list[float]]:
+        """The same as log-probs, which also tell apart what is next to impossible."""
+        logprobs: list[list[float]] = self._last_logits(rows).float().log_softmax(-1)[:, list(label_ids)].tolist()
+        return logprobs
+
     def greedy(self, rows: list[list[int]], max_new_tokens: int) -> Iterator[Decoded]:
         """The greedy reply to each row, `slot` its index, in the order in which they end."""
         model, tokenizer = self._language_model.model, self._language_model.tokenizer

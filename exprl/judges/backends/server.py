@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import Future
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from exprl.component import given, option
 from exprl.engines.completions import Completion
 from exprl.engines.http import CompletionServer, RequestFailedError, ServerDeadError, ServerOptions
 from exprl.errors import ConfigError, JudgeError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, QueuedBackend, Reply
+from exprl.judges.backends.served import reply_in, request_for
 from exprl.judges.backends.setting import Setting
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.backends.transformers import provider_of
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from exprl.resources import Resources
-
-_TOP_LOGPROBS = 20
-"""What servers give at most; a label that is not among them counts as probability 0, see `min_mass`."""
-
-_ID = "token_id:"
 
 _Asked = tuple[Future[Completion], tuple[int, ...]]
 """A request under way, and the ids of the labels whose probabilities it asks for."""
@@ -41,6 +36,8 @@ class ServerBackend(ServerOptions, QueuedBackend[_Asked]):
     is a reply with status timeout or error; a server that is dead ends the call with a `JudgeError`.
 
     """
+
+    overlaps: ClassVar[bool] = True
 
     structured_outputs: bool = option(
         default=False, help="whether the server understands vLLM's structured_outputs, which constrained=true needs"
@@ -116,15 +113,7 @@ class ServerBackend(ServerOptions, QueuedBackend[_Asked]):
     def _submit(self, query: Query) -> _Asked:
         """The request under way, and the ids of the labels whose probabilities it asks for."""
         ids, label_ids = self.encoded(query)
-        if query.labels:
-            # The ids of tokens, not their texts: two tokens can have the same text.
-            named_by_id = {"return_tokens_as_token_ids": True}
-            request = self._server.submit(
-                prompt=ids, temperature=0.0, max_tokens=1, logprobs=_TOP_LOGPROBS, **named_by_id
-            )
-            return request, label_ids
-        constraint = {"structured_outputs": {"regex": query.pattern}} if query.pattern else {}
-        return self._server.submit(prompt=ids, temperature=0.0, max_tokens=query.max_new_tokens, **constraint), ()
+        return self._server.submit(**request_for(query, ids)), label_ids
 
     def _answer(self, query: Query, work: _Asked) -> Reply:
         request, label_ids = work
@@ -134,14 +123,4 @@ class ServerBackend(ServerOptions, QueuedBackend[_Asked]):
             raise JudgeError(f"judge server {error} (reward.judge.backend)") from None
         except RequestFailedError as error:
             return Reply(status="timeout" if error.timed_out else "error", text=str(error))
-        if not label_ids:
-            text = completion.text if query.pattern else self.tokens.reply_opening + completion.text
-            return Reply(text=text, finished=completion.finish_reason == "stop")
-        top = completion.top_logprobs[0] if completion.top_logprobs else {}
-        if not any(name.startswith(_ID) for name in top):
-            return Reply(
-                status="error",
-                text=f"{self.url} gives no log-probs by token id (logprobs, return_tokens_as_token_ids): set "
-                "scoring: rationale, or ask vLLM's own server",
-            )
-        return Reply(probabilities=tuple(math.exp(top.get(f"{_ID}{i}", -math.inf)) for i in label_ids))
+        return reply_in(completion, query, label_ids, self.tokens, self.url)

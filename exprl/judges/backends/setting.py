@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exprl.engines.vllm import VLLMEngine
+from exprl.engines.vllm_server import VLLMServerEngine
 
 if TYPE_CHECKING:
     from exprl.resources import Resources
@@ -34,9 +35,15 @@ class Setting:
         engine = resources.engine() if resources.engine is not None else None
         if engine is None:
             return cls()
-        return cls(engine=type(engine), adapter=isinstance(engine, VLLMEngine) and engine.host.adapted)
+        adapter = isinstance(engine, VLLMEngine | VLLMServerEngine) and engine.policy.adapted
+        return cls(engine=type(engine), adapter=adapter)
 
     @property
     def samples_with_vllm(self) -> bool:
         """Whether the rollouts come from vLLM."""
         return self.engine is not None and issubclass(self.engine, VLLMEngine)
+
+    @property
+    def samples_with_servers(self) -> bool:
+        """Whether the rollouts come from servers that follow the policy."""
+        return self.engine is not None and issubclass(self.engine, VLLMServerEngine)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from exprl.checks.compilers import compile_errors
+from exprl.checks.memory import memory_for
 from exprl.component import given, option
 from exprl.config.ranges import PositiveInt
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, Reply
@@ -14,6 +16,7 @@ from exprl.judges.prompting import JudgePrompt
 from exprl.models.base import LanguageModel, check_vocabulary
 from exprl.registry import BACKENDS
 from exprl.terminal.progress import OnProgress
+from exprl.terminal.wording import counted
 
 if TYPE_CHECKING:
     from exprl.judges.backends.local_model import LocalModel
@@ -26,9 +29,9 @@ class TransformersBackend(JudgeBackend):
     """Runs a judge in this process through transformers, greedily, in eval mode and without gradients."""
 
     batch_tokens: PositiveInt = option(
-        default=4096, help="prompt tokens in one forward pass, common beginnings counted once"
+        default=4096, help="prompt tokens in one forward pass, common beginnings counted once", free=True
     )
-    batch_size: PositiveInt = option(default=64, help="prompts judged at a time")
+    batch_size: PositiveInt = option(default=64, help="prompts judged at a time", free=True)
 
     language_model: LanguageModel = given(
         default=None,
@@ -70,7 +73,7 @@ class TransformersBackend(JudgeBackend):
     @property
     def identity(self) -> str:
         """The model's name, and how often it was updated."""
-        return f"{self.language_model.name} updated {self.updates} times"
+        return f"{self.language_model.name} updated {counted(self.updates, 'time')}"
 
     def sync(self) -> None:
         """Weights that train are other weights now."""
@@ -140,7 +143,10 @@ class TransformersBackend(JudgeBackend):
         model = self.language_model.model
         if self.beside is not None:
             model.to(self.beside.model.device)  # type: ignore[arg-type]
-        with self.language_model.inference():
+        from exprl.models.modes import in_own_precision  # imports torch
+
+        less = f"Lower the judge's backend.batch_tokens ({self.batch_tokens}); a run goes on with it by --resume."
+        with self.language_model.inference(), in_own_precision(model), compile_errors(), memory_for("judging", less):
             sequences_that_fit = [sequences[index] for index in fitting]
             for batch in self._local.batches(sequences_that_fit, self.batch_tokens, self.batch_size):
                 indices = [fitting[row] for row in batch]

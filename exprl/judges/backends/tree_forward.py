@@ -34,7 +34,8 @@ def understands_trees(model: PreTrainedModel) -> bool:
         return False
     known: bool | None = getattr(model, _KNOWN, None)
     if known is None:
-        known = _measure(model)
+        with torch.autocast(model.device.type, enabled=False):  # whose rounding would pass for another result
+            known = _measure(model)
         setattr(model, _KNOWN, known)
     return known
 

@@ -19,6 +19,7 @@ from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.backends.transformers import load_own
 from exprl.judges.prompting import JudgePrompt
 from exprl.registry import BACKENDS
+from exprl.terminal.wording import counted
 
 if TYPE_CHECKING:
     from exprl.engines.vllm_host import VLLMHost
@@ -104,7 +105,7 @@ class VLLMBackend(HostOptions, QueuedBackend[Ticket | Reply]):
     def identity(self) -> str:
         """Model, precision, and how often it was updated."""
         base = " without its adapter" if self._shared and not self.live else ""
-        return f"{self.host.language_model.name}{base} in {self.host.dtype} updated {self.updates} times"
+        return f"{self.host.language_model.name}{base} in {self.host.dtype} updated {counted(self.updates, 'time')}"
 
     def sync(self) -> None:
         """Weights that train are other weights now: what was begun with the old ones is dropped."""

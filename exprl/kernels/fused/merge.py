@@ -36,7 +36,7 @@ def merge_block(
         s_frozen = scale_frozen * s_frozen + tl.sum(e_frozen, axis=0)
         m_frozen = top_frozen
     if ENTROPY:
-        t = scale * (t + s * shift) + expectation(e, c)
+        t = rescaled(scale, t + s * shift) + expectation(e, c)
     s = scale * s + tl.sum(e, axis=0)
     return top, s, t, m_frozen, s_frozen, d
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from exprl.kernels.fused.gradient import gradient_kernel
@@ -96,7 +97,7 @@ def gradient(
             k.lse,
             k.lse if k.frozen_lse is None else k.frozen_lse,
             k.a,
-            k.b,
+            torch.zeros_like(k.a) if k.b is None else k.b,
             k.g,
             k.g if k.d is None else k.d,
             out.stride(0),

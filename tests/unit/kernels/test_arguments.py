@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exprl.kernels import LinearHead, linear_logprob, logprob_entropy, policy_token_loss
+from exprl.kernels import (
+    LinearHead,
+    binary_divergence,
+    by_token,
+    clipped_surrogate,
+    kl_estimate,
+    linear_logprob,
+    logprob_entropy,
+    mean_by_rollout,
+    policy_token_loss,
+    ratio_of,
+    sum_by_rollout,
+)
 
 NAN, INF = math.nan, math.inf
 INT = torch.int64
@@ -95,7 +107,14 @@ def test_the_arguments_that_are_changed_below_are_right():
         ({"softcap": -1.0}, r"softcap: .* -1\.0"),
         ({"softcap": NAN}, r"softcap: .* nan"),
         ({"softcap": INF}, r"softcap: .* inf"),
-        ({"vocab_block": 0}, r"vocab_block: expected at least 1 or None, but got 0"),
+        ({"vocab_block": 0}, r"vocab_block: expected a whole number of at least 1 or None, but got 0"),
+        ({"vocab_block": 2.5}, r"vocab_block: expected a whole number .* 2\.5"),
+        ({"softcap": "30"}, r"softcap: expected a finite number above 0, but got '30'"),
+        ({"bias": [0.0] * 5}, r"bias: expected floating point \[5\], but got list"),
+        ({"mask": [True, True]}, r"mask: expected bool \[2\], but got list"),
+        ({"ids": [0, 1]}, r"ids: expected int64 \[2\], but got list"),
+        ({"weight_grad_out": [[0.0]]}, r"weight_grad_out: expected floating point \[5, 3\], but got list"),
+        ({"temperature": "1"}, r"temperature: expected a number"),
         ({"vocab_block": -256}, r"vocab_block: .* -256"),
         ({"mask": zeros(2, dtype=torch.uint8)}, r"mask: expected bool \[2\], but got uint8 \[2\]"),
         ({"mask": zeros(3, dtype=torch.bool)}, r"mask: expected bool \[2\], but got bool \[3\]"),
@@ -120,6 +139,9 @@ def test_linear_logprob(change, message):
     [
         ({"divergence": "rkl"}, r"frozen: required for divergence 'rkl', but got None"),
         ({"divergence": "kl"}, r"divergence: expected one of rkl, fkl, jsd or None, but got 'kl'"),
+        ({"frozen": zeros(2, 4)}, r"frozen: expected \(hidden, weight\) or a LinearHead, but got float32 \[2, 4\]"),
+        ({"frozen": (zeros(2, 4),)}, r"frozen: expected \(hidden, weight\) or a LinearHead, but got tuple"),
+        ({"frozen": ([0.0], [0.0])}, r"frozen hidden: expected floating point \[2, D_frozen\], but got list"),
         ({"frozen": frozen(), "divergence": "RKL"}, r"divergence: expected one of .* 'RKL'"),
         ({"frozen": frozen(hidden=(3, 4))}, r"frozen hidden: expected .* \[2, D_frozen\], but got float32 \[3, 4\]"),
         ({"frozen": frozen(hidden=(2,))}, r"frozen hidden: expected .* \[2, D_frozen\], but got float32 \[2\]"),
@@ -204,9 +226,12 @@ POLICY = {"logp": zeros(3), "old_logp": zeros(3), "advantages": zeros(3)}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logp": zeros(1, 3)}, r"logp: expected floating point \[.*\], but got float32 \[1, 3\]"),
+        ({"logp": zeros(1, 3)}, r"logp: expected floating point \[T\], but got float32 \[1, 3\]"),
+        ({"logp": [0.0] * 3}, r"logp: expected floating point \[T\], but got list"),
+        ({"clip_low": "0.2"}, r"clip_low: expected 0\.\.1, but got '0\.2'"),
+        ({"kl_coef": None}, r"kl_coef: expected a finite number, but got None"),
         ({"logp": torch.tensor(0.0)}, r"logp: expected floating point .* float32 \[\]"),
-        ({"logp": zeros(3, dtype=INT)}, r"logp: expected floating point \[3\], but got int64"),
+        ({"logp": zeros(3, dtype=INT)}, r"logp: expected floating point \[T\], but got int64"),
         *(
             ({name: value}, rf"{name}: expected {message}")
             for name in ("old_logp", "advantages", "is_weight", "initial_logp")
@@ -232,6 +257,79 @@ POLICY = {"logp": zeros(3), "old_logp": zeros(3), "advantages": zeros(3)}
 def test_policy_token_loss(change, message):
     with pytest.raises(ValueError, match=message):
         policy_token_loss(**{**POLICY, **change})
+
+
+def run_surrogate(**change):
+    clips = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0}
+    return clipped_surrogate(**{"ratio": zeros(3), "advantages": zeros(3), **clips, **change})
+
+
+FORMULAS = [
+    (run_surrogate, ("ratio", "advantages"), {}),
+    (kl_estimate, ("logp", "initial_logp"), {"kind": "k3"}),
+    (binary_divergence, ("logp", "old_logp"), {"kind": "kl"}),
+    (ratio_of, ("logp", "other_logp"), {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (zeros(3, 1), r"float32 \[3, 1\]"),
+        (torch.tensor(0.0), r"float32 \[\]"),
+        (zeros(3, dtype=INT), "int64"),
+        ([0.0] * 3, "list"),
+        (0.0, "float"),
+        (None, "NoneType"),
+    ],
+)
+@pytest.mark.parametrize(("function", "names", "options"), FORMULAS)
+def test_the_formulas(function, names, options, value, message):
+    for name in names:
+        arguments = {**{n: zeros(3) for n in names}, **options, name: value}
+        if value is None and name != names[0]:
+            continue
+        with pytest.raises(ValueError, match=rf"^{name}: expected floating point \[[T3]\], but got {message}"):
+            function(**arguments)
+
+
+@pytest.mark.parametrize(("function", "names", "options"), FORMULAS)
+def test_formulas_broadcast_nothing(function, names, options):
+    first, second = names
+    with pytest.raises(ValueError, match=rf"^{second}: expected floating point \[3\], but got float32 \[1\]"):
+        function(**{first: zeros(3), second: zeros(1), **options})
+    with pytest.raises(ValueError, match=rf"^{second}: expected a tensor on cpu"):
+        function(**{first: zeros(3), second: meta(3), **options})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kl_estimate(zeros(1), zeros(1), "k9"), r"kind: expected one of k1, k2, k3, but got 'k9'"),
+        (lambda: kl_estimate(zeros(1), zeros(1), None), r"kind: expected one of k1, k2, k3, but got None"),
+        (lambda: binary_divergence(zeros(1), zeros(1), "jsd"), r"kind: expected one of tv, kl, but got 'jsd'"),
+        (lambda: run_surrogate(clip_low=2), r"clip_low: expected 0\.\.1, but got 2"),
+        (lambda: run_surrogate(clip_high=NAN), r"clip_high: expected at least 0, but got nan"),
+        (lambda: run_surrogate(dual_clip=1), r"dual_clip: expected above 1 or None, but got 1"),
+        *(
+            (lambda f=f, v=v: f(v, [1, 2]), rf"values: expected floating point \[T\], but got {got}")
+            for f in (sum_by_rollout, mean_by_rollout)
+            for v, got in ((zeros(3, 1), "float32"), (zeros(3, dtype=INT), "int64"), ([0.0] * 3, "list"))
+        ),
+        *(
+            (lambda f=f, n=n: f(zeros(3), n), rf"lengths: expected the tokens of each rollout.* {got}")
+            for f in (sum_by_rollout, mean_by_rollout)
+            for n, got in (([1, 1], r"\(2 together"), ([4, -1], r"\[4, -1\]"), ([1.5, 1.5], "list"), (None, "NoneType"))
+        ),
+        (lambda: by_token(zeros(3), [1, 2]), r"values: expected a tensor \[2\], one for each length, but got float32"),
+        (lambda: by_token([0.0], [1]), r"values: expected a tensor \[1\], one for each length, but got list"),
+        (lambda: by_token(zeros(2), [1, -1]), r"lengths: expected the tokens of each rollout.*\[1, -1\]"),
+        (lambda: by_token(zeros(2), [1, 1.0]), r"lengths: expected the tokens of each rollout, but got list"),
+    ],
+)
+def test_kinds_clips_and_lengths(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.mark.parametrize(

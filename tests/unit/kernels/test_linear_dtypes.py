@@ -157,3 +157,46 @@ def test_fp16_in_plain_torch():
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == torch.float16
         assert_same(a, b, rtol=2**-11, atol=2.0**-25)
+
+
+@pytest.mark.parametrize("divergence", ["rkl", "fkl", "jsd"])
+@pytest.mark.parametrize(("policy", "frozen"), [(BF16, torch.float32), (torch.float32, torch.float64), (BF16, BF16)])
+def test_a_frozen_head_is_computed_in_its_own_dtype(fp32, divergence, policy, frozen):
+    # The policy is the frozen head, rounded: the divergence is that of the rounding, in both directions.
+    inputs = head_inputs(8, 517, 64, scale=4.0)
+    x, original = inputs.to(policy, fp32.device), inputs.to(frozen, fp32.device)
+    original = original._replace(
+        frozen_hidden=original.hidden, frozen_weight=original.weight, frozen_bias=original.bias
+    )
+    head = tuple(t.detach() for t in original.frozen)
+    got = run(fp32, x, frozen=head, divergence=divergence)
+    exact = inputs.to(policy).to(torch.float64)
+    expected = linear_statistics(
+        exact.hidden,
+        exact.weight,
+        exact.ids,
+        bias=exact.bias,
+        frozen=tuple(t.cpu().double() for t in head),
+        divergence=divergence,
+    )
+    assert_same(got.frozen_logp, expected.frozen_logp, rtol=1e-5, atol=1e-5)
+    assert_same(got.divergence, expected.divergence, rtol=1e-3, atol=2e-6)
+    assert (got.divergence.abs().max() > 1e-5) == (policy == BF16 and frozen != BF16)
+    for a, b in zip(
+        torch.autograd.grad(got.divergence.sum(), x.trained),
+        torch.autograd.grad(expected.divergence.sum(), exact.trained),
+        strict=True,
+    ):
+        scale = 1 if fp32.backend == "eager" else 4
+        assert_same(a, b, rtol=0, atol=scale * max(ROUNDING * b.abs().max().item(), 1e-5))
+
+
+def test_autocast_rounds_the_frozen_head_too(fp32):
+    x = head_inputs(4, 300, 48).to(BF16, fp32.device)
+    head = tuple(t.detach().float() * 1.01 for t in x.frozen)
+    rounded = tuple(t.to(BF16) for t in head[:2])
+    with torch.autocast(fp32.device, dtype=BF16):
+        got = run(fp32, x, frozen=head)
+    expected = run(fp32, x, frozen=(*rounded, head[2]))
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)

@@ -134,6 +134,25 @@ def test_tokens_that_are_ruled_out(place, out):
     assert_same(gradient_of(got, weights, ours), gradient_of(expected, weights, theirs), **place.close)
 
 
+def test_a_slice_of_the_smallest_numbers_leaves_the_entropy_finite(place):
+    # What masks often hold in place of -inf. Its sums overflow, and weigh nothing once a larger logit has come.
+    z = torch.randn(2, 900, generator=torch.Generator().manual_seed(0)).to(place.device, place.dtype)
+    z[:, :512] = torch.finfo(place.dtype).min
+    got = logprob_entropy(z, torch.tensor([600, 899], device=place.device), backend=place.backend)
+    assert_same(got[1], Categorical(logits=z[:, 512:].double().cpu()).entropy(), **place.close)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_a_token_without_any_logit_takes_no_part_where_its_result_does_not(place, entropy):
+    z = torch.randn(2, 300).to(place.device, place.dtype)
+    z[1] = -INF
+    z.requires_grad_()
+    got = logprob_entropy(z, torch.tensor([1, 1], device=place.device), backend=place.backend)
+    (gradient,) = torch.autograd.grad((got[0][0] + got[1][0]) if entropy else got[0][0], z)
+    assert not gradient[1].any()
+    assert gradient[0].any()
+
+
 @pytest.mark.parametrize("shift", [1e4, -1e4])
 def test_shifted_rows(place, shift):
     ours, theirs, ids = random_logits(3, 517, place)

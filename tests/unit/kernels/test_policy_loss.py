@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exprl.kernels import policy_token_loss
-from exprl.kernels.policy import clipped_surrogate, importance_weight, kl_estimate, ratio_of
+from exprl.kernels.policy import clipped_surrogate, kl_estimate, ratio_of
 from tests.unit.kernels import naive
 from tests.unit.kernels.comparison import assert_same
 from tests.unit.kernels.naive import policy_inputs
@@ -63,14 +63,6 @@ def test_kl_gradients_in_expectation():
     torch.testing.assert_close(expected("k1"), torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(expected("k2"), reverse)
     torch.testing.assert_close(expected("k3"), forward)
-
-
-def test_importance_weights_by_hand():
-    # pi_old / pi_sampler = 0.5 / 0.4 = 1.25; 0.5 / 0.1 = 5, held at 2; 0.1 / 0.5 = 0.2
-    old, sampler = tensor(0.5, 0.5, 0.1).log(), tensor(0.4, 0.1, 0.5).log()
-    assert importance_weight(old, sampler, 2.0).tolist() == pytest.approx([1.25, 2.0, 0.2])
-    assert importance_weight(old, sampler, None).tolist() == [1.0, 1.0, 1.0]
-    assert importance_weight(old, None, 2.0).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_huge_differences_stay_finite():

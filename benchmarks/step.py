@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -203,14 +203,15 @@ class Steps:
     cpu_seconds: list[float] = field(default_factory=list)
     _last: tuple[float, float] | None = None
 
-    def mark(self) -> None:
-        """A step has ended."""
+    def mark(self, parts: Mapping[str, float] | None = None) -> None:
+        """A step has ended, in which `parts` took these seconds."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter(), time.process_time()
         if self._last is not None:
             self.seconds.append(now[0] - self._last[0])
-            print(f"step {len(self.seconds)}, {self.seconds[-1]:.2f} s", file=sys.stderr, flush=True)
+            own = "".join(f", {name} {seconds:.2f}" for name, seconds in (parts or {}).items())
+            print(f"step {len(self.seconds)}, {self.seconds[-1]:.2f} s{own}", file=sys.stderr, flush=True)
             self.cpu_seconds.append(now[1] - self._last[1])
         self._last = now
 
@@ -245,7 +246,8 @@ class Marking(Callback):
         """After a step."""
         assert pl_module.last_metrics["rollout/length_mean"] == self.length
         assert pl_module.last_metrics["update/count"] == 1
-        self.steps.mark()
+        metrics = pl_module.last_metrics
+        self.steps.mark({part: metrics[f"time/{part}_seconds"] for part in ("sampling", "updating")})
 
 
 def exprl(options: argparse.Namespace) -> dict[str, Any]:

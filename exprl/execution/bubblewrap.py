@@ -12,7 +12,6 @@ import shutil
 import stat
 import sys
 import sysconfig
-import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,11 +20,11 @@ from typing import Any
 from exprl.component import option
 from exprl.errors import ExecutionError
 from exprl.execution.files import sealed
-from exprl.execution.leftovers import made_folder, removed
 from exprl.execution.limits import Limits
 from exprl.execution.process import probe
 from exprl.execution.sandboxes import INSIDE, START, Command, Sandbox, environment, interpreter
 from exprl.execution.seccomp import filter_program
+from exprl.files.swept import SweptFolder
 from exprl.registry import SANDBOXES
 
 NOBODY = 65534
@@ -85,13 +84,16 @@ class Bubblewrap(Sandbox):
         closed = [path for path in self._shown if os.geteuid() == 0 and not _open_to_all(path)]
         if not closed:
             return {}
-        stage, lock = made_folder()
-        weakref.finalize(self, removed, stage, lock)
-        stage.chmod(0o755)
-        places = {path: stage / str(number) for number, path in enumerate(closed)}
+        self._stage.path.chmod(0o755)
+        places = {path: self._stage.path / str(number) for number, path in enumerate(closed)}
         for path, place in places.items():
             place.mkdir() if Path(path).is_dir() else place.touch()
         return {path: str(place) for path, place in places.items()}
+
+    @cached_property
+    def _stage(self) -> SweptFolder:
+        """The folder of those places, where `nobody` reaches it whatever TMPDIR is."""
+        return SweptFolder(Path("/tmp"), "sandbox")
 
     @cached_property
     def _unprivileged(self) -> tuple[str, ...]:

@@ -108,6 +108,24 @@ class PeerError(DistributedError):
     """Another rank failed, and has said why itself."""
 
 
+def one_line(error: BaseException) -> str:
+    r"""What an error says, on one line; its kind, where it says nothing.
+
+    >>> one_line(ValueError("no such\n  layer")), one_line(KeyError())
+    ('no such layer', 'KeyError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    r"""An error's kind and the first line of what it says, of others' code, whose messages may be pages.
+
+    >>> first_line(ValueError("no such layer\nof these: 1, 2")), first_line(KeyError())
+    ('ValueError: no such layer', 'KeyError')
+    """
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0].removesuffix(": ")
+
+
 LISTED = 40
 """Choices that a message lists: more than any family has components, and no data set's ids."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from exprl.errors import ConfigError, ExprlError, did_you_mean
+from exprl.errors import ConfigError, ExprlError, did_you_mean, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -230,9 +230,8 @@ def import_named(module: str, key: str) -> ModuleType:
     except ExprlError as error:  # it is there, but what it registers is not right
         raise ConfigError(f"{key}: {module}: {error}") from error
     except (Exception, SystemExit) as error:  # a plugin is anybody's code
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
-            f"{key}: cannot import {module!r} ({reason}). Give an importable module path; PYTHONPATH and the "
-            "folder that exprl is started from are searched, the folder for named plugins alone: what they share "
+            f"{key}: cannot import {module!r} ({first_line(error)}). Give an importable module path; PYTHONPATH and "
+            "the folder that exprl is started from are searched, the folder for named plugins alone: what they share "
             "belongs in a package with them."
         ) from error

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from exprl.engines.base import Engine, Sampling
 from exprl.engines.canary import TOLERANCES
-from exprl.errors import ExprlError
+from exprl.errors import ExprlError, one_line
 from exprl.models.attention import complete_attention
 from exprl.models.base import LanguageModel
 from exprl.models.logits import head_of
@@ -194,7 +194,7 @@ def _settable(kind: type, name: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return f"{type(error).__name__}: {one_line(error)[:120]}"
 
 
 # ------------------------------------------------------------------ what becomes of a family
@@ -233,7 +233,7 @@ def examine(family: str, engine_of: Callable[[LanguageModel], Engine], *, wide: 
         gaps = differences(policy, engine)
     except ExprlError as error:
         named = family in str(error) or type(model).__name__ in str(error)
-        return Outcome("refused" if named else "broke", " ".join(str(error).split()))
+        return Outcome("refused" if named else "broke", one_line(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, it was not refused
         return Outcome("broke", _first_line(error))
     finally:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from exprl.engines.ends import end_tokens
-from exprl.errors import ModelError
+from exprl.errors import ModelError, one_line
 from exprl.experiment import load_run
 from exprl.files.disk import check_new_folder, local_path
 from exprl.models.cache import draft_of
@@ -149,7 +149,7 @@ def _generation_config(policy: LanguageModel) -> GenerationConfig:
         log.warning(
             "%s: the sampling options of its generation config contradict each other and are left out (%s)",
             policy.name,
-            " ".join(str(error).split())[:300],
+            one_line(error)[:300],
         )
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return GenerationConfig(**{name: getattr(config, name) for name in names})

@@ -16,7 +16,7 @@ from exprl.engines import vllm_lora
 from exprl.engines.architecture import write_architecture
 from exprl.engines.vllm_classes import classes_kept
 from exprl.engines.vllm_groups import engine_groups
-from exprl.errors import EngineError
+from exprl.errors import EngineError, one_line
 from exprl.models.lora import adapter_config
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _refusals_named(model: str, max_model_len: int, memory: dict[str, Any]) -> I
     except ValueError as error:
         own = "gpu_memory_utilization" if "gpu_memory_utilization" in memory else "cpu_kv_cache_gib"
         raise EngineError(
-            f"vLLM refuses to start for {model}: {' '.join(str(error).split())} Its options here: {own}, "
+            f"vLLM refuses to start for {model}: {one_line(error)} Its options here: {own}, "
             f"max_model_len ({max_model_len}), of rollout or of the judge's backend."
         ) from error
 

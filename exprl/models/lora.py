@@ -18,7 +18,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils.peft_utils import check_peft_version
 
 from exprl.checks.packages import check_adapters
-from exprl.errors import ConfigError
+from exprl.errors import ConfigError, one_line
 from exprl.models.sharding import whole
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _refused(targets: str | Sequence[str], linear: list[str], error: ValueError)
     left = [end for end in _ends(linear) if repr(end) not in str(error)]
     return ConfigError(
         f"lora.target_modules: peft cannot adapt {given} of this model. Name layers that it can, for example "
-        f"lora.target_modules=[{','.join(left)}], or set lora.rank=0. ({' '.join(str(error).split())})"
+        f"lora.target_modules=[{','.join(left)}], or set lora.rank=0. ({one_line(error)})"
     )
 
 

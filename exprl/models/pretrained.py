@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from exprl.component import option
 from exprl.config.ranges import NonEmpty
-from exprl.errors import ModelError
+from exprl.errors import ModelError, one_line
 from exprl.files.disk import local_path
 from exprl.models.adapted import ADAPTER_CONFIG, adapted_base, check_mergeable, with_adapter
 from exprl.models.attention import complete_attention
@@ -124,7 +124,7 @@ class PretrainedModel(ModelProvider):
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             if attention is not None and any(word in str(error).lower() for word in _OF_ATTENTION):
                 raise ModelError(
-                    f"attn_implementation={attention}: {self.path} cannot be loaded with it ({_one_line(error)}). "
+                    f"attn_implementation={attention}: {self.path} cannot be loaded with it ({one_line(error)}). "
                     "Install what it lacks, use sdpa or eager, or leave it unset."
                 ) from error
             raise _cannot_load("model", self.path, location, error) from error
@@ -237,15 +237,11 @@ def _cannot_load(what: str, path: str, location: str, error: Exception) -> Model
     elif found := sorted(file.name for file in folder.glob("*.gguf")):
         advice = f"the folder holds GGUF files, so name one: gguf_file={found[0]}"
     elif what == "model" and (folder / "config.json").is_file() and any(map(_holds_weights, folder.iterdir())):
-        return ModelError(f"cannot load the model of {path}: {_one_line(error)}")
+        return ModelError(f"cannot load the model of {path}: {one_line(error)}")
     else:
         advice = f"{folder} must hold config.json, weights and tokenizer files as save_pretrained writes them"
-    return ModelError(f"cannot load the {what} of {path}: {advice}. ({_one_line(error)})")
+    return ModelError(f"cannot load the {what} of {path}: {advice}. ({one_line(error)})")
 
 
 def _holds_weights(file: Path) -> bool:
     return file.suffix in (".safetensors", ".bin")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

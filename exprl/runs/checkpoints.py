@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from exprl.errors import CheckpointError, ModelError
+from exprl.errors import CheckpointError, ModelError, first_line
 from exprl.runs.contents import fault
 from exprl.runs.digests import digest_file
 from exprl.runs.directory import RunDirectory
@@ -172,7 +172,7 @@ def _name(key: str) -> str:
 
 
 def _unreadable(checkpoint: Path, error: BaseException) -> ModelError:
-    first = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     return ModelError(
-        f"{checkpoint} cannot be read as tensors and plain values ({first}). Give an earlier checkpoint of the run."
+        f"{checkpoint} cannot be read as tensors and plain values ({first_line(error)}). Give an earlier checkpoint "
+        "of the run."
     )

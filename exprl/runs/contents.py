@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from exprl.errors import first_line
 from exprl.runs.digests import ALL, damage, digest_file
 from exprl.runs.directory import CHECKPOINT, RunDirectory
 from exprl.runs.parts import REST
@@ -30,7 +31,7 @@ def fault(checkpoint: Path, part: slice = ALL) -> str | None:
     except Exception as error:  # noqa: BLE001 - a damaged file may stop torch in any way
         if digest_file(checkpoint).exists() or isinstance(error, pickle.UnpicklingError):
             return None
-        return f"it cannot be read: {type(error).__name__}: {error}".partition("\n")[0]
+        return f"it cannot be read: {first_line(error)}"
     name = CHECKPOINT.fullmatch(checkpoint.name)
     if step is None or name is None or step == int(name[1]):
         return None

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from exprl.errors import ModelError
+from exprl.errors import ModelError, one_line
 from exprl.text.encoding import Part, encoder_of
 from exprl.text.rendering import OutOfBoundsError, render
 from exprl.text.thinking import CLOSES, OPENS
@@ -207,8 +207,7 @@ class _Template:
         except OutOfBoundsError as error:  # no `TemplateError`: other messages would take as long
             raise ModelError(str(self._fault(str(error)))) from error
         except Exception as error:  # a template is a program, it can raise anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise self._fault(f"fails: {reason}", roles[0]) from error
+            raise self._fault(f"fails: {one_line(error)}", roles[0]) from error
 
     def _content(self, role: Role) -> Any:
         mark = self._marks[role]

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 
-from exprl.errors import CheckpointError
+from exprl.errors import CheckpointError, first_line
 from exprl.runs.contents import fault
 from exprl.runs.digests import digests, write_digests
 from exprl.runs.parts import cause_of
@@ -69,10 +69,8 @@ def readable(checkpoint: Any) -> Iterator[None]:
     try:
         yield
     except (*_UNREADABLE, CheckpointException) as error:
-        cause = cause_of(error)
-        first = str(cause).strip().partition("\n")[0]
         raise CheckpointError(
-            f"{checkpoint} cannot be read as a checkpoint of this run ({type(cause).__name__}: {first}). Move it away "
+            f"{checkpoint} cannot be read as a checkpoint of this run ({first_line(cause_of(error))}). Move it away "
             "to go on from the one before."
         ) from error
 

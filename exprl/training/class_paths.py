@@ -10,7 +10,7 @@ import inspect
 from types import ModuleType
 from typing import Any, TypeVar
 
-from exprl.errors import ConfigError, did_you_mean
+from exprl.errors import ConfigError, did_you_mean, one_line
 from exprl.experiment import ClassPath
 from exprl.registry import import_named
 
@@ -39,8 +39,7 @@ def make(node: ClassPath, base: type[T], home: ModuleType, key: str) -> T:
     try:
         return cls(**node.init_args)
     except Exception as error:  # anybody's code
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{key}: cannot make {cls.__name__} ({type(error).__name__}: {reason}).") from error
+        raise ConfigError(f"{key}: cannot make {cls.__name__} ({type(error).__name__}: {one_line(error)}).") from error
 
 
 def _class_of(path: str, base: type[T], home: ModuleType, key: str) -> type[T]:

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import loggers as home
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from exprl.errors import first_line
 from exprl.experiment import ClassPath, TrainerConfig
 from exprl.files.lines import read_lines
 from exprl.runs.directory import RunDirectory
@@ -86,8 +87,7 @@ def _attempt(logger: Logger, write: Callable[[], None], what: str) -> None:
     try:
         write()
     except Exception as error:  # noqa: BLE001 - a network, a disk, anybody's code
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        log.warning("%s not in %s (%s); the run's own files have it", what, type(logger).__name__, reason)
+        log.warning("%s not in %s (%s); the run's own files have it", what, type(logger).__name__, first_line(error))
 
 
 def replay(loggers: Sequence[Logger], metrics: Path) -> None:

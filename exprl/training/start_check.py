@@ -18,7 +18,7 @@ from torch import Tensor
 from exprl.checks.compilers import compile_errors
 from exprl.engines.base import Engine, Sampling, generated
 from exprl.engines.canary import allowed_gap, canary_of
-from exprl.errors import ExprlError, ModelError
+from exprl.errors import ExprlError, ModelError, first_line
 from exprl.models.base import LanguageModel
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.policy import response_logprobs
@@ -107,7 +107,7 @@ def check_agreement(
     except Exception as error:
         raise ModelError(
             f"{policy.name}: the engine {engine.registered_name} cannot sample from a {type(policy.model).__name__} "
-            f"({type(error).__name__}: {error}). Choose another model, or another rollout.name."
+            f"({first_line(error)}). Choose another model, or another rollout.name."
         ) from error
     allowed = allowed or allowed_gap(policy, engine.precision) * max(1.0, 1 / temperature)
     others = {f"engine {engine.registered_name}": torch.tensor([p for s in sequences for p in s.sampler_logprobs])}

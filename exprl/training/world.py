@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
-from exprl.errors import DistributedError, LostRankError, PeerError
+from exprl.errors import DistributedError, LostRankError, PeerError, first_line
 from exprl.training.board import Board, Silence
 from exprl.training.failure import record
 from exprl.training.watch import start_watch
@@ -254,7 +254,7 @@ class World:
         if failure := self.failure():
             return PeerError(failure)
         kind, how = (DistributedError, "stalled") if "imed out" in str(error) else (LostRankError, "went away")
-        return kind(f"{what}: a rank {how} ({_first_line(error)}). Last seen:\n{self.board.report()}")
+        return kind(f"{what}: a rank {how} ({first_line(error)[:200]}). Last seen:\n{self.board.report()}")
 
     def progress(self) -> None:
         """A sign of life from within `collective`."""
@@ -302,7 +302,7 @@ def join(timeout: float, *, on_gpu: bool) -> World:
         except (RuntimeError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR', '(unset)')}:{os.environ.get('MASTER_PORT', '(unset)')}"
             raise DistributedError(
-                f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {where} ({_first_line(error)}). Is the port free, "
+                f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {where} ({first_line(error)[:200]}). Is the port free, "
                 "does the first machine answer there, and did every rank start?"
             ) from error
     return World(timeout)
@@ -311,7 +311,3 @@ def join(timeout: float, *, on_gpu: bool) -> World:
 def reason(error: BaseException) -> str:
     """What ranks tell each other of an error."""
     return f"{type(error).__name__}: {error}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]

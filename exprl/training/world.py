@@ -302,8 +302,8 @@ def join(timeout: float, *, on_gpu: bool) -> World:
         except (RuntimeError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR', '(unset)')}:{os.environ.get('MASTER_PORT', '(unset)')}"
             raise DistributedError(
-                f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {where} ({first_line(error)[:200]}). Is the port free, "
-                "does the first machine answer there, and did every rank start?"
+                f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {where} ({first_line(error)[:200]}). Is the port "
+                "free, does the first machine answer there, and did every rank start?"
             ) from error
     return World(timeout)
 

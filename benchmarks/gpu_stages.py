@@ -36,7 +36,13 @@ def _on_gpu() -> list[Stage]:
     large = ("--config", "qwen3-0.6b", "qwen3-4b-16k")
     whole = ("--shape", "qwen3-0.6b", "--precision", "bf16", "--rollouts", "32", "--repeats", "2")
     return [
-        _tests("tests/unit/kernels", seconds=120),
+        _tests("-n", "12", "tests/unit/kernels", "tests/unit/test_recorded.py", seconds=120),
+        Stage(
+            name="graphs",
+            question="How fast are whole steps whose sampling is recorded as CUDA graphs?",
+            command=("benchmarks/step.py", *whole, "--variant", "exprl", "--cuda-graphs"),
+            seconds=70,
+        ),
         *_runs("gpu", first=120, second=60),
         _kernels("--device", "cuda", "--budget-seconds", "150", seconds=170),
         _update(*large, seconds=200),
@@ -46,7 +52,7 @@ def _on_gpu() -> list[Stage]:
             command=("benchmarks/update_step.py", *large, "--variant", "ours", "--compile-layers"),
             seconds=100,
         ),
-        _steps(*whole, seconds=240),
+        _steps(*whole, seconds=130),
         Stage(
             name="blocks",
             question="Are the kernels' blocks and warps the best ones here?",
@@ -67,11 +73,11 @@ def _in_miniature() -> list[Stage]:
     ]
 
 
-def _tests(path: str, *, seconds: int) -> Stage:
+def _tests(*options: str, seconds: int) -> Stage:
     return Stage(
         name="tests",
         question="Do the kernels give on this device what float64 gives, bit for bit the same twice?",
-        command=("-m", "pytest", "-q", "-p", "no:cacheprovider", path),
+        command=("-m", "pytest", "-q", "-p", "no:cacheprovider", *options),
         seconds=seconds,
     )
 

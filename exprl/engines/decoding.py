@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +16,12 @@ from exprl.engines.base import Sampling
 from exprl.engines.ends import Ends
 from exprl.engines.prefill import Prefilled
 from exprl.engines.sampling import draw, sampling_logprobs
-from exprl.models.kv_cache import takes_rows
-from exprl.models.steps import Merged, MergedSteps, ModelSteps, Steps
+from exprl.models.steps import ModelSteps, Steps
 from exprl.types import FinishReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_COMPACT_AT = 0.75  # rows leave when this share or less is unfinished: copying the cache at each end would cost more
 _REFILL_AT = 0.125  # the share of finished rows at which others come: prompts are read some at a time
 _TRIM_AT = 0.25  # the share of columns in which no row has a token at which they go, which copies the cache
 
@@ -63,7 +62,7 @@ class Decoding:
         ends: what ends a row.
         waiting: asked for more when rows have finished. They come beside those that are still decoded where the model
             keeps keys and values alone, and all at once after the last one elsewhere.
-        merged: the model's weights for steps, where there are such; None: it makes its steps itself.
+        continuing: what makes the steps after prompts that a model has read; None: the model itself.
     """
 
     def __init__(
@@ -74,10 +73,10 @@ class Decoding:
         ends: Ends,
         waiting: Waiting = nobody,
         *,
-        merged: Merged | None = None,
+        continuing: Callable[[Any], Steps] | None = None,
     ) -> None:
-        self._model, self._sampling, self._ends, self._waiting = model, sampling, ends, waiting
-        self._merged = merged
+        self._device, self._sampling, self._ends, self._waiting = model.device, sampling, ends, waiting
+        self._continuing = continuing or partial(ModelSteps, model)
         self._exhausted = waiting is nobody
         self._arrived = 0
         self._begin(first)
@@ -91,7 +90,7 @@ class Decoding:
 
     def _begin(self, first: Arrivals) -> None:
         """These rows and no others."""
-        read, device = first.prefilled, self._model.device
+        read, device = first.prefilled, self._device
         self._steps, self._logits, self._mask = self._continuing(read.cache), read.logits, read.mask
         self._positions = read.mask.sum(-1, keepdim=True)
         self._uniforms = first.uniforms.to(device)
@@ -103,11 +102,6 @@ class Decoding:
         self._sampled = [0] * count  # as `_lengths`
         self._tails = [deque[int](maxlen=self._ends.tail) for _ in range(count)]
         self._padded = not bool(read.mask.all())
-
-    def _continuing(self, cache: Any) -> Steps:
-        if self._merged is not None and takes_rows(cache):
-            return MergedSteps(self._merged, cache)
-        return ModelSteps(self._model, cache)
 
     def _numbers(self, count: int) -> list[int | None]:
         self._arrived += count
@@ -164,7 +158,7 @@ class Decoding:
 
     def _compact(self) -> None:
         """Drop finished rows once they are many and none waits."""
-        if not self._exhausted or self._open > _COMPACT_AT * len(self._slots):
+        if not self._exhausted or self._open > self._steps.compact_at * len(self._slots):
             return
         kept = [row for row, slot in enumerate(self._slots) if slot is not None]
         rows = torch.tensor(kept, device=self._mask.device)

@@ -89,6 +89,15 @@ def test_what_the_modules_do_not_show_is_measured() -> None:
     assert merged(granite, 4) is None
 
 
+@pytest.mark.parametrize("multiplier", [1.0, 0.5])
+def test_in_mixed_precision_rounding_is_no_difference_and_another_formula_is(multiplier: float) -> None:
+    granite = miniature("granite")
+    for layer in granite.model.layers:
+        layer.residual_multiplier = multiplier
+    with torch.autocast("cpu"):
+        assert steps._measure(granite, Merged(granite, 2)) is (multiplier == 1.0)
+
+
 def test_a_model_is_measured_once(monkeypatch: Any) -> None:
     model = miniature("llama")
     measured, plain = [], steps._measure

@@ -89,10 +89,11 @@ def check_backend(config: Any, model: JudgeModel, setting: Setting) -> None:
             model writes.
     """
     config.backend.cls.check_model(config.backend.config, model, setting)
-    if config.constrained and not config.backend.cls.constrains(config.backend.config, setting):
+    if config.constrained and not config.backend.cls.constrains(config.backend.config, model, setting):
         raise ConfigError(
             f"judge {model.judge!r}: constrained=true needs a backend that can constrain what the model writes: "
-            "backend.name=vllm, or backend.name=server with backend.structured_outputs=true."
+            "backend.name=vllm; backend.name=vllm_server for the policy's own weights; or backend.name=server with "
+            "backend.structured_outputs=true."
         )
 
 
@@ -100,7 +101,8 @@ def check_handed(config: Any, model: JudgeModel | None, backend: JudgeBackend) -
     """Raise `ConfigError` where an open backend that code hands over is not what the judge's options say."""
     if model is not None:
         backend.check_handed(model)
-    if config.constrained and not backend.constrains(backend.config, Setting()):
+    whose = model or JudgeModel(weights="own")
+    if config.constrained and not backend.constrains(backend.config, whose, Setting()):
         raise ConfigError("constrained: the backend that was handed over cannot constrain what its model writes.")
 
 

@@ -17,6 +17,7 @@ from exprl.runs.preflight import check_evaluation, check_mining, check_training
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
 VLLM = "rollout.name=vllm"
+SERVERS = "rollout={name: vllm_server, urls: ['http://localhost:1']}"
 SERVER = "backend: {name: server, url: 'http://localhost:1/v1', model: m}"
 RATIONALE = "scoring: rationale, constrained: true"
 
@@ -43,6 +44,7 @@ def check(*overrides: str) -> None:
         ([f"weights: frozen, {RATIONALE}"], "constrained=true needs a backend that can"),
         ([f"weights: live, {RATIONALE}"], "constrained=true needs a backend that can"),
         ([f"weights: frozen, {RATIONALE}, backend: {{name: transformers}}", VLLM], "constrained=true needs a backend"),
+        ([f"weights: frozen, {RATIONALE}", SERVERS], "constrained=true needs a backend that can"),
         ([f"weights: frozen, {RATIONALE}, {SERVER}"], "constrained=true needs a backend that can"),
         ([f"weights: live, {SERVER}"], "a server's weights cannot follow the policy"),
         (["weights: live, backend: {name: vllm}"], "live weights in vLLM need rollout.name=vllm"),
@@ -67,6 +69,8 @@ def test_a_judge_that_its_backend_cannot_run_is_named_by_its_key(
     "overrides",
     [
         [f"name: same_model, weights: live, {RATIONALE}", VLLM],
+        [f"name: same_model, weights: live, {RATIONALE}", SERVERS],
+        [f"name: same_model, weights: frozen, {RATIONALE}", SERVERS, "lora.rank=4"],
         [f"name: same_model, weights: frozen, {RATIONALE}, backend: {{second_engine: true}}", VLLM],
         [f"name: same_model, weights: frozen, {RATIONALE}, backend: {{name: vllm}}"],
         [f"name: same_model, weights: frozen, {RATIONALE}, {SERVER[:-1]}, structured_outputs: true}}"],

@@ -8,7 +8,6 @@ from typing import Any
 from exprl.component import option
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_options import HostOptions
-from exprl.engines.vllm_server import VLLMServerEngine
 from exprl.errors import ConfigError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel
 from exprl.judges.backends.setting import Setting
@@ -34,16 +33,15 @@ class AutoBackend(TransformersBackend):
     )
 
     @classmethod
-    def constrains(cls, config: Any, setting: Setting) -> bool:
-        """Where the rollouts come from vLLM."""
+    def constrains(cls, config: Any, model: JudgeModel, setting: Setting) -> bool:
+        """Where it opens a backend on vLLM, in this process or on the servers."""
         del config
-        return setting.samples_with_vllm
+        return setting.samples_with_vllm or _on_servers(model, setting)
 
     @classmethod
     def check_model(cls, config: Any, model: JudgeModel, setting: Setting) -> None:
         """Weights that the vLLM of the rollouts does not hold need an engine of their own, which must be asked for."""
-        held = model.weights == "live" or (model.weights == "frozen" and setting.adapter)
-        if setting.samples_with_vllm and not held and not config.second_engine:
+        if setting.samples_with_vllm and not _held(model, setting) and not config.second_engine:
             raise ConfigError(
                 f"judge {model.judge!r}: with rollout.name=vllm its weights, which do not train, need an engine of "
                 "their own. Say which: backend.second_engine=true (a second vLLM engine in this process), "
@@ -53,18 +51,24 @@ class AutoBackend(TransformersBackend):
     @classmethod
     def open(cls, config: Any, model: JudgeModel, resources: Resources) -> JudgeBackend:
         """The backend that fits the run's engine."""
-        cls.check_model(config, model, Setting.built(resources))
+        setting = Setting.built(resources)
+        cls.check_model(config, model, setting)
         engine = resources.engine() if resources.engine is not None else None
         if isinstance(engine, VLLMEngine):
             return VLLMBackend.open(_like(engine), model, resources)
-        if isinstance(engine, VLLMServerEngine) and _held_by(engine, model):
+        if _on_servers(model, setting):
             return VLLMServerBackend.open(VLLMServerBackend.Config(), model, resources)
         return super().open(config, model, resources)
 
 
-def _held_by(engine: VLLMServerEngine, model: JudgeModel) -> bool:
-    """Whether the servers hold the judge's weights."""
-    return model.weights == "live" or (model.weights == "frozen" and engine.base is not None)
+def _held(model: JudgeModel, setting: Setting) -> bool:
+    """Whether a vLLM that samples holds the judge's weights."""
+    return model.weights == "live" or (model.weights == "frozen" and setting.adapter)
+
+
+def _on_servers(model: JudgeModel, setting: Setting) -> bool:
+    """Whether the servers that sample are asked."""
+    return setting.samples_with_servers and _held(model, setting)
 
 
 def _like(options: HostOptions) -> Any:

@@ -102,9 +102,9 @@ class JudgeBackend(Stateful):
         return None
 
     @classmethod
-    def constrains(cls, config: Any, setting: Setting) -> bool:
-        """Whether it can make a reply match `Query.pattern`."""
-        del config, setting
+    def constrains(cls, config: Any, model: JudgeModel, setting: Setting) -> bool:
+        """Whether it can make a reply of the model match `Query.pattern` in such a run."""
+        del config, model, setting
         return False
 
     @classmethod

@@ -69,9 +69,9 @@ class ServerBackend(ServerOptions, QueuedBackend[_Asked]):
         return JudgeTokenizer(self.tokenizer, self.model)
 
     @classmethod
-    def constrains(cls, config: Any, setting: Setting) -> bool:
+    def constrains(cls, config: Any, model: JudgeModel, setting: Setting) -> bool:
         """Where the server can."""
-        del setting
+        del model, setting
         return bool(config.structured_outputs)
 
     @classmethod

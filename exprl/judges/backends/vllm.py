@@ -69,9 +69,9 @@ class VLLMBackend(HostOptions, QueuedBackend[Ticket | Reply]):
         check_installed()
 
     @classmethod
-    def constrains(cls, config: Any, setting: Setting) -> bool:
+    def constrains(cls, config: Any, model: JudgeModel, setting: Setting) -> bool:
         """Always."""
-        del config, setting
+        del config, model, setting
         return True
 
     @classmethod

@@ -75,9 +75,9 @@ class VLLMServerBackend(QueuedBackend[_Asked]):
         return JudgeTokenizer(self.engine.policy.tokenizer, self.engine.policy.name)
 
     @classmethod
-    def constrains(cls, config: Any, setting: Setting) -> bool:
+    def constrains(cls, config: Any, model: JudgeModel, setting: Setting) -> bool:
         """Always."""
-        del config, setting
+        del config, model, setting
         return True
 
     @classmethod

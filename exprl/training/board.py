@@ -8,11 +8,14 @@ import time
 import torch.distributed.distributed_c10d as c10d
 
 from exprl.training.failure import Process
+from exprl.waiting import Wait
 
 SILENCE = 4.0
 """Seconds without a sign of life after which a rank is taken for lost, once another has failed."""
 ENDED = 1.0
 """The same where its process is not there any more: in another container of this name it would still be heard."""
+LOOK = 0.25
+"""Seconds between two looks, of those above, that count at most."""
 
 
 class Board:
@@ -79,21 +82,18 @@ class Board:
 
 
 class Silence:
-    """How long ranks have given no sign of life, as far as it was looked for."""
+    """How long ranks have given no sign of life, as far as it was looked for; see `exprl.waiting`."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._heard: dict[int, tuple[bytes, float]] = {}
+        self._heard: dict[int, bytes] = {}
+        self._waits: dict[int, tuple[Wait, Wait]] = {}
 
     def lost(self, rank: int) -> bool:
         """Whether a rank is to be taken for lost."""
-        silence = self._of(rank)
-        return silence > SILENCE or (silence > ENDED and self._board.process(rank).ended)
-
-    def _of(self, rank: int) -> float:
-        """Seconds since the last sign of a rank's, or since it was first looked for."""
-        key, now, store = f"alive/{rank}", time.monotonic(), self._board.store
+        key, store = f"alive/{rank}", self._board.store
         beat = store.get(key) if store.check([key]) else b""
-        if rank not in self._heard or self._heard[rank][0] != beat:
-            self._heard[rank] = (beat, now)
-        return now - self._heard[rank][1]
+        if self._heard.get(rank) != beat:
+            self._heard[rank], self._waits[rank] = beat, (Wait(SILENCE, pause=LOOK), Wait(ENDED, pause=LOOK))
+        silent, ended = (wait.over() for wait in self._waits[rank])
+        return silent or (ended and self._board.process(rank).ended)

@@ -8,7 +8,6 @@ judge compute elsewhere it is made in a thread beside the update; else right bef
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from exprl.terminal.phases import Phases
 from exprl.training.collecting import Collector
 from exprl.training.exchange import Rewarded
 from exprl.types import Problem
+from exprl.waiting import Wait
 
 Batch = list[Rewarded]
 
@@ -59,7 +59,7 @@ class Background:
         self.error: BaseException | None = None
         self._make = make
         self._cancelled = False
-        self._heard = time.monotonic()
+        self._beats = 0
         # a daemon: whatever it waits for must not keep a process that has failed
         self._thread = threading.Thread(target=self._run, name="exprl-next-step", daemon=True)
 
@@ -74,16 +74,18 @@ class Background:
 
     def beat(self) -> None:
         """A sign of life from the thread; raises `CancelledError` in it once nobody wants the batch any more."""
-        self._heard = time.monotonic()
+        self._beats += 1
         if self._cancelled:
             raise CancelledError
 
     def wait(self, limit: float) -> None:
         """Until it has ended, or has given no sign of life for `limit` seconds, which is an error of it."""
-        since = time.monotonic()
+        wait, heard = Wait(limit), self._beats
         while self.running:
-            self._thread.join(POLL)
-            if self.running and time.monotonic() - max(since, self._heard) > limit:
+            self._thread.join(min(POLL, wait.pause))
+            if heard != self._beats:
+                wait, heard = Wait(limit), self._beats
+            if self.running and wait.over():
                 self.error = EngineError(
                     f"nothing came of the next step's rollouts and verdicts for {limit:g} s (trainer.timeout). Are "
                     "those who sample and judge them still there? Go on with --resume."

@@ -10,7 +10,6 @@ import atexit
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
@@ -18,8 +17,9 @@ from typing import Protocol
 from exprl.errors import DistributedError, PeerError
 from exprl.terminal.console import errors
 from exprl.training.board import Board
+from exprl.waiting import Wait
 
-_BEAT = 0.5
+BEAT = 0.5
 """Seconds between the signs of life of a rank."""
 _ENDING = 5.0
 """Seconds at most that the process waits for its watch, which may wait for a store that is gone."""
@@ -33,7 +33,7 @@ class Watched(Protocol):
     rank: int
     timeout: float
     phase: str
-    deadline: float | None
+    deadline: Wait | None
     board: Board
 
     @property
@@ -69,9 +69,9 @@ def start_watch(world: Watched) -> None:
 
 
 def _watch(world: Watched, over: threading.Event) -> None:
-    while not over.wait(_BEAT):
+    while not over.wait(BEAT):
         deadline = world.deadline
-        if deadline is not None and time.monotonic() > deadline:
+        if deadline is not None and deadline.over():
             _end_stalled(world)
         with suppress(RuntimeError, ConnectionError):  # the store is gone: the main thread finds out
             world.board.beat()

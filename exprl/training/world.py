@@ -19,7 +19,8 @@ import torch.distributed.distributed_c10d as c10d
 from exprl.errors import DistributedError, LostRankError, PeerError, first_line
 from exprl.training.board import Board, Silence
 from exprl.training.failure import record
-from exprl.training.watch import start_watch
+from exprl.training.watch import BEAT, start_watch
+from exprl.waiting import Wait
 
 T = TypeVar("T")
 
@@ -60,8 +61,8 @@ class World:
         """Whether the ranks that a failure left have begun to look for each other."""
         self.lost: list[int] = []
         """Ranks that were not found then, on the one rank that looked for them."""
-        self.deadline: float | None = None
-        """When the watch ends this process, which is in a collective; by `time.monotonic`."""
+        self.deadline: Wait | None = None
+        """When the watch ends this process, which is in a collective."""
         self.rank, self.size = 0, 1
         store: c10d.Store = dist.HashStore()  # type: ignore[attr-defined]  # documented, but not re-exported
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -127,18 +128,18 @@ class World:
             self.progress()
 
     def _wait(self, keys: list[str], what: str) -> None:
-        start = time.monotonic()
+        wait = Wait(self.timeout)
         pause = POLL / 20
         self.board.store.set(keys[self.rank], "here")
         while not self.board.store.check(keys):
             if not self.ending and (failure := self.failure()):
                 raise PeerError(failure)
-            if time.monotonic() - start > self.timeout:
+            if wait.over():
                 raise DistributedError(self._late(self._missing(keys), what))
             if self.asked_to_stop() and any(self.silence.lost(member) for member in self._missing(keys)):
                 raise LostRankError(f"a rank went away before {what}. Last seen:\n{self.board.report()}")
             time.sleep(pause)
-            pause = min(2 * pause, POLL)
+            pause = min(2 * pause, POLL, wait.pause)
         if self._passed is not None:
             self.board.store.delete_key(self._passed)  # whoever is here has left the meeting before this one
         self._passed = keys[self.rank]
@@ -259,7 +260,7 @@ class World:
     def progress(self) -> None:
         """A sign of life from within `collective`."""
         if self.size > 1:
-            self.deadline = time.monotonic() + self.timeout + GRACE
+            self.deadline = Wait(self.timeout + GRACE, pause=BEAT)
 
     # ------------------------------------------------------------------ failing
 

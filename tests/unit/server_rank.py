@@ -24,10 +24,11 @@ from exprl.models.sharding import shard
 from exprl.training.policy import SHARDED_FORWARDS
 from tests.unit.test_vllm_server import move, prompts
 from tests.vllm.helpers import engine_logprobs, flat, gap, sample, small_policy, trainer_logprobs
+from tests.waiting import LONG
 
 
 def main(urls: list[str]) -> dict[str, Any]:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=LONG))
     policy = small_policy()
     known = copy.deepcopy(policy)
     found: dict[str, Any] = {"plain": follow(policy, known, urls, 0)}
@@ -40,7 +41,7 @@ def main(urls: list[str]) -> dict[str, Any]:
 
 
 def follow(policy: LanguageModel, known: LanguageModel, urls: list[str], first: int) -> dict[str, Any]:
-    engine = VLLMServerEngine(urls=urls, timeout=60.0, retries=1, health_timeout=30.0, policy=policy)
+    engine = VLLMServerEngine(urls=urls, timeout=LONG, retries=1, health_timeout=LONG, policy=policy)
     with pytest.raises(EngineError) as told:
         sample(engine, prompts(policy, 1), n=1, max_new_tokens=2)
     found: dict[str, Any] = {"before": str(told.value), "gaps": [], "tokens": []}

@@ -19,12 +19,13 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from exprl import waiting
 from exprl.errors import CheckpointError, ConfigError, JudgeError
 from exprl.rewards.checks import check_failures
 from exprl.runs.directory import RunDirectory
 from exprl.terminal.console import Console
 from exprl.terminal.phases import Phases
-from exprl.training import board as board_module, world as world_module
+from exprl.training import world as world_module
 from exprl.training.aftermath import assemble, choose, session
 from exprl.training.board import Board, Silence
 from exprl.training.callbacks import Checkpoints
@@ -84,25 +85,34 @@ def test_a_process_is_ended_only_if_it_is_still_the_one() -> None:
 
 def test_who_is_silent_is_lost_and_at_once_whose_process_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(board_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: now[0])
     boards = [Board(store, rank, 2) for store in [dist.HashStore()] for rank in range(2)]  # type: ignore[attr-defined]
     silence = Silence(boards[0])
     ended: set[int] = set()
     monkeypatch.setattr(Process, "ended", property(lambda process: process.pid in ended))
 
-    def lost_after(*seconds: float) -> list[bool]:
-        found = []
-        for now[0] in seconds:
-            found.append(silence.lost(1))
-        return found
+    def lost_after(seconds: float) -> bool:
+        """More of them, in which it is looked all the time."""
+        for _ in range(int(8 * seconds)):
+            now[0] += 0.125
+            lost = silence.lost(1)
+        return lost
 
-    assert lost_after(0, 3.9, 4.1) == [False, False, True]
+    assert not silence.lost(1)
+    assert not lost_after(3.875)
+    assert lost_after(0.25)
     boards[1].beat()
-    assert lost_after(5, 8.9, 9.1) == [False, False, True], "heard again at 5"
+    assert not lost_after(4.0), "the first look has heard it again"
+    assert lost_after(0.25)
     ended.add(Process.own().pid)
-    assert lost_after(10) == [True], "nor is it listened for anew by whoever asks next"
+    assert silence.lost(1), "nor is it listened for anew by whoever asks next"
     boards[1].beat()
-    assert lost_after(11, 11.9, 12.1) == [False, False, True]
+    assert not lost_after(1.0)
+    assert lost_after(0.25)
+    boards[1].beat()
+    assert not silence.lost(1)
+    now[0] += 3600
+    assert not silence.lost(1), "whoever was stopped meanwhile has not listened"
 
 
 def test_the_ranks_that_are_left_agree_on_what_they_save() -> None:

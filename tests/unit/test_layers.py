@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "exprl").rglob("*.py"))
-TOP_LEVEL = 15
+TOP_LEVEL = 16
 LONGEST_FILE, MEDIAN_FILE, LONGEST_FUNCTION = 400, 120, 60
 KERNELS = ROOT / "exprl/kernels"
 """Their arguments are many: every tensor with its shape, every stride."""

@@ -121,29 +121,42 @@ class TestBackground:
         assert isinstance(background.error, EngineError)
 
     def test_a_slow_one_is_waited_for_as_long_as_things_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now, looked = [0.0], threading.Event()
+        looked, heard, waits = threading.Event(), threading.Event(), []
 
-        def monotonic() -> float:
-            if threading.current_thread() is threading.main_thread():
-                looked.set()
-            return now[0]
+        class Looks:
+            """A wait that is over with the third look, before which the thread gives a sign of life."""
+
+            pause = 0.01
+
+            def __init__(self, limit: float) -> None:
+                waits.append(limit)
+                self.looks = 0
+
+            def over(self) -> bool:
+                if len(waits) > 5:
+                    return False
+                self.looks += 1
+                if self.looks == 2:
+                    looked.set()
+                    assert heard.wait(60)
+                    heard.clear()
+                return self.looks > 2
 
         def make() -> Batch:
             for _ in range(5):
-                looked.clear()
                 assert looked.wait(60)
-                now[0] += 0.8
+                looked.clear()
                 background.beat()
+                heard.set()
             return []
 
-        monkeypatch.setattr("exprl.training.lookahead.time.monotonic", monotonic)
-        monkeypatch.setattr("exprl.training.lookahead.POLL", 0.01)
+        monkeypatch.setattr("exprl.training.lookahead.Wait", Looks)
         background = Background(make)
         background.start()
         background.wait(1.0)
         assert background.error is None
         assert background.batch == []
-        assert now[0] == pytest.approx(4.0), "longer than the limit"
+        assert len(waits) >= 5, "each sign of life begins another"
 
 
 # ------------------------------------------------------------------ in a checkpoint

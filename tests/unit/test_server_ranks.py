@@ -19,15 +19,14 @@ from exprl.engines.servers.ranks import Ranks
 from exprl.errors import EngineError
 from tests.policy_server import PolicyServer
 from tests.vllm.helpers import small_policy
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.usefixtures("forking")
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 120
-"""Seconds; on a quiet machine it takes about 10."""
 
 
-def pair(limit: float = 10.0) -> tuple[Ranks, Ranks]:
+def pair(limit: float = LONG) -> tuple[Ranks, Ranks]:
     store = HashStore()
     return Ranks(limit, rank=0, size=2, store=store), Ranks(limit, rank=1, size=2, store=store)
 
@@ -38,7 +37,7 @@ def test_what_the_first_rank_makes_all_have():
     other = threading.Thread(target=lambda: heard.extend(second.tell(lambda: ["mine"], "it") for _ in range(2)))
     other.start()
     assert [first.tell(lambda: [1, "a"], "it"), first.tell(lambda: None, "it")] == [[1, "a"], None]
-    other.join(timeout=10)
+    other.join(timeout=LONG)
     assert heard == [[1, "a"], None]
 
 
@@ -90,11 +89,11 @@ def run_ranks(urls: list[str], folder: Path, world: int = 2) -> list[dict[str, A
                 )
             )
     try:
-        outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
+        outputs = [process.communicate(timeout=LONG)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.wait(timeout=20)
+            process.wait()
     for rank, process in enumerate(processes):
         assert process.returncode == 0, (folder / f"{rank}.txt").read_text()[-3000:]
     return [json.loads(output.splitlines()[-1]) for output in outputs]

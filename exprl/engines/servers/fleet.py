@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from exprl.engines.servers.balance import place
 from exprl.errors import EngineError, ExprlError
 from exprl.runs.timeline import ANSWERING
 from exprl.terminal.phases import Recorder
+from exprl.waiting import LOOKS, counting
 
 FORGIVEN = 3
 """Failures of one request, beyond the retries at a server, at servers that say they are well."""
@@ -128,7 +130,7 @@ class Fleet:
         reach: how a server is reached: who asks it for completions, in the given loop, and its control plane.
         on_loss: told of each server that is lost and why, once, in a thread of its own.
         health_interval: seconds between two looks at servers that have requests under way.
-        health_timeout: seconds without a sign of life after which one is lost.
+        health_timeout: seconds without a sign of life after which one is lost, see `exprl.waiting`.
         part: this rank and how many there are; each prefers other servers, see `place`.
     """
 
@@ -330,12 +332,14 @@ class Fleet:
             await asyncio.gather(*(self._look_at(member) for member in busy))
 
     async def _look_at(self, member: Member) -> None:
-        try:
-            async with asyncio.timeout(self._limit):
-                while not await asyncio.to_thread(_healthy, member.control):
-                    await asyncio.sleep(min(1.0, self._interval))
-        except TimeoutError:
-            await self._lose(member, f"it gave no sign of life for {self._limit:g} s")
+        failed = 0
+        with counting(self._limit) as wait:
+            while not await asyncio.to_thread(_healthy, member.control):
+                failed += 1
+                if failed >= LOOKS and wait.over():
+                    await self._lose(member, f"it gave no sign of life for {self._limit:g} s")
+                    return
+                await asyncio.sleep(min(1.0, self._interval))
 
     async def _lose(self, member: Member, reason: str) -> None:
         if member.lost is not None:
@@ -358,7 +362,7 @@ def _healthy(control: Control) -> bool:
 
 
 def _version(control: Control) -> str | None:
-    try:
-        return control.version()
-    except (OSError, ExprlError):
-        return None
+    for _ in range(LOOKS):
+        with suppress(OSError, ExprlError):
+            return control.version()
+    return None

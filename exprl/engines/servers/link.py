@@ -23,6 +23,7 @@ from exprl.engines.transfer.control import ControlPlane
 from exprl.engines.transfer.weights import tied_names
 from exprl.files.swept import SweptFolder
 from exprl.models.lora import adapter_config
+from exprl.waiting import LOOKS
 
 if TYPE_CHECKING:
     from exprl.engines.loop import BackgroundLoop
@@ -117,7 +118,8 @@ class Link:
         return ControlPlane(self._private(address), key=key_in(self._options.api_key_env), timeout=timeout)
 
     def _answers(self, address: Address) -> bool:
-        return self._control(address, self._options.health_timeout).health()
+        control = self._control(address, self._options.health_timeout)
+        return any(control.health() for _ in range(LOOKS))
 
     def _private(self, address: Address) -> str:
         """The URL with the user and password it was given with."""

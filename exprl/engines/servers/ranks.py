@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from exprl.errors import EngineError, ExprlError
+from exprl.waiting import Wait
 
 POLL = 0.02
 """Seconds between two looks at the store."""
@@ -97,8 +98,8 @@ class Ranks:
         return told["value"]
 
     def _wait(self, key: str, whom: str, what: str, store: c10d.Store) -> None:
-        limit = time.monotonic() + self._limit
+        wait = Wait(self._limit)
         while not store.check([key]):
-            if time.monotonic() > limit:
+            if wait.over():
                 raise EngineError(f"rank {self.rank}: {whom} did not come to {what} within {self._limit:g} s.")
-            time.sleep(POLL)
+            time.sleep(min(POLL, wait.pause))

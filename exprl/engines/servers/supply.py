@@ -14,6 +14,7 @@ from exprl.engines.servers.fleet import Address
 from exprl.engines.servers.process import ServerProcess, free_port
 from exprl.errors import EngineError
 from exprl.terminal.wording import counted
+from exprl.waiting import Wait
 
 LOOK = 0.25
 """Seconds between two looks at servers that are waited for."""
@@ -141,7 +142,8 @@ class OwnProcesses(Supply):
         self._logs.mkdir(parents=True, exist_ok=True)
         for place in self._places:
             self._launch(place)
-        ready = [self._await(place) for place in self._places]
+        wait = Wait(self._limit)  # all start at the same time
+        ready = [self._await(place, wait) for place in self._places]
         if missing := [place for place, address in zip(self._places, ready, strict=True) if address is None]:
             self.stop()
             log, words = self._logs / f"server-{missing[0].number}.log", missing[0].last_words
@@ -169,12 +171,12 @@ class OwnProcesses(Supply):
     def present(self) -> list[Address]:
         """See `Supply`."""
         running = [place for place in self._places if not place.given_up]
-        found = [address for place in running if (address := self._ready(place)) is not None]
+        found = [address for place in running if (address := self._ready(place, self._is_late(place))) is not None]
         if found:
             return found
         while any(not place.given_up for place in self._places):
             for place in self._places:
-                if not place.given_up and (address := self._await(place)) is not None:
+                if not place.given_up and (address := self._await(place, Wait(self._limit))) is not None:
                     return [address]
         return []
 
@@ -205,16 +207,18 @@ class OwnProcesses(Supply):
             place.last_words = place.process.last_words()
             place.process = None
 
-    def _ready(self, place: _Place) -> Address | None:
-        """Where it answers; one that has died, or has had its time, is started again if it may be."""
+    def _is_late(self, place: _Place) -> bool:
+        return time.monotonic() - place.begun > self._limit
+
+    def _ready(self, place: _Place, late: bool) -> Address | None:
+        """Where it answers; one that has died, or does not answer though `late`, is started again if it may be."""
         with place.lock:
             address, process = place.address, place.process
             if process is None or address is None:
                 return None
             if process.exit_code is None and self._answers(address):
                 return address
-            over = time.monotonic() - place.begun > self._limit
-            if process.exit_code is None and not over:
+            if process.exit_code is None and not late:
                 return None
             self._end(place)
             if self._stopped or place.starts > self._restarts:
@@ -223,11 +227,11 @@ class OwnProcesses(Supply):
                 self._launch(place)
             return None
 
-    def _await(self, place: _Place) -> Address | None:
-        """Where it answers, within its limit; None if it ends before, or does not answer by then."""
+    def _await(self, place: _Place, wait: Wait) -> Address | None:
+        """Where it answers, within `wait`; None if it ends before, or does not answer by then."""
         starts = place.starts
         while place.starts == starts and not place.given_up:
-            if (address := self._ready(place)) is not None:
+            if (address := self._ready(place, wait.over())) is not None:
                 return address
-            time.sleep(LOOK)
+            time.sleep(min(LOOK, wait.pause))
         return None

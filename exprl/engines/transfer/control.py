@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from exprl.engines.completions import error_message
 from exprl.engines.loop import BackgroundLoop
 from exprl.engines.urls import split_credentials
 from exprl.errors import ConfigError, EngineError
+from exprl.waiting import within
 
 _LONGEST_ANSWER = 2**20
 _QUICK = 5.0
@@ -36,7 +36,7 @@ class ControlPlane:
     Args:
         url: `http://host:port`, without `/v1`; a user and password in it are sent in place of a key.
         key: of a proxy that wants one (vLLM itself asks for none on these routes); sent, never shown.
-        timeout: seconds that each call may take, on the whole.
+        timeout: seconds that each call may take, on the whole, see `exprl.waiting`.
 
     Raises:
         ConfigError: `url` is no such URL, or the package httpx2 is not installed.
@@ -157,7 +157,7 @@ class ControlPlane:
         seconds = self.timeout if limit is None else limit
         try:
             status, answer = self._loop.submit(self._answer(method, path, body, seconds)).result()
-        except (TimeoutError, httpx2.TimeoutException):
+        except TimeoutError:
             raise self._error(path, f"no answer within {seconds:g} s") from None
         except httpx2.HTTPError as error:
             raise self._error(path, f"{type(error).__name__}: {error}") from None
@@ -170,8 +170,8 @@ class ControlPlane:
 
     async def _answer(self, method: str, path: str, body: Any, seconds: float) -> tuple[int, bytes]:
         async with (
-            asyncio.timeout(seconds),  # on the whole: a server may trickle
-            self._client.stream(method, f"{self.url}{path}", json=body, timeout=seconds) as response,
+            within(seconds),  # on the whole: a server may trickle
+            self._client.stream(method, f"{self.url}{path}", json=body, timeout=None) as response,
         ):
             answer = bytearray()
             async for part in response.aiter_raw():

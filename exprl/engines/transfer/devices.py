@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
@@ -23,6 +22,7 @@ from exprl.engines.access import is_here
 from exprl.engines.transfer.base import BUCKET_BYTES, Group, WeightTransfer
 from exprl.engines.transfer.buckets import in_buckets
 from exprl.engines.transfer.control import ControlError, ControlPlane
+from exprl.waiting import Wait
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,9 +189,9 @@ def _together(action: Callable[[], None], group: Group) -> None:
     What hangs in NCCL cannot be ended, so it is left to a thread that the process does not wait for.
     """
     limit = max(server.timeout for server in group.standing)
-    failed, begun, done = len(group.failures), time.monotonic(), _in_background(action)
-    while not done.done() and len(group.failures) == failed and time.monotonic() - begun < limit:
-        wait([done], _LOOKS)
+    failed, done, left = len(group.failures), _in_background(action), Wait(limit)
+    while not done.done() and len(group.failures) == failed and not left.over():
+        wait([done], min(_LOOKS, left.pause))
     if done.done() and done.exception() is None and len(group.failures) == failed:
         return
     if len(group.failures) > failed:

@@ -1,0 +1,18 @@
+"""How tests wait: for the thing itself. A limit is there for what never comes, so a busy machine does not reach it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+LONG = 300.0
+"""Seconds after which something has gone wrong, and is not merely slow."""
+
+
+def until(condition: Callable[[], Any], *, otherwise: Callable[[], str] = lambda: "it did not come to that") -> None:
+    """Wait for `condition`; `otherwise` says what is there in its place."""
+    limit = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < limit, otherwise()
+        time.sleep(0.01)

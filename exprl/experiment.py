@@ -180,6 +180,7 @@ class UpdateConfig:
         default=None,
         help="mean difference of engine's and trainer's log-probs at which a run stops, at its start or an update; "
         "null: by precision (float32 0.001, float16 0.05, bfloat16 0.15, divided by a temperature below 1)",
+        free=True,
     )
     log_kl: bool = option(
         default=True, help="keep the frozen initial policy to log the KL to it even if the loss has no KL term"

@@ -31,9 +31,10 @@ def option(
 
     Without a default the option is required. What a value must be is said by the annotation: its type, a `Literal` of
     the choices, or `Annotated` with a rule of `exprl.config.ranges`. A `free` one changes nothing of what a step
-    computes, so it may be another when a run is resumed. One that says something `of` what another option names, such
-    as which file of a folder, does not outlive that: a layer that names something else leaves it behind. A mapping that
-    is merged `by_key` keeps the keys that a layer does not set; any other is replaced.
+    computes, though perhaps whether the run stops there, so it may be another when a run is resumed. One that says
+    something `of` what another option names, such as which file of a folder, does not outlive that: a layer that names
+    something else leaves it behind. A mapping that is merged `by_key` keeps the keys that a layer does not set; any
+    other is replaced.
     """
     if positional:
         raise ContractError("option takes keywords: option(default=..., help=...).")

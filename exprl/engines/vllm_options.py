@@ -40,6 +40,7 @@ class HostOptions(Options):
     canary_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
         default=None,
         help="mean absolute difference of log-probs at which loaded weights count as broken; null: by dtype",
+        free=True,
     )
 
 

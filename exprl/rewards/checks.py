@@ -90,7 +90,8 @@ def _too_many(what: str, limit: float, failed: Sequence[Judgement]) -> JudgeErro
     return JudgeError(
         f"{what} of this step failed ({counts}), more than reward.max_failure_rate {limit:.0%} allows. "
         f"{_last_replies(failed)}\n"
-        "A stronger judge, reward.judge.scoring=expected or more reward.judge.max_new_tokens may help."
+        "A stronger judge, reward.judge.scoring=expected or more reward.judge.max_new_tokens may help in "
+        "a new run; --resume takes a higher reward.max_failure_rate."
     )
 
 

@@ -36,6 +36,7 @@ class JudgedReward(Reward):
     max_failure_rate: Share = option(
         default=0.25,
         help="stop when more than this share of a step's judgements fail, or of its rollouts is lost to them",
+        free=True,
     )
 
     @classmethod

@@ -26,10 +26,11 @@ def check_gap(gap: float, allowed: float, *, tokens: int, step: str, stale: bool
         return
     advice = (
         "they are of the policy before the last update: if that moved it so far, lower optimizer.lr, or set "
-        "rollout.lookahead=0. --resume takes neither, and stops here again: start a new run from this one with them, "
-        "model.path=<this run_dir> run_dir=<another>."
+        "rollout.lookahead=0. --resume takes neither: start a new run from this one with them, "
+        "model.path=<this run_dir> run_dir=<another>. --resume stops here again unless update.gap_tolerance is above "
+        "this difference."
         if stale
-        else "if it is precision alone, raise update.gap_tolerance."
+        else "if it is precision alone, raise update.gap_tolerance, which --resume takes as well."
     )
     raise EngineError(
         f"{step}: on {tokens} sampled tokens the log-probs of the engine and of the trainer differ by {gap:.4g} on "

@@ -371,6 +371,10 @@ def test_a_broken_engine_still_stops_the_run(
     with pytest.raises(EngineError, match=r"step 3.*where 1 is allowed.*rollout.lookahead=0"):
         run(small(AHEAD, *NO_EVALUATION), "later")
     assert steps(tmp_path / "later") == [1, 2]
+    with pytest.raises(EngineError, match=r"stops here again unless update\.gap_tolerance is above"):
+        run(small(AHEAD, *NO_EVALUATION), "later", resume=True)
+    run(small(AHEAD, *NO_EVALUATION, "update.gap_tolerance=3"), "later", resume=True)
+    assert steps(tmp_path / "later") == [3, 4]
 
 
 def test_a_loader_of_another_kind_is_refused(small: Any) -> None:

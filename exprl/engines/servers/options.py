@@ -94,6 +94,7 @@ class FleetOptions(Options):
     canary_tolerance: Annotated[float, Range(ge=SMALLEST, le=1000)] | None = option(
         default=None,
         help="mean absolute difference of log-probs at which a server's weights count as wrong; null: by dtype",
+        free=True,
     )
     api_key_env: NonEmpty = option(
         default="OPENAI_API_KEY", help="environment variable that holds the key; unset: none is sent", free=True

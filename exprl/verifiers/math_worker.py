@@ -1,30 +1,28 @@
 """The process in which math-verify runs: one JSON line in, `{"gold": ..., "answer": ..., "seconds": ...}`, one out.
 
-Started by `WorkerPool` as a script, so that it imports nothing but math-verify. Two limits stand behind the one that
-the pool keeps: an alarm ends what Python computes, and the process lives on; where a C call computes (`10^{10^{10}}`),
-which no signal handler can interrupt, faulthandler's thread ends the process, also when nobody waits for it any more.
+Started by `WorkerPool` as a script, so that it imports nothing but math-verify. Limits count the CPU time of this
+process, so that a busy machine turns no right answer wrong: an alarm ends what Python computes, and the process lives
+on; where a C call computes (`10^{10^{10}}`), which no signal handler can interrupt, a second alarm that nobody handles
+ends the process, also when nobody waits for it any more. On Windows, which has neither, the pool's own limit does.
 Answers are parsed by a grammar and never evaluated as Python.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import logging
-import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 MEMORY_BYTES = 4 << 30
 GRACE_SECONDS = 0.5
-"""From the alarm to the end of the process."""
+"""From the alarm to the end of the process, of CPU time."""
 
 _DECIMAL = re.compile(r"-?(\d*)\.(\d+)")
 _SIGNIFICANT = 6
@@ -153,14 +151,11 @@ def serve() -> None:
     _limit_memory()
     # What a library prints must not mix with the replies.
     replies, sys.stdout = sys.stdout, sys.stderr
-    with Path(os.devnull).open("w") as nowhere:
-        print("ready", file=replies, flush=True)
-        for line in sys.stdin:
-            request = json.loads(line)
-            faulthandler.dump_traceback_later(request["seconds"] + GRACE_SECONDS, exit=True, file=nowhere)
-            equal = _answer(request["gold"], request["answer"], request["seconds"])
-            faulthandler.cancel_dump_traceback_later()
-            print(json.dumps(equal), file=replies, flush=True)
+    print("ready", file=replies, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        equal = _answer(request["gold"], request["answer"], request["seconds"])
+        print(json.dumps(equal), file=replies, flush=True)
 
 
 def _answer(gold: str, answer: str, seconds: float) -> bool | None:
@@ -177,9 +172,9 @@ def _answer(gold: str, answer: str, seconds: float) -> bool | None:
 
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[list[bool]]:
-    """Raise `OutOfTimeError` after `seconds`, and again until it ends; what it yields is not empty then."""
+    """Raise `OutOfTimeError` after `seconds` of CPU, and again until it ends; what it yields is not empty then."""
     rang: list[bool] = []
-    if not hasattr(signal, "setitimer"):  # Windows: the process ends instead
+    if not hasattr(signal, "setitimer"):  # Windows
         yield rang
         return
 
@@ -187,12 +182,14 @@ def _alarm(seconds: float) -> Iterator[list[bool]]:
         rang.append(True)
         raise OutOfTimeError
 
-    signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, GRACE_SECONDS / 4)
+    signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds, GRACE_SECONDS / 4)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds + GRACE_SECONDS)  # SIGVTALRM, which ends a process
     try:
         yield rang
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def _limit_memory() -> None:

@@ -42,12 +42,13 @@ class MathVerifier(Verifier):
 
     math-verify guards against endless simplification with signals, which work in the main thread only and never stop
     a computation inside C. So it runs in child processes, started when they are needed; a comparison that takes
-    `timeout` seconds counts as wrong, one whose process is lost is done again. Safe to call from any thread.
+    `timeout` seconds of CPU, which a busy machine does not shorten, counts as wrong, one whose process is lost is done
+    again. Safe to call from any thread.
     """
 
     require_boxed: bool = option(default=False, help=r"only an answer in \boxed{} counts")
     timeout: Annotated[float, Range(gt=0, le=3600)] = option(
-        default=5.0, help="seconds for one comparison; after them the answer counts as wrong"
+        default=5.0, help="seconds of CPU for one comparison; after them the answer counts as wrong"
     )
     workers: PositiveInt = option(default=2, help="processes that compare at once; each holds about 100 MB")
 

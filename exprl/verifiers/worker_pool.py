@@ -6,21 +6,28 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from pathlib import Path
 
 from exprl.errors import ExprlError
+from exprl.waiting import Wait
 
 WORKER = Path(__file__).with_name("math_worker.py")
 START_SECONDS = 120.0
 """For the imports of a worker, on a machine that has much else to do."""
+_BUSY = 10
+"""Seconds for each second of CPU that a comparison may take, on such a machine."""
 _LATENESS = 1.0
 """Seconds after its time in which a worker may still say that it gave up, or end itself."""
 _LOOK_EVERY = 0.25
+
+
+_OUT_OF_TIME = -getattr(signal, "SIGVTALRM", 0)
+"""How a worker ends whose time was up in a C call."""
 
 
 class WorkerLostError(Exception):
@@ -28,7 +35,7 @@ class WorkerLostError(Exception):
 
 
 class OutOfTimeError(Exception):
-    """A comparison took its whole time."""
+    """A comparison took its whole time, of CPU."""
 
 
 class WorkerPool:
@@ -44,7 +51,7 @@ class WorkerPool:
         A worker that is lost (killed, stopped) is replaced and the question asked once more.
 
         Raises:
-            OutOfTimeError: after `seconds`.
+            OutOfTimeError: after `seconds` of CPU.
             WorkerLostError: a second worker was lost over it.
             ExprlError: no worker can be started.
         """
@@ -107,26 +114,26 @@ class Worker:
         """The worker's word; None: it gave up.
 
         Raises:
-            OutOfTimeError: after `seconds` and a little; the worker is of no more use.
+            OutOfTimeError: after `seconds` of CPU and a little; the worker is of no more use.
             WorkerLostError: it ended or was stopped earlier.
         """
         assert self.process.stdin is not None
         request = json.dumps({"gold": gold, "answer": answer, "seconds": seconds})
-        start = time.monotonic()
+        wait = Wait(_BUSY * seconds + _LATENESS, pause=_LOOK_EVERY)
         try:
             self.process.stdin.write(request + "\n")
             self.process.stdin.flush()
         except OSError as error:
             raise WorkerLostError from error
-        while (left := start + seconds + _LATENESS - time.monotonic()) > 0:
+        while not wait.over():
             try:
-                reply = self._replies.get(timeout=min(_LOOK_EVERY, left))
+                reply = self._replies.get(timeout=_LOOK_EVERY)
             except queue.Empty:
                 if _is_stopped(self.process):
                     raise WorkerLostError from None
                 continue
-            if reply is None:  # it ended: by itself when its time was up, or by someone's hand
-                raise OutOfTimeError if time.monotonic() - start >= seconds else WorkerLostError
+            if reply is None:  # it ended: by its own alarm, or by someone's hand
+                raise OutOfTimeError if self.process.wait() == _OUT_OF_TIME else WorkerLostError
             equal: bool | None = json.loads(reply)
             return equal
         raise OutOfTimeError

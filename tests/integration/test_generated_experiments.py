@@ -56,9 +56,7 @@ SMALL: dict[str, Any] = {
     "trainer": {"max_steps": 1, "accelerator": "cpu", "print_samples": 0},
 }
 
-bounded = settings(
-    max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
+bounded = settings(max_examples=60, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

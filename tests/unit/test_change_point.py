@@ -57,7 +57,7 @@ def dearness(path: Sequence[int], cost: Callable[[int, int], float], penalty: fl
     return sum(cost(*edge) + penalty for edge in pairwise(path))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     scores=CURVES, gaps=st.lists(st.integers(1, 5), min_size=8, max_size=8), penalty=st.floats(0.01, 3), data=st.data()
 )
@@ -184,7 +184,7 @@ def test_it_asks_every_so_many_tokens_at_the_ends_of_words() -> None:
     assert len(ChangePointSlicer().prefix_ends(words(640))) == len(ChangePointSlicer().prefix_ends(words(32))) == 32
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     pieces=st.lists(st.sampled_from(["a", "bc", " ", "\n", "", " d", "7"]), max_size=40),
     every=st.integers(1, 9) | st.none(),

@@ -107,7 +107,7 @@ def test_nothing_becomes_a_tag_when_another_is_gone(text: str) -> None:
     assert "<" not in defuse(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     junk=st.lists(st.text(INVISIBLE, max_size=3), min_size=10, max_size=10),
     name=st.sampled_from(FRAMES),

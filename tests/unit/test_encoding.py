@@ -59,7 +59,7 @@ def held(tokenizer: PreTrainedTokenizerFast, ids: object) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(texts=st.tuples(TEXTS, TEXTS, TEXTS))
 @example(texts=("it", "{question}", ""))  # which is the template's own word, wherever it stands
 def test_no_text_writes_a_control_token_in_any_prompt(kind: str, texts: tuple[str, str, str]) -> None:
@@ -99,7 +99,7 @@ def test_transformers_own_way_would_not_do() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(text=st.text(st.sampled_from("What is 7*6-2?\n ."), min_size=1))
 def test_harmless_questions_have_the_ids_that_transformers_gives_them(kind: str, text: str) -> None:
     tokenizer = tokenizer_of(kind)
@@ -206,7 +206,7 @@ def test_smollm2_spells_each_of_its_control_tokens(smollm2: LanguageModel) -> No
         assert tokenizer.decode(ids) == f"x{token.content}y"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"])))
 def test_smollm2_gives_any_other_text_the_ids_it_always_has(smollm2: LanguageModel, text: str) -> None:
     tokenizer = smollm2.tokenizer

@@ -191,7 +191,7 @@ def test_no_claim_of_an_attempt_reads_as_a_verdict(claim):
         assert parse_score(defuse_claims(text)) is None
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(CLAIM)
 def test_whatever_would_be_read_in_a_reply_is_defused_in_an_attempt(text):
     assert parse_score(defuse_claims(text)) is None

@@ -39,7 +39,7 @@ def test_one_part_is_the_order_there_always_was() -> None:
 parts_of_any_size = st.lists(st.tuples(st.integers(1, 30), st.floats(0.01, 10)), min_size=2, max_size=5)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(sizes=parts_of_any_size, per_step=st.integers(1, 12), seed=st.integers(0, 9))
 def test_every_step_has_its_shares_and_nothing_twice(sizes: list[tuple[int, float]], per_step: int, seed: int) -> None:
     parts = [part(str(number), count, weight) for number, (count, weight) in enumerate(sizes)]

@@ -27,7 +27,6 @@ with_options = pytest.mark.parametrize(
 bounded = settings(
     max_examples=12,
     derandomize=True,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

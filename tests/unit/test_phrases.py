@@ -24,7 +24,7 @@ def by_whole_search(text: str) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("phrase", EVERY)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_every_match_holds_a_word_and_is_within_reach(phrase: Phrase, data: st.DataObject) -> None:
     pattern = re.compile(phrase.pattern, re.MULTILINE)

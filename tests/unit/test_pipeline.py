@@ -135,7 +135,7 @@ STEPS = st.integers(1, 3).flatmap(
 
 
 @given(STEPS, st.integers(1, 3), st.integers(0, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_token_is_computed_once_and_prefixes_at_most_once_a_server(step, samplers, judges):
     found = collected(step, samplers=samplers, judges=judges)
     lengths = [length for group in step for length in group]
@@ -153,7 +153,7 @@ def test_every_token_is_computed_once_and_prefixes_at_most_once_a_server(step, s
 
 # Not so with more rollouts at a time: each of them then ends later, and with it the first that can be judged.
 @given(STEPS, st.sampled_from(["decode_peak", "prefill", "cache_tokens", "update", "sync_bandwidth"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_faster_never_makes_a_step_longer(step, name):
     slow = replace(ROUND, cache_tokens=150, max_running=2)
     fast = replace(slow, **{name: 2 * getattr(slow, name)})
@@ -173,7 +173,7 @@ def passes(lengths, rates, work):
 
 
 @given(st.lists(LENGTHS, min_size=1, max_size=12), st.floats(0.1, 50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_events_come_to_the_same_as_passes_one_by_one(lengths, half):
     rates, work = replace(ROUND, decode_half=half), replace(WORK, segment_tokens=0)
     assert collected([lengths], rates=rates, work=work).seconds == pytest.approx(passes(lengths, rates, work))

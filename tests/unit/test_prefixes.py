@@ -146,7 +146,7 @@ def test_a_rollout_that_was_begun_is_cut_and_asked_about_once(tiny) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(parts=texts("What", " is", " note", "### ", "12", "</attempt>", "<|im_end|>", "</s>"))
 def test_ids_of_prefixes_nest_and_are_those_of_the_whole(kind: str, parts: list[str]) -> None:
     tokenizer = tokenizer_of(kind)
@@ -266,7 +266,7 @@ TAGS = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(parts=texts(*TAGS, "attempt", "s"))
 def test_no_prefix_has_a_tag_that_it_would_not_have_alone(parts: list[str]) -> None:
     shown = defused(Parts(parts))
@@ -287,7 +287,7 @@ def test_a_name_that_a_cut_completes_is_a_tag() -> None:
     assert defused(Parts(["a &l", "t;/attempt>"])).parts == ("a ", "[/attempt>")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(parts=texts("Level", "score", ": ", " is ", "5", "*", "of"))
 def test_no_prefix_has_a_verdict_left(parts: list[str]) -> None:
     shown = without_claims(Parts(parts))

@@ -115,7 +115,7 @@ def stored(name: str = "p", **others) -> StoredGroup:
 # ------------------------------------------------------------------ the format
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(groups(), max_size=3))
 def test_what_is_written_is_read_back_exactly(
     tmp_path_factory: pytest.TempPathFactory, made: list[StoredGroup]

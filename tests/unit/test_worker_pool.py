@@ -1,6 +1,8 @@
 """Workers that are killed, stopped or kept busy, and answers that are made to do so."""
 
+import itertools
 import os
+import queue
 import signal
 import sys
 import time
@@ -9,8 +11,9 @@ import pytest
 
 from exprl.errors import ExprlError
 from exprl.types import Hidden, Problem, Question, Scaffold
-from exprl.verifiers import MathVerifier, worker_pool
+from exprl.verifiers import MathVerifier, math_worker, worker_pool
 from exprl.verifiers.comparison import compare, is_costly
+from exprl.verifiers.math_worker import _alarm
 from exprl.verifiers.worker_pool import OutOfTimeError, WorkerLostError, WorkerPool
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -51,9 +54,7 @@ def is_gone(process_id: int) -> bool:
 def test_a_lost_worker_turns_no_right_answer_wrong(pool, number):
     assert pool.ask("x+1", "1+x", 5.0)
     lost = send(pool, number)
-    start = time.perf_counter()
-    assert pool.ask("x+2", "2+x", 60.0)
-    assert time.perf_counter() - start < 60.0, "its time is not waited for"
+    assert pool.ask("x+2", "2+x", 1e9), "its time is not waited for"
     assert is_gone(lost)
 
 
@@ -92,10 +93,8 @@ def test_a_second_lost_worker_is_an_error_and_said(monkeypatch, caplog):
 @pytest.mark.parametrize("endless", [ENDLESS, EXPANSION])
 def test_a_comparison_has_an_end_and_the_next_is_right(pool, endless):
     assert pool.ask("x+1", "1+x", 5.0)
-    start = time.perf_counter()
     with pytest.raises(OutOfTimeError):
         pool.ask("2", endless, 0.5)
-    assert time.perf_counter() - start < 3.0
     assert pool.ask("x+2", "2+x", 5.0)
 
 
@@ -108,14 +107,53 @@ def test_python_code_that_runs_out_of_time_costs_no_process(pool):
 
 
 def test_a_batch_of_slow_answers_takes_no_longer_than_a_few():
-    verifier = MathVerifier(timeout=2.0)
+    verifier = MathVerifier(timeout=2.0, workers=2)
     assert verifier.verify(problem("x+1"), r"\boxed{1+x}")
+    ask, given = verifier._is_equal, []
+
+    def asked(gold, answer, seconds):
+        given.append(seconds)
+        return ask(gold, answer, seconds)
+
+    verifier._is_equal = asked
     slow = [rf"\boxed{{((x+y+z+{n})^{{90}}-(x+y+z)^{{90}})^{{3}}}}" for n in range(10)]
     responses = [*slow, r"\boxed{1+x}", *slow]
-    start = time.perf_counter()
     verdicts = verifier.verify_batch([problem("x+1")] * len(responses), responses)
-    assert time.perf_counter() - start < 15.0, "one after the other: 40 s"
     assert verdicts == [False] * 10 + [True] + [False] * 10
+    assert len(given) <= 12, "each once, but for one that is being asked as it comes again"
+    assert sum(given) < 10, "of CPU; with two seconds each it were 20"
+
+
+class Late:
+    """Replies to a process that is stopped for a while after it has asked."""
+
+    def __init__(self, replies):
+        self.replies, self.seconds = replies, 2.5
+
+    def get(self, timeout):
+        time.sleep(self.seconds)
+        if self.seconds:
+            self.seconds = 0
+            raise queue.Empty
+        return self.replies.get(timeout=timeout)
+
+
+@pytest.mark.parametrize("answer", ["2+x", "2-x"])
+def test_whoever_was_stopped_for_longer_than_an_answer_may_take_still_hears_it(pool, answer):
+    assert pool.ask("x+1", "1+x", 5.0)
+    worker = pool._idle.queue[-1]
+    worker._replies = Late(worker._replies)
+    assert pool.ask("x+2", answer, 0.1) is (answer == "2+x")
+
+
+def test_time_in_which_a_worker_has_no_turn_does_not_count():
+    before = signal.getsignal(signal.SIGPROF)
+    with _alarm(0.1) as rang:
+        time.sleep(1.0)
+    assert not rang
+    with pytest.raises(math_worker.OutOfTimeError), _alarm(0.1):
+        sum(n for n in itertools.count())
+    signal.signal(signal.SIGPROF, before)
 
 
 def test_a_batch_keeps_its_order():

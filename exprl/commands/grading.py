@@ -247,11 +247,13 @@ def in_parts(
 
 def check_judged(scored: Sequence[StoredGroup], problems: Known, checks: StepChecks, unfinished: RolloutStore) -> None:
     """Raise `JudgeError` where too many judgements of a step failed; it is then asked anew the next time."""
+    step = [problems.of(group) for group in scored], [group.rewards or () for group in scored]
     try:
-        checks.check([problems.of(group) for group in scored], [group.rewards or () for group in scored])
+        checks.check(*step)
     except JudgeError:
         shutil.rmtree(unfinished.folder, ignore_errors=True)
         raise
+    checks.count(*step)
 
 
 def divided(groups: Sequence[StoredGroup]) -> Iterator[list[StoredGroup]]:

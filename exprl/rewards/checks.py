@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from exprl.errors import JudgeError, RewardError
 from exprl.invariants import shown
@@ -77,6 +78,15 @@ def check_any(rewards: Sequence[GroupRewards]) -> None:
         raise _nothing_left(every, judgements, [judgement for judgement in judgements if judgement.status != "ok"])
 
 
+def without_words(reward: AnyReward) -> AnyReward:
+    """Of its judgements the numbers, and of those that failed what an error message shows."""
+    bare = replace(reward, judgements=tuple(map(_numbers_of, reward.judgements)))
+    if not isinstance(bare, SegmentRewards) or bare.curve is None:
+        return bare
+    curve = replace(bare.curve, judgements=tuple(map(_numbers_of, bare.curve.judgements)))
+    return replace(bare, curve=curve)
+
+
 def _fault(rollout: Rollout, reward: object) -> str | None:
     if not isinstance(reward, (RolloutReward, SegmentRewards)):
         return f"a {type(reward).__name__} is no reward."
@@ -112,3 +122,9 @@ def _nothing_left(
 def _last_replies(failed: Sequence[Judgement]) -> str:
     replies = (f"  [{j.status}] {j.rationale.strip()[-SHOWN_CHARACTERS:] or '(no reply)'}" for j in failed)
     return "The last replies:\n" + "\n".join(list(replies)[-SHOWN_REPLIES:])
+
+
+def _numbers_of(judgement: Judgement) -> Judgement:
+    if judgement.status == "ok":
+        return replace(judgement, rationale="", probabilities=())
+    return replace(judgement, probabilities=(), rationale=judgement.rationale.strip()[-SHOWN_CHARACTERS:])

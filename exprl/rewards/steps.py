@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from exprl.component import Component
 from exprl.errors import JudgeError
 from exprl.rewards.base import Reward
-from exprl.rewards.checks import check_any
+from exprl.rewards.checks import check_any, without_words
+from exprl.rollouts.nodes import reward_node, reward_of
 from exprl.types import AnyReward, Problem, Scorer
 
 Rewards = Sequence[tuple[AnyReward, ...]]
@@ -23,11 +25,15 @@ class StepChecks:
 
     Where a step holds few rollouts of a route, those of the steps before count along, and as long as there have been
     few in all it is not stopped for that route. It is where the whole step has no reward.
+
+    A run that goes on remembers them. Only its first step is stopped by none of them: they may be why the run stopped,
+    and what was wrong may have been mended since.
     """
 
     def __init__(self, reward: Reward) -> None:
         self._reward = reward
         self._recent: dict[str, list[tuple[AnyReward, ...]]] = {}
+        self._resumed = False
 
     def check(self, problems: Sequence[Problem], rewards: Rewards) -> None:
         """Raise `JudgeError`.
@@ -39,22 +45,46 @@ class StepChecks:
         for key, scorer, own in _shares(self._reward, problems, rewards):
             asked = self._with_recent(key, own) if key else own
             try:
-                if asked:
+                if own and (not key or sum(map(len, asked)) >= FEW):
                     scorer.check_step(asked)
             except JudgeError as error:
                 if not key:
                     raise
+                if self._resumed and len(asked) > len(own):
+                    self._recent.pop(key)
+                    continue
                 said = str(error) if len(asked) == len(own) else str(error).replace("of this step", "of the last steps")
                 raise JudgeError(of_route(said, key)) from error
         check_any(rewards)  # what is wrong with one reward says more
 
-    def _with_recent(self, key: str, own: list[tuple[AnyReward, ...]]) -> Rewards:
-        """A route's groups with as many before them as make up `FEW` rollouts; none as long as there are fewer."""
+    def count(self, problems: Sequence[Problem], rewards: Rewards) -> None:
+        """Remember a step, given as to `check`, that stopped nothing."""
+        for key, _, own in _shares(self._reward, problems, rewards):
+            if key:
+                self._recent[key] = [tuple(map(without_words, group)) for group in self._with_recent(key, own)]
+        self._resumed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered, as plain values."""
+        return {
+            key: [[{**reward_node(reward), "length": reward.length} for reward in group] for group in groups]
+            for key, groups in self._recent.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`, in a run that goes on."""
+        self._recent = {
+            key: [tuple(reward_of(node, node["length"]) for node in group) for group in groups]
+            for key, groups in state.items()
+        }
+        self._resumed = True
+
+    def _with_recent(self, key: str, own: list[tuple[AnyReward, ...]]) -> list[tuple[AnyReward, ...]]:
+        """A route's groups with as many before them as make up `FEW` rollouts, or all of them."""
         every = [*self._recent.get(key, ()), *own]
         sizes = [len(group) for group in every]
         first = max((place for place in range(len(every)) if sum(sizes[place:]) >= FEW), default=0)
-        self._recent[key] = every[min(first, len(every) - len(own)) :]
-        return self._recent[key] if sum(map(len, self._recent[key])) >= FEW else ()
+        return every[min(first, len(every) - len(own)) :]
 
 
 def judged_as(reward: Reward, problems: Sequence[Problem]) -> list[str]:

@@ -27,19 +27,14 @@ import numpy.typing as npt
 from exprl import __version__
 from exprl.errors import ContractError, DataError
 from exprl.files.disk import reason
+from exprl.rollouts.nodes import reward_node, reward_of, segments_to
 from exprl.rollouts.stored import Label, StoredGroup
 from exprl.types import (
     Advantages,
-    AnyReward,
-    Curve,
-    Judgement,
     Prompt,
     Question,
     Rollout,
-    RolloutReward,
     Scorer,
-    Segment,
-    SegmentRewards,
 )
 
 FORMAT, VERSION = "exprl-rollouts", 1
@@ -203,33 +198,13 @@ def _group_node(group: StoredGroup) -> dict[str, Any]:
                 "tokens": len(rollout),
                 "finish_reason": rollout.finish_reason,
                 "policy_version": rollout.policy_version,
-                "reward": None if group.rewards is None else _reward_node(group.rewards[place]),
+                "reward": None if group.rewards is None else reward_node(group.rewards[place]),
                 "advantages": None if group.advantages is None else _advantages_node(group.advantages[place]),
                 "verdict": None if group.verdicts is None else group.verdicts[place],
                 "label": None if group.labels is None else asdict(group.labels[place]),
             }
             for place, rollout in enumerate(group.rollouts)
         ],
-    }
-
-
-def _reward_node(reward: AnyReward) -> dict[str, Any]:
-    judgements = [vars(judgement) for judgement in reward.judgements]
-    if isinstance(reward, RolloutReward):
-        own: dict[str, Any] = {"of": "rollout", "value": reward.value}
-    else:
-        own = {"of": "segments", "ends": [s.end for s in reward.segments], "values": reward.values}
-        if reward.curve is not None:
-            own["curve"] = _curve_node(reward.curve)
-    return {**own, "cut_off": reward.cut_off, "judgements": judgements}
-
-
-def _curve_node(curve: Curve) -> dict[str, Any]:
-    failed = {end: one for end, one in zip(curve.ends, curve.judgements, strict=True) if one.score is None}
-    return {
-        "ends": curve.ends,
-        "scores": curve.scores,
-        "failed": {str(end): {"status": one.status, "rationale": one.rationale} for end, one in failed.items()},
     }
 
 
@@ -281,7 +256,7 @@ def _group(node: Mapping[str, Any], rollouts: tuple[Rollout, ...]) -> StoredGrou
         rollouts=rollouts,
         rewards=None
         if rewards is None
-        else tuple(_reward(one, len(rollout)) for one, rollout in zip(rewards, rollouts, strict=True)),
+        else tuple(reward_of(one, len(rollout)) for one, rollout in zip(rewards, rollouts, strict=True)),
         advantages=None if advantages is None else tuple(map(_advantages, advantages)),
         labels=None if labels is None else tuple(Label(**one) for one in labels),
         verdicts=None if verdicts is None else tuple(verdicts),
@@ -289,26 +264,5 @@ def _group(node: Mapping[str, Any], rollouts: tuple[Rollout, ...]) -> StoredGrou
     )
 
 
-def _reward(node: Mapping[str, Any], length: int) -> AnyReward:
-    judgements = tuple(Judgement(**{**one, "probabilities": tuple(one["probabilities"])}) for one in node["judgements"])
-    if node["of"] == "rollout":
-        return RolloutReward(value=node["value"], length=length, judgements=judgements, cut_off=node["cut_off"])
-    segments, values = _segments(node["ends"]), tuple(node["values"])
-    curve = None if node.get("curve") is None else _curve(node["curve"])
-    return SegmentRewards(segments=segments, values=values, judgements=judgements, cut_off=node["cut_off"], curve=curve)
-
-
-def _curve(node: Mapping[str, Any]) -> Curve:
-    judgements = [
-        Judgement(score=score) if score is not None else Judgement(score=None, **node["failed"][str(end)])
-        for end, score in zip(node["ends"], node["scores"], strict=True)
-    ]
-    return Curve(ends=tuple(node["ends"]), judgements=tuple(judgements))
-
-
 def _advantages(node: Mapping[str, Any]) -> Advantages:
-    return Advantages(segments=_segments(node["ends"]), values=tuple(node["values"]), valid=node["valid"])
-
-
-def _segments(ends: Sequence[int]) -> tuple[Segment, ...]:
-    return tuple(Segment(start, end) for start, end in zip([0, *ends], ends, strict=False))
+    return Advantages(segments=segments_to(node["ends"]), values=tuple(node["values"]), valid=node["valid"])

@@ -14,9 +14,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from exprl.rewards.checks import SHOWN_CHARACTERS
+from exprl.rewards.checks import without_words
 from exprl.training.world import World
-from exprl.types import AnyReward, Judgement, Prompt, Rollout, RolloutGroup, ScoredGroup, SegmentRewards
+from exprl.types import AnyReward, Prompt, Rollout, RolloutGroup, ScoredGroup
 
 Rewarded = tuple[RolloutGroup, tuple[AnyReward, ...]]
 
@@ -53,7 +53,7 @@ def own_groups(scored: Sequence[ScoredGroup]) -> list[ScoredGroup]:
 
 def remote(rewarded: Sequence[Rewarded]) -> list[Rewarded]:
     """What other ranks are given of these."""
-    return [(_remote_group(group), tuple(map(_without_words, rewards))) for group, rewards in rewarded]
+    return [(_remote_group(group), tuple(map(without_words, rewards))) for group, rewards in rewarded]
 
 
 def _remote_group(group: RolloutGroup) -> RemoteGroup:
@@ -79,18 +79,3 @@ def _exact(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     return single if np.array_equal(single, values, equal_nan=True) else values
-
-
-def _without_words(reward: AnyReward) -> AnyReward:
-    bare = replace(reward, judgements=tuple(map(_numbers_of, reward.judgements)))
-    if not isinstance(bare, SegmentRewards) or bare.curve is None:
-        return bare
-    curve = replace(bare.curve, judgements=tuple(map(_numbers_of, bare.curve.judgements)))
-    return replace(bare, curve=curve)
-
-
-def _numbers_of(judgement: Judgement) -> Judgement:
-    """Of a rationale there stays what an error message shows of one that failed."""
-    if judgement.status == "ok":
-        return replace(judgement, rationale="", probabilities=())
-    return replace(judgement, probabilities=(), rationale=judgement.rationale.strip()[-SHOWN_CHARACTERS:])

@@ -138,6 +138,7 @@ class ExpRLModule(LookaheadModule):
         self.note_age(scored)
         with self.changing_policy():
             update = self.learn(scored, max(rounds, default=0))
+        self.checks.count([s.group.problem for s in scored], [s.rewards for s in scored])
         self.unlocked |= {s.group.problem.id for s, verdicts in zip(scored, correct, strict=False) if any(verdicts)}
         tokens = sum(len(rollout) for s in scored for rollout in s.group.rollouts)
         described = {**self.describe(scored, correct), **(replacement_metrics(rounds) if rounds else {}), **self.age}
@@ -321,12 +322,13 @@ class ExpRLModule(LookaheadModule):
         self.parts.reward.load_state_dict(state["reward"])
 
     def shared_state(self) -> dict[str, Any]:
-        """The problems solved at least once."""
-        return {"unlocked": sorted(self.unlocked)}
+        """The problems solved at least once, and what the checks remember of the last steps."""
+        return {"unlocked": sorted(self.unlocked), "checks": self.checks.state_dict()}
 
     def load_shared_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `shared_state`."""
         self.unlocked = set(state["unlocked"])
+        self.checks.load_state_dict(state["checks"])
 
     def close(self) -> None:
         """Reward first: its judge may use the engine."""

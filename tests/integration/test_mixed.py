@@ -15,8 +15,8 @@ from exprl.experiment import load_experiment
 from exprl.training.collecting import Collector
 from tests.conftest import character_tokenizer, tiny_llama
 from tests.integration.conftest import MIXED, REWARDS, failing_after
-from tests.integration.processes import samples
-from tests.integration.test_train import lines, untimed
+from tests.integration.processes import assert_same_run, samples
+from tests.integration.test_train import lines
 from tests.sandboxes import needs_sandbox
 
 OPTIONS = ["trainer.max_steps=2", "data.prompts_per_step=6"]
@@ -99,8 +99,7 @@ def test_a_mix_goes_on_as_if_it_had_not_stopped(
         with pytest.raises(RuntimeError, match="the machine is gone"):
             run(experiment, "stopped")
     run(experiment, "stopped", resume=True)
-    assert untimed(tmp_path / "stopped/metrics.jsonl") == untimed(tmp_path / "straight/metrics.jsonl")
-    assert samples(tmp_path / "stopped") == samples(tmp_path / "straight")
+    assert_same_run(tmp_path / "stopped", tmp_path / "straight")
     drawn = Counter(sample["problem_id"][0] for sample in samples(tmp_path / "straight"))
     assert drawn == {"a": 4 * 4 * 4, "b": 4 * 2 * 4}  # steps, prompts of 6, rollouts a prompt
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import pytest
+import torch
 
 from exprl.advantages import GroupAdvantage, SegmentBatch, SegmentDelta, SegmentEnd
 from exprl.build import Build
@@ -536,23 +538,61 @@ def test_every_reward_looks_at_its_own_part_of_a_step() -> None:
     assert advice_on(reward, problems[2:3], reward.score(one_line[2:3])) is None
 
 
+def steps_until_stopped(checks: StepChecks, reward: ByDomainReward, most: int) -> int | None:
+    """At which of so many steps a run stops; None: at none."""
+    problems = [group.problem for group in groups()]
+    for number in range(1, most + 1):
+        step = problems, reward.score(groups())
+        try:
+            checks.check(*step)
+        except JudgeError as error:
+            if not str(error).startswith("reward.domains.science: 32 of 32 judgements of the last steps failed"):
+                raise
+            return number
+        checks.count(*step)
+    return None
+
+
+def resumed(checks: StepChecks, reward: ByDomainReward) -> StepChecks:
+    """In the process that goes on, from a checkpoint."""
+    content = BytesIO()
+    torch.save(checks.state_dict(), content)
+    content.seek(0)
+    fresh = StepChecks(reward)
+    fresh.load_state_dict(torch.load(content, weights_only=True))
+    return fresh
+
+
+FAILS = Judgement(score=None, status="error", rationale="no idea")
+
+
 def test_a_route_with_few_rollouts_a_step_stops_a_run_when_they_have_become_more() -> None:
-    failing = Recording(Judgement(score=None, status="error", rationale="no idea"))
-    reward = mixed(Recording(), failing)
-    problems, rewards = [group.problem for group in groups()], reward.score(groups())
+    reward = mixed(Recording(), Recording(FAILS))
+    assert steps_until_stopped(StepChecks(reward), reward, 20) == 16  # 2 of science a step
+
+
+def test_a_run_that_is_interrupted_stops_where_it_would_have() -> None:
+    reward = mixed(Recording(), Recording(FAILS))
     checks = StepChecks(reward)
-    for _ in range(15):  # 2 of science a step
-        checks.check(problems, rewards)
-    with pytest.raises(JudgeError, match=r"^reward\.domains\.science: 32 of 32 judgements of the last steps failed"):
-        checks.check(problems, rewards)
+    for _ in range(3):
+        assert steps_until_stopped(checks, reward, 4) is None
+        checks = resumed(checks, reward)
+    assert steps_until_stopped(checks, reward, 10) == 4
+
+
+def test_a_run_that_was_stopped_can_go_on() -> None:
+    bad, good = mixed(Recording(), Recording(FAILS)), mixed(Recording(), Recording())
+    checks = StepChecks(bad)
+    assert steps_until_stopped(checks, bad, 20) == 16
+    assert steps_until_stopped(resumed(checks, good), good, 20) is None
+    assert steps_until_stopped(resumed(checks, bad), bad, 20) == 16, "what is as it was stops it again"
 
 
 def test_what_is_long_past_stops_no_run() -> None:
-    bad, good = mixed(Recording(), Recording(Judgement(score=None, status="error"))), mixed(Recording(), Recording())
-    problems = [group.problem for group in groups()]
+    bad, good = mixed(Recording(), Recording(FAILS)), mixed(Recording(), Recording())
     checks = StepChecks(bad)
-    for reward in (*[bad] * 4, *[good] * 40, *[bad] * 4):  # 8 of the last 32, which is no more than a quarter
-        checks.check(problems, reward.score(groups()))
+    for reward, steps in ((bad, 4), (good, 40), (bad, 4)):  # 8 of the last 32, which is no more than a quarter
+        assert steps_until_stopped(checks, reward, steps) is None
 
 
 def test_a_step_without_any_reward_stops_a_run_at_once() -> None:

@@ -28,12 +28,11 @@ from exprl.models.sharding import is_sharded, shard
 from exprl.training.policy import SHARDED_FORWARDS
 from tests.control_server import ControlServer, control_servers
 from tests.vllm.helpers import small_policy
-
-LIMIT = timedelta(seconds=60)
+from tests.waiting import LONG
 
 
 def main() -> dict[str, Any]:
-    dist.init_process_group("gloo", timeout=LIMIT)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=LONG))
     policy = small_policy()
     before = {name: tensor.clone() for name, tensor in policy_weights(policy)}
     shard(policy.model, init_device_mesh("cpu", (2,)), dtype=None, offload=False, forwards=SHARDED_FORWARDS)
@@ -49,7 +48,7 @@ def main() -> dict[str, Any]:
 
 def serve(policy: LanguageModel, before: Mapping[str, Tensor], server: ControlServer) -> dict[str, Any]:
     transfer = FileTransfer(tied=tied_names(policy.model), bucket_bytes=40_000)
-    control, loaded = ControlPlane(server.url, timeout=10), {}
+    control, loaded = ControlPlane(server.url, timeout=LONG), {}
 
     def load(body: Any) -> None:
         info = body["update_info"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LONG = 300.0
@@ -16,3 +17,11 @@ def until(condition: Callable[[], Any], *, otherwise: Callable[[], str] = lambda
     while not condition():
         assert time.monotonic() < limit, otherwise()
         time.sleep(0.01)
+
+
+@contextmanager
+def linear() -> Iterator[None]:
+    """Inside, this thread needs a second of CPU where its work grows with a text, and minutes where with its square."""
+    start = time.thread_time()
+    yield
+    assert time.thread_time() - start < 30

@@ -21,6 +21,7 @@ from exprl.types import Hidden, Problem, Question, Scaffold
 from tests.conftest import tiny_llama
 from tests.rollouts import rollout_of
 from tests.tokenizers import CHATML, byte_level
+from tests.waiting import LONG
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 TAIL = "<|im_end|>\n{% endfor %}"
@@ -294,10 +295,6 @@ def test_the_token_that_ends_a_reply(template: str, end: str | None) -> None:
 class TestBounds:
     """A template is a program: it ends, in time and in length, or it is refused."""
 
-    @pytest.fixture(autouse=True)
-    def _tight(self, monkeypatch):
-        monkeypatch.setattr(rendering, "SECONDS", 0.5)
-
     @pytest.mark.parametrize(
         ("template", "message"),
         [
@@ -311,11 +308,10 @@ class TestBounds:
             ),
         ],
     )
-    def test_a_template_that_runs_on_is_refused_at_once(self, template, message):
-        begun = time.monotonic()
+    def test_a_template_that_runs_on_is_refused_at_once(self, template, message, monkeypatch):
+        monkeypatch.setattr(rendering, "SECONDS", 0.5 if "longer" in message else LONG)
         with pytest.raises(ModelError, match=f"chat template of a model {message}.*Set model.chat_template"):
             chat_frame(tokenizer_with(CHATML + template), "a model")
-        assert time.monotonic() - begun < 5  # the limit, once
 
     def test_text_that_looks_like_a_power_is_text(self):
         assert "**2 ** 3" in chat_frame(tokenizer_with("**{{ '2 ** 3' }}" + CHATML), "a model").before[0]
@@ -323,7 +319,7 @@ class TestBounds:
     def test_the_alarm_of_whoever_had_one_is_theirs_again(self):
         before = signal.getsignal(signal.SIGALRM)
         with pytest.raises(TimeoutError), rendering.time_limit(0.01):
-            time.sleep(5)
+            time.sleep(1000)
         assert signal.getsignal(signal.SIGALRM) is before
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 

@@ -9,8 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +48,7 @@ from exprl.rewards.execution import ExecutionReward
 from exprl.types import Hidden, Problem, Question, RolloutGroup, Scaffold
 from tests.rollouts import rollout_of
 from tests.sandboxes import needs_sandbox
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 ADD = ProgramTests(
@@ -575,10 +575,11 @@ code = "import os, time\\nprint(flush=True)\\nos.fork() or os.setsid()\\ntime.sl
 runner.start(code, StdioTests(cases=(StdioCase(input="", output="never"),)))
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as trainer:
-        below = eventually(lambda: processes_below(trainer.pid), lambda found: len(found) >= 4)
+        until(lambda: len(processes_below(trainer.pid)) >= 4)
+        below = processes_below(trainer.pid)
         trainer.kill()
     assert below
-    assert not eventually(lambda: [pid for pid in below if runs(pid)], lambda left: not left)
+    until(lambda: not any(runs(pid) for pid in below))
 
 
 def processes_below(pid: int) -> list[int]:
@@ -590,13 +591,6 @@ def runs(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
-
-
-def eventually(look: Callable[[], list[int]], enough: Callable[[list[int]], bool]) -> list[int]:
-    deadline = time.monotonic() + 30
-    while not enough(found := look()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
 
 
 @contextmanager
@@ -657,13 +651,10 @@ def test_a_program_that_there_are_no_files_for_is_not_judged(tests: Tests) -> No
 
 @needs_sandbox
 def test_closing_ends_what_runs() -> None:
-    runner = Runner(Bubblewrap(), Limits(time=100.0), workers=1)
+    runner = Runner(Bubblewrap(), Limits(time=10_000.0), workers=1)
     running, waiting = runner.start("while True: pass", SUMS), runner.start("print(3)", SUMS)
-    while not running.running():
-        time.sleep(0.01)
-    start = time.monotonic()
+    until(running.running)
     runner.close()
-    assert time.monotonic() - start < 20
     assert isinstance(running.exception(), StoppedError)
     assert waiting.cancelled()
 

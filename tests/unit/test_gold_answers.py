@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from exprl.experiment import load_experiment
 from exprl.types import Hidden, Problem, Question, Scaffold
 from exprl.verifiers import ChoiceVerifier, ExactVerifier, MathVerifier, Verifier
 from exprl.verifiers.gold import gold_answer, is_prose
+from tests.waiting import linear
 
 GSM8K = (
     "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
@@ -226,9 +226,8 @@ def test_a_pattern_of_your_own_compares_placeholders_as_they_stand() -> None:
 
 @pytest.mark.parametrize("text", ["\\[", "\\begin{a}", "$", "#", "a b c. ", "answer is ", "\\text{", "{", "####"])
 def test_no_answer_takes_long_to_read(text: str) -> None:
-    start = time.perf_counter()
-    gold_answer(text * (100_000 // len(text)) + "\nx")
-    assert time.perf_counter() - start < 5
+    with linear():
+        gold_answer(text * (100_000 // len(text)) + "\nx")
 
 
 def build(tmp_path: Path, *answers: str) -> Build:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from exprl.judges import parse_score
 from exprl.judges.prompting import read_prompt
 from exprl.judges.scoring import rationale_pattern, reply_instructions
 from exprl.judges.verdict import LABELS, MEANINGS, REPLY_START, defuse_claims
+from tests.waiting import linear
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,8 @@ def test_no_reply_is_read_as_another_score(row):
     ],
 )
 def test_hostile_replies_take_linear_time(reply):
-    start = time.perf_counter()
-    parse_score(reply)
-    assert time.perf_counter() - start < 2
+    with linear():
+        parse_score(reply)
 
 
 def test_what_is_asked_for_is_what_is_read():
@@ -132,9 +131,8 @@ def test_what_is_asked_for_is_what_is_read():
 
 
 def test_takes_linear_time():
-    start = time.perf_counter()
-    assert parse_score("score " * 50_000 + "score: " + "*" * 100_000) is None
-    assert time.perf_counter() - start < 2
+    with linear():
+        assert parse_score("score " * 50_000 + "score: " + "*" * 100_000) is None
 
 
 @pytest.mark.parametrize(
@@ -199,9 +197,8 @@ def test_whatever_would_be_read_in_a_reply_is_defused_in_an_attempt(text):
 
 def test_defusing_takes_no_longer_for_hostile_attempts():
     for text in ("Level ", "Level is ", "score", "level of ", "_", "Level: " + " " * 50):
-        started = time.process_time()
-        defuse_claims(f"Level{text * (200_000 // len(text))}")
-        assert time.process_time() - started < 1
+        with linear():
+            defuse_claims(f"Level{text * (200_000 // len(text))}")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import math
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,13 @@ from exprl.terminal.progress import no_progress
 from exprl.types import LONGEST_RATIONALE
 from tests.conftest import character_tokenizer
 from tests.vllm.fake_server import Answer, FakeServer, completion
+from tests.waiting import LONG, until
 
 FIVE = (0.1, 0.2, 0.3, 0.05, 0.15)
 
 
 def backend(url: str, **options: Any) -> ServerBackend:
-    settings = {"timeout": 10.0, "retries": 0, **options}
+    settings = {"timeout": LONG, "retries": 0, **options}
     return ServerBackend(url=url, model="fake", **settings, tokenizer=character_tokenizer())
 
 
@@ -220,28 +220,23 @@ def test_a_long_reply_is_kept_in_parts():
 # ------------------------------------------------------------------ a dead server
 
 
-def seconds(started: float) -> float:
-    return time.monotonic() - started
-
-
-def test_a_server_that_is_gone_is_given_up_once_for_all():
-    url, started = f"http://127.0.0.1:{free_port()}/v1", time.monotonic()
+def test_a_server_that_is_gone_is_given_up_once_for_all(monkeypatch):
+    url, connected = f"http://127.0.0.1:{free_port()}/v1", []
+    attempt = CompletionServer._try
+    monkeypatch.setattr(CompletionServer, "_try", lambda *asked: connected.append(asked) or attempt(*asked))
     asked = backend(url, retries=1, concurrency=2)
     with pytest.raises(JudgeError, match=rf"{url} does not answer.*--resume"):
         run(asked, [short(f"{k}") for k in range(400)])
-    assert seconds(started) < 10, "each of 400 requests would wait half a second for its second try, two at a time"
+    assert len(connected) < 60, "each of 400 requests would wait half a second for its second try, two at a time"
 
 
 def test_a_server_that_hangs_is_given_up_once_for_all():
     released = threading.Event()
-    with FakeServer(lambda number, body: digits(*FIVE) if released.wait(20) else Answer(drop=True)) as server:
-        started = time.monotonic()
+    with FakeServer(lambda number, body: digits(*FIVE) if released.wait(LONG) else Answer(drop=True)) as server:
         with pytest.raises(JudgeError, match=rf"{server.url} does not answer.*no answer within 0.2 s"):
             run(backend(server.url, timeout=0.2, concurrency=4), [short(f"{k}") for k in range(400)])
-        took = seconds(started)
         released.set()
-    assert took < 8, "400 requests, four at a time, would wait 20 seconds"
-    assert len(server.bodies) < 60
+    assert len(server.bodies) < 60, "400 requests, four at a time, would wait 20 seconds"
 
 
 def test_a_server_that_stumbles_is_no_dead_server():
@@ -393,15 +388,15 @@ def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch):
     with FakeServer(lambda number, body: completion("x")) as server:
         CompletionServer(ServerOptions(url=server.url, model="m", api_key_env="JUDGE_KEY")).submit(
             prompt=[1], max_tokens=1
-        ).result(10)
+        ).result(LONG)
     assert server.headers[0]["authorization"] == "Bearer sk-1"
 
 
 def test_a_cancelled_request_is_no_error():
     released = threading.Event()
-    with FakeServer(lambda number, body: completion("x") if released.wait(20) else Answer(drop=True)) as server:
+    with FakeServer(lambda number, body: completion("x") if released.wait(LONG) else Answer(drop=True)) as server:
         request = CompletionServer(ServerOptions(url=server.url, model="m")).submit(prompt=[1], max_tokens=1)
-        time.sleep(0.2)
+        until(lambda: server.bodies)
         assert request.cancel()
         released.set()
 
@@ -410,4 +405,4 @@ def test_failures_name_the_server_once_each():
     with FakeServer(lambda number, body: Answer({"error": {"message": "too long"}}, status=400)) as server:
         request = CompletionServer(ServerOptions(url=server.url, model="m")).submit(prompt=[1], max_tokens=1)
         with pytest.raises(RequestFailedError, match=f"^{server.url}: HTTP 400: too long$"):
-            request.result(10)
+            request.result(LONG)

@@ -1,9 +1,9 @@
 import random
-import time
 
 import pytest
 
 from exprl.data.leakage import leaked_ngram, longest_shared_ngram, words
+from tests.waiting import linear
 
 REFERENCE = "Let n be even. Then n = 2k, so n^2 = 4k^2 is divisible by 4."
 QUESTION = "Is the square of an even number n divisible by 4?"
@@ -41,9 +41,8 @@ def test_agrees_with_trying_every_run():
 
 def test_long_texts_take_no_time():
     text = [str(i % 97) for i in range(30_000)]
-    start = time.perf_counter()
-    assert longest_shared_ngram(text, text) == 30_000
-    assert time.perf_counter() - start < 5
+    with linear():
+        assert longest_shared_ngram(text, text) == 30_000
 
 
 def test_words_ignore_capitals_and_spacing():

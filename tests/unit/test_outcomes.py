@@ -19,6 +19,7 @@ from exprl.types import (
 )
 from exprl.verifiers.base import Verifier
 from tests.rollouts import problem_of, rollout_of, scored_of
+from tests.waiting import LONG
 
 
 class Counting(Verifier):
@@ -55,7 +56,7 @@ def verify(groups: list[ScoredGroup], world: World, verifier: Verifier) -> list[
 def of_two(work: Callable[[World], Any]) -> list[Any]:
     """What two ranks make, which are threads here."""
     values: list[Any] = [None, None]
-    meeting = threading.Barrier(2, timeout=10)
+    meeting = threading.Barrier(2, timeout=LONG)
 
     class OfTwo(World):
         def __init__(self, rank: int) -> None:

@@ -177,7 +177,7 @@ from pathlib import Path
 from exprl.files.lock import locked
 with locked(Path(sys.argv[1]), "it"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(1000)
 """
 
 

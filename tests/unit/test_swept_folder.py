@@ -41,7 +41,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     program = (
         "import sys, time; from pathlib import Path; from exprl.files.swept import SweptFolder\n"
         "folder = SweptFolder(Path(sys.argv[1]), 'a'); (folder.path / 'x').write_bytes(b'x')\n"
-        "print('there', flush=True); time.sleep(60)"
+        "print('there', flush=True); time.sleep(1000)"
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
     assert child.stdout is not None

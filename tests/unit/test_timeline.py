@@ -17,6 +17,7 @@ from exprl.errors import ConfigError, DataError
 from exprl.runs.timeline import ANSWERING, SAMPLER, SAVING, SYNCING, TRAINER, Span, Timeline, read_timeline, spans_of
 from exprl.runs.trace import chrome_trace, length, union, usage, within, without
 from exprl.terminal.phases import Phases
+from tests.waiting import LONG
 
 
 class Run:
@@ -77,12 +78,12 @@ def test_phases_lie_within_others_and_beside_those_of_another_thread(tmp_path: P
     def sample() -> None:
         with beside.run("sampling"):
             begun.set()
-            ended.wait(10)
+            ended.wait(LONG)
 
     with run.phases.run("updating"):
         thread = threading.Thread(target=sample)
         thread.start()
-        begun.wait(10)
+        assert begun.wait(LONG)
         with run.phases.mark("updating"), run.phases.mark("gradients"):
             pass
         ended.set()

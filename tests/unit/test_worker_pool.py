@@ -15,6 +15,7 @@ from exprl.verifiers import MathVerifier, math_worker, worker_pool
 from exprl.verifiers.comparison import compare, is_costly
 from exprl.verifiers.math_worker import _alarm
 from exprl.verifiers.worker_pool import OutOfTimeError, WorkerLostError, WorkerPool
+from tests.waiting import linear
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -120,8 +121,7 @@ def test_a_batch_of_slow_answers_takes_no_longer_than_a_few():
     responses = [*slow, r"\boxed{1+x}", *slow]
     verdicts = verifier.verify_batch([problem("x+1")] * len(responses), responses)
     assert verdicts == [False] * 10 + [True] + [False] * 10
-    assert len(given) <= 12, "each once, but for one that is being asked as it comes again"
-    assert sum(given) < 10, "of CPU; with two seconds each it were 20"
+    assert sum(given) < 20, "seconds of CPU; with two for each they were 40"
 
 
 class Late:
@@ -218,7 +218,6 @@ def test_no_answer_is_run(pool, tmp_path, attack, form):
 
 def test_huge_responses_are_read_in_no_time():
     verifier = MathVerifier()
-    start = time.process_time()
     for piece in (
         "1",
         "(",
@@ -235,10 +234,10 @@ def test_huge_responses_are_read_in_no_time():
         "½√",
     ):
         text = piece * (200_000 // len(piece))
-        assert not verifier.verify(problem("42"), text)
-        assert not verifier.verify(problem("42"), rf"\boxed{{{text}}}")
-        assert not verifier.verify(problem("42"), f"The answer is {text}")
-    assert time.process_time() - start < 8.0, "quadratic: minutes"
+        with linear():
+            assert not verifier.verify(problem("42"), text)
+            assert not verifier.verify(problem("42"), rf"\boxed{{{text}}}")
+            assert not verifier.verify(problem("42"), f"The answer is {text}")
 
 
 def test_workers_end_with_their_verifier():

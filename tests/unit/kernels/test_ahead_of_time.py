@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from tests.waiting import LONG
+
 CAPABILITIES = [80, 90, 100]
 ROOT = Path(__file__).parents[3]
 
@@ -32,7 +34,7 @@ def report(tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONG,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

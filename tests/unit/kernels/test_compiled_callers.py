@@ -23,6 +23,7 @@ from exprl.kernels import (
 from exprl.kernels.products import fp32_products
 from exprl.objectives import CISPO, DPPO, GSPO, Clipped, Reinforce
 from tests.unit.kernels.naive import head_inputs, policy_inputs
+from tests.waiting import LONG
 
 TOKENS = 6
 LENGTHS = [2, 4]
@@ -174,14 +175,14 @@ def test_threads_that_overlap_restore_the_flag(matmul):
     def other():
         with fp32_products(torch.device("cpu")):
             entered.set()
-            left.wait(10)
+            left.wait(LONG)
             seen.append(matmul.allow_bf16_reduced_precision_reduction)
 
     thread = threading.Thread(target=other)
     with fp32_products(torch.device("cpu")):
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(LONG)
     left.set()
-    thread.join(10)
+    thread.join()
     assert seen == [False]  # not until the last has left
     assert matmul.allow_bf16_reduced_precision_reduction is True

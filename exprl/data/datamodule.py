@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Sampler
 
 from exprl.data.fingerprint import fingerprint, first_difference
 from exprl.data.order import Part, StepOrder, check_parts, check_share, mixed_indices, share_of, shares
@@ -95,24 +93,18 @@ class ExpRLDataModule(LightningDataModule):
         found = replacements(self.parts, self._step(step), rounds=rounds, seed=self.seed, step=step)
         return [[self.problems[index] for index in own] for own in found]
 
-    def train_dataloader(self) -> DataLoader[Problem]:
+    def train_dataloader(self) -> StepLoader:
         """This rank's loader, from the step after the last one done; raises `ConfigError` if it has no share."""
         ranks, rank = self._ranks()
         check_share(self.prompts_per_step, ranks)
         self._processed_before = self._processed()
-        sampler = StepSampler(
+        return StepLoader(
+            self.problems,
             mixed_indices(self.parts, self.prompts_per_step, self.seed),
             start=self._start,
             max_steps=self.max_steps,
             rank=rank,
             ranks=ranks,
-        )
-        return StepLoader(
-            self.problems,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            collate_fn=list,
-            num_workers=0,
-            generator=torch.Generator(),  # a loader draws a seed when it starts: not from the run's, also on a resume
         )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -173,35 +165,42 @@ class ExpRLDataModule(LightningDataModule):
         return (group["num_replicas"], group["rank"]) if group is not None else (1, 0)
 
 
-class StepSampler(Sampler[list[int]]):
-    """One rank's contiguous share of each step's indices, from step `start` to `max_steps`.
+class StepLoader:
+    """One rank's contiguous share of each step's problems, from step `start` to `max_steps`.
 
+    Nothing is loaded, so it is no `DataLoader`: Lightning asks those for workers, and they draw a seed of their own.
     Its length is `max_steps` even after a resume: Lightning counts the batches fetched before towards it.
     """
 
-    def __init__(self, steps: Iterator[list[int]], *, start: int, max_steps: int, rank: int, ranks: int) -> None:
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        steps: Iterator[list[int]],
+        *,
+        start: int,
+        max_steps: int,
+        rank: int,
+        ranks: int,
+    ) -> None:
+        self.problems = problems
         self.remaining = islice(steps, start, max_steps)
         self.max_steps = max_steps
         self.rank = rank
         self.ranks = ranks
         self.finished = False
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Problem]]:
         if self.finished:  # an epoch without batches would make a Trainer without an epoch limit spin forever
             raise ConfigError(f"all {self.max_steps} steps are done, but the Trainer goes on: give it max_epochs=1.")
         for indices in self.remaining:
-            yield indices[share_of(len(indices), self.rank, self.ranks)]
+            yield [self.problems[index] for index in indices[share_of(len(indices), self.rank, self.ranks)]]
         self.finished = True
 
     def __len__(self) -> int:
         return self.max_steps
 
-
-class StepLoader(DataLoader[Problem]):
-    """Tells Lightning that it resumes; the position itself is saved once, by the DataModule."""
-
     def state_dict(self) -> dict[str, Any]:
-        """Nothing of its own."""
+        """Nothing of its own: the position is saved once, by the DataModule. By it Lightning knows that it resumes."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

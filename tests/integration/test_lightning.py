@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def logged_in_tensorboard(folder: Path) -> dict[int, dict[str, float]]:
         for point in points:
             found.setdefault(point.step, {})[tag] = point.value
     return found
+
+
+def test_lightning_asks_for_no_workers_where_nothing_is_loaded(make: Make) -> None:
+    module, data = make(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer().fit(module, datamodule=data)
+    said = [str(warning.message) for warning in caught if "lightning" in warning.filename]
+    assert not [line for line in said if "eval mode" not in line and "LeafSpec" not in line]
 
 
 def test_the_example_logs_the_same_everywhere(small: Any, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from measuring import Memory, device_name, in_fresh_process, leave, versions  # noqa: E402
-from update_step import CONFIGS as SHAPES  # noqa: E402
+from update_step_sides import CONFIGS as SHAPES  # noqa: E402
 
 from exprl import (  # noqa: E402
     Clipped,

@@ -22,10 +22,14 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Mean absolute difference of log-probs that two implementations of one model may have, by the engine's dtype."""
 
 
-def allowed_gap(language_model: LanguageModel, engine: str | None = None) -> float:
-    """The tolerance for a model and an engine that computes in the dtype `engine`; None: in the model's."""
+def allowed_gap(language_model: LanguageModel, engine: str | None = None, *, temperature: float = 1.0) -> float:
+    """The tolerance for a model and an engine that computes in the dtype `engine`; None: in the model's.
+
+    A temperature below 1 magnifies every difference.
+    """
     dtype = str(language_model.compute_dtype or language_model.model.dtype).removeprefix("torch.")
-    return max(TOLERANCES.get(name, TOLERANCES["float32"]) for name in (dtype, engine or dtype))
+    tolerance = max(TOLERANCES.get(name, TOLERANCES["float32"]) for name in (dtype, engine or dtype))
+    return tolerance * max(1.0, 1 / temperature)
 
 
 def canary_of(language_model: LanguageModel, longest: int) -> tuple[int, ...]:

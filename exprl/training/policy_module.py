@@ -6,14 +6,13 @@ import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from lightning import Callback, LightningModule
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from exprl.checks.compilers import compile_errors
 from exprl.checks.contracts import not_the_end
@@ -23,15 +22,15 @@ from exprl.engines.base import Engine
 from exprl.engines.canary import allowed_gap
 from exprl.experiment import OptimizerConfig, UpdateConfig
 from exprl.models.base import LanguageModel
-from exprl.models.sharding import awaken, gathered
 from exprl.runs.timeline import SYNCING
 from exprl.terminal.phases import Phases
 from exprl.training.checkpointing import reopen
 from exprl.training.gap import check_gap
+from exprl.training.held import HeldModels
 from exprl.training.metrics import update_metrics
 from exprl.training.no_update import NoUpdate
 from exprl.training.optimizer import build_optimizer
-from exprl.training.parallel import clip_gradients, on_device, place, shard_for, sum_gradients, weights_norm
+from exprl.training.parallel import clip_gradients, sum_gradients, weights_norm
 from exprl.training.randomness import random_state, restore_random_state
 from exprl.training.records import existing
 from exprl.training.reporting import log_step
@@ -83,6 +82,7 @@ class PolicyModule(LightningModule):
         self.language_model = policy
         self.engine = engine
         self.initial_policy = initial_policy
+        self.held = HeldModels.of(policy.model, initial_policy, offload=update.offload_initial_policy)
         self.optimizer_config = optimizer
         self.update = update
         self.seed = seed
@@ -152,23 +152,11 @@ class PolicyModule(LightningModule):
         """The step under way, for messages."""
         return f"step {self.steps_done + 1}"
 
-    # ------------------------------------------------------------------ models
+    # ------------------------------------------------------------------ around a step's update
 
-    @contextmanager
-    def whole_models(self) -> Iterator[None]:
+    def whole_models(self) -> AbstractContextManager[None]:
         """Inside, this rank holds all weights of the policy and the initial policy, on its device."""
-        with ExitStack() as stack:
-            stack.enter_context(gathered(self.policy))
-            if self.frozen is not None:
-                stack.enter_context(on_device(self.frozen, self.device, offload=self.update.offload_initial_policy))
-                stack.enter_context(gathered(self.frozen))
-            yield
-
-    @property
-    def frozen(self) -> PreTrainedModel | None:
-        """The initial policy's own weights; None without one, and where it is the policy without its adapter."""
-        initial = self.initial_policy
-        return None if initial is None or initial.model is self.policy else initial.model
+        return self.held.whole(self.device)
 
     @contextmanager
     def changing_policy(self) -> Iterator[None]:
@@ -238,7 +226,7 @@ class PolicyModule(LightningModule):
         initial = self.initial_policy
         if initial is None or not self.needs_initial_logprobs:
             return [None for _ in updates]
-        with on_device(self.frozen, self.device, offload=self.update.offload_initial_policy):
+        with self.held.frozen_on(self.device):
             return [computing.frozen_logprobs(initial, update) for update in updates]
 
     def old_logprobs(self, computing: PolicyUpdate, updates: Sequence[Update]) -> list[list[Tensor] | None]:
@@ -284,8 +272,8 @@ class PolicyModule(LightningModule):
     @property
     def allowed_gap(self) -> float:
         """Mean absolute difference of log-probs that engine and trainer may have."""
-        tempered = max(1.0, 1 / self.temperature)  # which magnifies every difference
-        return self.update.gap_tolerance or tempered * allowed_gap(self.language_model, self.engine.precision)
+        by_precision = allowed_gap(self.language_model, self.engine.precision, temperature=self.temperature)
+        return self.update.gap_tolerance or by_precision
 
     @property
     def temperature(self) -> float:
@@ -349,10 +337,7 @@ class PolicyModule(LightningModule):
 
     def configure_model(self) -> None:
         """Shard policy and initial policy where the strategy shards."""
-        precision = str(self.trainer.precision)
-        shard_for(self.trainer.strategy, self.policy, precision)
-        if self.frozen is not None:
-            shard_for(self.trainer.strategy, self.frozen, precision, offload=self.update.offload_initial_policy)
+        self.held.shard(self.trainer.strategy, str(self.trainer.precision))
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up."""
@@ -361,10 +346,7 @@ class PolicyModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Give the engine the weights, those of the checkpoint if the run goes on from one, and compare the two."""
-        awaken(self.policy, self.device)
-        if self.frozen is not None:
-            awaken(self.frozen, self.device)
-            place(self.frozen, torch.device("cpu") if self.update.offload_initial_policy else self.device)
+        self.held.awaken(self.device)
         self.engine.sync(self.steps_done)
         self.agreement = self.check_start()
 

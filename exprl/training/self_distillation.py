@@ -23,7 +23,6 @@ from exprl.models.sharding import gathered
 from exprl.objectives import Objective
 from exprl.training.batching import MicroBatch, TokenSequence
 from exprl.training.module import ExpRLModule, Parts
-from exprl.training.parallel import on_device
 from exprl.training.policy import response_hidden
 from exprl.training.policy_module import Shown
 from exprl.training.update import Backward, PolicyUpdate, Update, logprobs_of
@@ -237,7 +236,7 @@ class DistillationModule(ExpRLModule):
         self, computing: PolicyUpdate, update: Update, old: list[Tensor] | None, initial: list[Tensor] | None
     ) -> dict[str, float]:
         """See `PolicyModule`; the teacher is on the device meanwhile."""
-        with on_device(self.frozen, self.device, offload=self.update.offload_initial_policy):
+        with self.held.frozen_on(self.device):
             return super().update_once(computing, update, old, initial)
 
 

@@ -109,7 +109,7 @@ def check_agreement(
             f"{policy.name}: the engine {engine.registered_name} cannot sample from a {type(policy.model).__name__} "
             f"({first_line(error)}). Choose another model, or another rollout.name."
         ) from error
-    allowed = allowed or allowed_gap(policy, engine.precision) * max(1.0, 1 / temperature)
+    allowed = allowed or allowed_gap(policy, engine.precision, temperature=temperature)
     others = {f"engine {engine.registered_name}": torch.tensor([p for s in sequences for p in s.sampler_logprobs])}
     for name, packing in (("trainer", False), ("packed trainer", True))[: 1 + packed]:
         others[name] = trainer_logprobs(policy, sequences, packed=packing, temperature=temperature, backend=backend)

@@ -12,6 +12,7 @@ import shutil
 import stat
 import sys
 import sysconfig
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -84,16 +85,13 @@ class Bubblewrap(Sandbox):
         closed = [path for path in self._shown if os.geteuid() == 0 and not _open_to_all(path)]
         if not closed:
             return {}
-        self._stage.path.chmod(0o755)
-        places = {path: self._stage.path / str(number) for number, path in enumerate(closed)}
+        stage = SweptFolder(Path("/tmp"), "sandbox")  # whatever TMPDIR is, `nobody` reaches it there
+        weakref.finalize(self, stage.close)  # not before: of threads that come here at once each keeps its own
+        stage.path.chmod(0o755)
+        places = {path: stage.path / str(number) for number, path in enumerate(closed)}
         for path, place in places.items():
             place.mkdir() if Path(path).is_dir() else place.touch()
         return {path: str(place) for path, place in places.items()}
-
-    @cached_property
-    def _stage(self) -> SweptFolder:
-        """The folder of those places, where `nobody` reaches it whatever TMPDIR is."""
-        return SweptFolder(Path("/tmp"), "sandbox")
 
     @cached_property
     def _unprivileged(self) -> tuple[str, ...]:

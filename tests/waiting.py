@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-LONG = 300.0
+LONG = 600.0
 """Seconds after which something has gone wrong, and is not merely slow."""
 
 

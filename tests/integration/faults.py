@@ -1,16 +1,21 @@
 """A plugin for tests: makes a run die, stall or fail at the place that the environment variable FAULT names.
 
-FAULT is `what:where:step[:rank]`, for example `kill:sampling:2` or `stall:judging:3:1`; what happens only once, like
-loading the model, happens in step 1.
+FAULT is `what:where:step[:rank]`, for example `kill:sampling:2` or `stall:judging:3:1`, or several of them, with spaces
+between; what happens only once, like loading the model, happens in step 1. With `hurry` a rank waits for others
+`HURRY` seconds from there on: what is to come before that has the time of a busy machine.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
+
+HURRY = 4.0
 
 
 def _act(what: str) -> None:
@@ -18,6 +23,15 @@ def _act(what: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stall":
         time.sleep(1000)
+    elif what == "hurry":
+        import torch.distributed.distributed_c10d as c10d
+
+        from exprl.training.world import World
+
+        [world] = [one for one in gc.get_objects() if isinstance(one, World)]
+        world.timeout = HURRY
+        for group in (None, world._group):
+            c10d._set_pg_timeout(timedelta(seconds=HURRY), group)
     elif what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "terminate":
@@ -95,5 +109,5 @@ def _install(fault: str) -> None:
         raise ValueError(fault)
 
 
-if os.environ.get("FAULT"):
-    _install(os.environ["FAULT"])
+for one in os.environ.get("FAULT", "").split():
+    _install(one)

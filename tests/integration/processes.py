@@ -15,6 +15,7 @@ import torch
 from exprl.rollouts import RolloutStore, load_rollouts
 from exprl.rollouts.showing import records
 from tests.integration.conftest import ROOT, SMALL
+from tests.waiting import LONG
 
 EXPRL = (sys.executable, "-m", "exprl")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "exprl")
@@ -48,7 +49,6 @@ def execute(
     *options: str,
     fault: str | None = None,
     launcher: tuple[str, ...] = EXPRL,
-    timeout: float = 240,
     cwd: Path = ROOT,
     variables: Mapping[str, str] | None = None,
     common: Sequence[str] = OPTIONS,
@@ -60,7 +60,7 @@ def execute(
         env={**environment(fault), **(variables or {})},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=LONG,
         check=False,
     )
 

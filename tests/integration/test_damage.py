@@ -189,7 +189,7 @@ def test_tensorboard_without_room_is_left_out(tmp_path: Path, caplog: Any, capfd
         logger = EventFiles(tmp_path, name="tensorboard")
         for step in range(20):
             logger.log_metrics({"reward/mean": 1.0}, step)
-            time.sleep(0.02)  # its writer is a thread
+            time.sleep(0.02)  # its writer is a thread, which fails at one of them
         logger.save()
         logger.finalize("success")
     assert caplog.text.count("TensorBoard's files cannot be written (File too large)") == 1

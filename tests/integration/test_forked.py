@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from exprl.engines.servers import watcher
 from tests import forked
 from tests.integration.conftest import ROOT
+from tests.waiting import LONG, until
 
 pytestmark = [
     pytest.mark.usefixtures("forking"),
@@ -67,7 +67,7 @@ def safe(request: pytest.FixtureRequest) -> dict[str, str]:
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, **{"timeout": 120, **options}
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, **{"timeout": LONG, **options}
     )
 
 
@@ -146,16 +146,16 @@ def test_the_command_line_says_the_same(arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_it_is_to_it(number: signal.Signals) -> None:
-    code = "import time; print('ready', flush=True); time.sleep(100)"
+    code = "import time; print('ready', flush=True); time.sleep(1000)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         assert process.poll() is None
         process.send_signal(number)
-        assert process.wait(timeout=60) == -number
+        assert process.wait(timeout=LONG) == -number
 
 
-CHILD = "import os, sys, time; print(os.getppid(), 'torch' in sys.modules, flush=True); time.sleep(100)"
+CHILD = "import os, sys, time; print(os.getppid(), 'torch' in sys.modules, flush=True); time.sleep(1000)"
 PARENT = f"""
 import os, subprocess, sys
 os.environ.update(PYTHONSAFEPATH="1", HF_HUB_DISABLE_PROGRESS_BARS="1")  # as `exprl` does
@@ -181,12 +181,9 @@ def test_what_it_starts_is_its_own_child_and_of_its_group() -> None:
         assert has_torch == "True"
         assert os.getpgid(int(child)) == process.pid
         os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait(timeout=60) == -9
+        assert process.wait(timeout=LONG) == -9
         assert process.stdout.read() == "", "the pipe is closed: nobody lives who had it"
-    deadline = time.monotonic() + 60
-    while lives(int(child)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not lives(int(child))
+    until(lambda: not lives(int(child)))
 
 
 def test_no_two_have_the_same_random_numbers() -> None:
@@ -230,7 +227,7 @@ def test_what_multiprocessing_spawns_is_forked_too(tmp_path: Path) -> None:
         process = context.Process(target=exec, args=(code, {}))
         with forked.genuine() if number else nullcontext():
             process.start()
-        process.join(timeout=120)
+        process.join(timeout=LONG)
         found.append((process.exitcode, *file.read_text().split()))
     assert found == [(3, "True", str(os.getpid())), (3, "False", str(os.getpid()))]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
@@ -21,6 +20,7 @@ from exprl.execution.runner import Runner
 from exprl.execution.tests import CallCase, CallTests, ProgramTests, StdioCase, StdioTests, Tests
 from tests.hostile_programs import ATTEMPTS, ENDLESS, HACKS
 from tests.sandboxes import needs_sandbox
+from tests.waiting import until
 
 RIGHT = {
     "stdio": "x = int(input())\nprint(x * x + 7)",
@@ -171,8 +171,10 @@ def test_nothing_happened_to_the_machine(
     assert [path.name for path in attacked.folder.iterdir()] == ["secret"]
     with pytest.raises(BlockingIOError):
         listener.accept()
-    left, deadline = contained_processes(), time.monotonic() + 10
-    while left and time.monotonic() < deadline:  # other tests run in sandboxes meanwhile, which end
-        time.sleep(0.2)
-        left &= contained_processes()
-    assert left == set()
+    left = contained_processes()
+
+    def ended() -> bool:  # other tests run in sandboxes meanwhile, which end
+        left.intersection_update(contained_processes())
+        return not left
+
+    until(ended)

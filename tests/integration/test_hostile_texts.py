@@ -16,6 +16,7 @@ from exprl.experiment import load_experiment
 from exprl.terminal.console import Console
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.processes import command, environment
+from tests.waiting import LONG
 
 SHRUNK = [option for option in SMALL if not option.startswith("data.train.")]
 
@@ -62,5 +63,5 @@ def test_a_run_goes_on_when_nobody_reads_it(data: list[str], tmp_path: Path) -> 
     )
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(timeout=240) == 0
+    assert process.wait(timeout=LONG) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2

@@ -17,6 +17,7 @@ from exprl.objectives import Clipped
 from exprl.training.update import PolicyUpdate
 from exprl.training.world import World
 from tests.integration.ranks_script import CASES, CPU, TEMPERATURE, gradients, policy, scored_groups
+from tests.waiting import LONG
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = ["-m", "tests.integration.ranks_script", str(folder)]
-    done = subprocess.run([*command, *script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*command, *script], cwd=ROOT, capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     results: list[dict[str, Any]] = torch.load(folder / "ranks-2.pt", weights_only=False)
     return results

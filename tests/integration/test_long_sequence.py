@@ -14,6 +14,7 @@ import pytest
 from tests.integration.conftest import ROOT
 from tests.integration.long_sequence_script import RESPONSE, VOCABULARY
 from tests.integration.processes import environment
+from tests.waiting import LONG
 
 LIMIT_GIB = 4.0
 LOGITS_GIB = RESPONSE * VOCABULARY * 4 / 2**30
@@ -30,7 +31,7 @@ def result() -> dict[str, Any]:
         env=environment() | KEEP_PAGES,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=LONG,
         check=False,
     )
     assert process.returncode == 0, process.stderr

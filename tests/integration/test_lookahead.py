@@ -31,6 +31,7 @@ from exprl.types import Judgement, Prompt, Rollout
 from tests.integration.ahead_engine import ElsewhereEngine
 from tests.integration.processes import assert_equal, assert_same_run, execute, final_state, lines, steps
 from tests.integration.test_lightning import trainer
+from tests.waiting import LONG
 
 AHEAD = "rollout.lookahead=1"
 ELSEWHERE = ("plugins=[tests.integration.faults,tests.integration.ahead_engine]", "rollout.name=elsewhere", AHEAD)
@@ -153,7 +154,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if beside:
             seen.append("sampling")
             sampling.set()
-            assert updating.wait(60), "the update never began"
+            assert updating.wait(LONG), "the update never began"
             updating.clear()
         yield from generate(self, prompts, options)
         if beside:
@@ -161,7 +162,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def update_policy(self: PolicyModule, *arguments: Any) -> dict[str, float]:
         if self.steps_done < 3:  # the last step has no next
-            assert sampling.wait(60), "sampling never began"
+            assert sampling.wait(LONG), "sampling never began"
             sampling.clear()
         seen.append("updating")
         updating.set()
@@ -262,7 +263,7 @@ def test_a_silent_sampler_is_waited_for_no_longer_than_the_timeout(
 
     def silent(self: Any, prompts: Sequence[Prompt], options: Sampling) -> Iterator[tuple[int, Rollout]]:
         if threading.current_thread() is not threading.main_thread():
-            over.wait(60)
+            over.wait(LONG)
         return generate(self, prompts, options)
 
     monkeypatch.setattr(ElsewhereEngine, "generate", silent)
@@ -304,12 +305,12 @@ def test_a_signal_waits_for_the_next_batch_and_a_second_one_does_not(
 
     def interrupted(self: Any, prompts: Sequence[Prompt], options: Sampling) -> Iterator[tuple[int, Rollout]]:
         if threading.current_thread() is not threading.main_thread() and self._policy_version == 1:
-            assert updated.wait(60)
+            assert updated.wait(LONG)
             for _ in range(signals):
                 heard.clear()
                 os.kill(os.getpid(), signal.SIGTERM)
-                assert heard.wait(60), "two that come at once are one"
-            over.wait(60 if signals > 1 else 0)
+                assert heard.wait(LONG), "two that come at once are one"
+            over.wait(LONG if signals > 1 else 0)
         return generate(self, prompts, options)
 
     def waiting(self: Background, limit: float) -> None:

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from tests import forked
 from tests.fork_server import VLLM
 from tests.integration.conftest import ROOT, SMALL
 from tests.vllm.serving import serving
+from tests.waiting import LONG, until
 
 pytestmark = pytest.mark.usefixtures("forking")
 
@@ -243,16 +243,14 @@ def test_killed_and_started_again_through_the_command_line(tmp_path: Path) -> No
         )
 
     killed, counts = start("hard.jsonl"), tmp_path / "hard.counts.jsonl"
-    deadline = time.monotonic() + 300
-    while (not counts.is_file() or not counts.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: counts.is_file() and counts.stat().st_size)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert len(read(counts)) in (64, 128)
     outputs = []
     for name in ("hard.jsonl", "straight.jsonl"):
         process = start(name)
-        outputs.append(process.communicate(timeout=240)[0])
+        outputs.append(process.communicate(timeout=LONG)[0])
         assert process.returncode == 0, outputs[-1]
     assert "done before" in outputs[0]
     assert "of 160 problems kept" in outputs[0]
@@ -278,7 +276,7 @@ def test_other_engines_mine_as_well(small: Any, tmp_path: Path, engine: str) -> 
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=LONG,
             check=False,
         )
     assert done.returncode == 0, done.stderr[-2000:]

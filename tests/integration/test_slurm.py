@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from exprl.engines.servers.command import served_command
 from exprl.engines.transfer.files import FileTransfer
 from exprl.experiment import load_experiment
+from tests.waiting import LONG, until
 
 SCRIPTS = Path(__file__).parents[2] / "examples/slurm"
 SIX = [f"n{number}" for number in range(1, 7)]
@@ -34,18 +34,26 @@ with open(place / "calls.jsonl", "a") as file:
     file.write(json.dumps(entry) + "\\n")
 """
 SRUN = """
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
 named = [own.partition("=")[2] for own in given if own.startswith("--nodelist=")]
 nodes = (named or [os.environ["SLURM_JOB_NODELIST"]])[0].split(",")
 program = given[next(n for n, own in enumerate(given) if not own.startswith("--")):]
 tasks = [subprocess.Popen(program, env={**os.environ, "SLURMD_NODENAME": node}) for node in nodes]
-signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+while any(task.poll() is None for task in tasks):
+    if asked:
+        asked.clear()
+        [task.terminate() for task in tasks]
+    time.sleep(0.02)
 sys.exit(max([task.wait() for task in tasks], key=abs))
 """
-SERVER = """
+HEEDING = """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-time.sleep(0 if os.environ.get("SERVERS_END") else 60)
 """
-TORCHRUN = """
+SERVER = """
+time.sleep(0 if os.environ.get("SERVERS_END") else 1000)
+"""
+SAVING = """
 def saves(*_):
     entry.update(name="saved", servers=[json.loads(own)["pid"] for own in open(place / "calls.jsonl")
                                        if json.loads(own)["name"] == "python"])
@@ -54,15 +62,17 @@ def saves(*_):
         file.write(json.dumps(entry) + "\\n")
     sys.exit(143)
 signal.signal(signal.SIGTERM, saves)
-time.sleep(60 if os.environ.get("TRAINS_LONG") else 0)
+"""
+TORCHRUN = """
+time.sleep(1000 if os.environ.get("TRAINS_LONG") else 0)
 sys.exit(7)
 """
 PROGRAMS = {
     "scontrol": "print(given[-1].replace(',', '\\n'))",
     "curl": "sys.exit(0 if (place / 'up').exists() else 7)",
     "srun": RECORDED + SRUN,
-    "python": RECORDED + SERVER,
-    "torchrun": RECORDED + TORCHRUN,
+    "python": HEEDING + RECORDED + SERVER,
+    "torchrun": SAVING + RECORDED + TORCHRUN,
 }
 
 
@@ -90,7 +100,7 @@ class Job:
 
     def run(self, script: str, nodes: Sequence[str], *arguments: str, **variables: str) -> tuple[int, str]:
         process = self.start(script, nodes, *arguments, **variables)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=LONG)
         return process.returncode, errors
 
     def calls(self, name: str) -> list[dict[str, Any]]:
@@ -98,14 +108,9 @@ class Job:
         found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [one for one in found if one["name"] == name]
 
-    def gone(self) -> bool:
-        """Whether every server has ended, at once or soon."""
-        deadline = time.monotonic() + 20
-        while any(Path(f"/proc/{one['pid']}").exists() for one in self.calls("python")):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
+    def await_end(self) -> None:
+        """Every server ends, at once or soon."""
+        until(lambda: not any(Path(f"/proc/{one['pid']}").exists() for one in self.calls("python")))
 
 
 @pytest.fixture
@@ -131,7 +136,7 @@ def test_nodes_sample_judge_and_train_and_servers_end_with_the_trainer(job):
     variables = {"POLICY": "P", "JUDGE": "J", "TRAINER_NODES": "2", "CARDS_PER_NODE": "4", "CARDS_PER_SERVER": "2"}
     code, errors = job.run("servers.sh", SIX[:5], "my.yaml", "run_dir=r", **variables)
     assert code == 7, errors
-    assert job.gone()
+    job.await_end()
     nodes = [next(own for own in one["given"] if own.startswith("--nodelist")) for one in job.calls("srun")]
     assert sorted(nodes) == ["--nodelist=n1,n2", "--nodelist=n3,n4", "--nodelist=n5"]
 
@@ -193,15 +198,13 @@ def test_servers_and_run_compute_in_one_precision_and_an_adapter_s_servers_have_
 
 def test_a_signal_lets_the_trainer_save_while_servers_go_on(job):
     process = job.start("servers.sh", SIX[:2], "my.yaml", POLICY="P", CARDS_PER_NODE="2", TRAINS_LONG="1")
-    deadline = time.monotonic() + 30
-    while not job.calls("torchrun") and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: job.calls("torchrun"))
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=LONG)
     assert process.returncode == 143
     [saved] = job.calls("saved")
     assert saved["alive"] == [True, True]
-    assert job.gone()
+    job.await_end()
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,7 @@ def test_servers_that_do_not_come_end_the_job(job, variables, word):
     assert code == 2
     assert word in errors
     assert job.calls("torchrun") == []
-    assert job.gone()
+    job.await_end()
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

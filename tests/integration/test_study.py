@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import yaml
 from exprl.chain.model import ChainModel
 from tests.integration.conftest import ROOT
 from tests.integration.processes import samples
+from tests.waiting import LONG, until
 
 pytestmark = pytest.mark.usefixtures("forking")
 
@@ -59,7 +59,7 @@ def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def study(path: Path, *arguments: str, code: int = 0) -> str:
     process = start(path, *arguments)
-    output, _ = process.communicate(timeout=500)
+    output, _ = process.communicate(timeout=LONG)
     assert process.returncode == code, output
     return output
 
@@ -76,11 +76,8 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def ended(folder: Path, seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while processes_of(folder) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return not processes_of(folder)
+def await_end(folder: Path) -> None:
+    until(lambda: not processes_of(folder))
 
 
 @pytest.fixture(scope="module")
@@ -173,15 +170,13 @@ def test_killed_half_way_and_started_again_it_is_the_same(
     path = write(tmp_path, overrides={**SMALL_STUDY["overrides"]})
     process = start(path, "--jobs", "2")
     run = folder / "process/seed-0/2-sparse"  # well within a run, with others before and after it
-    deadline = time.monotonic() + 300
-    while not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+    until(lambda: process.poll() is not None or (run / "metrics.jsonl").is_file())
+    assert process.poll() is None, process.communicate()[0]
     assert len(processes_of(tmp_path)) >= 2
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LONG)
     assert process.returncode == (-9 if number == signal.SIGKILL else 143), output
-    assert ended(tmp_path)
+    await_end(tmp_path)
     assert not (folder / "study.json").exists()
     logs = [p.parent / "log.txt" for p in folder.rglob("summary.json")]
     done = {log: log.stat().st_mtime_ns for log in logs}

@@ -20,6 +20,7 @@ from exprl.training.lookahead import Background, Batch, CancelledError, computin
 from exprl.types import Hidden, Problem, Prompt, Question, Rollout, RolloutGroup, RolloutReward, Scaffold
 from exprl.verifiers import ExactVerifier
 from tests.conftest import character_tokenizer, tiny_llama
+from tests.waiting import LONG
 
 
 class Elsewhere(TransformersEngine):
@@ -80,7 +81,7 @@ class TestBackground:
         good, bad = Background(lambda: batch), Background(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
         for one in (good, bad):
             one.start()
-            one.wait(60)
+            one.wait(LONG)
         assert good.batch is batch
         assert good.error is None
         assert isinstance(bad.error, ZeroDivisionError)
@@ -89,7 +90,7 @@ class TestBackground:
         cancelled, ended = threading.Event(), []
 
         def make() -> Batch:
-            cancelled.wait(60)
+            cancelled.wait(LONG)
             try:
                 background.beat()
             except CancelledError:
@@ -100,7 +101,7 @@ class TestBackground:
         background.start()
         background.cancel(0)
         cancelled.set()
-        background.cancel(60)
+        background.cancel(LONG)
         assert ended == [True]
         assert not background.running
 
@@ -108,7 +109,7 @@ class TestBackground:
         over = threading.Event()
 
         def make() -> Batch:
-            over.wait(60)
+            over.wait(LONG)
             return []
 
         background = Background(make)
@@ -117,7 +118,7 @@ class TestBackground:
         assert isinstance(background.error, EngineError)
         assert "trainer.timeout" in str(background.error)
         over.set()
-        background.cancel(60)
+        background.cancel(LONG)
         assert isinstance(background.error, EngineError)
 
     def test_a_slow_one_is_waited_for_as_long_as_things_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,13 +139,13 @@ class TestBackground:
                 self.looks += 1
                 if self.looks == 2:
                     looked.set()
-                    assert heard.wait(60)
+                    assert heard.wait(LONG)
                     heard.clear()
                 return self.looks > 2
 
         def make() -> Batch:
             for _ in range(5):
-                assert looked.wait(60)
+                assert looked.wait(LONG)
                 looked.clear()
                 background.beat()
                 heard.set()

@@ -35,8 +35,9 @@ from tests.vllm.helpers import (
     small_policy,
     trainer_logprobs,
 )
+from tests.waiting import LONG
 
-LIMIT = timedelta(seconds=60)
+LIMIT = timedelta(seconds=LONG)
 
 
 def everyone(value: float) -> float:

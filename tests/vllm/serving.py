@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,9 +21,7 @@ from exprl.engines.canary import canary_of, trainer_logprobs
 from exprl.engines.transfer.control import ControlPlane
 from exprl.models.base import LanguageModel
 from tests.vllm.helpers import gap
-
-START_SECONDS = 240
-"""A vLLM server takes 15 seconds to start on a quiet machine."""
+from tests.waiting import LONG, until
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Server:
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=20)
+        self.process.wait()
 
 
 @contextmanager
@@ -75,18 +72,18 @@ def served_gap(server: ControlPlane, policy: LanguageModel, model: str = "judge"
 
     ids = canary_of(policy, 64)
     request = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-    answer = httpx2.post(f"{server.url}/v1/completions", json=request, timeout=60).raise_for_status().json()
+    answer = httpx2.post(f"{server.url}/v1/completions", json=request, timeout=LONG).raise_for_status().json()
     places = zip(answer["choices"][0]["prompt_logprobs"][1:], ids[1:], strict=True)
     found = [place[str(token)]["logprob"] for place, token in places]
     return gap(torch.tensor(found), trainer_logprobs(policy, ids))
 
 
 def _wait_until_healthy(server: Server, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    def healthy() -> bool:
         assert server.process.poll() is None, log.read_text()[-2000:]
         with suppress(OSError):
-            urllib.request.urlopen(server.url.replace("/v1", "/health"), timeout=2)
-            return
-        time.sleep(0.3)
-    raise AssertionError(f"the server did not start within {START_SECONDS} s: {log.read_text()[-2000:]}")
+            urllib.request.urlopen(server.url.replace("/v1", "/health"), timeout=LONG)
+            return True
+        return False
+
+    until(healthy, otherwise=lambda: f"the server did not start: {log.read_text()[-2000:]}")

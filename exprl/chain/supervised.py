@@ -15,6 +15,7 @@ from torch import Tensor
 from exprl.experiment import OptimizerConfig
 from exprl.models.base import LanguageModel
 from exprl.terminal.progress_bar import ProgressBar
+from exprl.terminal.quiet import quiet_lightning
 from exprl.training.batching import TokenSequence, collate
 from exprl.training.interruption import Interrupted
 from exprl.training.optimizer import build_optimizer
@@ -89,20 +90,21 @@ def train_supervised(
         Interrupted: SIGTERM came.
         KeyboardInterrupt: Ctrl-C.
     """
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        callbacks=[stop],
-        logger=False,
-        gradient_clip_val=optimizer.max_grad_norm,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    policy.model.train()
-    _fit(trainer, SupervisedModule(policy, optimizer), batches)
-    policy.model.eval()
+    with quiet_lightning():
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=1,
+            callbacks=[stop],
+            logger=False,
+            gradient_clip_val=optimizer.max_grad_norm,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        policy.model.train()
+        _fit(trainer, SupervisedModule(policy, optimizer), batches)
+        policy.model.eval()
     return trainer.global_step
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +12,6 @@ from typing import Any
 
 import lightning
 import torch
-import transformers
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
@@ -36,6 +33,7 @@ from exprl.runs.places import check_run_dir
 from exprl.runs.preflight import check_training
 from exprl.runs.timeline import Timeline
 from exprl.terminal.console import Console
+from exprl.terminal.quiet import quiet_lightning
 from exprl.terminal.wording import counted
 from exprl.training.aftermath import session
 from exprl.training.agreement import check_loaded, check_start
@@ -99,7 +97,7 @@ class TrainingRun:
     def _execute(self, stack: ExitStack, *, resume: bool) -> dict[str, Any]:
         start = time.perf_counter()
         config_yaml = configuration.to_yaml(self.experiment)
-        quiet_libraries()
+        stack.enter_context(quiet_lightning())
         check_start(self.world, self.experiment, self.directory.path)
         with self.world.first_before_others("the start"):
             if self.world.first:  # the ranks of a run share its lock
@@ -349,12 +347,3 @@ def train(experiment: Experiment, run_dir: str | Path, *, resume: bool, console:
 def count_parameters(model: torch.nn.Module) -> int:
     """Parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def quiet_libraries() -> None:
-    """Keep the console for the run's own lines."""
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"lightning.*")
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()

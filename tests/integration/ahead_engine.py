@@ -45,7 +45,7 @@ class ElsewhereEngine(TransformersEngine):
 
     def close(self) -> None:
         self.channel.close()
-        self.process.join(10)
+        self.process.join()
 
 
 def serve(theirs: Connection, channel: Connection, policy: LanguageModel, config: Any) -> None:

@@ -6,7 +6,6 @@ import errno
 import json
 import subprocess
 import sys
-import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from exprl.training.callbacks import Checkpoints
 from exprl.training.failure import Process, record
 from exprl.training.world import World, join
 from exprl.types import Judgement, RolloutReward
+from tests.waiting import LONG, until
 
 
 def failed_judge() -> JudgeError:
@@ -64,7 +64,7 @@ def test_without_a_launcher_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not say when a process started")
 def test_a_process_is_ended_only_if_it_is_still_the_one() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     started = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
     same = Process.from_json(replace(Process.own(), pid=child.pid, started=started).to_json())
     replace(same, started="1").kill()
@@ -75,10 +75,9 @@ def test_a_process_is_ended_only_if_it_is_still_the_one() -> None:
     assert not same.ended
     assert not replace(same, host="another", pid=2**30).ended, "who knows"
     same.kill()
-    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        time.sleep(0.01)
+    until(lambda: Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     assert same.ended, "also before its parent has asked for its exit code"
-    assert child.wait(10) == -9
+    assert child.wait(LONG) == -9
     assert same.ended
     same.kill()  # gone already
 

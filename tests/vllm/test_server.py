@@ -101,7 +101,8 @@ def test_text_from_outside_is_sent_without_control_tokens():
 
 def test_concurrency_is_bounded_and_order_kept():
     def answer(number: int, body: Any) -> Answer:
-        time.sleep(0.05)
+        until(lambda: server.most_at_once >= 3)
+        time.sleep(0.05)  # in which a fourth would come
         return completion(character_tokenizer().decode(body["prompt"]))
 
     with FakeServer(answer) as server:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from exprl.engines.servers import watcher
 
-_STOP = watcher.GRACE + 5.0
+_STOP = watcher.GRACE + 60.0
+"""Seconds for a watcher to end a server: one that is killed itself leaves what the server has started."""
 _SHOWN = 2000
 """Characters of a server's log that an error shows."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import groupby, islice
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from exprl.models.base import LanguageModel
     from exprl.models.steps import Steps
 
+log = logging.getLogger(__name__)
+
 Slot = tuple[int, int]
 """A rollout to sample: its prompt's index, and its place in the group."""
 
@@ -45,7 +48,8 @@ class TransformersEngine(Engine):
     cuda_graphs: bool = option(
         default=False,
         help="on a GPU, record a step of sampling and replay it: a fraction of the time for small models of the usual "
-        "kind (Llama, Mistral, Qwen2, Qwen3), and the weights once more in memory; no GPU has tried it yet",
+        "kind (Llama, Mistral, Qwen2, Qwen3) from 32 tokens a rollout, and the weights once more in memory; no GPU has "
+        "tried it yet",
         free=True,
     )
 
@@ -54,6 +58,7 @@ class TransformersEngine(Engine):
     def setup(self) -> None:
         """No step has been made."""
         self._policy_version = 0
+        self._said = False
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
         """Yield `(index of the prompt, rollout)` as each finishes; the model is in eval mode until the last one.
@@ -129,10 +134,20 @@ class TransformersEngine(Engine):
 
         model, on_gpu = self.policy.model, self.policy.model.device.type == "cuda"
         weights = merged(model, rows) if self.cuda_graphs or not on_gpu else None
+        if self.cuda_graphs and not on_gpu:
+            self._say("there is no GPU")
+        elif self.cuda_graphs and weights is None:
+            self._say(f"{type(model).__name__} is not of the kind, or has adapters, hooks or weights in 16 bits")
         if weights is None:
             return None
         faster = RecordedSteps if on_gpu else MergedSteps
         return lambda cache: faster(weights, cache) if takes_rows(cache) else ModelSteps(model, cache)
+
+    def _say(self, why_not: str) -> None:
+        """Why steps are not recorded, once."""
+        if not self._said:
+            self._said = True
+            log.warning("rollout.cuda_graphs=true changes nothing: %s (docs/engines.md)", why_not)
 
     def _arrivals(self, prompts: tuple[Prompt, ...], batch: list[Slot], sampling: Sampling) -> Arrivals:
         """Rows for these slots; a prompt is read once for all its slots among them."""

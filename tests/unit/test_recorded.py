@@ -203,6 +203,17 @@ def test_rollouts_are_the_same_while_rows_come_and_go() -> None:
     assert tokens(sample(taped, questions(policy, 6), **settings)) == tokens(expected)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_without_a_gpu_it_is_said_once_that_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    policy = LanguageModel(miniature("llama"), character_tokenizer(), name="llama")
+    engine = TransformersEngine(policy=policy, cuda_graphs=True)
+    with caplog.at_level(logging.WARNING):
+        for seed in range(2):
+            assert len(flat(sample(engine, questions(policy, 1), n=1, max_new_tokens=32, seed=seed))) == 1
+    [said] = caplog.messages
+    assert said == "rollout.cuda_graphs=true changes nothing: there is no GPU (docs/engines.md)"
+
+
 @ON_GPU
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_cuda_graphs_give_the_models_own_logits(precision: torch.dtype | None) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from exprl.training import interruption
 from exprl.training.interruption import Interrupted, Interruption
+from tests.waiting import LONG
 
 
 def send(number: int) -> None:
@@ -24,7 +25,8 @@ def test_a_signal_stops_at_once_where_nothing_is_under_way() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_during_an_update_it_waits_and_further_ones_are_the_same_request() -> None:
+def test_during_an_update_it_waits_and_further_ones_are_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "SAME_REQUEST", LONG)
     listener = Interruption(lambda: True)
     with listener.listening():
         send(signal.SIGINT)

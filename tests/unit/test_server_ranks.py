@@ -60,10 +60,12 @@ def test_a_first_rank_that_does_not_come_is_waited_for_within_the_limit():
 
 def test_the_first_rank_waits_for_the_others():
     first, second = pair()
-    late = threading.Timer(0.2, lambda: second.meet("the sync"))
+    came: list[bool] = []
+    late = threading.Timer(0.2, lambda: (came.append(True), second.meet("the sync")))
     late.start()
     first.meet("the sync")
-    assert not late.is_alive() or late.finished.is_set()
+    assert came
+    late.join()
     second.meet("the next")
     first.meet("the next")
     with pytest.raises(EngineError, match=r"rank 0: rank 1 did not come to the last within 0\.2 s"):

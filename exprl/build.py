@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from exprl.errors import ColumnError, ConfigError, DataError, ModelError
 from exprl.evaluation.detectors import BehaviourDetector
 from exprl.evaluation.evaluate import EvaluationResult, Sample, counted, evaluate
 from exprl.evaluation.responses import ks_of
-from exprl.experiment import Experiment
+from exprl.experiment import Experiment, usual_ks
 from exprl.leaks.values import value_ids
 from exprl.models import lora
 from exprl.models.base import LanguageModel, check_vocabulary
@@ -119,8 +120,9 @@ class Build:
         check_canaries(self._train[0], self.canaries, self.experiment.leak)
         problems = self.train_problems
         known = Resources(problems=problems, verifier=self.verifier, seed=self.experiment.seed)
-        for choice in (method, *([reward] if method.cls.scores else [])):
-            choice.cls.check_data(choice.config, problems, known)
+        with self.naming("data.train"):
+            for choice in (method, *([reward] if method.cls.scores else [])):
+                choice.cls.check_data(choice.config, problems, known)
 
     def check_canaries(self) -> None:
         """Raise `ConfigError` where the policy's tokenizer cannot write the facts that are planted."""
@@ -135,8 +137,7 @@ class Build:
             return []
         problems, _ = self._loaded(source, "evaluation.source")
         self._check_routes(problems, "evaluation.source")
-        self.verifier.check(problems)
-        self.tell_unreadable(problems, "evaluation.source")
+        self.check_answers(problems, "evaluation.source")
         return problems
 
     @cached_property
@@ -225,7 +226,7 @@ class Build:
             [self.evaluation_problems[number] for number in numbers],
             self.verifier,
             replace(self.evaluation_sampling, numbers=numbers),
-            ks=self.experiment.evaluation.k,
+            ks=self.experiment.evaluation.ks,
             detector=self.detector,
             on_progress=on_progress,
         )
@@ -237,7 +238,7 @@ class Build:
         evaluation = self.experiment.evaluation
         n = len(samples) // len(problems)
         detector = evaluation.behaviours.build(Resources(verifier=self.verifier, seed=self.experiment.seed))
-        ks = ks_of(evaluation.k, n)
+        ks = usual_ks(n) if evaluation.k is None else ks_of(evaluation.k, n)
         result = counted(iter(samples), problems, n, self.verifier, ks=ks, detector=detector, on_progress=on_progress)
         reasons: list[list[str]] = [[] for _ in problems]
         for sample in samples:
@@ -256,10 +257,29 @@ class Build:
                     "Lower rollout.max_new_tokens or prompt.max_prompt_tokens, or drop the row."
                 )
 
+    def check_answers(self, problems: Sequence[Problem], key: str) -> None:
+        """Raise an `ExprlError` where the verifier cannot work with the answers of the source that stands at `key`."""
+        with self.naming(key):
+            self.verifier.check(problems)
+        self.tell_unreadable(problems, key)
+
     def tell_unreadable(self, problems: Sequence[Problem], key: str) -> None:
         """Warn of answers that no response can be found equal to; call it after whatever refuses too many of them."""
         if unreadable := self.verifier.unreadable(problems):
-            log.warning("%s: %s", key, self.verifier.told(unreadable, problems))
+            log.warning("%s: %s", key, self.verifier.refusal(unreadable, problems).under(self._options_at(key)))
+
+    @contextmanager
+    def naming(self, key: str) -> Iterator[None]:
+        """Inside, an error about what rows do not have names the source's options as they stand in the experiment."""
+        try:
+            yield
+        except DataError as error:
+            raise error.under(self._options_at(key)) from error
+
+    def _options_at(self, key: str) -> str:
+        """Where the options of the source at `key` stand; of a mix those of the one that the id begins with."""
+        source = self.experiment.data.train if key == "data.train" else self.experiment.evaluation.source
+        return f"{key}.sources.NAME" if source is not None and source.name == "mix" else key
 
     def _check_routes(self, problems: Sequence[Problem], source: str, *more: str) -> None:
         """Raise `DataError` where a part of the run has no route for a problem's domain."""

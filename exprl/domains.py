@@ -89,7 +89,7 @@ class Routes(Generic[T]):
                 where = f"{source}: " if source else ""
                 raise DataError(
                     f"{where}problem {problem.id!r} has the domain {problem.domain!r}, for which {self.key} has no "
-                    f"route. {self._advice(problem.domain)}"
+                    f"route. {self._advice(problem.domain, f'{source}.' if source else '')}"
                 )
 
     def unused(self, problems: Sequence[Problem]) -> list[str]:
@@ -97,10 +97,10 @@ class Routes(Generic[T]):
         found = {problem.domain for problem in problems}
         return [name for name in self.domains if name not in found]
 
-    def _advice(self, domain: str) -> str:
+    def _advice(self, domain: str, above: str = "") -> str:
         return (
             f"{did_you_mean(domain, self.domains)} Or set {self.key}.default, for every other domain. (A row's domain "
-            "is what its column columns.domain says, and math where none is named.)"
+            f"is what its column {above}columns.domain says, and math where none is named.)"
         )
 
 

@@ -18,9 +18,14 @@ class ConfigError(ExprlError, ValueError):
 class DataError(ExprlError):
     """A problem source is missing, empty or has a bad row; the message names file and row."""
 
+    def under(self, key: str) -> DataError:
+        """The same where the source's options stand under `key`, so that settings can be given as they are named."""
+        del key
+        return self
+
 
 class ColumnError(DataError):
-    """A row does not have what the mapping of columns asks for.
+    """A row does not have what the mapping of columns asks for, or what the mapping gives is not enough for a run.
 
     Args:
         found: what is wrong, naming file, row and column.
@@ -33,8 +38,20 @@ class ColumnError(DataError):
         super().__init__(f"{found} Set {' '.join(map(shlex.quote, self.settings))}{otherwise}")
 
     def under(self, key: str) -> ColumnError:
-        """The same where the source's options stand under `key`, so that the settings can be given as they are."""
+        """The same with the settings under `key`."""
         return ColumnError(self.found, [f"{key}.{setting}" for setting in self.settings], self.otherwise)
+
+
+class SeveralErrors(DataError):
+    """What several components say of their own problems, one sentence after the other."""
+
+    def __init__(self, errors: Sequence[DataError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(" ".join(map(str, errors)))
+
+    def under(self, key: str) -> SeveralErrors:
+        """Each of them under `key`."""
+        return SeveralErrors([error.under(key) for error in self.errors])
 
 
 class ModelError(ExprlError):

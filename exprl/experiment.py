@@ -187,6 +187,15 @@ class UpdateConfig:
     )
 
 
+def usual_ks(n: int) -> tuple[int, ...]:
+    """The k of pass@k that are reported of n samples where nobody says which.
+
+    >>> usual_ks(4), usual_ks(16), usual_ks(64)
+    ((1, 4), (1, 16), (1, 16, 64))
+    """
+    return (*(k for k in (1, 16) if k < n), n)
+
+
 @checked
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -198,7 +207,9 @@ class EvaluationConfig:
     samples_per_prompt: Samples = option(
         default=16, help="n, rollouts a problem; pass@k is unbiased for every k up to n"
     )
-    k: tuple[PositiveInt, ...] = option(default=(1, 16), help="the k of pass@k to report")
+    k: tuple[PositiveInt, ...] | None = option(
+        default=None, help="the k of pass@k to report, up to n; null: n itself, and 1 and 16 where they are less"
+    )
     temperature: Temperature = option(default=1.0, help="sampling temperature")
     top_p: TopP = option(default=1.0, help="nucleus sampling; 1 is off")
     top_k: NonNegativeInt = option(default=0, help="keep the k likeliest tokens; 0 is off")
@@ -212,10 +223,17 @@ class EvaluationConfig:
     seed: Seed = option(default=20260617, help="seed of the evaluation's samples, apart from the training's")
 
     def __post_init__(self) -> None:
-        if not self.k or max(self.k) > self.samples_per_prompt:
+        n = self.samples_per_prompt
+        if self.k is not None and (not self.k or max(self.k) > n):
             raise ConfigError(
-                f"k: needs one or more numbers up to samples_per_prompt ({self.samples_per_prompt}), but got {self.k}."
+                f"k: needs one or more numbers up to samples_per_prompt ({n}), but got {list(self.k)}. Set "
+                f"evaluation.k=null for {list(usual_ks(n))}, or name others, or set evaluation.samples_per_prompt."
             )
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The k of pass@k to report, each at most n."""
+        return usual_ks(self.samples_per_prompt) if self.k is None else self.k
 
 
 @checked

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
@@ -80,6 +80,18 @@ class Registry(Generic[T]):
                 missing += f" Imported plugins: {', '.join(sorted(_named))}; of a package, what it imports itself."
             raise ConfigError(f"Unknown {self.family} {name!r}. {did_you_mean(name, self._classes)}{missing}")
         return self._classes[name]
+
+    def __getitem__(self, name: str) -> type[T]:
+        """`get(name)`."""
+        return self.get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """`names()`, in order."""
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a component is registered as `name`."""
+        return name in self.names()
 
     def names(self) -> list[str]:
         """All registered names, sorted."""

@@ -68,7 +68,7 @@ def grade_responses(
     samples = read_responses(responses, problems)
     with Phases().run("grading", len(samples)) as on_progress:
         result = build.grade(samples, problems, on_progress)
-    if left_out := [k for k in experiment.evaluation.k if k not in result.ks]:
+    if left_out := [k for k in experiment.evaluation.k or () if k not in result.ks]:
         console.say(f"evaluation.k: {left_out} left out, a problem has {counted(result.samples, 'response')}")
     report(result, responses.name, output, console)
     for line in _first_wrong(result):

@@ -190,7 +190,9 @@ class Grader:
             done, unfinished = RolloutStore(output), RolloutStore(output / "unfinished")
             left = material.left(done)
             if left:
-                self._reward.check(material.problems.all_of(one for step in left for one in material.asked[step]))
+                attempted = material.problems.all_of(one for step in left for one in material.asked[step])
+                with self._build.naming("data.train"):
+                    self._reward.check(attempted)
                 checks = StepChecks(self._reward)
                 advantage: Advantage = experiment.advantage.build(Resources())
             for step in left:

@@ -126,8 +126,7 @@ def _mine(experiment: Experiment, files: Files, rates: Rates, console: Console) 
     files.claim(experiment)
     build = Build(replace(experiment, leak=LeakConfig()))  # a data set has the references as its source gave them
     problems = build.train_problems
-    build.verifier.check(problems)
-    build.tell_unreadable(problems, "data.train")
+    build.check_answers(problems, "data.train")
     build.check_lengths(problems, build.evaluation_sampling.max_new_tokens)
     counts = files.finished()
     check_same(problems, counts)

@@ -306,7 +306,7 @@ class TrainingRun:
 
     def headline(self, module: PolicyModule) -> list[str]:
         """The metrics by which runs are compared."""
-        ks = self.experiment.evaluation.k if self.build.evaluation_problems else ()
+        ks = self.experiment.evaluation.ks if self.build.evaluation_problems else ()
         return [*(f"{PREFIX}pass@{k}" for k in ks), *(name for name, _, _ in module.shown)]
 
     def usable_checkpoint(self) -> tuple[Path | None, list[Path]]:

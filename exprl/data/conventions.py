@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -29,6 +29,8 @@ verl's Parquet, APPS, DeepCoder, ARC, MMLU. A solution stands in for an answer t
 (`verifiers/gold.py`)."""
 
 SHOWN = 40
+DEEPEST = 4
+"""Keys of a dotted name that a message proposes."""
 
 
 def proposal(role: str, column: str, row: Mapping[str, Any], taken: Sequence[str | None]) -> str | None:
@@ -38,6 +40,8 @@ def proposal(role: str, column: str, row: Mapping[str, Any], taken: Sequence[str
     'Problem'
     >>> proposal("reference", "reference", {"question": "1+1?", "answer": "Add.\n#### 2"}, ["question", "answer"])
     'answer'
+    >>> proposal("reference", "reference", {"question": "1+1?", "meta": {"gold": {"solution": "Add."}}}, ["question"])
+    'meta.gold.solution'
     """
     free = [name for name in map(str, row) if name not in taken]
     by_case = {name.casefold(): name for name in free}
@@ -46,13 +50,42 @@ def proposal(role: str, column: str, row: Mapping[str, Any], taken: Sequence[str
     for name in (column, *NAMES[role]):
         if (known := by_case.get(name.partition(".")[0].casefold())) and _holds(row[known], name):
             return ".".join([known, *name.split(".")[1:]])
+    within = {name.rpartition(".")[2].casefold(): name for name in reversed(inside(row)) if name not in taken}
+    for name in (column.rpartition(".")[2], *NAMES[role]):
+        if name.casefold() in within:
+            return within[name.casefold()]
     return next(filter(lambda name: role == "reference" and _is_solution(row, name), map(str, row)), None)
 
 
-def listing(row: Mapping[str, Any]) -> str:
-    """The names of a row's columns for a message."""
-    names = list(map(str, row))
-    return ", ".join([*map(repr, names[:SHOWN]), *(["…"] if len(names) > SHOWN else [])]) or "(none)"
+def columns_of(row: Mapping[str, Any]) -> str:
+    """The names of a row's columns for a message, and what a dot reaches within nested ones.
+
+    >>> columns_of({"q": "1+1?", "meta": {"gold": {"solution": "Add."}}})
+    "'q', 'meta'; within them 'meta.gold.solution'"
+    """
+    inner = f"; within them {listing(found)}" if (found := inside(row)) else ""
+    return (listing(list(map(str, row))) or "(none)") + inner
+
+
+def inside(row: Mapping[str, Any]) -> list[str]:
+    """The dotted names of what lies in nested columns.
+
+    A list counts as one thing, as its items may be many.
+    """
+    return [name for name in _leaves(row) if "." in name and name not in row]
+
+
+def _leaves(node: Mapping[str, Any], depth: int = DEEPEST) -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value and depth > 1:
+            yield from (f"{key}.{name}" for name in _leaves(value, depth - 1))
+        else:
+            yield str(key)
+
+
+def listing(names: Sequence[str]) -> str:
+    """Names for a message, the first of very many."""
+    return ", ".join([*map(repr, names[:SHOWN]), *(["…"] if len(names) > SHOWN else [])])
 
 
 def _holds(cell: Any, name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from exprl.component import checked, option
 from exprl.config.options import Options
 from exprl.config.ranges import NonEmpty, NonNegativeInt, PositiveInt
-from exprl.data.conventions import listing, proposal
+from exprl.data.conventions import columns_of, inside, listing, proposal
 from exprl.data.exposure import Exposure, Sign, exposed
 from exprl.data.messages import is_chat_text, only_request, path_of, roles_of, shown_roles
 from exprl.errors import ColumnError, DataError
@@ -185,11 +185,12 @@ def _check_columns(row: Row, columns: Columns, where: str) -> None:
         return
     taken = [column for role, column in mapped.items() if role not in missing]
     proposed = {role: proposal(role, column, row, taken) for role, column in missing.items()}
-    null = " (null: the rows have none; with `columns.partial: true` some may lack it)"
+    lost = ", and a judge then has no reference to compare with" if proposed.get("reference", "") is None else ""
+    null = f" (null: the rows have none{lost}; with `columns.partial: true` some may lack it)"
     none_at_all = null if set(missing) != {"question"} and not columns.partial else ""
     told = " and ".join(f"no column {column!r} for the {role}" for role, column in missing.items())
     raise ColumnError(
-        f"{where}: {told}. The columns are {listing(row)}.",
+        f"{where}: {told}. The columns are {columns_of(row)}.",
         [f"columns.{role}={name or ('null' if role != 'question' else 'COLUMN')}" for role, name in proposed.items()],
         f"{none_at_all}, or repair the row.",
     )
@@ -228,7 +229,16 @@ def _wrong_type(value: Any, column: str, role: str, where: str) -> ColumnError:
             [f"columns.{role}=COLUMN"],
             " for another column.",
         )
-    return ColumnError(f"{where}: column {column!r} must be text, but holds {_show(value, role)}.", *_way_out(role))
+    must = f"{where}: column {column!r} must be text, but holds {_show(value, role)}"
+    if isinstance(value, Mapping) and (within := inside({column: value})):
+        best = proposal(role, column, {column: value}, [column]) or f"{column}.NAME"
+        return ColumnError(
+            f"{must}: {listing(within)}.", [f"columns.{role}={best}"], ", or another of these, or another column."
+        )
+    if isinstance(value, (list, tuple)) and value and (isinstance(value[0], str) or _is_number(value[0])):
+        item = "its item" if len(value) == 1 else "its first item (they count from 0)"
+        return ColumnError(f"{must}.", [f"columns.{role}={column}.0"], f" for {item}, or another column.")
+    return ColumnError(f"{must}.", *_way_out(role))
 
 
 def _is_number(value: Any) -> bool:

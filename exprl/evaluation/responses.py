@@ -44,7 +44,10 @@ def ks_of(ks: Sequence[int], n: int) -> tuple[int, ...]:
     """The k of `evaluation.k` that n responses are enough for; raises `ConfigError` where none is."""
     enough = tuple(k for k in ks if k <= n)
     if not enough:
-        raise ConfigError(f"evaluation.k: needs one or more numbers up to {n}, the responses a problem, but got {ks}.")
+        raise ConfigError(
+            f"evaluation.k: needs one or more numbers up to {n}, the responses a problem, but got {list(ks)}. Set "
+            "evaluation.k=null for those that are usual with so many, or name others."
+        )
     return enough
 
 

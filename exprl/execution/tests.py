@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, TypeGuard
 
-from exprl.errors import DataError
+from exprl.errors import ColumnError, DataError
 from exprl.types import Problem
 
 LONGEST_TIME = 3600
@@ -111,9 +111,10 @@ def read_tests(problem: Problem) -> Tests:
     """The tests of a problem; raises `DataError` naming it where it has none, or such as cannot be read."""
     hidden = problem.scaffold.tests
     if hidden is None:
-        raise DataError(
-            f"problem {problem.id!r} has no tests, but its program is to be judged by running it. Set columns.tests to "
-            "the column that holds them, or leave the row out."
+        raise ColumnError(
+            f"problem {problem.id!r} has no tests, but its program is to be judged by running it.",
+            ["columns.tests=COLUMN"],
+            " for the column that holds them, or leave the row out.",
         )
     text: object = hidden.reveal()
     if not isinstance(text, str):

@@ -28,7 +28,12 @@ class NoReferenceJudge(WrappingJudge):
     def check_options(cls, config: Any) -> None:
         """The judge within must have a form without a reference."""
         if not _can_do_without(config.around.cls):
-            raise refused(config.around, "does not say how it grades without a reference", _can_do_without)
+            raise refused(
+                config.around,
+                "does not say how it grades without a reference, as its class would in without_reference(resources), "
+                "which returns the judge in its place",
+                _can_do_without,
+            )
 
     @classmethod
     def preflight(cls, config: Any) -> None:

@@ -12,7 +12,7 @@ from exprl.checks.contracts import given_by
 from exprl.component import choose, choose_each, title_of
 from exprl.config.fields import Choice
 from exprl.domains import Routes, Routing
-from exprl.errors import ConfigError, DataError, JudgeError
+from exprl.errors import ColumnError, ConfigError, DataError, JudgeError
 from exprl.registry import REWARDS
 from exprl.resources import Resources
 from exprl.rewards.base import Granularity, Reward
@@ -135,6 +135,8 @@ def _naming(key: str) -> Iterator[None]:
     """Inside, what is said of problems names the route, whose options are meant."""
     try:
         yield
+    except ColumnError as error:
+        raise ColumnError(of_route(error.found, key), error.settings, error.otherwise) from error
     except (DataError, JudgeError) as error:
         family = JudgeError if isinstance(error, JudgeError) else DataError
         raise family(of_route(str(error), key)) from error

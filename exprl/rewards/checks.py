@@ -89,7 +89,10 @@ def without_words(reward: AnyReward) -> AnyReward:
 
 def _fault(rollout: Rollout, reward: object) -> str | None:
     if not isinstance(reward, (RolloutReward, SegmentRewards)):
-        return f"a {type(reward).__name__} is no reward."
+        return (
+            f"a {type(reward).__name__} is no reward. Give RolloutReward(value=…, length=…), a value in [0, 1] and the "
+            "rollout's number of tokens, or SegmentRewards."
+        )
     if reward.length != len(rollout):
         return f"its reward is about {reward.length} tokens, but it has {len(rollout)}."
     return None

@@ -275,7 +275,7 @@ class Plan:
                     experiment = self._example(place, self._option(value), tune.overrides, seed=tune.seeds[0])
                 except ConfigError as error:
                     raise ConfigError(f"tune: {tune.key}={value!r} with {error}") from error
-                measures = [f"pass@{k}" for k in experiment.evaluation.k]
+                measures = [f"pass@{k}" for k in experiment.evaluation.ks]
                 if tune.measure not in (*measures, "progress"):
                     raise ConfigError(
                         f"tune.measure: {tune.measure!r} is not measured. Choose {', '.join(measures)} or progress."

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from exprl.checks.contracts import check_verdicts
 from exprl.component import Component, title_of
-from exprl.errors import DataError
+from exprl.errors import ColumnError, DataError
 from exprl.types import Problem
 
 REFUSED_SHARE = 0.5
@@ -61,13 +61,14 @@ class Verifier(Component):
         """
         for problem in problems:
             if not self.knows(problem):
-                raise DataError(
-                    f"problem {problem.id!r} has no final answer, but verifier {title_of(self)} needs one. "
-                    "Set columns.answer to the column that holds it, or leave the row out."
+                raise ColumnError(
+                    f"problem {problem.id!r} has no final answer, but verifier {title_of(self)} needs one.",
+                    ["columns.answer=COLUMN"],
+                    " for the column that holds it, or leave the row out.",
                 )
         unreadable = self.unreadable(problems)
         if len(unreadable) > REFUSED_SHARE * len(problems):
-            raise DataError(self.told(unreadable, problems))
+            raise self.refusal(unreadable, problems)
 
     def gold(self, problem: Problem) -> str | None:
         """The final answer as it is compared; None where the problem has none, or a text in which none can be read."""
@@ -78,11 +79,13 @@ class Verifier(Component):
         """Ids of the problems whose answer is a placeholder or cannot be read: no response to them is ever right."""
         return [p.id for p in problems if p.scaffold.answer is not None and self.gold(p) is None]
 
-    def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
-        """What to do about them, in words; nothing of the answers is shown."""
-        return (
+    def refusal(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> DataError:
+        """The error about them, which is a warning where they are few; nothing of the answers is shown."""
+        return ColumnError(
             f"verifier {title_of(self)}: in {len(unreadable)} of {len(problems)} problems (first: "
             f"{unreadable[0]!r}) the answer is a placeholder or a text in which no final answer can be read: no "
-            "response to them is ever right. Set columns.answer to the column with the bare answer, end these texts in "
-            r"`#### answer` or \boxed{answer}, or choose another verifier.name."
+            "response to them is ever right.",
+            ["columns.answer=COLUMN"],
+            r" for the column with the bare answer, end these texts in `#### answer` or \boxed{answer}, or choose "
+            "another verifier.name.",
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from exprl.component import choose, choose_each
 from exprl.domains import Routes, Routing
+from exprl.errors import DataError, SeveralErrors
 from exprl.registry import VERIFIERS
 from exprl.types import Problem
 from exprl.verifiers.base import Verifier
@@ -61,14 +62,14 @@ class ByDomainVerifier(Routing, Verifier):
             for problem_id in verifier.unreadable([problems[place] for place in places])
         ]
 
-    def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
+    def refusal(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> DataError:
         """What the verifiers of the domains say of their own."""
         said = []
         for _, verifier, places in self._split(problems):
             own = [problems[place] for place in places]
             if found := [problem.id for problem in own if problem.id in set(unreadable)]:
-                said.append(verifier.told(found, own))
-        return " ".join(said)
+                said.append(verifier.refusal(found, own))
+        return SeveralErrors(said) if len(said) > 1 else said[0]
 
     def _split(self, problems: Sequence[Problem]) -> list[tuple[str, Verifier, list[int]]]:
         return list(self.routes.split([problem.domain for problem in problems]))

@@ -72,11 +72,11 @@ class ChoiceVerifier(Verifier):
         """Raise `DataError` for a problem whose answer is missing or is no option."""
         super().check(problems)
         if unreadable := self.unreadable(problems):
-            raise DataError(self.told(unreadable, problems))
+            raise self.refusal(unreadable, problems)
 
-    def told(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> str:
-        """What to do about problems whose answer is no option, nor a solution that ends in one."""
-        return (
+    def refusal(self, unreadable: Sequence[str], problems: Sequence[Problem]) -> DataError:
+        """The error about problems whose answer is no option, nor a solution that ends in one."""
+        return DataError(
             f"verifier 'choice' needs one letter of {self.letters} as the answer, or the text of an option that the "
             "question lists (a letter must be among those listed), for example C or (C), or a solution that ends in "
             f"it (`#### C`, \\boxed{{C}}); {len(unreadable)} of {len(problems)} problems have another (first: "

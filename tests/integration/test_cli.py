@@ -53,7 +53,11 @@ QUICKSTART = str(ROOT / "configs/quickstart.yaml")
         ("optimizer.lr=fast", "optimizer.lr: expected float, but got 'fast' (str)"),
         ("advantage.name=group", "advantage.name: 'group' takes one reward a rollout"),
         ("update.prompts_per_update=7", "update.prompts_per_update: 7 must divide"),
-        ("evaluation.k=[64]", "evaluation.k: needs one or more numbers up to samples_per_prompt (32)"),
+        (
+            "evaluation.k=[64]",
+            "evaluation.k: needs one or more numbers up to samples_per_prompt (32), but got [64]. Set "
+            "evaluation.k=null for [1, 16, 32]",
+        ),
         ("trainer.devices=0", "trainer.devices: must be in [1, "),
         ("trainer.strategy=fsdp", "trainer.strategy: got 'fsdp'. Did you mean 'fsdp2'"),
         ("plugins=[no_such_lab]", "cannot import 'no_such_lab'"),

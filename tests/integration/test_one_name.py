@@ -48,8 +48,8 @@ REFUSED_ON_BOTH = {
     "verifier.name=choice": r"verifier 'choice'.*[Cc]hoose another verifier\.name",
     "reward.name=by_domain": r"reward\.domains: required, but missing",
     "verifier.name=by_domain": r"verifier\.domains: required, but missing",
-    "reward.name=execution": r"has no tests.*Set columns\.tests",
-    "verifier.name=execution": r"has no tests.*Set columns\.tests",
+    "reward.name=execution": r"has no tests.*Set data\.train\.columns\.tests=COLUMN",
+    "verifier.name=execution": r"has no tests.*Set (evaluation\.source|data\.train)\.columns\.tests=COLUMN",
 }
 REFUSED_ON_QUICKSTART = REFUSED_ON_BOTH | {
     "reward.judge.name=same_model": r"reward\.judge\.weights: required, but missing.*frozen.*live",

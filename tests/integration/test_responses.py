@@ -132,6 +132,12 @@ def test_a_k_beyond_the_responses_is_left_out_and_said(
     assert "evaluation.k: [4, 8] left out, a problem has 2 responses" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_model")
+def test_where_no_k_is_named_it_is_what_the_responses_allow(problems: list[Problem], tmp_path: Path) -> None:
+    for n, ks in ((2, [1, 2]), (20, [1, 16, 20])):
+        assert graded(tmp_path, lines_of(problems, [1] * 6, n), "evaluation.k=null", "--overwrite")["ks"] == ks
+
+
 def test_an_evaluations_own_samples_graded_again_are_the_same(
     small: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

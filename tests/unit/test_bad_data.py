@@ -191,7 +191,8 @@ class TestWhatIsHidden:
     def test_nor_where_it_stands_beside_the_question(self, tmp_path: Path) -> None:
         path = lines(tmp_path / "x.jsonl", {"problem": {"text": "1?", "solution": SECRET}})
         error = error_of(name="jsonl", path=path, columns={"question": "problem", "reference": None, "answer": None})
-        assert "column 'problem' must be text, but holds a dict of 2." in error
+        assert "column 'problem' must be text, but holds a dict of 2: 'problem.text', 'problem.solution'." in error
+        assert "Set columns.question=problem.NAME" in error
 
     def test_nor_a_nan_or_half_a_surrogate_pair_in_a_structure(self, tmp_path: Path) -> None:
         for value in ('[{"secret": NaN}]', [{"secret": "\ud800"}]):

@@ -124,8 +124,8 @@ def test_what_cannot_be_read_is_told_by_the_verifier_of_its_domain() -> None:
     verifier = ByDomainVerifier(domains={"science": ChoiceVerifier()}, default=ExactVerifier())
     problems = [of("science", "s", answer="Because."), of("law", "l", answer="N/A"), of("law", "k", answer="4")]
     assert verifier.unreadable(problems) == ["s", "l"]
-    assert "verifier 'exact': in 1 of 2 problems (first: 'l')" in verifier.told(["s", "l"], problems)
-    assert verifier.told(["l"], problems).startswith("verifier 'exact'")
+    assert "verifier 'exact': in 1 of 2 problems (first: 'l')" in str(verifier.refusal(["s", "l"], problems))
+    assert str(verifier.refusal(["l"], problems)).startswith("verifier 'exact'")
     with pytest.raises(DataError, match=r"verifier 'exact' needs one"):
         verifier.check([of("law", answer=None)])
     assert (verifier.knows(of("law", answer=None)), verifier.knows(of("law"))) == (False, True)

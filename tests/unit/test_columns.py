@@ -127,3 +127,44 @@ def test_a_chat_as_reference_is_refused_without_its_text(path: Any) -> None:
     with pytest.raises(ColumnError, match=r"columns\.reference=reference\.1\.content") as caught:
         load(path({"question": "1?", "reference": [USER, REPLY]}), answer=None)
     assert "Add" not in str(caught.value)
+
+
+def test_what_lies_within_nested_columns_is_listed_and_proposed(path: Any) -> None:
+    gold = {"solution": SOLUTION, "final": "2"}
+    row = {"question": "1+1?", "meta": {"gold": gold, "tags": ["x"]}, "answer": {"value": "2", "unit": ""}}
+    with pytest.raises(ColumnError, match=r"within them 'meta\.gold\.solution', 'meta\.gold\.final'") as caught:
+        load(path(row), answer=None)
+    assert caught.value.settings == ("columns.reference=meta.gold.solution",)
+    with pytest.raises(ColumnError, match=r"a dict of 2: 'answer\.value', 'answer\.unit'") as caught:
+        load(path(row), reference=None)
+    assert caught.value.settings == ("columns.answer=answer.NAME",)
+    with pytest.raises(ColumnError, match="a judge then has no reference to compare with"):
+        load(path({"question": "1+1?", "answer": "2"}))
+
+
+@pytest.mark.parametrize(("answer", "item"), [(["1"], "its item"), ([1, 2], "its first item")])
+def test_an_answer_in_a_list_is_named_by_its_item(path: Any, answer: list[Any], item: str) -> None:
+    row = {"question": "1?", "answer": answer}
+    with pytest.raises(ColumnError, match=rf"Set columns\.answer=answer\.0 for {item}"):
+        load(path(row), reference=None)
+    [problem] = load(path(row), reference=None, answer="answer.0")
+    assert problem.scaffold.answer is not None
+    assert problem.scaffold.answer.reveal() == "1"
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("data.train={{name: jsonl, path: {0}, columns: {1}}}", "data.train"),
+     ("data.train={{name: mix, sources: {{a: {{name: jsonl, path: {0}, columns: {1}}}}}}}", "data.train.sources.NAME"),
+     ("evaluation.source={{name: jsonl, path: {0}, columns: {1}}}", "evaluation.source")],
+)  # fmt: skip
+def test_a_verifier_names_the_column_as_the_experiment_does(path: Any, override: str, key: str) -> None:
+    build = Build(
+        load_experiment(
+            None,
+            ["model.path=unused", override.format(path({"question": "1?"}), "{reference: null, answer: null}")],
+        ),
+        training=True,
+    )
+    with pytest.raises(ColumnError, match=f"no final answer.* Set {key}.columns.answer=COLUMN for"):
+        build.check_data() if key.startswith("data") else build.evaluation_problems

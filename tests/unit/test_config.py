@@ -9,7 +9,7 @@ import pytest
 from exprl.component import Component, option
 from exprl.config import coerce, from_layers, load, to_node, validate, validate_choice
 from exprl.errors import ConfigError
-from exprl.experiment import Experiment
+from exprl.experiment import EvaluationConfig, Experiment
 from exprl.resources import Resources
 from tests.schema import CUTTERS, Schema, Whole, Window, build, error_of
 
@@ -230,3 +230,9 @@ def test_a_domain_whose_name_has_line_breaks_is_named_on_one_line():
 def test_an_option_at_another_place_or_of_another_time_says_where_it_is(override, said):
     with pytest.raises(ConfigError, match=said):
         load(Experiment, "quickstart", [override])
+
+
+@pytest.mark.parametrize(("n", "ks"), [(1, (1,)), (4, (1, 4)), (16, (1, 16)), (64, (1, 16, 64))])
+def test_which_k_are_reported_follows_the_samples_until_somebody_names_them(n: int, ks: tuple[int, ...]) -> None:
+    assert EvaluationConfig(samples_per_prompt=n).ks == ks
+    assert EvaluationConfig(samples_per_prompt=n, k=(1,)).ks == (1,)

@@ -119,3 +119,12 @@ class TestEntryPoints:
         assert "process" in REWARDS.names()
         with pytest.raises(ConfigError, match=rf"Unknown reward 'labs'\..*The plugin 'lab'.*was left out \({why}"):
             REWARDS.get("labs")
+
+
+def test_it_is_read_like_a_mapping(fruits):
+    assert fruits["apple"] is fruits.get("apple")
+    assert list(fruits) == fruits.names()
+    assert "pear" in fruits
+    assert "aple" not in fruits
+    with pytest.raises(ConfigError, match=r"Unknown fruit 'aple'\. Did you mean 'apple'"):
+        fruits["aple"]

@@ -331,7 +331,10 @@ def test_a_reward_gives_one_reward_a_rollout():
     for given, message in (
         ([], "reward 'mine' returned rewards of 0 groups for 1"),
         ([right[:1]], "reward 'mine' returned 1 rewards for the 2 rollouts of problem 'p'"),
-        ([(right[0], 0.5)], "reward 'mine', rollout 1 of problem 'p': a float is no reward"),
+        (
+            [(right[0], 0.5)],
+            r"'mine', rollout 1 of problem 'p': a float is no reward. Give RolloutReward\(value=",
+        ),
         ([(right[0], RolloutReward(value=1.0, length=7))], "about 7 tokens, but it has 2"),
         ([(right[0], SegmentRewards(segments=(Segment(0, 1),), values=(0.5,)))], "about 1 tokens, but it has 2"),
     ):

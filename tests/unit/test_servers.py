@@ -50,7 +50,7 @@ class Sampler:
         self.name, self.version = name, version
         self.silent = threading.Event()  # as a process that was stopped: connections are taken and nothing comes
         self.over = threading.Event()
-        self.drops = False
+        self.drops = self.stumbles = False
         self.hold: threading.Event | None = None
         self.refusal: Answer | None = None
         self.http = FakeServer(self.answer, get=self.get)
@@ -67,6 +67,9 @@ class Sampler:
     def get(self, path: str) -> Answer:
         if self.silent.is_set():
             self.over.wait(LONG)
+        if self.stumbles:
+            self.stumbles, self.refusal = False, None
+            return Answer(drop=True)
         if self.drops:
             return Answer(drop=True)
         return Answer({"weight_version": self.version} if path == "/weight_info" else {})
@@ -198,6 +201,18 @@ def test_a_server_that_hangs_is_given_up_within_the_limit():
         assert sorted(texts([ask(fleet, seed) for seed in range(6)])) == [f"b:{seed}" for seed in range(6)]
         until(lambda: lost)
         assert lost[0][1] == "it gave no sign of life for 0.5 s"
+
+
+def test_a_server_that_answers_the_second_look_is_not_lost():
+    one = Sampler("a")
+    with fleet_of(one, health_interval=LONG) as (fleet, lost):
+        one.refusal, one.stumbles = Answer({"error": "busy"}, status=503), True
+        assert texts([ask(fleet, 0)]) == ["a:0"]
+        one.stumbles = True
+        fleet.check_versions()
+        assert not one.stumbles
+        assert fleet.counts() == {"lost": 0, "resubmitted": 1}
+        assert lost == []
 
 
 FLEET = """

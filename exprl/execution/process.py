@@ -24,8 +24,8 @@ from exprl.execution.memory import children_of, group_memory
 from exprl.execution.sandboxes import Sandbox
 from exprl.waiting import Wait
 
-START_SECONDS = 60.0
-"""For a sandbox to stand, on a machine that has much else to do."""
+START_SECONDS = 300.0
+"""For a sandbox to stand, on a machine that has much else to do; one that cannot ends at once."""
 _LOOK_EVERY = 0.05
 _GONE_SECONDS = 10.0
 """For all processes of a sandbox to go, which have been killed."""

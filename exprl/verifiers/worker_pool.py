@@ -17,8 +17,8 @@ from exprl.errors import ExprlError
 from exprl.waiting import Wait
 
 WORKER = Path(__file__).with_name("math_worker.py")
-START_SECONDS = 120.0
-"""For the imports of a worker, on a machine that has much else to do."""
+START_SECONDS = 600.0
+"""For the imports of a worker, on a machine that has much else to do; one that cannot start says so at once."""
 _BUSY = 10
 """Seconds for each second of CPU that a comparison may take, on such a machine."""
 _LATENESS = 1.0

@@ -19,7 +19,7 @@ from exprl.terminal.streams import check_written
 def add_list(commands: Commands) -> None:
     """`exprl list`."""
     lister = commands.add_parser("list", help="every component and section of a config with its options; metrics")
-    lister.add_argument("topic", nargs="?", help=f"one of: {listing.names()}")
+    lister.add_argument("topic", nargs="?", help=f"an option's key, as rollout.top_p, or one of: {listing.names()}")
     lister.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="import these first")
     lister.set_defaults(command="list")
 

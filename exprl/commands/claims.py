@@ -15,7 +15,7 @@ from exprl.files.disk import read_json, write_json, write_text
 from exprl.files.lock import LOCK
 from exprl.judges.base import Judge
 from exprl.runs.contents import problems_of
-from exprl.runs.directory import RunDirectory, differences, is_run, saved_config
+from exprl.runs.directory import RunDirectory, differences, in_words, is_run, saved_config
 from exprl.types import Problem
 
 CONFIG, SOURCE = "config.yaml", "source.json"
@@ -64,7 +64,7 @@ def claim(
         found.insert(0, f"SOURCE: {before} -> {source}")
     if found:
         raise DataError(
-            f"{wording.option}: {folder} was begun with another source or experiment ({'; '.join(found)}). "
+            f"{wording.option}: {folder} was begun with another source or experiment ({in_words(found)}). "
             f"{wording.advice}"
         )
     judge = reads_all(experiment)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from exprl.config import to_node
 from exprl.config.fields import FieldSpec, describe, fields_of
+from exprl.config.keys import split_key
 from exprl.errors import ConfigError, did_you_mean
 from exprl.experiment import Experiment
 from exprl.registry import FAMILIES, Registry
@@ -33,10 +34,10 @@ def names() -> str:
 
 
 def show(topic: str | None, console: Console) -> None:
-    """Print one topic, or all but the metrics.
+    """Print one topic, the option at a dotted key of an experiment, or all but the metrics.
 
     Raises:
-        ConfigError: there is none of that name, and no key of an experiment that holds a component.
+        ConfigError: there is none of that name, and no such key.
     """
     known = topics()
     if topic is None:
@@ -45,9 +46,14 @@ def show(topic: str | None, console: Console) -> None:
                 print_it(console)
         return
     chosen = _family_of_key(topic) or topic
-    if chosen not in known:
-        raise ConfigError(f"`exprl list` has nothing called {topic!r}. {did_you_mean(topic, known)}")
-    known[chosen](console)
+    if chosen in known:
+        known[chosen](console)
+    elif "." in topic:
+        _show_option(topic, console)
+    else:
+        at = [f"{key}.{topic}" for key, spec in fields_of(Experiment).items() if _has(_beneath(spec), topic)]
+        hint = f"It is an option: {' or '.join(at)}." if at else did_you_mean(topic, known)
+        raise ConfigError(f"`exprl list` has nothing called {topic!r}. {hint}")
 
 
 def sections_of(schema: type[Any]) -> dict[str, type[Any]]:
@@ -65,16 +71,91 @@ def option_lines(config: type[Any], indent: str = "", *, without: Collection[str
 
     Options of a name in `without` are left out.
     """
-    for field, spec in zip(dataclasses.fields(config), fields_of(config).values(), strict=True):
-        if field.name in without:
-            continue
-        if spec.dataclass is not None:
-            head = f"{field.name} = null" if field.default is None else f"{field.name}:"
-            yield f"{indent}{head}  {spec.help}"
-            yield from option_lines(spec.dataclass, f"{indent}    ")
+    for field, spec in _options(config):
+        if field.name not in without:
+            yield from _lines_of(field, spec, indent)
+
+
+def _lines_of(field: dataclasses.Field[Any], spec: FieldSpec, indent: str = "") -> Iterator[str]:
+    if spec.dataclass is not None:
+        head = f"{field.name} = null" if field.default is None else f"{field.name}:"
+        yield f"{indent}{head}  {spec.help}"
+        yield from option_lines(spec.dataclass, f"{indent}    ")
+    else:
+        allowed = describe(spec.annotation, rules=True)
+        yield f"{indent}{field.name} = {default_of(field, spec)}  {spec.help} ({allowed})"
+
+
+Places = dict[str, Registry[Any] | type[Any]]
+"""What may stand at a key, by its family, or the section that does."""
+
+
+def _show_option(key: str, console: Console) -> None:
+    """Print the option at a dotted key, for each component that has one; `name` is the component's own."""
+    first, *within, last = split_key(key)
+    roots = _roots()
+    if first not in roots:
+        raise ConfigError(f"`exprl list` has nothing called {key!r}. {did_you_mean(first, roots)}")
+    places = _places(roots[first], within)
+    if last == "name":
+        for registry in [place for place in places.values() if isinstance(place, Registry)]:
+            _family(registry)(console)
+        return
+    having: dict[tuple[str, ...], list[str]] = {}
+    for name, schema in _schemas(places):
+        for field, spec in _options(schema):
+            if field.name == last:
+                having.setdefault(tuple(_lines_of(field, spec)), []).append(name)
+    if not having:
+        known = {option for _, schema in _schemas(places) for option in fields_of(schema)}
+        raise ConfigError(f"`exprl list` has no option {key!r}. {did_you_mean(last, known)}")
+    console.say((key, "bold"))
+    for lines, names in having.items():
+        if any(names):
+            console.say("  ", (", ".join(names), "green"))
+        for line in lines:
+            console.say(f"      {line}")
+
+
+def _roots() -> dict[str, Places]:
+    """What a dotted key may begin with: a key of an experiment, or a family."""
+    families: dict[str, Places] = {registry.family: {registry.family: registry} for registry in FAMILIES}
+    return {**families, **{key: _beneath(spec) for key, spec in fields_of(Experiment).items()}}
+
+
+def _beneath(spec: FieldSpec) -> Places:
+    if spec.dataclass is not None:
+        return {spec.dataclass.__qualname__: spec.dataclass}
+    registry = spec.registry or spec.each
+    return {registry.family: registry} if registry is not None else {}
+
+
+def _places(places: Places, keys: Sequence[str]) -> Places:
+    """What stands at the end of `keys`, those of options that hold several components with a name for one."""
+    if not keys:
+        return places
+    below: Places = {}
+    for _, schema in _schemas(places):
+        if (spec := fields_of(schema).get(keys[0])) is not None:
+            below |= _places(_beneath(spec), keys[2 if spec.each is not None else 1 :])
+    return below
+
+
+def _schemas(places: Places) -> Iterator[tuple[str, type[Any]]]:
+    """The options of what may stand at a place, each component's with its name."""
+    for place in places.values():
+        if isinstance(place, Registry):
+            yield from ((name, place.get(name).Config) for name in place.names())
         else:
-            allowed = describe(spec.annotation, rules=True)
-            yield f"{indent}{field.name} = {default_of(field, spec)}  {spec.help} ({allowed})"
+            yield "", place
+
+
+def _has(places: Places, option: str) -> bool:
+    return any(option in fields_of(schema) for _, schema in _schemas(places))
+
+
+def _options(schema: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], FieldSpec]]:
+    return zip(dataclasses.fields(schema), fields_of(schema).values(), strict=True)
 
 
 def _family(registry: Registry[Any]) -> Callable[[Console], None]:

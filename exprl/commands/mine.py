@@ -25,7 +25,7 @@ from exprl.experiment import Experiment, LeakConfig
 from exprl.files.disk import append_line, append_text, write_json, write_text
 from exprl.files.lines import drop_half_line, read_lines
 from exprl.files.lock import LOCK, locked
-from exprl.runs.directory import differences, saved_config
+from exprl.runs.directory import differences, in_words, saved_config
 from exprl.runs.preflight import check_mining
 from exprl.seeding import derive_seed
 from exprl.terminal.console import Console
@@ -84,7 +84,7 @@ class Files:
         found = differences(saved_config(self.config), text, configuration.free_keys(experiment))
         if found:
             raise DataError(
-                f"--output: {self.dataset} was begun with another experiment ({'; '.join(found)}). Choose another file."
+                f"--output: {self.dataset} was begun with another experiment ({in_words(found)}). Choose another file."
             )
 
     def finished(self) -> list[Count]:

@@ -13,6 +13,7 @@ from exprl.config.saving import flat
 from exprl.errors import ConfigError, PathError, RunDirectoryError
 from exprl.files.disk import local_path, read_text, reason, write_text
 from exprl.files.lock import LOCK, folder_locked, is_at, locked
+from exprl.terminal.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class RunDirectory:
         if found:
             older = "It was written by a version of exprl that had other options; resume it with that one. "
             raise RunDirectoryError(
-                f"run_dir {self.path} was started with another config ({'; '.join(found)}). "
+                f"run_dir {self.path} was started with another config ({in_words(found)}). "
                 f"{older if _other_options(found, mappings) else ''}"
                 f"Resume with the same config, or set run_dir=... for a new run. Only {', '.join(free)} may change."
             )
@@ -212,6 +213,21 @@ def differences(old: str, new: str, free: Collection[str] = ()) -> list[str]:
         for key in {**before, **after}
         if before.get(key) != after.get(key) and not _is_free(key, free)
     ]
+
+
+def in_words(found: Sequence[str]) -> str:
+    """`differences` on one line: first those of components' names, each in place of all that differs within it.
+
+    >>> in_words(["seed: 0 -> 1", "objective.clip: 0.2 -> (nothing)", "objective.name: clipped -> gspo"])
+    'objective.name: clipped -> gspo (and 1 option of it); seed: 0 -> 1'
+    """
+    keys = {line: line.split(":", 1)[0] for line in found}
+    named = {key.removesuffix("name"): line for line, key in keys.items() if key.endswith(".name")}
+    outer = tuple(above for above in named if sum(above.startswith(other) for other in named) == 1)
+    within = {above: sum(key.startswith(above) for key in keys.values()) - 1 for above in outer}
+    of_it = {above: f" (and {counted(count, 'option')} of it)" if count else "" for above, count in within.items()}
+    names = [named[above] + more for above, more in of_it.items()]
+    return "; ".join([*names, *(line for line, key in keys.items() if not key.startswith(outer))])
 
 
 def _other_options(found: Sequence[str], mappings: Collection[str]) -> bool:

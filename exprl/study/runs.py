@@ -15,7 +15,7 @@ from exprl.errors import RunDirectoryError
 from exprl.evaluation.evaluate import EvaluationResult
 from exprl.experiment import Experiment
 from exprl.files.disk import read_json, write_text
-from exprl.runs.directory import RunDirectory, differences, saved_config
+from exprl.runs.directory import RunDirectory, differences, in_words, saved_config
 from exprl.study.schema import MineConfig
 from exprl.terminal.wording import counted
 
@@ -86,7 +86,7 @@ class Run(ABC):
         found = differences(self._moved_here(begun), now, free) if begun != now else []
         if found:
             raise RunDirectoryError(
-                f"{self.directory} was begun with other options ({'; '.join(found)}). Delete it and what starts from "
+                f"{self.directory} was begun with other options ({in_words(found)}). Delete it and what starts from "
                 "it to run them anew, or set study_dir=... to keep them."
             )
 

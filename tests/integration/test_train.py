@@ -78,6 +78,9 @@ def test_an_existing_run_is_resumed_or_refused_but_never_overwritten(small: Any,
     assert run(experiment, resume=True) == first
     with pytest.raises(RunDirectoryError, match="another config"):
         run(small("trainer.max_steps=1", "seed=1"), resume=True)
+    follows = r"another config \(objective\.name: clipped -> gspo \(and \d+ options of it\)\)"
+    with pytest.raises(RunDirectoryError, match=follows):
+        run(small("trainer.max_steps=1", "objective.name=gspo"), resume=True)
     with pytest.raises(RunDirectoryError, match=r"finished after 1 step:.*model\.path="):
         run(small("trainer.max_steps=2"), resume=True)
     (tmp_path / "other").mkdir()

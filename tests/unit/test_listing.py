@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -79,3 +81,32 @@ def test_placeholders_stand_for_what_they_say() -> None:
         assert metric_of(name) is not None, name
     for name in ("judge/odd_rate", "judge/score_6", "evaluation/pass@0", "evaluation/pass@1x", "update/losses"):
         assert metric_of(name) is None, name
+
+
+def test_one_option_is_shown_by_its_key() -> None:
+    assert shown("rollout.cuda_graphs").splitlines()[1:3] == ["  transformers", ANY]
+    assert "      cuda_graphs = false  " in shown("rollout.cuda_graphs")
+    assert shown("trainer.max_steps").startswith("trainer.max_steps\n      max_steps = 100  ")
+    assert "slicer = " in shown("reward.slicer")
+    assert "window = " in shown("reward.slicer.window")
+    assert "window = " in shown("reward.domains.math.slicer.window"), "whatever the domain"
+    assert shown("reward.judge.name") == shown("judge")
+    nested = shown("data.train.columns")
+    assert "  csv, hub, " in nested
+    assert "          question = " in nested
+    assert "question = " in shown("evaluation.source.columns.question")
+
+
+@pytest.mark.parametrize(
+    ("topic", "message"),
+    [
+        ("rollout.cuda_graph", "no option 'rollout.cuda_graph'. Did you mean 'cuda_graphs'"),
+        ("rolout.cuda_graphs", "nothing called 'rolout.cuda_graphs'. Did you mean 'rollout'"),
+        ("cuda_graphs", "nothing called 'cuda_graphs'. It is an option: rollout.cuda_graphs."),
+        ("seed.x", "no option 'seed.x'"),
+        ("jude", "Did you mean 'judge'"),
+    ],
+)
+def test_what_is_no_option_is_refused_with_what_is_near(topic: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        shown(topic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,15 @@ def module_of(file: Path) -> str:
 MODULES = {module_of(file): file for file in FILES}
 
 
+@functools.cache
+def nodes(file: Path) -> list[ast.AST]:
+    """All of a file's syntax tree, parsed once for every test here."""
+    return list(ast.walk(ast.parse(file.read_text())))
+
+
 def imports_of(file: Path) -> Iterator[str]:
     """The modules of exprl that a file imports anywhere: at its head, within functions, for types alone."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
@@ -37,12 +44,9 @@ def imports_of(file: Path) -> Iterator[str]:
                 yield inner if inner in MODULES else node.module
 
 
-GRAPH = {module: {*imports_of(file)} - {module} for module, file in MODULES.items()}
-
-
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Modules are taken away as long as one imports none of those left; what stays is in a circle or above one."""
-    left = {module: set(imported) for module, imported in GRAPH.items()}
+    left = {module: {*imports_of(file)} - {module} for module, file in MODULES.items()}
     while free := [module for module, imported in left.items() if not imported & left.keys()]:
         for module in free:
             del left[module]
@@ -63,7 +67,7 @@ def test_no_pattern_repeats_a_group_possessively() -> None:
     patterns = [
         node.value
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in nodes(file)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
     assert [text for text in patterns if re.search(r"\)(?:[*+?]|\{\d*,?\d*\})\+|\(\?>", text)] == []
@@ -82,7 +86,7 @@ def test_files_and_functions_can_be_read() -> None:
     long = [
         f"{file.relative_to(ROOT)}: {node.name}"
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in nodes(file)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
         and KERNELS not in file.parents

@@ -32,6 +32,19 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def fsdp2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fsdp2") / "run"
+    done = execute(folder, *FSDP2, HELD_OUT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def updates(folder: Path) -> list[dict[str, Any]]:
+    """Metrics of the steps; the rest is of evaluations."""
+    return [line for line in lines(folder / "metrics.jsonl") if "update/loss" in line]
+
+
 @pytest.mark.usefixtures("genuine")
 @pytest.mark.parametrize("launcher", [TORCHRUN, FABRIC], ids=["torchrun", "fabric"])
 def test_launchers_start_the_same_run(ddp: Path, tmp_path: Path, launcher: tuple[str, ...]) -> None:
@@ -40,12 +53,10 @@ def test_launchers_start_the_same_run(ddp: Path, tmp_path: Path, launcher: tuple
     assert_same_run(tmp_path / "run", ddp)
 
 
-def test_sharded_weights_train_as_replicated_ones(ddp: Path, tmp_path: Path) -> None:
-    done = execute(tmp_path / "run", *FSDP2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run/checkpoints/step-000004.ckpt").is_dir()
-    trained = [line for line in lines(ddp / "metrics.jsonl") if "update/loss" in line]  # the rest is of evaluations
-    for sharded, replicated in zip(lines(tmp_path / "run/metrics.jsonl"), trained, strict=True):
+def test_sharded_weights_train_as_replicated_ones(ddp: Path, fsdp2: Path) -> None:
+    assert (fsdp2 / "checkpoints/step-000004.ckpt").is_dir()
+    assert [line["step"] for line in updates(fsdp2)] == [1, 2, 3, 4]
+    for sharded, replicated in zip(updates(fsdp2), updates(ddp), strict=True):
         for name in ("update/loss", "update/grad_norm", "update/kl", "reward/mean"):
             assert sharded[name] == pytest.approx(replicated[name], rel=1e-3, abs=1e-6), name
 
@@ -88,8 +99,11 @@ def test_held_out_problems_are_shared_and_put_together_in_order(ddp: Path) -> No
     assert result["problem_ids"] == sorted(result["problem_ids"], key=lambda i: int(i.rsplit("-", 1)[-1]))
 
 
-@pytest.mark.parametrize("options", [DDP, FSDP2], ids=["ddp", "fsdp2"])
-def test_a_killed_rank_stops_the_run_which_resumes_bitwise(ddp: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("whole", "options"), [("ddp", DDP), ("fsdp2", FSDP2)], ids=["ddp", "fsdp2"])
+def test_a_killed_rank_stops_the_run_which_resumes_bitwise(
+    request: pytest.FixtureRequest, tmp_path: Path, whole: str, options: tuple[str, ...]
+) -> None:
+    straight = request.getfixturevalue(whole)
     folder = tmp_path / "run"
     killed = execute(folder, *options, HELD_OUT, fault="kill:gradients:3:1")
     assert killed.returncode == 128 + 9
@@ -98,12 +112,10 @@ def test_a_killed_rank_stops_the_run_which_resumes_bitwise(ddp: Path, tmp_path: 
     resumed = execute(folder, *options, HELD_OUT)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     if options is DDP:
-        assert_same_run(folder, ddp)
+        assert_same_run(folder, straight)
     else:
-        whole = execute(tmp_path / "whole", *options, HELD_OUT)
-        assert whole.returncode == 0
-        assert lines(folder / "metrics.jsonl") == lines(tmp_path / "whole/metrics.jsonl")
-        assert samples(folder) == samples(tmp_path / "whole")
+        assert lines(folder / "metrics.jsonl") == lines(straight / "metrics.jsonl")
+        assert samples(folder) == samples(straight)
 
 
 @pytest.mark.parametrize("where", ["judging", "gradients"])

@@ -6,7 +6,7 @@ a reference. The reference lives in `Scaffold`, wrapped in `Hidden`, and only ju
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from exprl import invariants
@@ -66,7 +66,7 @@ class Scaffold:
 
     def fields(self) -> dict[str, Hidden[Any] | None]:
         """Each by its name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {own.name: getattr(self, own.name) for own in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ class Rollout:
         sampler_logprobs: T log-probs the engine sampled with (temperature applied).
         finish_reason: `stop` at the end-of-sequence token or a stop string, `length` when cut off.
         policy_version: the steps the policy had been trained for.
+        place: its index in the group to come, whichever finishes first; None: the engine does not say, or it is stored.
 
     Raises:
         ContractError: one of them is something else.
@@ -128,6 +129,7 @@ class Rollout:
     sampler_logprobs: tuple[float, ...]
     finish_reason: FinishReason
     policy_version: int = 0
+    place: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.finish_reason not in get_args(FinishReason):
@@ -159,8 +161,7 @@ class Rollout:
 
     def text_of(self, start: int, end: int) -> str:
         """The text of tokens [start, end)."""
-        begin = self.token_ends[start - 1] if start > 0 else 0
-        finish = self.token_ends[end - 1] if end > 0 else 0
+        begin, finish = (self.token_ends[count - 1] if count > 0 else 0 for count in (start, end))
         return self.text[begin:finish]
 
 

@@ -29,7 +29,9 @@ def add_rollouts(commands: Commands) -> None:
     rollouts.add_argument("run", metavar="RUN", help="a run, or a folder that exprl judge wrote")
     rollouts.add_argument("--step", type=int, action="append", default=[], help="by default the last; may be repeated")
     rollouts.add_argument("--problem", metavar="ID", help="only those of this problem")
-    rollouts.add_argument("--count", type=int, help="how many (default: 1; with --json all)")
+    rollouts.add_argument(
+        "--count", type=int, help="how many, of different problems first (default: 1; with --json all)"
+    )
     rollouts.add_argument("--json", action="store_true", help="a line of JSON each, of all steps, without token ids")
     rollouts.set_defaults(command="rollouts")
 

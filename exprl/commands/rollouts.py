@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exprl.errors import ConfigError, did_you_mean
-from exprl.rollouts.showing import print_sample, records
+from exprl.rollouts.showing import print_sample, records, samples
 from exprl.rollouts.store import RolloutStore, load_rollouts
 from exprl.terminal.console import Console, write_document
 
@@ -21,7 +21,7 @@ def show(run: Path, *, steps: list[int], problem: str | None, count: int | None,
         run: a run, or a folder that `exprl judge` wrote.
         steps: which; empty: the last one, or all of them as JSON.
         problem: the id of the problem they must answer; None: any.
-        count: how many at most; None: one, or all as JSON.
+        count: how many at most, of as many problems as there are; None: one, or all as JSON.
         as_json: lines of JSON, without token ids and log-probs.
 
     Raises:
@@ -38,7 +38,7 @@ def show(run: Path, *, steps: list[int], problem: str | None, count: int | None,
         )
     if problem is not None:
         _check_problem(store, chosen, problem)
-    found = islice(_records(store, chosen, problem), count if count is not None or as_json else 1)
+    found = _records(store, chosen, problem, count if count is not None or as_json else 1)
     console = Console()
     for record in found:
         if as_json:
@@ -63,11 +63,12 @@ def _check_problem(store: RolloutStore, steps: list[int], problem: str) -> None:
     raise ConfigError(f"{told} {did_you_mean(problem, known)}")
 
 
-def _records(store: RolloutStore, steps: list[int], problem: str | None) -> Iterator[dict[str, Any]]:
-    for step in steps:
-        for group in store[step]:
-            if problem in (None, group.problem_id):
-                yield from records(group, step)
+def _records(store: RolloutStore, steps: list[int], problem: str | None, count: int | None) -> Iterator[dict[str, Any]]:
+    """All as they are stored; of `count` those that a run prints."""
+    chosen = ((step, [g for g in store[step] if problem in (None, g.problem_id)]) for step in steps)
+    if count is None:
+        return (record for step, groups in chosen for group in groups for record in records(group, step))
+    return islice((record for step, groups in chosen for record in samples(groups, step, count)), count)
 
 
 def _ranges(store: RolloutStore) -> str:

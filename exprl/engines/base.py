@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from exprl.checks.contracts import given_by
 from exprl.component import Component, option, title_of
 from exprl.config.ranges import NonEmpty, NonNegativeInt, Range, Samples, Temperature, Tokens, TopP
-from exprl.errors import ModelError
+from exprl.errors import ContractError, ModelError
 from exprl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -84,7 +84,11 @@ class Engine(Component):
 
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
-        """Yield `(index of the prompt, rollout)` as each rollout finishes: `len(prompts) * sampling.n` in all."""
+        """Yield `(index of the prompt, rollout)` as each rollout finishes: `len(prompts) * sampling.n` in all.
+
+        A rollout's `place` is its place in the prompt's group, which its random numbers derive from, so that a group
+        has one order, whatever finishes first. Where it says none, groups are in the order in which rollouts come.
+        """
 
     def counts(self) -> dict[str, float]:
         """What it has counted on this rank since the last call, by name; a step logs the sum over ranks."""
@@ -115,6 +119,24 @@ def generated(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> 
     """
     with given_by(f"engine {title_of(engine)}"):
         yield from engine.generate(prompts, sampling)
+
+
+def by_place(rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
+    """All rollouts of a prompt in the order of their places; as they came where they say none.
+
+    Raises:
+        ContractError: some say one and others none, or they are not 0, 1, 2, ..., each once.
+    """
+    places = [rollout.place for rollout in rollouts]
+    if all(place is None for place in places):
+        return tuple(rollouts)
+    at = dict(zip(places, rollouts, strict=True))
+    if at.keys() != set(range(len(rollouts))):
+        raise ContractError(
+            f"place: the {len(rollouts)} rollouts of a group say 0 to {len(rollouts) - 1}, each once, or all of them "
+            f"None, but got {places}"
+        )
+    return tuple(at[place] for place in range(len(rollouts)))
 
 
 def check_request(

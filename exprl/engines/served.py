@@ -49,13 +49,16 @@ class ServedModel:
             "return_token_ids": True,
         }
 
-    def rollout(self, prompt: Prompt, completion: Completion, *, where: str, policy_version: int = 0) -> Rollout:
+    def rollout(
+        self, prompt: Prompt, completion: Completion, *, where: str, place: int, policy_version: int = 0
+    ) -> Rollout:
         """The rollout in an answer.
 
         Args:
             prompt: what was continued.
             completion: by the server.
             where: it is, for messages.
+            place: which of the prompt's samples it is.
             policy_version: of the weights it holds.
 
         Raises:
@@ -83,4 +86,5 @@ class ServedModel:
             sampler_logprobs=logprobs,
             finish_reason=_REASONS[completion.finish_reason],
             policy_version=policy_version,
+            place=place,
         )

@@ -56,22 +56,22 @@ class ServerEngine(ServerOptions, Engine):
         return self._stream(tuple(prompts), sampling)
 
     def _stream(self, prompts: tuple[Prompt, ...], sampling: Sampling) -> Iterator[tuple[int, Rollout]]:
-        waiting: dict[Future[Completion], int] = {}
+        waiting: dict[Future[Completion], tuple[int, int]] = {}
         try:
             for index, prompt in enumerate(prompts):
                 for sample in range(sampling.n):
                     seed = derive_seed(sampling.seed, sampling.number(index), sample)
-                    waiting[self._server.submit(**self._served.request(prompt, sampling, seed))] = index
+                    waiting[self._server.submit(**self._served.request(prompt, sampling, seed))] = index, sample
             for done in as_completed(list(waiting)):
-                index = waiting.pop(done)
-                yield index, self._rollout(prompts[index], done)
+                index, sample = waiting.pop(done)
+                yield index, self._rollout(prompts[index], done, sample)
         finally:
             for request_under_way in waiting:
                 request_under_way.cancel()
 
-    def _rollout(self, prompt: Prompt, request: Future[Completion]) -> Rollout:
+    def _rollout(self, prompt: Prompt, request: Future[Completion], place: int) -> Rollout:
         try:
             completion = request.result()
         except RequestFailedError as error:
             raise EngineError(f"problem {prompt.problem_id!r}: {error} (rollout.url)") from None
-        return self._served.rollout(prompt, completion, where=self.url)
+        return self._served.rollout(prompt, completion, where=self.url, place=place)

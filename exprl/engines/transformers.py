@@ -87,8 +87,8 @@ class TransformersEngine(Engine):
         ):
             for alike in self._together(slots, prompts):
                 for decoded in self._decoded(prompts, alike, sampling, ends):
-                    index = alike[decoded.slot][0]
-                    yield index, _rollout(prompts[index], decoded, tokenizer, version)
+                    index, place = alike[decoded.slot]
+                    yield index, _rollout(prompts[index], decoded, tokenizer, version, place)
 
     def _together(self, slots: list[Slot], prompts: tuple[Prompt, ...]) -> list[list[Slot]]:
         """What can be decoded together: all, or prompts of one length alone where the model cannot pad."""
@@ -169,7 +169,7 @@ class TransformersEngine(Engine):
         )
 
 
-def _rollout(prompt: Prompt, decoded: Decoded, tokenizer: PreTrainedTokenizerBase, version: int) -> Rollout:
+def _rollout(prompt: Prompt, decoded: Decoded, tokenizer: PreTrainedTokenizerBase, version: int, place: int) -> Rollout:
     text, ends = decode_with_ends(tokenizer, decoded.token_ids)
     return Rollout(
         prompt=prompt,
@@ -179,4 +179,5 @@ def _rollout(prompt: Prompt, decoded: Decoded, tokenizer: PreTrainedTokenizerBas
         sampler_logprobs=tuple(decoded.logprobs),
         finish_reason=decoded.finish_reason,
         policy_version=version,
+        place=place,
     )

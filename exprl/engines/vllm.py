@@ -101,10 +101,10 @@ class VLLMEngine(HostOptions, Engine):
                     waiting[index, sample] = self._submit(prompt, index, sample, sampling)
             while waiting:
                 step_all()
-                for place in [place for place, ticket in waiting.items() if ticket.output is not None]:
-                    output = waiting.pop(place).output
+                for index, sample in [which for which, ticket in waiting.items() if ticket.output is not None]:
+                    output = waiting.pop((index, sample)).output
                     assert output is not None
-                    yield place[0], self._rollout(prompts[place[0]], output)
+                    yield index, self._rollout(prompts[index], output, sample)
         finally:
             self.host.cancel(waiting.values())
 
@@ -124,7 +124,7 @@ class VLLMEngine(HostOptions, Engine):
             **(stop if sampling.stop else {}),
         )
 
-    def _rollout(self, prompt: Prompt, output: Output) -> Rollout:
+    def _rollout(self, prompt: Prompt, output: Output, place: int) -> Rollout:
         text, ends = decode_with_ends(self.policy.tokenizer, list(output.token_ids))
         reason: FinishReason = "length" if output.finish_reason == "length" else "stop"
         return Rollout(
@@ -135,4 +135,5 @@ class VLLMEngine(HostOptions, Engine):
             sampler_logprobs=output.logprobs,
             finish_reason=reason,
             policy_version=self._policy_version,
+            place=place,
         )

@@ -185,28 +185,30 @@ class VLLMServerEngine(FleetOptions, Engine):
         if not prompts:
             return
         fleet = self._link.fleet
-        waiting: dict[Future[tuple[Completion, Address]], int] = {}
+        waiting: dict[Future[tuple[Completion, Address]], tuple[int, int]] = {}
         try:
             fleet.check_versions()
             for index, prompt in enumerate(prompts):
                 for sample in range(sampling.n):
                     seed = derive_seed(sampling.seed, sampling.number(index), sample)
                     request = self._served.request(prompt, sampling, seed)
-                    waiting[fleet.submit(prompt.token_ids, request, patience=PROMPT_PATIENCE)] = index
+                    waiting[fleet.submit(prompt.token_ids, request, patience=PROMPT_PATIENCE)] = index, sample
             for done in as_completed(list(waiting)):
-                index = waiting.pop(done)
-                yield index, self._rollout(prompts[index], done)
+                index, sample = waiting.pop(done)
+                yield index, self._rollout(prompts[index], done, sample)
             fleet.check_versions()
         finally:
             for request_under_way in waiting:
                 request_under_way.cancel()
 
-    def _rollout(self, prompt: Prompt, request: Future[tuple[Completion, Address]]) -> Rollout:
+    def _rollout(self, prompt: Prompt, request: Future[tuple[Completion, Address]], place: int) -> Rollout:
         try:
             completion, address = request.result()
         except RequestFailedError as error:
             raise EngineError(f"problem {prompt.problem_id!r}: {error}") from None
-        return self._served.rollout(prompt, completion, where=str(address), policy_version=self._policy_version)
+        return self._served.rollout(
+            prompt, completion, where=str(address), place=place, policy_version=self._policy_version
+        )
 
 
 def _check_devices(devices: Sequence[int]) -> None:

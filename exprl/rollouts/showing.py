@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain, islice, zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 from rich.table import Table
@@ -38,15 +38,19 @@ def records(group: StoredGroup, step: int) -> Iterator[dict[str, Any]]:
 
 
 def samples(groups: Sequence[StoredGroup], step: int, count: int) -> list[dict[str, Any]]:
-    """Records of up to `count` rollouts of a step, to be looked at; of several domains each has its turn.
+    """Records of up to `count` rollouts of a step, to be looked at: domains have turns, and in each its problems.
 
     The first is of another domain with each step, so that one sample a step shows all of them.
     """
     domains = sorted({group.domain for group in groups})
     first = (step - 1) % max(len(domains), 1)
-    by_turns = [[g for g in groups if g.domain == domain] for domain in (*domains[first:], *domains[:first])]
-    turns = [chain.from_iterable(records(group, step) for group in own) for own in by_turns]
-    return list(islice((one for turn in zip_longest(*turns) for one in turn if one is not None), count))
+    every = ([g for g in groups if g.domain == domain] for domain in (*domains[first:], *domains[:first]))
+    return list(islice(_by_turns(_by_turns(records(group, step) for group in own) for own in every), count))
+
+
+def _by_turns(parts: Iterable[Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The first of each, then the second of each."""
+    return (one for turn in zip_longest(*parts) for one in turn if one is not None)
 
 
 def segment_records(rollout: Rollout, reward: AnyReward | None, advantages: Advantages | None) -> list[dict[str, Any]]:

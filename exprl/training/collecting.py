@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from exprl.checks.contracts import given_by
 from exprl.component import title_of
-from exprl.engines.base import Engine, Sampling, generated
+from exprl.engines.base import Engine, Sampling, by_place, generated
 from exprl.rewards.base import Reward
 from exprl.rewards.checks import check_rewards
 from exprl.seeding import derive_seed
@@ -83,7 +83,7 @@ class Collector:
                 self.reward.start(problems[index], rollout)
                 on_progress(1)
         with given_by(f"engine {title_of(self.engine)}"):
-            return [RolloutGroup(problem=p, rollouts=tuple(r)) for p, r in zip(problems, rollouts, strict=True)]
+            return [RolloutGroup(problem=p, rollouts=by_place(r)) for p, r in zip(problems, rollouts, strict=True)]
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[Rewarded]:
         """Rewards of each group."""

@@ -19,8 +19,9 @@ from exprl.errors import ContractError, ExprlError, JudgeError, RewardError
 from exprl.judges import ReferenceStepsJudge
 from exprl.registry import ADVANTAGES, ENGINES, JUDGES, REWARDS, SLICERS, VERIFIERS
 from exprl.rewards import ProcessReward, SparseReward
+from exprl.rollouts import load_rollouts
 from exprl.slicers import DelimiterSlicer
-from exprl.types import Judgement, RolloutReward, Segment, SegmentRewards
+from exprl.types import Judgement, Rollout, RolloutReward, Segment, SegmentRewards
 from exprl.verifiers import ExactVerifier
 from tests.integration.conftest import ROOT, SMALL
 from tests.integration.processes import samples
@@ -90,6 +91,8 @@ ESTIMATED = [
 ]
 SAMPLED = [
     (lambda made: each(made, token_ids=torch.tensor), r"^engine 'mine': token_ids: a tuple of whole numbers.*tolist"),
+    (lambda made: each(made, place=lambda place: min(place, 2)), r"^engine 'mine': place: the 4 rollouts.* say 0 to 3"),
+    (lambda made: each(made, place=lambda place: place or None), r"^engine 'mine': place: .*all of them None"),
     (lambda made: each(made, token_ends=lambda ends: ends[::-1]), r"^engine 'mine': token_ends: where each token's"),
     (
         lambda made: each(made, prompt=lambda prompt: replace(prompt, problem_id="other")),
@@ -168,6 +171,23 @@ def test_finished_steps_are_kept_and_the_command_ends_in_one_line(
     said = capsys.readouterr().err
     assert "error: judge 'mine': a Likert score is a number in [1, 5], but got 7 (int)." in " ".join(said.split())
     assert "Traceback" not in said
+
+
+def test_groups_of_an_engine_that_says_no_places_are_as_they_came(
+    small: Any, run: Any, mine: Any, tmp_path: Path
+) -> None:
+    came: list[Rollout] = []
+
+    def unplaced(made: Any) -> Any:
+        for index, rollout in each(made, place=lambda _: None):
+            came.append(rollout)
+            yield index, rollout
+
+    mine("rollout.name", component(TransformersEngine, "generate", unplaced, [1]))  # after the start check
+    run(small(*OPTIONS, "trainer.max_steps=1", "rollout.name=mine"))
+    groups = load_rollouts(tmp_path / "run")[1]
+    expected = [[one for one in came if one.prompt.problem_id == group.problem_id] for group in groups]
+    assert [list(group.rollouts) for group in groups] == expected
 
 
 def test_scalars_of_numpy_are_numbers_like_any_other(small: Any, run: Any, mine: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from exprl.chain import tokenizer as chain_tokenizer
 from exprl.errors import ConfigError, JudgeError, OutOfMemoryError, RunDirectoryError
+from exprl.rollouts import load_rollouts
 from exprl.terminal.phases import Phases
 from exprl.training.collecting import Collector
 from exprl.training.evaluation_log import EVALUATION, STEP, kind_of
@@ -56,6 +57,19 @@ def test_a_run_leaves_its_whole_story(small: Any, run: Any, tmp_path: Path) -> N
     ]
     assert {p.stem for p in (folder / "evaluation").iterdir()} == {"before", "after", "step-000002", "step-000004"}
     assert list((folder / "tensorboard").glob("events.*"))
+
+
+def test_a_rollout_s_place_in_its_group_depends_on_no_batch(small: Any, run: Any, tmp_path: Path) -> None:
+    """Nor on its length: whoever pairs or shows rollouts by their places has no more of the short ones."""
+    sampling = ("rollout.samples_per_prompt=8", "rollout.max_new_tokens=60", "rollout.temperature=1.3")
+    for size in (3, 64):
+        run(small("trainer.max_steps=1", "evaluation.source=null", *sampling, f"rollout.batch_size={size}"), str(size))
+    few, many = (load_rollouts(tmp_path / str(size))[1] for size in (3, 64))
+    for one, other in zip(few, many, strict=True):
+        assert [(r.token_ids, r.text) for r in one.rollouts] == [(r.token_ids, r.text) for r in other.rollouts]
+        assert one.verdicts == other.verdicts
+    lengths = [[len(rollout) for rollout in group.rollouts] for group in many]
+    assert any(own != sorted(own) for own in lengths), lengths
 
 
 def test_a_task_of_a_job_is_a_run_of_its_own(

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from exprl.engines import Sampling, TransformersEngine
+from exprl.engines.base import by_place
 from exprl.engines.decoding import Arrivals, Decoding
 from exprl.engines.ends import ends_of
 from exprl.engines.prefill import Prefilled
@@ -40,11 +41,12 @@ def sample(engine: TransformersEngine, prompts: list[Prompt], **sampling) -> lis
     groups: list[list[Rollout]] = [[] for _ in prompts]
     for index, rollout in engine.generate(prompts, Sampling(**sampling)):
         groups[index].append(rollout)
-    return groups
+    return [list(by_place(group)) for group in groups]
 
 
-def by_tokens(rollouts) -> list[tuple[int, ...]]:
-    return sorted(rollout.token_ids for rollout in rollouts)
+def tokens(rollouts) -> list[tuple[int, ...]]:
+    """What was sampled at each place."""
+    return [rollout.token_ids for rollout in rollouts]
 
 
 def teacher_forced(model, rollout: Rollout, temperature: float, top_p: float = 1.0, top_k: int = 0) -> torch.Tensor:
@@ -106,9 +108,9 @@ def test_rollouts_do_not_depend_on_the_batch(tiny, prompts, kind):
     one_by_one = sample(engine_of(tiny, batch_size=1), prompts, n=7, max_new_tokens=80, seed=3)
     together = sample(engine_of(tiny, batch_size=64), prompts, n=7, max_new_tokens=80, seed=3)
     for alone, batched in zip(one_by_one, together, strict=True):
-        assert by_tokens(alone) == by_tokens(batched)
-        for a in alone:
-            b = next(rollout for rollout in batched if rollout.token_ids == a.token_ids)
+        assert tokens(alone) == tokens(batched)
+        assert [rollout.place for rollout in batched] == list(range(7))
+        for a, b in zip(alone, batched, strict=True):
             assert a.sampler_logprobs == pytest.approx(b.sampler_logprobs, abs=1e-4)
     lengths = [len(rollout) for group in together for rollout in group]
     assert min(lengths) < 20, "the test needs early ends, so that rows leave the batch"
@@ -130,10 +132,10 @@ def test_waiting_rollouts_take_the_places_of_finished_ones(tiny, prompts, monkey
     monkeypatch.setattr(kind, "advance", advance)
     together = sample(engine_of(tiny, batch_size=batch_size), prompts, **settings)
     for one, other in zip(alone, together, strict=True):
-        assert by_tokens(one) == by_tokens(other)
-    tokens = sum(len(rollout) for group in together for rollout in group)
+        assert tokens(one) == tokens(other)
+    count = sum(len(rollout) for group in together for rollout in group)
     full = [rows for rows, _ in widths if rows == batch_size]
-    assert len(full) * batch_size > 0.75 * tokens, "rows stay filled"
+    assert len(full) * batch_size > 0.75 * count, "rows stay filled"
     assert max(width for _, width in widths) < 28 + 2 * 50, "columns that no row needs go"
 
 
@@ -174,7 +176,7 @@ def test_models_whose_state_cannot_be_put_beside_another_take_turns(tiny, prompt
     monkeypatch.setattr(steps, "takes_rows", lambda _: False)
     monkeypatch.setattr(steps, "place_rows", None)
     turns = sample(engine_of(tiny, batch_size=4), prompts, **settings)
-    assert [by_tokens(group) for group in turns] == [by_tokens(group) for group in expected]
+    assert [tokens(group) for group in turns] == [tokens(group) for group in expected]
 
 
 # ------------------------------------------------------------------ the distribution
@@ -256,7 +258,7 @@ def test_low_temperature_is_greedy(tiny, prompts):
 def test_seeds(tiny, prompts):
     engine = engine_of(tiny)
     first, again, other = (
-        [by_tokens(group) for group in sample(engine, prompts, n=4, max_new_tokens=20, seed=seed)] for seed in (1, 1, 2)
+        [tokens(group) for group in sample(engine, prompts, n=4, max_new_tokens=20, seed=seed)] for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -266,9 +268,9 @@ def test_seeds(tiny, prompts):
 def test_a_part_of_the_prompts_gets_the_rollouts_that_it_gets_among_all(tiny, prompts):
     whole = sample(engine_of(tiny), prompts, n=3, max_new_tokens=12, seed=5)
     part = sample(engine_of(tiny), prompts[1:], n=3, max_new_tokens=12, seed=5, numbers=range(1, 3))
-    assert [by_tokens(group) for group in part] == [by_tokens(group) for group in whole[1:]]
+    assert [tokens(group) for group in part] == [tokens(group) for group in whole[1:]]
     unnumbered = sample(engine_of(tiny), prompts[1:], n=3, max_new_tokens=12, seed=5)
-    assert by_tokens(unnumbered[0]) != by_tokens(whole[1])
+    assert tokens(unnumbered[0]) != tokens(whole[1])
 
 
 def test_sampling_leaves_the_global_random_state(tiny, prompts):

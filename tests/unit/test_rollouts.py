@@ -293,8 +293,8 @@ def test_samples_of_a_step_are_of_all_domains_by_turns() -> None:
 
     assert [shown(number, 1) for number in (1, 2, 3, 4)] == [["c1"], ["m"], ["s"], ["c1"]]
     assert shown(2, 4) == ["m", "s", "c1", "m"]
-    assert shown(1, 99) == ["c1", "m", "s", "c1", "m", "s", "c2", "c2"]
-    assert [record["problem_id"] for record in samples(step[:2], 1, 3)] == ["c1", "c1", "c2"]
+    assert shown(1, 99) == ["c1", "m", "s", "c2", "m", "s", "c1", "c2"]
+    assert [record["problem_id"] for record in samples(step[:2], 1, 3)] == ["c1", "c2", "c1"], "and problems"
     assert samples(step, 1, 0) == samples([], 1, 3) == []
 
 
@@ -306,6 +306,10 @@ def test_rollouts_are_shown_and_printed_as_json(tmp_path: Path, capsys: pytest.C
     shown = " ".join(capsys.readouterr().out.split())
     assert "step 2 · p · 2 tokens · stop · accepted · domains.math: process, wrong_reference around same_model" in shown
     assert "only in" not in shown, "one by default"
+    main(["rollouts", str(tmp_path), "--count", "2"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "step 2 · p ·" in shown
+    assert "step 2 · only in 2 ·" in shown, "of both problems"
     main(["rollouts", str(tmp_path), "--json", "--problem", "p"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["step"], line["problem_id"]) for line in lines] == [(1, "p"), (1, "p"), (2, "p"), (2, "p")]

@@ -140,6 +140,7 @@ def test_samples_depend_on_their_seeds_and_not_on_who_is_asked(policy):
         alone = tokens(sample(engine, questions, **settings, seed=1))
     with served(policy, count=3) as (engine, _):
         assert tokens(sample(engine, questions, **settings, seed=1)) == alone
+        assert tokens(sample(engine, questions, n=2, max_new_tokens=6, seed=1)) == [group[:2] for group in alone]
         assert tokens(sample(engine, questions, **settings, seed=2)) != alone
 
 

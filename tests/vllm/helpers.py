@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from exprl.engines import Sampling
-from exprl.engines.base import Engine
+from exprl.engines.base import Engine, by_place
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost
 from exprl.experiment import LoRAConfig
@@ -93,7 +93,7 @@ def sample(engine: Engine, prompts: Sequence[Prompt], **sampling: Any) -> list[l
     groups: list[list[Rollout]] = [[] for _ in prompts]
     for index, rollout in engine.generate(prompts, Sampling(**sampling)):
         groups[index].append(rollout)
-    return groups
+    return [list(by_place(group)) for group in groups]
 
 
 def flat(groups: Iterable[Sequence[Rollout]]) -> list[Rollout]:
@@ -101,8 +101,8 @@ def flat(groups: Iterable[Sequence[Rollout]]) -> list[Rollout]:
 
 
 def tokens(groups: Iterable[Sequence[Rollout]]) -> list[list[tuple[int, ...]]]:
-    """Of each group, what was sampled; in an order of its own, since rollouts come as they finish."""
-    return [sorted(rollout.token_ids for rollout in group) for group in groups]
+    """Of each group, what was sampled at each place."""
+    return [[rollout.token_ids for rollout in group] for group in groups]
 
 
 def engine_logprobs(rollouts: Sequence[Rollout]) -> Tensor:

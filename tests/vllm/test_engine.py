@@ -267,6 +267,14 @@ def test_streams_as_rollouts_finish(engine, prompts):
     assert lengths[0] < lengths[-1]
 
 
+def test_a_group_is_in_the_order_of_its_samples_whatever_finishes_first(engine, prompts):
+    settings = {"max_new_tokens": 50, "seed": 2}
+    groups = sample(engine, prompts, n=8, **settings)
+    assert [[rollout.place for rollout in group] for group in groups] == [list(range(8))] * 3
+    assert any(lengths != sorted(lengths) for lengths in [[len(rollout) for rollout in group] for group in groups])
+    assert tokens(sample(engine, prompts, n=3, **settings)) == [group[:3] for group in tokens(groups)]
+
+
 def test_closing_the_stream_cancels_what_is_under_way(engine, prompts):
     expected = tokens(sample(engine, prompts, n=4, max_new_tokens=40, seed=9))
     stream = engine.generate(prompts, Sampling(n=4, max_new_tokens=400, seed=1))

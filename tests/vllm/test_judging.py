@@ -14,6 +14,7 @@ import torch
 
 from exprl.config import validate_choice
 from exprl.engines import Sampling, TransformersEngine
+from exprl.engines.base import by_place
 from exprl.engines.vllm import VLLMEngine
 from exprl.engines.vllm_host import VLLMHost, step_all
 from exprl.engines.vllm_options import HostOptions
@@ -32,7 +33,7 @@ from exprl.rewards import ProcessReward
 from exprl.terminal.progress import no_progress
 from exprl.text.tokenization import decode_with_ends
 from exprl.types import JudgeRequest, Prompt, Rollout
-from tests.vllm.helpers import engine_of, problem, prompt, sample, small_policy, used
+from tests.vllm.helpers import engine_of, problem, prompt, sample, small_policy, tokens, used
 
 OPTIONS = {"cpu_kv_cache_gib": 0.2, "max_model_len": 4096}
 
@@ -245,15 +246,15 @@ def test_judging_runs_while_rollouts_are_sampled(engine, policy):
 def test_judging_does_not_change_what_is_sampled(engine, policy):
     questions = [prompt(policy.tokenizer, f"<user>{text}<end><assistant>") for text in ("one", "seven")]
     settings = {"n": 5, "max_new_tokens": 40, "seed": 6}
-    expected = [sorted(r.token_ids for r in group) for group in sample(engine, questions, **settings)]
+    expected = tokens(sample(engine, questions, **settings))
     backend = live(engine)
-    groups: list[list[tuple[int, ...]]] = [[], []]
+    groups: list[list[Rollout]] = [[], []]
     for index, rollout in engine.generate(questions, Sampling(**settings)):
-        groups[index].append(rollout.token_ids)
+        groups[index].append(rollout)
         backend.start([short(f"{index} {rollout.text}")])
     while engine.host.busy:
         step_all()
-    assert [sorted(group) for group in groups] == expected
+    assert tokens(map(by_place, groups)) == expected
 
 
 # ------------------------------------------------------------------ rationales and lengths

@@ -230,6 +230,7 @@ def test_rollouts_are_those_of_the_served_model(served, smollm2):
     assert all((r.finish_reason == "length") == (len(r) == 24) for r in rollouts if r.finish_reason == "length")
     assert [len(set(group)) for group in tokens(groups)] == [3, 3]
     assert tokens(sample(engine, questions, **settings, seed=1)) == tokens(groups)
+    assert tokens(sample(engine, questions, **{**settings, "n": 2}, seed=1)) == [group[:2] for group in tokens(groups)]
     assert tokens(sample(engine, questions, **settings, seed=2)) != tokens(groups)
 
 

@@ -208,8 +208,8 @@ def trial_means(plan: Plan, place: Place, chosen: Chosen) -> dict[str, float]:
 
 
 CURVES: Mapping[str, str] = {
-    "update/entropy": "token entropy",
-    "update/kl": "KL to the policy the stage began with",
+    "rollout/entropy": "token entropy of all rollouts",
+    "update/kl": "KL to the policy the stage began with\n(over the tokens of the update)",
     "outcome/unlocked_prompts": "unlocked prompts",
     "outcome/accuracy": "accuracy on training prompts",
     "reward/mean": "reward",
@@ -228,7 +228,7 @@ class Curve:
 
 
 def curve(entry: Entry, metric: str) -> Curve | None:
-    """Over the steps that some seed has a value for (a step without an update has no entropy); None without any."""
+    """Over the steps that some seed has a value for (a step without an update has no KL); None without any."""
     by_step: dict[int, list[float]] = {}
     for run in entry.runs.values():
         for step, value in _metric(run, metric).items():

@@ -63,6 +63,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/length_mean", "tokens", "mean length of a response"),
     Metric("rollout/length_max", "tokens", "the longest response"),
     Metric("rollout/cut_off_rate", "share", "responses cut off at rollout.max_new_tokens"),
+    Metric(
+        "rollout/entropy",
+        "nats",
+        "entropy at a token of all rollouts, estimated by their -log-probs as sampled (temperature, top_p and top_k "
+        "applied); falling towards 0 is collapse",
+    ),
     Metric("rollout/servers", "servers", "vllm_server: servers that sample", engine="vllm_server"),
     Metric(
         "rollout/servers_lost", "servers", "vllm_server: servers that died in the step, or since", engine="vllm_server"
@@ -109,10 +115,18 @@ METRICS: tuple[Metric, ...] = (
     Metric("outcome/all_0/<domain>", "share", "its prompts without a right rollout"),
     Metric("outcome/all_1/<domain>", "share", "its prompts with right rollouts alone"),
     Metric("outcome/mixed/<domain>", "share", "its other prompts"),
-    # the update; means over the response tokens that were trained on
+    # the update; token means are over what was trained on: valid rollouts of groups that are not dropped
     Metric("update/loss", "nats", "token mean of the policy loss; near 0 by design for centred advantages, not a fit"),
-    Metric("update/entropy", "nats", "entropy of the policy at a token; falling towards 0 is collapse"),
-    Metric("update/kl", "nats", "estimate (k3) of the KL to the frozen initial policy (update.log_kl)"),
+    Metric(
+        "update/entropy",
+        "nats",
+        "entropy of the policy at a token of the update, exact, tempered; of all rollouts: rollout/entropy",
+    ),
+    Metric(
+        "update/kl",
+        "nats",
+        "estimate (k3) of the KL to the frozen initial policy at a token of the update (update.log_kl)",
+    ),
     Metric(
         "update/clipped", "share", "tokens clipped or, by dppo, masked, so without gradient; by cispo cut, with one"
     ),
@@ -121,7 +135,11 @@ METRICS: tuple[Metric, ...] = (
         "update/is_weight", "ratio", "weight π_old / π_sampler within objective.correction's bounds; far from 1: stale"
     ),
     Metric("update/is_outside", "share", "tokens whose ratio is beyond these bounds: cut by tis, masked by the others"),
-    Metric("update/sampler_gap", "nats", "absolute difference of the engine's log-probs and the trainer's"),
+    Metric(
+        "update/sampler_gap",
+        "nats",
+        "absolute difference of the engine's log-probs and the trainer's, over the tokens of the update",
+    ),
     Metric(
         "update/staleness", "steps", "that rollouts are behind the policy which learns from them (rollout.lookahead)"
     ),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from exprl.advantages import has_signal
@@ -12,7 +14,7 @@ from exprl.domains import label_of
 from exprl.evaluation.behaviours import BehaviourRates
 from exprl.evaluation.detectors import BEHAVIOUR_NAMES
 from exprl.evaluation.dynamics import OutcomeDynamics
-from exprl.types import JUDGEMENT_STATUSES, AnyReward, Judgement, RolloutReward, ScoredGroup
+from exprl.types import JUDGEMENT_STATUSES, AnyReward, Judgement, Rollout, RolloutReward, ScoredGroup
 
 ROLLOUTS = "rollouts"
 """Beside the behaviours' names, of how many rollouts they are counted."""
@@ -80,14 +82,27 @@ def _judgement_figures(judgements: Sequence[Judgement]) -> dict[str, float]:
 
 
 def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Response length in tokens and the share cut off at the limit."""
+    """Response length in tokens, the share cut off at the limit, and how uncertain the policy was as it sampled."""
     rollouts = [rollout for s in scored for rollout in s.group.rollouts]
     lengths = [len(rollout) for rollout in rollouts]
     return {
         "rollout/length_mean": sum(lengths) / len(lengths),
         "rollout/length_max": float(max(lengths)),
         "rollout/cut_off_rate": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        "rollout/entropy": sampled_entropy(rollouts),
     }
+
+
+def sampled_entropy(rollouts: Sequence[Rollout]) -> float:
+    """Nats a token: what was sampled says of the entropy of what it was sampled from; NaN without a token.
+
+    A token's -log-prob has the entropy as its mean, so that the sum over rollouts estimates the sum of their tokens'
+    entropies without bias, without another pass through the model. It is of the distribution sampled from: tempered,
+    and of what top-p and top-k leave.
+    """
+    tokens = sum(map(len, rollouts))
+    sums = [float(np.sum(rollout.sampler_logprobs, dtype=np.float64)) for rollout in rollouts]
+    return -math.fsum(sums) / tokens if tokens else float("nan")
 
 
 def outcome_metrics(problem_ids: Sequence[str], correct: Sequence[Sequence[bool]]) -> dict[str, float]:

@@ -44,6 +44,7 @@ def test_a_run_leaves_its_whole_story(small: Any, run: Any, tmp_path: Path) -> N
         "reward/mean", "reward/std", "reward/within_group_variance", "judge/ok_rate", "judge/score_1",
         "outcome/all_0", "outcome/all_1", "outcome/mixed", "outcome/unlocked_prompts", "update/entropy", "update/kl",
         "update/clipped", "update/grad_norm", "update/dropped_groups", "rollout/length_mean", "rollout/cut_off_rate",
+        "rollout/entropy",
         "time/tokens_per_second", "time/sampling_seconds", "time/judging_seconds", "time/updating_seconds",
     }  # fmt: skip
     assert expected <= set(metrics[0])
@@ -313,8 +314,22 @@ def test_a_run_without_updates_says_why_and_logs_no_values_it_does_not_have(
         assert not set(line) & {"update/loss", "update/entropy", "update/kl", "update/lr", "update/grad_norm"}
     shown = scalars(tmp_path / "run")
     assert "update/entropy" not in shown
-    assert [step for step, _ in shown["reward/mean"]] == [1, 2, 3, 4]
+    assert [step for step, _ in shown["reward/mean"]] == [step for step, _ in shown["rollout/entropy"]] == [1, 2, 3, 4]
     assert not any(math.isnan(value) for points in shown.values() for _, value in points)
+
+
+def test_arms_that_leave_out_other_groups_of_the_same_rollouts_have_one_entropy(
+    small: Any, run: Any, tmp_path: Path
+) -> None:
+    options = ("trainer.max_steps=1", "evaluation.source=null", "advantage={name: group}")
+    for name, reward in (("outcome", "{name: outcome}"), ("sparse", "{name: sparse}")):
+        run(small(*options, f"reward={reward}"), name)
+    [one], [other] = (lines(tmp_path / name / "metrics.jsonl") for name in ("outcome", "sparse"))
+    assert one["update/dropped_groups"] != other["update/dropped_groups"]
+    assert one["update/entropy"] != other.get("update/entropy"), "of the tokens that are left"
+    assert one["rollout/entropy"] == other["rollout/entropy"]
+    every = [p for group in load_rollouts(tmp_path / "sparse")[1] for r in group.rollouts for p in r.sampler_logprobs]
+    assert one["rollout/entropy"] == pytest.approx(-sum(every) / len(every))
 
 
 def test_evaluations_are_logged_once_under_one_name_with_their_step(small: Any, run: Any, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from exprl.models.incremental import reading_of
 from exprl.models.steps import MergedSteps, ModelSteps
 from exprl.registry import ENGINES
 from exprl.resources import Resources
+from exprl.training.metrics import sampled_entropy
 from exprl.types import Hidden, Problem, Prompt, Question, Rollout, Scaffold
 from tests.conftest import character_tokenizer, tiny_llama
 from tests.families import miniature
@@ -77,6 +78,23 @@ def test_logprobs_are_those_of_a_teacher_forced_forward(tiny, prompts, settings)
         expected = teacher_forced(tiny.model, rollout, **settings)
         assert torch.isfinite(expected).all()
         torch.testing.assert_close(torch.tensor(rollout.sampler_logprobs), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.6}, {"temperature": 1.3, "top_k": 9, "top_p": 0.8}])
+def test_what_is_sampled_says_what_the_entropy_is(tiny, prompts, settings):
+    """Of the distribution that was sampled from, without another pass: as near as chance allows."""
+    settings = {"temperature": 1.0, **settings}
+    rollouts = [r for group in sample(engine_of(tiny), prompts, n=40, max_new_tokens=30, **settings) for r in group]
+    exact = []
+    for rollout in rollouts:
+        ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.token_ids]])
+        with torch.no_grad():
+            logits = tiny.model(input_ids=ids).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
+        exact.append(torch.distributions.Categorical(logits=sampling_logprobs(logits, **settings)).entropy())
+    entropies = torch.cat(exact).double()
+    noise = torch.cat([torch.tensor(r.sampler_logprobs).double() for r in rollouts]) + entropies
+    assert abs(sampled_entropy(rollouts) - float(entropies.mean())) < 4 * float(noise.std()) / len(noise) ** 0.5
+    assert sampled_entropy([]) != sampled_entropy([]), "NaN: there is nothing to say"
 
 
 def test_logprobs_of_a_real_model(smollm2):

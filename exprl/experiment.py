@@ -391,7 +391,8 @@ def load_run(config: Path, overrides: Sequence[str] = (), *, layers: Sequence[di
     if unnamed:
         raise ConfigError(
             f"{config}: plugins: {unnamed} would be imported, and so run, because a run's folder says so. If you "
-            f"know them, say so yourself: --plugins {' --plugins '.join(unnamed)} or plugins=[{','.join(unnamed)}]."
+            f"know them, say so yourself: --plugins {' --plugins '.join(unnamed)}, or, in a config of your own, "
+            f"plugins: [{', '.join(unnamed)}]."
         )
     try:
         return configuration.from_layers(Experiment, [layer, own, *layers])

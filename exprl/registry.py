@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -243,7 +243,23 @@ def import_named(module: str, key: str) -> ModuleType:
         raise ConfigError(f"{key}: {module}: {error}") from error
     except (Exception, SystemExit) as error:  # a plugin is anybody's code
         raise ConfigError(
-            f"{key}: cannot import {module!r} ({first_line(error)}). Give an importable module path; PYTHONPATH and "
-            "the folder that exprl is started from are searched, the folder for named plugins alone: what they share "
-            "belongs in a package with them."
+            f"{key}: cannot import {module!r} ({first_line(error)}). {_as_module(module)}What is installed, "
+            f"PYTHONPATH and the folder that exprl is started from, {Path.cwd()}, are searched, not that of a YAML; "
+            "the folder for named plugins alone: what they share belongs in a package with them. For one elsewhere set "
+            "PYTHONPATH=FOLDER."
         ) from error
+
+
+def _as_module(given: str) -> str:
+    """What to write in place of a file.
+
+    >>> _as_module("my_lab/mine.py"), _as_module("./single.py"), _as_module("/home/me/lab.py"), _as_module("my_lab")
+    ('Write my_lab.mine. ', 'Write single. ', 'Write lab, with PYTHONPATH=/home/me. ', '')
+    """
+    path = PurePosixPath(given)
+    if path.suffix != ".py" and len(path.parts) < 2:
+        return ""
+    file = path.with_suffix("") if path.suffix == ".py" else path
+    if path.is_absolute() or ".." in path.parts:
+        return f"Write {file.name}, with PYTHONPATH={path.parent}. "
+    return f"Write {'.'.join(file.parts)}. "

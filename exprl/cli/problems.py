@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from exprl.cli.base import AGAIN, CONFIG, OVERRIDES, Command, Commands
+from exprl.cli.base import AGAIN, CONFIG, OVERRIDES, PLUGINS, Command, Commands, with_plugins
 from exprl.evaluation.rates import Rates
 from exprl.experiment import load_experiment
 from exprl.files.disk import local_path
@@ -27,13 +27,14 @@ def add_mine(commands: Commands) -> None:
     mine.add_argument("--output", required=True, help="the .jsonl file; begun before: goes on")
     mine.add_argument("--min-rate", type=float, default=0.0, help="least share of right samples (default: 0)")
     mine.add_argument("--max-rate", type=float, default=0.0, help="largest share of right samples (default: 0)")
+    mine.add_argument("--plugins", **PLUGINS)
     mine.set_defaults(command="mine")
 
 
 def run_mine(options: argparse.Namespace) -> None:
     """`exprl mine`."""
     check_config(options.config, "mine")
-    experiment = load_experiment(options.config, options.overrides)
+    experiment = load_experiment(options.config, with_plugins(options.overrides, options.plugins))
     output, rates = local_path(options.output, "--output"), Rates(options.min_rate, options.max_rate)
     check_mining(experiment, output)
     with loading():
@@ -70,13 +71,14 @@ def add_rubric(commands: Commands) -> None:
         default="model",
         help="who makes them: the model of reward.judge (default), or the steps of the reference, one milestone each",
     )
+    rubric.add_argument("--plugins", **PLUGINS)
     rubric.set_defaults(command="rubric")
 
 
 def run_rubric(options: argparse.Namespace) -> None:
     """`exprl rubric`."""
     check_config(options.config, "rubric")
-    experiment = load_experiment(options.config, options.overrides)
+    experiment = load_experiment(options.config, with_plugins(options.overrides, options.plugins))
     output = local_path(options.output, "--output")
     with loading():
         from exprl.commands.rubric import make_rubrics  # imports torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from exprl.cli.base import AGAIN, CONFIG, OVERRIDES, PLUGINS, Command, Commands, Left, is_place
+from exprl.cli.base import AGAIN, CONFIG, OVERRIDES, PLUGINS, Command, Commands, Left, is_place, with_plugins
 from exprl.data.order import check_share
 from exprl.errors import ConfigError
 from exprl.experiment import load_experiment, load_run
@@ -32,6 +32,7 @@ def add_train(commands: Commands) -> None:
     train.add_argument("config", help=CONFIG)
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.add_argument("--resume", action="store_true", help="go on with the run in run_dir, if there is one")
+    train.add_argument("--plugins", **PLUGINS)
     train.set_defaults(command="train")
 
 
@@ -41,7 +42,7 @@ def run_train(options: argparse.Namespace) -> None:
     for item in options.overrides:
         if is_place(item):
             check_resumed(item)
-    experiment = load_experiment(options.config, options.overrides)
+    experiment = load_experiment(options.config, with_plugins(options.overrides, options.plugins))
     check_training(experiment)
     run_dir = experiment.run_dir or Path("runs") / Path(options.config).stem
     from exprl.training import launch
@@ -179,6 +180,7 @@ def add_study(commands: Commands) -> None:
     study.add_argument("--jobs", type=int, help="runs at once; by default one for each GPU, or one")
     study.add_argument("--only", nargs="+", default=[], metavar="ARM", help="run these arms alone")
     study.add_argument("--dry-run", action="store_true", help="check everything and list the runs")
+    study.add_argument("--plugins", **PLUGINS)
     study.set_defaults(command="study")
 
 
@@ -188,7 +190,7 @@ def run_study(options: argparse.Namespace) -> None:
 
     late = [item for item in options.only if "=" in item]  # overrides that stand after the names
     only = [item for item in options.only if "=" not in item]
-    plan = Plan.load(options.study, [*options.overrides, *late])
+    plan = Plan.load(options.study, with_plugins([*options.overrides, *late], options.plugins, "overrides.plugins"))
     plan.check_arms(only)
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, but got {options.jobs}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from exprl import config as configuration
-from exprl.cli.base import CONFIG, OVERRIDES, Command, Commands, Left
+from exprl.cli.base import CONFIG, OVERRIDES, PLUGINS, Command, Commands, Left, with_plugins
 from exprl.commands import configs, listing
 from exprl.errors import ConfigError
 from exprl.experiment import load_experiment
@@ -20,7 +20,7 @@ def add_list(commands: Commands) -> None:
     """`exprl list`."""
     lister = commands.add_parser("list", help="every component and section of a config with its options; metrics")
     lister.add_argument("topic", nargs="?", help=f"an option's key, as rollout.top_p, or one of: {listing.names()}")
-    lister.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="import these first")
+    lister.add_argument("--plugins", **PLUGINS)
     lister.set_defaults(command="list")
 
 
@@ -36,13 +36,15 @@ def add_config(commands: Commands) -> None:
     show = commands.add_parser("config", help="the resolved experiment, every default filled in")
     show.add_argument("config", help=CONFIG)
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    show.add_argument("--plugins", **PLUGINS)
     show.set_defaults(command="config")
 
 
 def run_config(options: argparse.Namespace) -> None:
     """`exprl config`."""
     check_config(options.config, "config")
-    write_document(configuration.to_yaml(load_experiment(options.config, options.overrides)))
+    overrides = with_plugins(options.overrides, options.plugins)
+    write_document(configuration.to_yaml(load_experiment(options.config, overrides)))
     check_written()
 
 

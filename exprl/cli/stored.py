@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from exprl.cli.base import AGAIN, CONFIG, OVERRIDES, PLUGINS, Command, Commands, is_place
+from exprl.cli.base import AGAIN, CONFIG, OVERRIDES, PLUGINS, Command, Commands, is_place, with_plugins
 from exprl.commands import curves
 from exprl.errors import ConfigError
 from exprl.experiment import Experiment, load_experiment, load_run
@@ -181,6 +181,7 @@ def add_calibrate(commands: Commands) -> None:
     calibrate.add_argument(
         "--perturb", action="store_true", help="instead: how far changes of style alone, and of content alone, move it"
     )
+    calibrate.add_argument("--plugins", **PLUGINS)
     calibrate.set_defaults(command="calibrate")
 
 
@@ -189,7 +190,7 @@ def run_calibrate(options: argparse.Namespace) -> None:
     from exprl.evaluation.perturbations import KINDS
     from exprl.study.calibration import Plan
 
-    plan = Plan.load(options.config, options.overrides)
+    plan = Plan.load(options.config, with_plugins(options.overrides, options.plugins, "overrides.plugins"))
     for arm in plan.arms:
         check_judging(arm.experiment)
     with loading():

@@ -14,6 +14,9 @@ from exprl.terminal.console import Console, line
 from exprl.terminal.wording import counted
 from exprl.types import Advantages, AnyReward, Rollout, Segment, SegmentRewards
 
+LONGEST = 300
+"""Characters of a question above a table."""
+
 
 def records(group: StoredGroup, step: int) -> Iterator[dict[str, Any]]:
     """One JSON-able record a rollout, without token ids and log-probs."""
@@ -86,7 +89,7 @@ def _padded(items: tuple[Any, ...], length: int) -> list[Any]:
 
 
 def print_sample(console: Console, record: Mapping[str, Any]) -> None:
-    """One rollout as a table of its segments."""
+    """One rollout as a table of its segments, the question above them."""
     parts = [
         f"step {record['step']}",
         line(record["problem_id"]),
@@ -96,7 +99,8 @@ def print_sample(console: Console, record: Mapping[str, Any]) -> None:
         *_verdict(record["verdict"]),
         *_scorer(record["scorer"]),
     ]
-    table = Table(title=" · ".join(parts), title_justify="left", show_lines=True, expand=True)
+    title = f"{' · '.join(parts)}\nquestion: {shortened(record['question'])}"
+    table = Table(title=title, title_justify="left", show_lines=True, expand=True)
     table.add_column("segment", ratio=1)
     for column in ("score", "status", "reward", "advantage"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -109,6 +113,16 @@ def print_sample(console: Console, record: Mapping[str, Any]) -> None:
             _number(segment["advantage"], sign=True),
         )
     console.print(table)
+
+
+def shortened(text: str) -> str:
+    r"""On one line, and of a long text the beginning and the end, which is where a task says what is asked.
+
+    >>> len(shortened("word " * 200)), shortened("1 +\n 1?")
+    (300, '1 + 1?')
+    """
+    text = line(" ".join(text.split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2 - 3]} [...] {text[-(LONGEST // 2 - 4) :]}"
 
 
 def _label(label: Mapping[str, Any] | None) -> list[str]:

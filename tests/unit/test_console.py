@@ -76,6 +76,7 @@ def test_an_escape_says_which_character_it_was() -> None:
 def test_a_sample_is_printed_at_any_width_and_encoding(width: int, encoding: str) -> None:
     segment = {"text": "".join(ATTACKS), "score": 1.0, "status": "ok", "reward": 0.5, "advantage": -1.0}
     record = {"step": 1, "problem_id": "[/b]\n0", "tokens": 3, "finish_reason": "stop", "segments": [segment]}
+    record |= {"question": "".join(ATTACKS) * 99}
     record |= {"scorer": {"reward": "r", "judge": "[/b]", "route": "\n"}, "verdict": True, "label": None}
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace")

@@ -75,6 +75,16 @@ def test_plugin_that_is_not_there():
         import_plugins(["my_lab.no_such_module"])
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("single.py", "single"), ("my_lab/mine.py", r"my_lab\.mine"), ("my_lab/mine", r"my_lab\.mine")],
+)
+def test_a_file_in_place_of_a_module_is_told_how_it_is_written(given, written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"Write {written}\. .*started from, {tmp_path}, are searched, not that"):
+        import_plugins([given])
+
+
 def test_what_a_plugin_registers_wrongly_is_no_matter_of_its_place(tmp_path, monkeypatch):
     imports = "from exprl import Judge\nfrom exprl.registry import JUDGES\n"
     (tmp_path / "half_lab.py").write_text(f"{imports}@JUDGES.register('half')\nclass Half(Judge): pass\n")

@@ -305,6 +305,7 @@ def test_rollouts_are_shown_and_printed_as_json(tmp_path: Path, capsys: pytest.C
     main(["rollouts", str(tmp_path)])
     shown = " ".join(capsys.readouterr().out.split())
     assert "step 2 · p · 2 tokens · stop · accepted · domains.math: process, wrong_reference around same_model" in shown
+    assert "question: What is 6 times 7?" in shown
     assert "only in" not in shown, "one by default"
     main(["rollouts", str(tmp_path), "--count", "2"])
     shown = " ".join(capsys.readouterr().out.split())

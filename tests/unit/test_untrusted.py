@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import exprl
-from exprl.cli import main
+from exprl.cli import COMMANDS, main
 from exprl.commands.export import export
 from exprl.errors import ConfigError, ModelError
 from exprl.experiment import load_run
@@ -172,6 +172,24 @@ def test_a_plugin_that_the_user_names_is_imported(foreign: Path, mark: Path) -> 
     (foreign / "config.yaml").write_text("plugins: [beside_the_run, antigravity]\n")
     with pytest.raises(ConfigError, match=r"plugins: \['antigravity'\] would be imported"):
         load_run(foreign / "config.yaml", ["plugins=beside_the_run"])
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"rollouts", "timeline", "configs", "doctor"}))
+def test_what_the_refusal_says_to_type_is_there_in_every_command_that_reads_an_experiment(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert "--plugins MODULE" in capsys.readouterr().out
+
+
+def test_a_run_that_starts_from_one_with_plugins_names_them_and_keeps_the_name(
+    foreign: Path, mark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["config", "quickstart", "model.name=pretrained", f"model.path={foreign}", "plugins=[math]"]
+    main([*command, "--plugins", "beside_the_run"])
+    assert mark.exists()
+    assert "plugins:\n- math\n- beside_the_run\n" in capsys.readouterr().out
 
 
 def test_a_runs_config_has_no_other_files(foreign: Path, mark: Path, tmp_path: Path) -> None:

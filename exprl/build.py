@@ -14,6 +14,7 @@ import torch
 
 from exprl.checks.compilers import compile_errors
 from exprl.component import Choice
+from exprl.config.fields import fields_of
 from exprl.data.base import ProblemSource
 from exprl.data.canaries import Canary, canaries_in, check_canaries, planted
 from exprl.data.order import Part
@@ -266,7 +267,7 @@ class Build:
     def tell_unreadable(self, problems: Sequence[Problem], key: str) -> None:
         """Warn of answers that no response can be found equal to; call it after whatever refuses too many of them."""
         if unreadable := self.verifier.unreadable(problems):
-            log.warning("%s: %s", key, self.verifier.refusal(unreadable, problems).under(self._options_at(key)))
+            log.warning("%s: %s", key, self._named(self.verifier.refusal(unreadable, problems), key))
 
     @contextmanager
     def naming(self, key: str) -> Iterator[None]:
@@ -274,12 +275,19 @@ class Build:
         try:
             yield
         except DataError as error:
-            raise error.under(self._options_at(key)) from error
+            raise self._named(error, key) from error
 
-    def _options_at(self, key: str) -> str:
-        """Where the options of the source at `key` stand; of a mix those of the one that the id begins with."""
+    def _named(self, error: DataError, key: str) -> DataError:
         source = self.experiment.data.train if key == "data.train" else self.experiment.evaluation.source
-        return f"{key}.sources.NAME" if source is not None and source.name == "mix" else key
+        options = {} if source is None else fields_of(source.cls.Config)
+        if "sources" in options:  # of a mix it is the one that the id begins with
+            return error.under(f"{key}.sources.NAME")
+        if isinstance(error, ColumnError) and source is not None and "columns" not in options:
+            return DataError(
+                f"{error.found} The source {source.name!r} has no columns to name: choose another {key}.name, "
+                "verifier.name or reward.name."
+            )
+        return error.under(key)
 
     def _check_routes(self, problems: Sequence[Problem], source: str, *more: str) -> None:
         """Raise `DataError` where a part of the run has no route for a problem's domain."""

@@ -48,10 +48,12 @@ REFUSED_ON_BOTH = {
     "verifier.name=choice": r"verifier 'choice'.*[Cc]hoose another verifier\.name",
     "reward.name=by_domain": r"reward\.domains: required, but missing",
     "verifier.name=by_domain": r"verifier\.domains: required, but missing",
-    "reward.name=execution": r"has no tests.*Set data\.train\.columns\.tests=COLUMN",
-    "verifier.name=execution": r"has no tests.*Set (evaluation\.source|data\.train)\.columns\.tests=COLUMN",
+    "reward.name=execution": r"has no tests",
+    "verifier.name=execution": r"has no tests",
 }
 REFUSED_ON_QUICKSTART = REFUSED_ON_BOTH | {
+    "reward.name=execution": r"'chain' has no columns to name: choose another data\.train\.name, verifier\.name or",
+    "verifier.name=execution": r"'chain' has no columns to name: choose another evaluation\.source\.name",
     "reward.judge.name=same_model": r"reward\.judge\.weights: required, but missing.*frozen.*live",
     "reward.judge.name=rubric": r"does not write each of Y, N as one token.*choose another judge model",
 }

@@ -47,10 +47,18 @@ def reward(value: Any) -> float | None:
 
 
 def advantage(value: Any) -> float:
-    """A finite number as a plain one; raises `ContractError`."""
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise ContractError(f"an advantage is a finite number, but got {shown(value)}{_plain(value)}")
+    """A number that is finite in single precision, as training computes, as a plain one; raises `ContractError`."""
+    if not isinstance(value, Real) or not -_LARGEST <= float(value) <= _LARGEST:
+        raise ContractError(f"an advantage is a finite number, but got {shown(value)}{_beyond(value)}{_plain(value)}")
     return float(value)
+
+
+_LARGEST = (2 - 2**-23) * 2.0**127
+"""Of single precision."""
+
+
+def _beyond(value: Any) -> str:
+    return ", which is none in single precision" if isinstance(value, Real) and math.isfinite(value) else ""
 
 
 def tokens(count: Any) -> int:
@@ -58,6 +66,13 @@ def tokens(count: Any) -> int:
     if not isinstance(count, Integral) or count < 0:
         raise ContractError(f"length: the rollout's number of tokens, but got {shown(count)}")
     return int(count)
+
+
+def version(steps: Any) -> int:
+    """The steps that a policy had been trained for; raises `ContractError`."""
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0:
+        raise ContractError(f"policy_version: the steps the policy had been trained for, but got {shown(steps)}")
+    return int(steps)
 
 
 def _plain(value: Any) -> str:
@@ -77,6 +92,53 @@ def whole_numbers(name: str, given: Any) -> tuple[int, ...]:
 def numbers(name: str, given: Any) -> tuple[float, ...]:
     """A list or tuple of them as a tuple; raises `ContractError`."""
     return _of_kind(name, given, Real, "numbers")
+
+
+def token_ids(given: Any) -> tuple[int, ...]:
+    """A list or tuple of ids as a tuple, each from 0 on and below 2^31; raises `ContractError`."""
+    ids = whole_numbers("token_ids", given)
+    if ids and not (min(ids) >= 0 and max(ids) < _IDS):
+        wrong = next(one for one in ids if not 0 <= one < _IDS)
+        raise ContractError(f"token_ids: a token's id is a whole number from 0 to {_IDS - 1}, but one is {wrong}")
+    return ids
+
+
+_IDS = 2**31
+"""How many ids there can be: they are kept in 32 bits."""
+ROUNDING = 1e-3
+"""How far above 0 rounding may lift the log-prob of a certain token."""
+
+
+def logprobs(given: Any) -> tuple[float, ...]:
+    """A list or tuple of numbers as a tuple, none above 0 but by rounding; raises `ContractError`.
+
+    One that is not finite passes: NaN is what nobody knows, and of an engine that gives others `check_sampled` can say
+    more.
+    """
+    found = numbers("sampler_logprobs", given)
+    top = max(found, default=0.0)
+    if not top <= ROUNDING:  # a NaN in front hides what comes after
+        wrong = next((one for one in found if ROUNDING < one < math.inf), None)
+        if wrong is not None:
+            raise ContractError(f"sampler_logprobs: a log-prob is at most 0, but one is {shown(wrong)}")
+    return found
+
+
+def check_known(found: Sequence[float]) -> None:
+    """Raise `ContractError` unless the log-probs of a rollout are all finite, or all NaN: nobody knows them.
+
+    A token of log-prob minus infinity could not have been sampled.
+    """
+    if math.isfinite(sum(found)) or all(one != one for one in found):
+        return
+    place, wrong = next(((at, one) for at, one in enumerate(found) if not math.isfinite(one)), (0, None))
+    if wrong is None:  # their sum alone is too large a number
+        return
+    unknown = ". NaN stands for what nobody knows, and then for all of a rollout's tokens" if wrong != wrong else ""
+    raise ContractError(
+        f"sampler_logprobs: a token that was sampled has a finite log-prob, but that of token {place} is {wrong}"
+        f"{unknown}"
+    )
 
 
 def _of_kind(name: str, given: Any, kind: type[Any], called: str) -> tuple[Any, ...]:
@@ -130,6 +192,28 @@ def each(name: str, given: Any, kind: type[Any] = object) -> tuple[Any, ...]:
 
 
 # ------------------------------------------------------------------ texts
+
+
+def text(given: Any) -> str:
+    """Text that can be written; raises `ContractError`."""
+    if not isinstance(given, str):
+        raise ContractError(f"text: must be text, but got {shown(given)}")
+    if fault := fault_of(given):
+        raise ContractError(f"text: {fault}")
+    return given
+
+
+def fault_of(text: str) -> str:
+    r"""What makes a text none that a tokenizer or a file can take, in words; empty where nothing does.
+
+    >>> fault_of("a\ud800"), fault_of("é")
+    ("half of a surrogate pair ('\\ud800') at character 1, which is no text", '')
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a surrogate pair ({text[error.start]!a}) at character {error.start}, which is no text"
+    return ""
 
 
 def rationale(text: Any, longest: int) -> str:

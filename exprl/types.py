@@ -100,7 +100,7 @@ class Prompt:
     reply_opening: str = ""
 
     def __post_init__(self) -> None:
-        _set(self, token_ids=invariants.whole_numbers("token_ids", self.token_ids))
+        _set(self, token_ids=invariants.token_ids(self.token_ids))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,8 @@ class Rollout:
         text: the decoded response without special tokens.
         token_ends: T character offsets into `text`: where each token's text ends, non-decreasing, the last one
             `len(text)`. A slicer cuts by these, so nothing is ever tokenised again.
-        sampler_logprobs: T log-probs the engine sampled with (temperature applied).
+        sampler_logprobs: T log-probs the engine sampled with (temperature applied), at most 0 but for rounding; NaN
+            where nobody knows them.
         finish_reason: `stop` at the end-of-sequence token or a stop string, `length` when cut off.
         policy_version: the steps the policy had been trained for.
         place: its index in the group to come, whichever finishes first; None: the engine does not say, or it is stored.
@@ -139,9 +140,11 @@ class Rollout:
             )
         _set(
             self,
-            token_ids=invariants.whole_numbers("token_ids", self.token_ids),
+            token_ids=invariants.token_ids(self.token_ids),
+            text=invariants.text(self.text),
             token_ends=invariants.whole_numbers("token_ends", self.token_ends),
-            sampler_logprobs=invariants.numbers("sampler_logprobs", self.sampler_logprobs),
+            sampler_logprobs=invariants.logprobs(self.sampler_logprobs),
+            policy_version=invariants.version(self.policy_version),
         )
         lengths = {len(self.token_ids), len(self.token_ends), len(self.sampler_logprobs)}
         if len(lengths) != 1:

@@ -73,7 +73,7 @@ def counterfactual(
         ExprlError: any of its children, before what it concerns is begun.
     """
     stored = load_rollouts(plan.run.path)
-    chosen = chosen_steps(stored, steps, every)
+    chosen = chosen_steps(stored, steps, every, console)
     device = device_of(plan.experiment.trainer)
     check_kernels(plan.experiment.update, device)
     check_attention(plan.experiment.model, device)
@@ -87,8 +87,8 @@ def counterfactual(
     return records
 
 
-def chosen_steps(stored: RolloutStore, steps: Sequence[int], every: int) -> list[int]:
-    """The steps to look at; raises `DataError` for one that is not stored."""
+def chosen_steps(stored: RolloutStore, steps: Sequence[int], every: int, console: Console) -> list[int]:
+    """The steps to look at; raises `DataError` for one that is asked for and not stored, or has no rollouts."""
     known = list(stored)
     for step in steps:
         if step not in known:
@@ -96,7 +96,14 @@ def chosen_steps(stored: RolloutStore, steps: Sequence[int], every: int) -> list
                 f"--step {step}: the run has no rollouts of it, but those of {counted(len(known), 'step')} from "
                 f"{known[0]} to {known[-1]} (trainer.rollouts_every, trainer.keep_rollouts)."
             )
-    return sorted(set(steps) or known)[::every]
+    chosen = sorted(set(steps) or known)[::every]
+    empty = [step for step in chosen if not stored.asked(step)]
+    if empty and (steps or empty == chosen):
+        option = f"--step {empty[0]}: " if steps else ""
+        raise DataError(f"{option}{stored.folder}: the file of step {empty[0]} is whole, but holds no rollouts.")
+    if empty:
+        console.say(f"left out, as their files hold no rollouts: {counted(len(empty), 'step')}, the first {empty[0]}")
+    return [step for step in chosen if step not in empty]
 
 
 # ------------------------------------------------------------------ scoring

@@ -244,11 +244,13 @@ def in_parts(
             graded = [own.scored(rewards, who) for own, rewards, who in zip(part, given, scorers, strict=True)]
             unfinished.put(name, encode(graded, step=step))
         on_progress(sum(len(group.rollouts) for group in part))
-    return list(unfinished[step])
+    return list(unfinished[step]) if parts else []
 
 
 def check_judged(scored: Sequence[StoredGroup], problems: Known, checks: StepChecks, unfinished: RolloutStore) -> None:
     """Raise `JudgeError` where too many judgements of a step failed; it is then asked anew the next time."""
+    if not scored:  # a step whose file has no rollouts
+        return
     step = [problems.of(group) for group in scored], [group.rewards or () for group in scored]
     try:
         checks.check(*step)
@@ -284,7 +286,7 @@ def with_advantages(
     scored: Sequence[StoredGroup], before: Sequence[StoredGroup], advantage: Advantage
 ) -> list[StoredGroup]:
     """A step's groups with the advantages that their rewards give; without, where the rollouts had none."""
-    if any(group.advantages is None for group in before):
+    if not before or any(group.advantages is None for group in before):
         return list(scored)
     rewards = [group.rewards or () for group in scored]
     with given_by(f"advantage {title_of(advantage)}"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from exprl.errors import ConfigError, did_you_mean
+from exprl.errors import ConfigError, DataError, did_you_mean
 from exprl.rollouts.showing import print_sample, records, samples
 from exprl.rollouts.store import RolloutStore, load_rollouts
 from exprl.terminal.console import Console, write_document
@@ -34,10 +34,12 @@ def show(run: Path, *, steps: list[int], problem: str | None, count: int | None,
     chosen = steps or (list(store) if as_json else [max(store)])
     if missing := sorted(set(chosen) - set(store)):
         raise ConfigError(
-            f"--step: {missing[0]} has no rollouts in {store.folder}. There are those of {_ranges(store)}."
+            f"--step: {missing[0]} has no rollouts in {store.folder}. There are those of {_in_words(list(store))}."
         )
     if problem is not None:
         _check_problem(store, chosen, problem)
+    if not any(map(store.asked, chosen)):
+        raise DataError(f"{store.folder}: the files of {_in_words(chosen)} are whole, but hold no rollouts.")
     found = _records(store, chosen, problem, count if count is not None or as_json else 1)
     console = Console()
     for record in found:
@@ -71,10 +73,6 @@ def _records(store: RolloutStore, steps: list[int], problem: str | None, count: 
     return islice((record for step, groups in chosen for record in samples(groups, step, count)), count)
 
 
-def _ranges(store: RolloutStore) -> str:
-    """The steps in words.
-
-    Where a part of a run was not kept, the first and the last say the most.
-    """
-    steps = list(store)
+def _in_words(steps: Sequence[int]) -> str:
+    """Where a part of a run was not kept, the first and the last say the most."""
     return f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-_ROUNDING = 1e-3
-"""How far above 0 rounding may lift a log-prob of a certain token."""
+from exprl.invariants import ROUNDING
 
 
 class MalformedAnswerError(ValueError):
@@ -105,7 +104,7 @@ def _of_prompt(value: Any) -> Mapping[int, float]:
 
 
 def _logprob(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value > _ROUNDING:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value > ROUNDING:
         raise MalformedAnswerError(f"a log-prob must be a finite number of at most 0, but got {_shown(value)}")
     return min(float(value), 0.0)
 

@@ -16,7 +16,8 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exprl import __version__
+from exprl import __version__, invariants
 from exprl.errors import ContractError, DataError
 from exprl.files.disk import reason
 from exprl.rollouts.nodes import reward_node, reward_of, segments_to
-from exprl.rollouts.stored import Label, StoredGroup
+from exprl.rollouts.stored import NO_ROLLOUTS, Label, StoredGroup
 from exprl.types import (
     Advantages,
     Prompt,
@@ -47,8 +48,8 @@ _ALWAYS = (1980, 1, 1, 0, 0, 0)
 """The time stamped on a member, so that equal rollouts make equal files."""
 
 _DAMAGED = (
-    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError),
-    *(RuntimeError, RecursionError, NotImplementedError, ContractError),
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RuntimeError, RecursionError, NotImplementedError, ContractError),
 )
 """What zip, numpy, JSON and the types say of a file that is not as it was written."""
 
@@ -92,7 +93,7 @@ def _decoded(source: Path | io.BytesIO, where: Path | str) -> tuple[int, tuple[S
             _check_version(header, where)
             nodes = [json.loads(line) for line in file.read(GROUPS).splitlines()]
             arrays = [_array(file.read(name)) for name in (IDS, LENGTHS, LOGPROBS)]
-        return int(header["step"]), _groups(nodes, *arrays)
+        return _step_of(header), _groups(nodes, *arrays)
     except _DAMAGED as error:
         raise _unreadable(where, error) from error
 
@@ -121,21 +122,55 @@ def decode_asked(path: Path) -> list[Asked]:
         with zipfile.ZipFile(path) as file:
             _check_version(json.loads(file.read(HEADER)), path)
             nodes = [json.loads(line) for line in file.read(GROUPS).splitlines()]
-        return [
-            Asked(
-                problem_id=node["problem_id"],
-                digest=node["digest"],
-                rollouts=len(node["rollouts"]),
-                policy_version=node["rollouts"][0]["policy_version"],
-            )
-            for node in nodes
-        ]
+        return [_asked(node, number) for number, node in enumerate(nodes, start=1)]
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
 
 
+def _asked(node: Mapping[str, Any], number: int) -> Asked:
+    with _naming(node, number):
+        if not node["rollouts"]:
+            raise ValueError(NO_ROLLOUTS)
+        return Asked(
+            problem_id=node["problem_id"],
+            digest=node["digest"],
+            rollouts=len(node["rollouts"]),
+            policy_version=invariants.version(node["rollouts"][0]["policy_version"]),
+        )
+
+
+@contextmanager
+def _naming(node: Mapping[str, Any], group: int, rollout: int | None = None) -> Iterator[None]:
+    """Inside, what is wrong is told with the group, and the rollout, that has it; both are counted from 1."""
+    try:
+        yield
+    except _DAMAGED as error:
+        if isinstance(error, _PlacedError):
+            raise
+        which = "" if rollout is None else f", rollout {rollout}"
+        problem = node.get("problem_id") if isinstance(node, Mapping) else None
+        raise _PlacedError(f"group {group} (problem {problem!r}){which}: {_said(error)}") from error
+
+
+class _PlacedError(ValueError):
+    """It says where it is."""
+
+
 def _unreadable(where: Path | str, error: Exception) -> DataError:
-    return DataError(f"{where}: no rollouts can be read from it ({reason(error)}). Is the file whole?")
+    if isinstance(error, _PlacedError):
+        return DataError(f"{where}: {error}. exprl writes no such rollouts: make the file anew, or repair it.")
+    return DataError(f"{where}: no rollouts can be read from it ({_said(error)}). Is the file whole?")
+
+
+def _said(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else reason(error)
+
+
+def _step_of(header: Mapping[str, Any]) -> int:
+    step = header["step"]
+    if type(step) is not int or step < 0:
+        raise ValueError(f"step: a whole number from 0 on, but got {step!r}")
+    return step
 
 
 def _check_version(header: Mapping[str, Any], where: Path | str) -> None:
@@ -217,51 +252,66 @@ def _groups(nodes: Sequence[Mapping[str, Any]], ids: Array, lengths: Array, logp
     if {len(ids), len(lengths), len(logprobs)} != {total}:
         raise ValueError(f"arrays of {len(ids)}, {len(lengths)} and {len(logprobs)} entries for {total} tokens")
     groups, start = [], 0
-    for node in nodes:
-        prompt = Prompt(
-            problem_id=node["problem_id"],
-            text=node["prompt"]["text"],
-            token_ids=tuple(node["prompt"]["token_ids"]),
-            reply_opening=node["prompt"]["reply_opening"],
-        )
-        rollouts = []
-        for kept in node["rollouts"]:
-            own = slice(start, start := start + kept["tokens"])
-            rollouts.append(
-                Rollout(
-                    prompt=prompt,
-                    token_ids=tuple(ids[own].tolist()),
-                    text=kept["text"],
-                    token_ends=tuple(np.cumsum(lengths[own]).tolist()),
-                    sampler_logprobs=tuple(logprobs[own].tolist()),
-                    finish_reason=kept["finish_reason"],
-                    policy_version=kept["policy_version"],
-                )
+    for number, node in enumerate(nodes, start=1):
+        with _naming(node, number):
+            prompt = Prompt(
+                problem_id=node["problem_id"],
+                text=node["prompt"]["text"],
+                token_ids=tuple(node["prompt"]["token_ids"]),
+                reply_opening=node["prompt"]["reply_opening"],
             )
-        groups.append(_group(node, tuple(rollouts)))
+            rollouts = []
+            for place, kept in enumerate(node["rollouts"], start=1):
+                own = slice(start, start := start + kept["tokens"])
+                with _naming(node, number, place):
+                    rollouts.append(_rollout(kept, prompt, ids[own], lengths[own], logprobs[own]))
+            groups.append(_group(node, tuple(rollouts), number))
     return tuple(groups)
 
 
-def _group(node: Mapping[str, Any], rollouts: tuple[Rollout, ...]) -> StoredGroup:
-    def each(key: str) -> list[Any] | None:
-        given = [kept.get(key) for kept in node["rollouts"]]
-        return None if any(one is None for one in given) else given
+def _rollout(kept: Mapping[str, Any], prompt: Prompt, ids: Array, lengths: Array, logprobs: Array) -> Rollout:
+    rollout = Rollout(
+        prompt=prompt,
+        token_ids=tuple(ids.tolist()),
+        text=kept["text"],
+        token_ends=tuple(np.cumsum(lengths).tolist()),
+        sampler_logprobs=tuple(logprobs.tolist()),
+        finish_reason=kept["finish_reason"],
+        policy_version=kept["policy_version"],
+    )
+    invariants.check_known(rollout.sampler_logprobs)
+    return rollout
 
-    rewards, advantages, labels, verdicts = map(each, ("reward", "advantages", "label", "verdict"))
+
+def _group(node: Mapping[str, Any], rollouts: tuple[Rollout, ...], number: int) -> StoredGroup:
+    def each(key: str, made: Callable[[Any, Rollout], Any]) -> tuple[Any, ...] | None:
+        given = [kept.get(key) for kept in node["rollouts"]]
+        if any(one is None for one in given):
+            return None
+        found = []
+        for place, (one, rollout) in enumerate(zip(given, rollouts, strict=True), start=1):
+            with _naming(node, number, place):
+                found.append(made(one, rollout))
+        return tuple(found)
+
     scorer = node.get("scorer")
     return StoredGroup(
         question=Question(problem_id=node["problem_id"], text=node["question"]),
         domain=node["domain"],
         digest=node["digest"],
         rollouts=rollouts,
-        rewards=None
-        if rewards is None
-        else tuple(reward_of(one, len(rollout)) for one, rollout in zip(rewards, rollouts, strict=True)),
-        advantages=None if advantages is None else tuple(map(_advantages, advantages)),
-        labels=None if labels is None else tuple(Label(**one) for one in labels),
-        verdicts=None if verdicts is None else tuple(verdicts),
+        rewards=each("reward", lambda one, rollout: reward_of(one, len(rollout))),
+        advantages=each("advantages", lambda one, _: _advantages(one)),
+        labels=each("label", lambda one, _: Label(**one)),
+        verdicts=each("verdict", lambda one, _: _verdict(one)),
         scorer=None if scorer is None else Scorer(**scorer),
     )
+
+
+def _verdict(given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise ValueError(f"verdict: true, false or null, but got {given!r}")
+    return given
 
 
 def _advantages(node: Mapping[str, Any]) -> Advantages:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exprl.data.fingerprint import digest_of
-from exprl.errors import DataError
+from exprl.errors import ContractError, DataError
 from exprl.types import Advantages, AnyReward, Problem, Prompt, Question, Rollout, RolloutGroup, ScoredGroup, Scorer
+
+NO_ROLLOUTS = "rollouts: a group has at least one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,16 @@ class Label:
     correct: bool | None = None
     first_error: int | None = None
     author: str | None = None
+
+    def __post_init__(self) -> None:
+        first = self.first_error
+        if not isinstance(self.correct, bool | None) or not isinstance(self.author, str | None):
+            raise ContractError(
+                f"a label's correct is true, false or null and its author text or null, but got {self.correct!r} and "
+                f"{self.author!r}"
+            )
+        if first is not None and (isinstance(first, bool) or not isinstance(first, int) or first < 0):
+            raise ContractError(f"a label's first_error is a character's number from 0 on, or null, but got {first!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +66,8 @@ class StoredGroup:
     scorer: Scorer | None = None
 
     def __post_init__(self) -> None:
+        if not self.rollouts:
+            raise ValueError(NO_ROLLOUTS)
         for name in ("rewards", "advantages", "labels", "verdicts"):
             given: Sequence[object] | None = getattr(self, name)
             if given is not None and len(given) != len(self.rollouts):

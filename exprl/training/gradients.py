@@ -18,8 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from exprl.checks.compilers import compile_errors
-from exprl.checks.finite import check_finite
-from exprl.errors import ConfigError
+from exprl.errors import ConfigError, NonFiniteError
 from exprl.experiment import UpdateConfig
 from exprl.models.base import LanguageModel
 from exprl.models.layers import decoder_layers
@@ -137,7 +136,12 @@ class StepGradient:
                     initial = computing.frozen_logprobs(self.initial_policy, update)
                 computing.accumulate(update, _backward, initial=initial)
             gradient = collected()
-        check_finite({"grad_norm": norm(gradient)}, where)
+        if not math.isfinite(size := norm(gradient)):
+            raise NonFiniteError(
+                f"{where}: the norm of the gradient is {size}. Nothing is trained here: it comes of the advantages of "
+                "these rollouts (exprl rollouts shows them), their log-probs, the objective's options, or a precision "
+                f"that is too small for them (trainer.precision={self.precision})."
+            )
         return gradient
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from exprl.build import Build
 from exprl.component import Choice
@@ -62,7 +65,8 @@ class StoredPolicies:
         self._loaded = version.steps
 
     def gradient(self, scored: Sequence[ScoredGroup], objective: Choice, where: str) -> torch.Tensor:
-        """See `StepGradient.of`."""
+        """See `StepGradient.of`; raises `DataError` where a token is none of the policy's as well."""
+        check_ids(scored, tokens_of(self._build.policy.model), where)
         return StepGradient(
             policy=self._build.policy,
             initial_policy=self._build.kept_initial_policy,
@@ -76,17 +80,39 @@ class StoredPolicies:
         ).of(scored, objective.build(Resources()), where)
 
 
+def tokens_of(model: nn.Module) -> int:
+    """How many tokens a transformers model knows, with those that only fill its table up."""
+    return int(cast(Any, model).get_input_embeddings().weight.shape[0])
+
+
+def check_ids(scored: Sequence[ScoredGroup], known: int, where: str) -> None:
+    """Raise `DataError` for a token, of a prompt or a rollout, that is none of the `known` ones of a model."""
+    for group in (one.group for one in scored):
+        for number, rollout in enumerate(group.rollouts, start=1):
+            largest = max((*rollout.prompt.token_ids, *rollout.token_ids), default=0)
+            if largest >= known:
+                raise DataError(
+                    f"{where}: problem {group.problem.id!r}, rollout {number}: token {largest} is not one of this "
+                    f"model's {known}: was this sampled with another tokenizer?"
+                )
+
+
 def as_scored(groups: Sequence[StoredGroup]) -> list[ScoredGroup]:
     """A step as training has it, with problems that have no scaffold: nothing of one is near a policy.
 
     Raises:
-        DataError: the rollouts have no rewards or advantages.
+        DataError: the rollouts have no rewards or advantages, or nobody knows their log-probs.
     """
     scored = []
     for group in groups:
         if group.rewards is None or group.advantages is None:
             raise DataError(
                 f"problem {group.problem_id!r}: its rollouts have no rewards and advantages to compare with."
+            )
+        if any(isnan(one) for rollout in group.rollouts for one in rollout.sampler_logprobs[:1]):
+            raise DataError(
+                f"problem {group.problem_id!r}: nobody knows the log-probs that its rollouts were sampled with, and "
+                "the loss needs them. Give a run's own rollouts."
             )
         problem = Problem(question=group.question, scaffold=Scaffold(), domain=group.domain)
         own = RolloutGroup(problem=problem, rollouts=group.rollouts)

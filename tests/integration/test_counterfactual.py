@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+import re
+import shutil
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from exprl.commands.judge import judge_rollouts
 from exprl.errors import PathError
 from exprl.evaluation.intervals import Interval
 from exprl.evaluation.rescoring import Rescored
+from exprl.rollouts import StoredGroup
 from exprl.runs.directory import RunDirectory
 from exprl.runs.versions import Version, nearest_versions
 from exprl.study.alternatives import Plan, given_alternatives
@@ -245,6 +248,69 @@ def test_what_is_refused(finished: Finished, tmp_path: Path, capsys: pytest.Capt
     assert not (output / "steps/step-000002.json").exists(), "before anything is measured"
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"alternatives": {"a": {"reward": {"name": "outcome"}}}}))
     assert "give one file" in refused(capsys, folder, tmp_path / "more.yaml", tmp_path / "more.yaml")
+
+
+def with_step(finished: Finished, folder: Path, change: Any) -> Path:
+    """A copy of the run whose second step has what `change` makes of its groups."""
+    run = shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("counterfactual"))
+    store = load_rollouts(run)
+    store.write(2, change(store[2]))
+    return run
+
+
+def test_a_step_without_rollouts(finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = with_step(finished, tmp_path / "run", lambda _: [])
+    output = ("--output", tmp_path / "out")
+    assert "the file of step 2 is whole, but holds no rollouts" in refused(capsys, run, *RETURN, *output, "--step", 2)
+    told = asked(capsys, run, *RETURN, *output)
+    assert "left out, as their files hold no rollouts: 1 step, the first 2" in told
+    assert sorted(file.name for file in (tmp_path / "out/steps").iterdir()) == ["step-000001.json", "step-000003.json"]
+
+
+def rollouts_with(**changed: Any) -> Any:
+    """What gives the first rollout of a step's first group others of its values."""
+
+    def change(groups: tuple[StoredGroup, ...]) -> list[StoredGroup]:
+        first = groups[0].rollouts[0]
+        values = {name: make(getattr(first, name)) for name, make in changed.items()}
+        return [replace(groups[0], rollouts=(replace(first, **values), *groups[0].rollouts[1:])), *groups[1:]]
+
+    return change
+
+
+def huge_advantages(groups: tuple[StoredGroup, ...]) -> list[StoredGroup]:
+    """In single precision finite, while the square of the gradient that they give is not."""
+    return [
+        replace(
+            group, advantages=tuple(replace(own, values=(3e38,) * len(own.values)) for own in group.advantages or ())
+        )
+        for group in groups
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            rollouts_with(token_ids=lambda ids: (2**30, *ids[1:])),
+            "step 2: problem '.*', rollout 1: token 1073741824 is not one of this model's [0-9]+: was this sampled "
+            "with another tokenizer?",
+        ),
+        (
+            rollouts_with(sampler_logprobs=lambda own: (float("nan"),) * len(own)),
+            "nobody knows the log-probs that its rollouts were sampled with",
+        ),
+        (huge_advantages, r"step 2: the norm of the gradient is (inf|nan)\. Nothing is trained here"),
+    ],
+)
+def test_rollouts_that_give_no_gradient_are_named(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    run = with_step(finished, tmp_path / "run", change)
+    told = refused(capsys, run, *RETURN, "--output", tmp_path / "out", "--step", 2)
+    assert re.search(message, told)
+    assert "optimizer.lr" not in told
+    assert "--resume" not in told
 
 
 def test_damaged_figures_are_named(tmp_path: Path) -> None:

@@ -250,6 +250,15 @@ def test_an_output_of_something_else_is_refused(
     assert "already holds something" in refused(capsys, finished, "--output", tmp_path / "mine")
 
 
+def test_a_step_without_rollouts_stays_one(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    store = load_rollouts(run)
+    store.write(2, [])
+    for _ in range(2):
+        assert "16 of 16 rollouts have the rewards" in judged(capsys, run, "--output", tmp_path / "out")
+    assert dict(load_rollouts(tmp_path / "out")) == {1: store[1], 2: ()}
+
+
 def test_what_cannot_be_graded_again_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

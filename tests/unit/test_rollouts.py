@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +17,9 @@ from hypothesis import given, settings, strategies as st
 
 from exprl.cli import main
 from exprl.data.fingerprint import digest_of
-from exprl.errors import DataError
+from exprl.errors import ContractError, DataError
 from exprl.rollouts import Label, RolloutStore, StoredGroup, load_rollouts
-from exprl.rollouts.format import LOGPROBS, decode, encode
+from exprl.rollouts.format import IDS, LOGPROBS, decode, decode_asked, encode
 from exprl.rollouts.importing import import_rollouts
 from exprl.rollouts.showing import records, samples
 from exprl.rollouts.store import file_name
@@ -195,6 +199,96 @@ def test_a_file_without_verdicts_and_scorers_is_read(tmp_path: Path) -> None:
     assert decode(path) == (1, (replace(group, verdicts=None, scorer=None),))
 
 
+def edited(path: Path, change: Callable[[list[Any], dict[str, Any], dict[str, Any]], None]) -> Path:
+    """A file of two groups of two rollouts, two tokens each, after a change of its groups, arrays and header."""
+    path.write_bytes(encode([stored(), stored("q", verdicts=(True, False), labels=(Label(), Label()))], step=1))
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    nodes = [json.loads(line) for line in members["groups.jsonl"].splitlines()]
+    arrays = {name: np.load(io.BytesIO(content)) for name, content in members.items() if name.endswith(".npy")}
+    header = json.loads(members["header.json"])
+    change(nodes, arrays, header)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("header.json", json.dumps(header))
+        file.writestr("groups.jsonl", "".join(f"{json.dumps(node)}\n" for node in nodes))
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            file.writestr(name, content.getvalue())
+    return path
+
+
+LAST = r"group 2 \(problem 'q'\), rollout 2: "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _, arrays, __: arrays[LOGPROBS].__setitem__(7, np.nan), LAST + ".* finite log-prob, .* token 1 is nan"),
+        (lambda _, arrays, __: arrays[LOGPROBS].__setitem__(6, -np.inf), LAST + ".* that of token 0 is -inf"),
+        (lambda _, arrays, __: arrays[LOGPROBS].__setitem__(6, np.inf), LAST + ".* that of token 0 is inf"),
+        (
+            lambda _, arrays, __: arrays[LOGPROBS].__setitem__(6, 3.0),
+            LAST + ".* a log-prob is at most 0, but one is 3.0",
+        ),
+        (lambda _, arrays, __: arrays[IDS].__setitem__(7, -1), LAST + "token_ids: .* but one is -1"),
+        (lambda nodes, _, __: nodes[1]["rollouts"][1].update(text="a\ud800"), LAST + "text: half of a surrogate pair"),
+        (lambda nodes, _, __: nodes[1]["rollouts"][1].update(text=5), LAST + "text: must be text"),
+        (lambda nodes, _, __: nodes[1]["rollouts"][1].update(verdict="yes"), LAST + "verdict: true, false or null"),
+        (lambda nodes, _, __: nodes[1]["rollouts"][1].update(policy_version="1"), LAST + "policy_version: "),
+        (
+            lambda nodes, _, __: nodes[1]["rollouts"][1]["label"].update(correct="no"),
+            LAST + "a label's correct is true, false or null",
+        ),
+        (
+            lambda nodes, _, __: nodes[1]["rollouts"][1]["label"].update(first_error=-3),
+            LAST + "a label's first_error is a character's number",
+        ),
+        (lambda nodes, _, __: nodes[1]["rollouts"][1].pop("text"), LAST + "'text' is missing"),
+        (lambda nodes, _, __: nodes[1].pop("prompt"), r"group 2 \(problem 'q'\): 'prompt' is missing"),
+        (lambda _, __, header: header.update(step=1.5), "step: a whole number from 0 on, but got 1.5"),
+    ],
+)
+def test_what_no_rollout_can_be_is_named_by_its_place(tmp_path: Path, change: Any, message: str) -> None:
+    path = edited(tmp_path / file_name(1), change)
+    with pytest.raises(DataError, match=f"{path}: .*{message}"):
+        decode(path)
+
+
+def test_an_advantage_that_training_cannot_hold_is_refused() -> None:
+    whole = (Segment(0, 2),)
+    assert Advantages(segments=whole, values=(3e38,)).values == (3e38,)
+    with pytest.raises(ContractError, match=r"a finite number, but got 1e\+308 .*, which is none in single precision"):
+        Advantages(segments=whole, values=(1e308,))
+
+
+def test_log_probs_that_rounding_lifts_and_unknown_ones_are_read(tmp_path: Path) -> None:
+    def change(_: Any, arrays: dict[str, Any], __: Any) -> None:
+        arrays[LOGPROBS][:4] = (1e-7, -1.0, np.nan, np.nan)
+
+    [group, _] = decode(edited(tmp_path / "x.npz", change))[1]
+    assert group.rollouts[0].sampler_logprobs == (pytest.approx(1e-7), -1.0)
+    assert all(map(math.isnan, group.rollouts[1].sampler_logprobs)), "nobody knows them"
+
+
+def test_a_group_without_rollouts_is_none(tmp_path: Path) -> None:
+    path = edited(tmp_path / "x.npz", lambda nodes, _, __: nodes.insert(1, {**nodes[0], "rollouts": []}))
+    for read in (decode, decode_asked):
+        with pytest.raises(DataError, match=rf"{path}: group 2 \(problem 'p'\): rollouts: a group has at least one"):
+            read(path)
+
+
+def test_the_quick_reader_names_the_file_too(tmp_path: Path) -> None:
+    for change in (
+        lambda nodes, _, __: nodes[0].pop("digest"),
+        lambda nodes, _, __: nodes.insert(0, []),
+        lambda nodes, _, __: nodes[0]["rollouts"][0].update(policy_version=None),
+    ):
+        path = edited(tmp_path / "x.npz", change)
+        with pytest.raises(DataError, match=f"{path}: group 1 "):
+            decode_asked(path)
+
+
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(encode([stored()], step=1))
@@ -342,6 +436,18 @@ def test_a_choice_of_nothing_is_told(
     told = capsys.readouterr()
     assert message.format(folder=tmp_path) in " ".join(told.err.split())
     assert told.out == ""
+
+
+def test_a_step_without_rollouts_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = RolloutStore(tmp_path)
+    store.write(1, [stored()])
+    store.write(2, [])
+    for options in ([], ["--json"]):
+        with pytest.raises(SystemExit):
+            main(["rollouts", str(tmp_path), "--step", "2", *options])
+        assert "the files of step 2 are whole, but hold no rollouts" in " ".join(capsys.readouterr().err.split())
+    main(["rollouts", str(tmp_path), "--json"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_labels_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

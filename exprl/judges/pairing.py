@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import TypeVar
 
 from exprl.errors import JudgeError
@@ -23,5 +24,6 @@ def one_each(asked: Sequence[object], given: Sequence[object], kind: type[T], wh
     checked = [item for item in given if isinstance(item, kind)]
     if len(checked) != len(given):
         other = next(item for item in given if not isinstance(item, kind))
-        raise JudgeError(f"{who} returned a {type(other).__name__} where a {name} belongs.")
+        made = f" Give {name}({fields(kind)[0].name}=…)." if is_dataclass(kind) else ""
+        raise JudgeError(f"{who} returned a {type(other).__name__} where a {name} belongs.{made}")
     return checked

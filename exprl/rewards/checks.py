@@ -26,12 +26,12 @@ def check_rewards(groups: Sequence[RolloutGroup], rewards: Sequence[GroupRewards
     """
     if not isinstance(rewards, (list, tuple)) or len(rewards) != len(groups):
         found = f"rewards of {len(rewards)} groups" if isinstance(rewards, (list, tuple)) else shown(rewards)
-        raise RewardError(f"{who} returned {found} for {len(groups)}.")
+        raise RewardError(f"{who} returned {found} for {len(groups)}. Give a tuple of rewards for each group.")
     for group, given in zip(groups, rewards, strict=True):
         of = f"of problem {group.problem.id!r}"
         if not isinstance(given, (list, tuple)) or len(given) != len(group.rollouts):
             found = f"{len(given)} rewards" if isinstance(given, (list, tuple)) else shown(given)
-            raise RewardError(f"{who} returned {found} for the {len(group.rollouts)} rollouts {of}.")
+            raise RewardError(f"{who} returned {found} for the {len(group.rollouts)} rollouts {of}. Give one each.")
         for number, (rollout, reward) in enumerate(zip(group.rollouts, given, strict=True)):
             problem = _fault(rollout, reward)
             if problem is not None:

@@ -315,7 +315,7 @@ class Loose(Canned):
         (OK[:1], "judge 'Loose' returned 1 for 2 requests"),
         ([], "returned 0 for 2 requests"),
         ([OK[0], None], "judge 'Loose' returned a NoneType where a Judgement belongs"),
-        ([4.0, 5.0], "returned a float where a Judgement belongs"),
+        ([4.0, 5.0], r"returned a float where a Judgement belongs\. Give Judgement\(score=…\)"),
     ],
 )
 def test_a_judge_gives_one_judgement_a_request(given, message):

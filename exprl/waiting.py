@@ -1,7 +1,8 @@
 """Waiting for others, with a limit that counts only while this process itself runs.
 
 A process that is stopped or swapped out, or whose interpreter one thread holds, hears nothing whatever the others do,
-and the clock goes on. So a wait is cut into short ones, of which each counts at most as long as it was to be.
+and the clock goes on. So a wait is cut into short ones, of which none counts for more than a tenth of the limit. On a
+busy machine, where each is late by a little, the limit is what it says all the same.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from contextlib import asynccontextmanager, contextmanager
 LOOKS = 2
 """At the least that fail, one after the other, before somebody who has answered counts as lost."""
 _PARTS = 100
+_LEAST = 10
+"""Looks in which a limit can pass at the least, so that one long absence cannot use it up."""
 
 
 class Wait:
     """How long another may still take.
 
-    Whoever waits asks `over` again and again, at least every `pause` seconds: what is more between two times was spent
-    without this process.
+    Whoever waits asks `over` again and again, every `pause` seconds: much more between two times was spent without this
+    process.
 
     Args:
         limit: seconds.
-        pause: the longest time between two questions that counts, in seconds; None: a hundredth of `limit`.
+        pause: between two questions, in seconds, of which no more counts; None: a hundredth of `limit`, of which up to
+            ten such may count.
 
     >>> wait = Wait(0.01)
     >>> while not wait.over():
@@ -33,13 +37,14 @@ class Wait:
 
     def __init__(self, limit: float, *, pause: float | None = None) -> None:
         self.pause = limit / _PARTS if pause is None else pause
+        self._most = limit / _LEAST if pause is None else pause
         self._left = limit
         self._asked = time.monotonic()
 
     def over(self) -> bool:
         """Whether its time is up."""
         now = time.monotonic()
-        self._left -= min(now - self._asked, self.pause)
+        self._left -= min(now - self._asked, self._most)
         self._asked = now
         return self._left <= 0
 

@@ -25,16 +25,19 @@ class ControlServer:
         faults: what happens at a path.
         headers: of the last request.
         context: the longest sequence that it says it takes.
+
+    Args:
+        port: 0 for any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.faults: dict[str, Fault] = {}
         self.headers: dict[str, str] = {}
         self.adapters: set[str] = set()
         self.context = 2**20
         self.version, self.paused, self.active, self.introduced = "default", False, False, False
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 

@@ -30,8 +30,8 @@ class PolicyServer(ControlServer):
         keeps: names of weights that it leaves as they are.
     """
 
-    def __init__(self, policy: LanguageModel) -> None:
-        super().__init__()
+    def __init__(self, policy: LanguageModel, port: int = 0) -> None:
+        super().__init__(port)
         base = type(policy.model)(policy.model.config).eval()
         with torch.no_grad():
             for parameter in base.parameters():  # what a server starts with is no policy's

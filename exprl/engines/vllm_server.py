@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
@@ -14,6 +16,7 @@ from exprl.engines.architecture import dtype_for, longest_for
 from exprl.engines.base import Engine, Sampling, check_request
 from exprl.engines.completions import Completion
 from exprl.engines.http import RequestFailedError
+from exprl.engines.servers.fleet import NoServerLeftError
 from exprl.engines.servers.options import FleetOptions
 from exprl.engines.vllm_options import check_installed
 from exprl.errors import ConfigError, EngineError
@@ -33,6 +36,13 @@ PROMPT_PATIENCE = 0
 """A policy's prompt is short: to read it at a second server costs less than a rollout more at the first
 (benchmarks/results/pipeline.md)."""
 
+_NOT_AWAITED = (
+    "One is started again, but a batch of several ranks, or one that is made beside an update (rollout.lookahead), "
+    "does not wait for it: with a larger rollout.servers.count the others go on."
+)
+
+log = logging.getLogger(__name__)
+
 
 @ENGINES.register("vllm_server")
 class VLLMServerEngine(FleetOptions, Engine):
@@ -43,7 +53,8 @@ class VLLMServerEngine(FleetOptions, Engine):
     of a server changed is refused.
 
     A server that dies is left out, or started again if the run started it, and what it was asked is asked of the
-    others with the same seeds. With no server left the run stops.
+    others with the same seeds. With no server left it is asked of one that the run starts again, where the run is a
+    single process that samples and updates in turn; else the run stops.
     """
 
     overlaps: ClassVar[bool] = True
@@ -68,6 +79,7 @@ class VLLMServerEngine(FleetOptions, Engine):
         self.longest = longest_for(self.policy, self.max_model_len)
         self._policy_version = 0
         self._sound = False
+        self._owner: int | None = None  # the thread that syncs, and so the one in which weights stand still
         self._link: Any = None
         self._row: Callable[[str], Recorder] | None = None
 
@@ -138,9 +150,33 @@ class VLLMServerEngine(FleetOptions, Engine):
         """See that what was asked since the last look was answered by the weights that servers should hold.
 
         Raises:
-            EngineError: one that has answered holds other weights now; or no server is left.
+            EngineError: one that has answered holds other weights now; or no server is left, see `go_on`.
         """
-        self._link.fleet.check_versions()
+        try:
+            self._link.fleet.check_versions()
+        except NoServerLeftError as error:
+            self.go_on(error)
+
+    def go_on(self, error: NoServerLeftError) -> None:
+        """Have a server again where the run starts one of its own: wait for it, and give it the weights it should hold.
+
+        To be called by whoever met `error`, and asks again then.
+
+        Raises:
+            EngineError: `error`, where none is started, or the weights may be others meanwhile.
+        """
+        fleet, following = self._link.fleet, self._link.following
+        fleet.settle()
+        if fleet.addresses:
+            return
+        if not following.starting:
+            raise error
+        if not following.alone or self._owner != threading.get_ident():
+            raise NoServerLeftError(f"{error} {_NOT_AWAITED}") from None
+        log.warning(
+            "no server is left to sample from: what it was asked waits until one has started and has the weights"
+        )
+        self.sync(self._policy_version)
 
     def sync(self, policy_version: int) -> None:
         """Give all servers the policy's weights, on all ranks together, and see that they arrived.
@@ -153,7 +189,7 @@ class VLLMServerEngine(FleetOptions, Engine):
         if self._link is None:
             self._link = Link(self, self.policy, run_dir=self.run_dir, dtype=self._dtype, longest=self.longest)
         self._link.fleet.row = self._row
-        self._policy_version, self._sound = policy_version, False
+        self._policy_version, self._sound, self._owner = policy_version, False, threading.get_ident()
         self._link.following.update(policy_version)
         self._sound = True
 
@@ -186,17 +222,28 @@ class VLLMServerEngine(FleetOptions, Engine):
             return
         fleet = self._link.fleet
         waiting: dict[Future[tuple[Completion, Address]], tuple[int, int]] = {}
+        left = [(index, sample) for index in range(len(prompts)) for sample in range(sampling.n)]
         try:
-            fleet.check_versions()
-            for index, prompt in enumerate(prompts):
-                for sample in range(sampling.n):
+            self.check_answers()
+            while left:
+                for index, sample in left:
                     seed = derive_seed(sampling.seed, sampling.number(index), sample)
-                    request = self._served.request(prompt, sampling, seed)
-                    waiting[fleet.submit(prompt.token_ids, request, patience=PROMPT_PATIENCE)] = index, sample
-            for done in as_completed(list(waiting)):
-                index, sample = waiting.pop(done)
-                yield index, self._rollout(prompts[index], done, sample)
-            fleet.check_versions()
+                    request = self._served.request(prompts[index], sampling, seed)
+                    asked = fleet.submit(prompts[index].token_ids, request, patience=PROMPT_PATIENCE)
+                    waiting[asked] = (index, sample)
+                left, failure = [], None
+                for done in as_completed(list(waiting)):
+                    own = waiting.pop(done)
+                    try:
+                        rollout = self._rollout(prompts[own[0]], done, own[1])
+                    except NoServerLeftError as error:
+                        left.append(own)
+                        failure = error
+                    else:
+                        yield own[0], rollout
+                if failure is not None:
+                    self.go_on(failure)
+            self.check_answers()
         finally:
             for request_under_way in waiting:
                 request_under_way.cancel()

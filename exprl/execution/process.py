@@ -95,7 +95,7 @@ class Contained:
             ready.writes.close()
             self._ready = ready.reads
             self._ours = ours.pop_all()
-        self._left = Wait(START_SECONDS)
+        self._left = Wait(START_SECONDS, pause=_LOOK_EVERY)
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +120,7 @@ class Contained:
 
     def renew(self) -> None:
         """The time of a run counts from now."""
-        self._left = Wait(self.limits.wall)
+        self._left = Wait(self.limits.wall, pause=_LOOK_EVERY)
 
     def read_all(self) -> bytes:
         """Everything that it prints, to its end; raises `LimitError`."""

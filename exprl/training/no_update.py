@@ -41,7 +41,8 @@ def no_update(scored: Sequence[ScoredGroup], dropped: int, rounds: int = 0) -> N
 
     They are those that stayed after so many `rounds` of fresh prompts (`update.dynamic_sampling`).
 
-    The nearest cause is named: nothing was written, everything was cut off, or the rewards are all the same.
+    The nearest cause is named: nothing was written, everything was cut off, or the rewards are all the same. Where some
+    were cut off and the others earned the same, the advice is for the larger part.
     """
     rollouts = [rollout for s in scored for rollout in s.group.rollouts]
     rewards = [reward for s in scored for reward in s.rewards]
@@ -56,12 +57,13 @@ def no_update(scored: Sequence[ScoredGroup], dropped: int, rounds: int = 0) -> N
     counting = [r for r, rollout in zip(rewards, rollouts, strict=True) if not _earned_nothing(r, rollout)]
     values = {value for reward in counting for value in _values(reward)}
     alike = "the rewards within each are alike" if len(values) != 1 else f"every reward is {min(values):.3g}"
-    if cut:
-        of_the_rest = alike.replace("every reward", "the reward of the others")
-        return NoUpdate(
-            f"{where}, {cut} of {len(rollouts)} rollouts were cut off at the length limit, {of_the_rest}", _LONGER
-        )
-    return NoUpdate(f"{where}, {alike}", _HARDER if values == {1.0} else _EASIER)
+    advice = _HARDER if values == {1.0} else _EASIER
+    if not cut:
+        return NoUpdate(f"{where}, {alike}", advice)
+    rest = len(rollouts) - cut
+    of_the_rest = alike.replace("every reward", f"the reward of the other {rest if rest > 1 else 'one'}")
+    were = f"{cut} of {len(rollouts)} rollouts {'was' if cut == 1 else 'were'} cut off at the length limit"
+    return NoUpdate(f"{where}, {were}, {of_the_rest}", _LONGER if cut >= rest else advice)
 
 
 def _after(rounds: int) -> str:

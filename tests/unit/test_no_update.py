@@ -40,7 +40,28 @@ def group(*values: float | None, tokens: int = 2, cut_off: bool = False) -> Scor
         (
             [group(0.0, 0.0, cut_off=True), group(0.5)],
             2,
-            "2 of 2 groups without signal, 2 of 3 rollouts were cut off at the length limit, the reward of the others",
+            "2 of 2 groups without signal, 2 of 3 rollouts were cut off at the length limit, the reward of the other "
+            "one is 0.5",
+            "rollout.max_new_tokens",
+        ),
+        (
+            [group(0.0, cut_off=True), group(*[0.0] * 31)],
+            2,
+            "2 of 2 groups without signal, 1 of 32 rollouts was cut off at the length limit, the reward of the other "
+            "31 is 0",
+            "easier problems",
+        ),
+        (
+            [group(0.0, cut_off=True), group(1.0, 1.0)],
+            2,
+            "2 of 2 groups without signal, 1 of 3 rollouts was cut off at the length limit, the reward of the other 2 "
+            "is 1",
+            "harder problems",
+        ),
+        (
+            [group(0.0, 0.0, cut_off=True), group(0.5, 0.5)],
+            2,
+            "2 of 2 groups without signal, 2 of 4 rollouts were cut off at the length limit, the reward of the other 2",
             "rollout.max_new_tokens",
         ),
         ([group(0.0, tokens=0)] * 2, 2, "all 2 rollouts are empty", "exprl rollouts"),

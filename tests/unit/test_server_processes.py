@@ -84,6 +84,7 @@ def test_stopping_ends_it_and_what_it_has_started(process):
     assert process.exit_code is None
     process.stop()
     assert process.exit_code is not None
+    assert process.end == "", "it did not end of itself"
     assert not any(alive(pid) for pid in pids(process.log))
 
 
@@ -92,6 +93,7 @@ def test_a_killed_server_leaves_nothing(process):
     os.kill(server, signal.SIGKILL)
     until(lambda: process.exit_code is not None)
     assert process.exit_code == 128 + signal.SIGKILL
+    assert process.end == "its process was ended by SIGKILL (kill -9, or a machine that is out of memory)"
     assert not alive(child)
 
 
@@ -129,6 +131,7 @@ def test_a_stopped_server_is_ended_too(process):
     """One that is stopped (SIGSTOP) hears no request to end."""
     os.kill(pids(process.log)[0], signal.SIGSTOP)
     process.stop()
+    assert process.end == ""
     assert not any(alive(pid) for pid in pids(process.log))
 
 
@@ -171,6 +174,9 @@ def make(tmp_path: Path) -> Iterator[Any]:
         assert not any(alive(pid) for pid in pids(log))
 
 
+KILLED = "its process was ended by SIGKILL (kill -9, or a machine that is out of memory); "
+
+
 def kill(supply_logs: Path, number: int) -> None:
     os.kill(pids(supply_logs / f"server-{number}.log")[-2], signal.SIGKILL)
 
@@ -188,14 +194,15 @@ def test_one_that_died_is_started_again_as_often_as_it_may(make, tmp_path):
     first, second = supply.start()
     kill(tmp_path / "servers", 0)
     until(lambda: not answers(first))
-    assert supply.lost(first).startswith("it is started again")
+    assert supply.lost(first).startswith(f"{KILLED}it is started again (restart 1 of 1), and samples once")
     assert supply.lost(first) == "it has been started again", "a second rank, or request, that says so"
     until(lambda: len(supply.present()) == 2)
     again = supply.present()[0]
     assert (again.number, supply.present()[1]) == (0, second)
     assert again.url != first.url
     kill(tmp_path / "servers", 0)
-    assert supply.lost(again) == "it was started 2 times and is left out from now on"
+    used = "it was started 2 times and is left out from now on (rollout.servers.restarts=1)"
+    assert supply.lost(again) == f"{KILLED}{used}"
     assert supply.present() == [second]
 
 
@@ -206,9 +213,11 @@ def test_where_none_is_left_one_that_starts_is_waited_for(make, tmp_path):
     supply.lost(only)
     [again] = supply.present()
     assert answers(again)
+    assert supply.starting
     kill(tmp_path / "servers", 0)
     supply.lost(again)
     assert supply.present() == []
+    assert not supply.starting
 
 
 def test_a_death_that_nobody_was_told_of_is_noticed(make, tmp_path):
@@ -235,7 +244,8 @@ def test_after_the_end_none_is_started_again(make):
     supply = make(1)
     [only] = supply.start()
     supply.stop()
-    assert "left out" in supply.lost(only)
+    assert supply.lost(only) == "it was started 1 time and is left out from now on (the run ends)"
+    assert not supply.starting
     assert supply.present() == []
 
 

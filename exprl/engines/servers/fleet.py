@@ -33,6 +33,10 @@ ABORTED = "abort"
 """How vLLM ends a request that a pause drops: before an update, which may be another run's."""
 
 
+class NoServerLeftError(EngineError):
+    """Every server is lost; what was asked has no answer, and may be asked again once there are servers."""
+
+
 class Control(Protocol):
     """What a fleet asks a server beside completions; each call has a time limit of its own."""
 
@@ -132,6 +136,7 @@ class Fleet:
         health_interval: seconds between two looks at servers that have requests under way.
         health_timeout: seconds without a sign of life after which one is lost, see `exprl.waiting`.
         part: this rank and how many there are; each prefers other servers, see `place`.
+        remedy: what whoever reads that none is left may do.
     """
 
     def __init__(
@@ -143,11 +148,13 @@ class Fleet:
         health_timeout: float,
         part: tuple[int, int] = (0, 1),
         by_version: bool = False,
+        remedy: str = "See that they run, then go on with --resume.",
     ) -> None:
         self._reach, self._on_loss = reach, on_loss
         self._interval, self._limit = health_interval, health_timeout
         self._rank, self._ranks = part
         self._by_version = by_version
+        self._remedy = remedy
         self.row: Callable[[str], Recorder] | None = None
         """Gives what hears of each server that is adopted from now on."""
         self._loop = BackgroundLoop()
@@ -170,7 +177,9 @@ class Fleet:
     def adopt(self, addresses: Iterable[Address], version: str) -> None:
         """From now on these are asked, which hold the weights `version`; no request may be under way."""
         known = {member.address: member for member in self._members.values() if member.lost is None}
-        self._members = {own.number: known.get(own) or Member(own, *self._reach(own, self._loop)) for own in addresses}
+        lost = {number: member for number, member in self._members.items() if member.lost is not None}
+        asked = {own.number: known.get(own) or Member(own, *self._reach(own, self._loop)) for own in addresses}
+        self._members = asked or lost  # where none is left these say why
         if self.row is not None:
             for member in self._members.values():
                 member.recorder = self.row(f"server {member.address.number}")  # also where it was started again
@@ -197,8 +206,8 @@ class Fleet:
 
         A server that has read it is asked again while it has at most `patience` requests more than another.
 
-        The future raises `RequestFailedError` where a server that is well refuses the request, and `EngineError` where
-        no server is left.
+        The future raises `RequestFailedError` where a server that is well refuses the request, and `NoServerLeftError`
+        where none is left.
         """
         return self._loop.submit(self._answered(beginning, self._named(request), patience))
 
@@ -250,6 +259,9 @@ class Fleet:
             if not self._pending and self._watching is not None:
                 self._watching.cancel()
                 self._watching = None
+            if not self._pending:
+                async with self._changed:
+                    self._changed.notify_all()  # see `settle`
 
     async def _placed(self, beginning: Hashable, patience: int) -> Member:
         """The server for a request, once one has room; raises `EngineError` when none is left."""
@@ -274,10 +286,19 @@ class Fleet:
             raise self.none_left()
         return {n: member for n, member in left.items() if member.load < member.completions.options.concurrency}
 
-    def none_left(self) -> EngineError:
+    def none_left(self) -> NoServerLeftError:
         """What is said when no server is left."""
         ends = "; ".join(f"{member.address}: {member.lost}" for member in self._members.values()) or "none was there"
-        return EngineError(f"no server is left to sample from ({ends}). See that they run, then go on with --resume.")
+        return NoServerLeftError(f"no server is left to sample from ({ends}). {self._remedy}")
+
+    def settle(self) -> None:
+        """Where none is left: wait until every request has failed for it, and every loss was reacted to."""
+        self._loop.submit(self._settle()).result()
+
+    async def _settle(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._pending or bool(self.addresses))
+        await asyncio.gather(*self._reactions)
 
     # ------------------------------------------------------------------ how servers are
 
@@ -346,12 +367,12 @@ class Fleet:
             return
         member.lose(reason)
         self._counts["lost"] += 1
-        async with self._changed:
-            self._changed.notify_all()  # those that wait for room may have no server left
         # In a thread: ending what is left of a process may take seconds, which nobody here has to wait for.
         reaction = asyncio.create_task(asyncio.to_thread(self._on_loss, member.address, reason))
         self._reactions.add(reaction)
         reaction.add_done_callback(self._reactions.discard)
+        async with self._changed:
+            self._changed.notify_all()  # those that wait for room may have no server left
 
 
 def _healthy(control: Control) -> bool:

@@ -12,7 +12,7 @@ import torch
 from exprl.engines.canary import TOLERANCES, canary_of, trainer_logprobs
 from exprl.engines.completions import Completion
 from exprl.engines.http import RequestFailedError
-from exprl.engines.servers.fleet import Address, Fleet
+from exprl.engines.servers.fleet import Address, Fleet, NoServerLeftError
 from exprl.engines.servers.ranks import Ranks
 from exprl.engines.servers.supply import Supply
 from exprl.engines.transfer.base import Group, TransferError, WeightTransfer
@@ -74,11 +74,31 @@ class Following:
         """Give every server that answers the policy's present weights, those after `version` updates, and check them.
 
         The first call starts the servers, of which each must then take the weights; later one that does not is left
-        out. No request of this rank may be under way.
+        out. Where none is left, a process that is alone waits for one that is started again, and gives it the weights.
+        No request of this rank may be under way.
 
         Raises:
             EngineError: on every rank, where no server is left, or one has other weights afterwards than the trainer.
         """
+        while True:
+            try:
+                return self._update(version)
+            except NoServerLeftError:
+                self._fleet.settle()
+                if not self.starting or not self.alone:
+                    raise
+
+    @property
+    def starting(self) -> bool:
+        """Whether the run starts a server again that was lost."""
+        return self._supply.starting
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other rank has to take part in an update."""
+        return self._ranks.size == 1
+
+    def _update(self, version: int) -> None:
         self._ranks.meet("an update of the servers' weights")  # and are not sampling any more
         present = self._together(self._present, "the servers of a run")
         failure = None

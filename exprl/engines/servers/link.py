@@ -64,6 +64,7 @@ class Link:
             tied=tied_names(policy.model),
         )
         self._adapters = AdapterTransfer(self._transfer, folder=folder) if policy.adapted else None
+        supply = self._supply()
         self.fleet = Fleet(
             self._reach,
             on_loss=lambda address, reason: self.following.lost(address, reason),
@@ -71,11 +72,12 @@ class Link:
             health_timeout=options.health_timeout,
             part=(self._ranks.rank, self._ranks.size),
             by_version=policy.adapted,
+            remedy=supply.remedy,
         )
         self.following = Following(
             policy,
             self.fleet,
-            self._supply(),
+            supply,
             self._transfer,
             self._adapters,
             lambda address: self._control(address, options.sync_timeout),

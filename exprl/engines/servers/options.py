@@ -40,7 +40,9 @@ class OwnServers:
     )
     start_timeout: Seconds = option(default=900.0, help="seconds a server may take to start", free=True)
     restarts: Annotated[int, Range(ge=0, le=1000)] = option(
-        default=3, help="times a server that died is started again before it is left out", free=True
+        default=3,
+        help="times a server that died is started again before it is left out (with none left: docs/engines.md)",
+        free=True,
     )
     arguments: list[NonEmpty] = option(
         default=[], help="further arguments of vLLM's API server, for example [--max-num-seqs, '256']", free=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,10 @@ _STOP = watcher.GRACE + 60.0
 """Seconds for a watcher to end a server: one that is killed itself leaves what the server has started."""
 _SHOWN = 2000
 """Characters of a server's log that an error shows."""
+
+_SIGNALLED = 128
+"""Exit codes above this are a signal's."""
+_OFTEN = {"SIGKILL": " (kill -9, or a machine that is out of memory)"}
 
 
 class ServerProcess:
@@ -42,6 +47,23 @@ class ServerProcess:
     def exit_code(self) -> int | None:
         """None while it runs."""
         return self._watcher.poll()
+
+    @property
+    def end(self) -> str:
+        """How it ended of itself, or by others than this process; nothing where it runs, or was ended by `stop`.
+
+        Asked after `stop` it is known for certain: until then what a dead server has started may still be tidying up.
+        """
+        code = self.exit_code
+        if code is None or code == watcher.ASKED:
+            return ""
+        if code <= _SIGNALLED:
+            return f"its process ended with exit code {code}"
+        try:
+            name = signal.Signals(code - _SIGNALLED).name
+        except ValueError:
+            return f"its process ended with exit code {code}"
+        return f"its process was ended by {name}{_OFTEN.get(name, '')}"
 
     def stop(self) -> None:
         """End it and all it has started, within some seconds."""

@@ -45,6 +45,16 @@ class Supply(ABC):
         Where none does, but one is being started, it is waited for within its limit.
         """
 
+    @property
+    def starting(self) -> bool:
+        """Whether a server that is lost is being started again, or will be; never, unless a supply says so."""
+        return False
+
+    @property
+    @abstractmethod
+    def remedy(self) -> str:
+        """What whoever reads that no server is left may do."""
+
     def advice(self) -> str:
         """What whoever reads that a server cannot follow the policy may do; nothing, unless a supply says so."""
         return ""
@@ -79,6 +89,11 @@ class GivenServers(Supply):
         """The command."""
         return f" Start each there with\n    {self._command}\nor leave it out."
 
+    @property
+    def remedy(self) -> str:
+        """See `Supply`."""
+        return "See that they run, then go on with --resume."
+
     def lost(self, address: Address) -> str:
         """See `Supply`."""
         del address
@@ -87,11 +102,6 @@ class GivenServers(Supply):
     def present(self) -> list[Address]:
         """See `Supply`."""
         return [address for address in self._addresses if self._answers(address)]
-
-
-def _end_of(process: ServerProcess | None) -> str:
-    code = process.exit_code if process is not None else None
-    return "" if code is None else f"its process ended with exit code {code}; "
 
 
 @dataclass
@@ -154,19 +164,30 @@ class OwnProcesses(Supply):
             )
         return [address for address in ready if address is not None]
 
+    @property
+    def starting(self) -> bool:
+        """See `Supply`."""
+        return not self._stopped and any(not place.given_up for place in self._places)
+
+    @property
+    def remedy(self) -> str:
+        """See `Supply`."""
+        return f"Their logs are in {self._logs}. Go on with --resume, which starts servers anew."
+
     def lost(self, address: Address) -> str:
         """See `Supply`."""
         place = self._places[address.number]
         with place.lock:
             if place.address != address:
                 return "it has been started again"
-            how = _end_of(place.process)
             self._end(place)
-            if self._stopped or place.starts > self._restarts:
-                place.given_up = True
-                return f"{how}it was started {counted(place.starts, 'time')} and is left out from now on"
-            self._launch(place)
-        return f"{how}it is started again, and samples once it is ready at an update of the weights"
+            if not self._again(place):
+                why = "the run ends" if self._stopped else f"rollout.servers.restarts={self._restarts}"
+                done = f"it was started {counted(place.starts, 'time')} and is left out from now on ({why})"
+            else:
+                which = f"restart {place.starts - 1} of {self._restarts}"
+                done = f"it is started again ({which}), and samples once it has the weights"
+        return f"{place.ended}{done}"
 
     def present(self) -> list[Address]:
         """See `Supply`."""
@@ -200,10 +221,17 @@ class OwnProcesses(Supply):
         place.begun = time.monotonic()
         place.starts += 1
 
+    def _again(self, place: _Place) -> bool:
+        """Start it again if it may be; whether it was."""
+        place.given_up = self._stopped or place.starts > self._restarts
+        if not place.given_up:
+            self._launch(place)
+        return not place.given_up
+
     def _end(self, place: _Place) -> None:
         if place.process is not None:
-            place.ended = _end_of(place.process)
             place.process.stop()
+            place.ended = f"{end}; " if (end := place.process.end) else ""
             place.last_words = place.process.last_words()
             place.process = None
 
@@ -221,10 +249,7 @@ class OwnProcesses(Supply):
             if process.exit_code is None and not late:
                 return None
             self._end(place)
-            if self._stopped or place.starts > self._restarts:
-                place.given_up = True
-            else:
-                self._launch(place)
+            self._again(place)
             return None
 
     def _await(self, place: _Place, wait: Wait) -> Address | None:

@@ -18,6 +18,8 @@ from contextlib import suppress
 
 LOOK = 0.1
 """Seconds between two looks at the server."""
+ASKED = 250
+"""The exit code where the server was still running when it was ended here; else it is the server's own."""
 GRACE = 5.0
 """Seconds the server, and what it has started, have to end of themselves."""
 
@@ -25,7 +27,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(command: list[str]) -> int:
-    """Run `command` until it ends or whoever started this does; returns its exit code, 128 and more for a signal."""
+    """Run `command` until it ends or whoever started this does.
+
+    Returns its own exit code, 128 and more for a signal, or `ASKED`.
+    """
     parent = os.getppid()
     server = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_this_process
@@ -33,10 +38,15 @@ def main(command: list[str]) -> int:
     try:
         while server.poll() is None and os.getppid() == parent and not select.select([0], [], [], LOOK)[0]:
             pass
+        code = server.poll()
         _end(server)
+        if code is None and server.poll() == -signal.SIGKILL:  # not sent from here yet: it was dying when asked to end
+            code = -signal.SIGKILL
     finally:
         _signal(server.pid, signal.SIGKILL)  # what the server started and left behind
-    code = server.wait()
+    server.wait()
+    if code is None:
+        return ASKED
     return code if code >= 0 else 128 - code
 
 

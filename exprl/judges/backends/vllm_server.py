@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from exprl.component import given
 from exprl.engines.completions import Completion
 from exprl.engines.http import RequestFailedError
+from exprl.engines.servers.fleet import NoServerLeftError
 from exprl.engines.vllm_server import VLLMServerEngine
 from exprl.errors import ConfigError
 from exprl.judges.backends.base import JudgeBackend, JudgeModel, Query, QueuedBackend, Reply
@@ -43,7 +44,8 @@ class VLLMServerBackend(QueuedBackend[_Asked]):
     Where only an adapter trains they hold the frozen initial policy, too: frozen weights are the base beside it.
 
     Prompts about one problem go where its beginning is in the prefix cache. What a server that dies leaves is asked of
-    the others; a request that a server in good health refuses is a reply with status error or timeout.
+    the others, or of one that is started again; a request that a server in good health refuses is a reply with status
+    error or timeout.
 
     """
 
@@ -137,6 +139,9 @@ class VLLMServerBackend(QueuedBackend[_Asked]):
             completion, address = request.result()
         except RequestFailedError as error:
             return Reply(status="timeout" if error.timed_out else "error", text=str(error))
+        except NoServerLeftError as error:
+            self.engine.go_on(error)
+            return self._answer(query, self._submit(query))
         return reply_in(completion, query, label_ids, self.tokens, address)
 
 

@@ -26,7 +26,7 @@ from exprl.config.ranges import (
     TopP,
 )
 from exprl.errors import ConfigError
-from exprl.granularity import granularities_of, usual_advantage
+from exprl.granularity import check_advantage, usual_advantage
 from exprl.kernels import Backend
 from exprl.registry import (
     ADVANTAGES,
@@ -336,7 +336,7 @@ class Experiment:
     def __post_init__(self) -> None:
         method = self.method.cls
         if method.scores:
-            self._check_advantage()
+            check_advantage(self.advantage, self.reward)
         size = self.update.prompts_per_update
         if size is not None and self.data.prompts_per_step % size:
             raise ConfigError(
@@ -349,19 +349,6 @@ class Experiment:
             )
         samples_at = fields_of(self.rollout.cls.Config)["temperature"].annotation
         configuration.coerce(samples_at, self.evaluation.temperature, "evaluation.temperature")
-
-    def _check_advantage(self) -> None:
-        """Raise `ConfigError` where a reward, that of a domain for example, gives what the advantage does not take."""
-        given, accepts = granularities_of(self.reward), self.advantage.cls.accepts
-        for key, granularity in given.items():
-            if granularity not in accepts:
-                fitting = [name for name in ADVANTAGES.names() if ADVANTAGES.get(name).accepts >= set(given.values())]
-                giver = f"reward.{key}" if key else f"reward {self.reward.name!r}"
-                raise ConfigError(
-                    f"advantage.name: {self.advantage.name!r} takes one reward a {' or '.join(sorted(accepts))}, but "
-                    f"{giver} gives one a {granularity}. Set advantage.name to one of: {', '.join(fitting)}"
-                    f"{'; or reward.name=sparse or outcome.' if granularity == 'segment' else '.'}"
-                )
 
 
 def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:

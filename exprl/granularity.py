@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from exprl.component import Choice
 from exprl.errors import ConfigError
+from exprl.registry import ADVANTAGES
 
 USUAL_ADVANTAGES = {"rollout": "group", "segment": "segment_delta"}
 """The advantage that goes with a reward of each granularity where none is named: GRPO's, and the paper's main one."""
@@ -26,3 +27,17 @@ def usual_advantage(reward: Choice) -> str:
         ConfigError: the reward's class does not say what it gives a reward to.
     """
     return USUAL_ADVANTAGES["segment" if "segment" in granularities_of(reward).values() else "rollout"]
+
+
+def check_advantage(advantage: Choice, reward: Choice) -> None:
+    """Raise `ConfigError` where a reward, that of a domain for example, gives what the advantage does not take."""
+    given, accepts = granularities_of(reward), advantage.cls.accepts
+    for key, granularity in given.items():
+        if granularity not in accepts:
+            fitting = [name for name in ADVANTAGES.names() if ADVANTAGES.get(name).accepts >= set(given.values())]
+            giver = f"reward.{key}" if key else f"reward {reward.name!r}"
+            raise ConfigError(
+                f"advantage.name: {advantage.name!r} takes one reward a {' or '.join(sorted(accepts))}, but {giver} "
+                f"gives one a {granularity}. Set advantage.name to one of: {', '.join(fitting)}"
+                f"{'; or reward.name=sparse or outcome.' if granularity == 'segment' else '.'}"
+            )

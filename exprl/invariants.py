@@ -151,6 +151,15 @@ def _of_kind(name: str, given: Any, kind: type[Any], called: str) -> tuple[Any, 
     return tuple(given)
 
 
+def check_end(reason: Any, known: Sequence[str]) -> None:
+    """Raise `ContractError` where a rollout did not end for a reason that is `known`."""
+    if reason not in known:
+        raise ContractError(
+            f"finish_reason: {' or '.join(map(repr, known))}, but got {reason!r}; 'length' is a rollout that was "
+            "cut off"
+        )
+
+
 def check_ends(ends: tuple[int, ...], text: str) -> None:
     """Raise `ContractError` unless tokens that end at these characters make up the text."""
     within = ends[0] >= 0 and ends[-1] == len(text) if ends else not text

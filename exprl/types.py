@@ -133,11 +133,7 @@ class Rollout:
     place: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.finish_reason not in get_args(FinishReason):
-            raise ContractError(
-                f"finish_reason: {' or '.join(map(repr, get_args(FinishReason)))}, but got {self.finish_reason!r}; "
-                "'length' is a rollout that was cut off"
-            )
+        invariants.check_end(self.finish_reason, get_args(FinishReason))
         _set(
             self,
             token_ids=invariants.token_ids(self.token_ids),

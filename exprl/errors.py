@@ -147,6 +147,19 @@ LISTED = 40
 """Choices that a message lists: more than any family has components, and no data set's ids."""
 
 
+def such_as(given: str, ids: Iterable[str]) -> str:
+    """A sentence that says what ids there are, of which there may be very many, made by a program.
+
+    >>> such_as("Q-1", ["q-1", "q-2", "q-3"]), such_as("7", ["q-1", "q-2", "q-3"])
+    ("Did you mean 'q-1'?", "There are 3, from 'q-1' to 'q-3'.")
+    """
+    ids = list(ids)
+    same = next((one for one in ids if one.strip().casefold() == given.strip().casefold()), None)
+    if same is not None:
+        return f"Did you mean {same!r}?"
+    return f"There are {len(ids)}, from {ids[0]!r} to {ids[-1]!r}." if len(ids) > 1 else f"There is {ids!r} alone."
+
+
 def did_you_mean(given: str, choices: Iterable[str]) -> str:
     """A sentence that suggests the closest choice and lists all of them, or the first of very many.
 

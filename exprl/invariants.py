@@ -216,12 +216,12 @@ def fault_of(text: str) -> str:
     r"""What makes a text none that a tokenizer or a file can take, in words; empty where nothing does.
 
     >>> fault_of("a\ud800"), fault_of("é")
-    ("half of a surrogate pair ('\\ud800') at character 1, which is no text", '')
+    ("half of a surrogate pair at character 1 ('\\ud800'), which is no text", '')
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"half of a surrogate pair ({text[error.start]!a}) at character {error.start}, which is no text"
+        return f"half of a surrogate pair at character {error.start} ({text[error.start]!a}), which is no text"
     return ""
 
 

@@ -14,6 +14,7 @@ from exprl.rollouts.curves import curves_of
 from exprl.rollouts.store import RolloutStore
 from exprl.slicers.base import ScoredSlicer
 from exprl.terminal.console import Console, line
+from exprl.terminal.wording import counted
 
 EVERY = 64
 """Tokens between two points of a curve where the config says nothing; the segments' ends are points too."""
@@ -71,7 +72,7 @@ def write_curves(store: RolloutStore, file: Path, console: Console) -> None:
             yield one.line()
 
     write_lines(file, lines())
-    console.say(f"{len(labelled)} curves: {line(str(file))}")
+    console.say(f"{counted(len(labelled), 'curve')}: {line(str(file))}")
     if not labelled:
         return
     places = set(chosen(labelled))

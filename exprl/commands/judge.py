@@ -93,7 +93,8 @@ def tell(
         f"{line(str(after.folder))}"
     )
     if counts["had"]:
-        console.say(f"{counts['same']} of {counted(counts['had'], 'rollout')} have the rewards that they had before")
+        have = "has the rewards that it" if counts["had"] == 1 else "have the rewards that they"
+        console.say(f"{counts['same']} of {counted(counts['had'], 'rollout')} {have} had before")
 
 
 def same_values(one: AnyReward, other: AnyReward) -> bool:

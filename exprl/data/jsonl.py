@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,28 +43,53 @@ class JsonLinesSource(TableOptions, ProblemSource):
             yield f"{path}:{number}", f"{path.stem}-{number}", row
 
 
-def read_lines(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[int, Row]]:
-    """Each row with its line, blank ones skipped; raises `DataError` for the first line that is no JSON object."""
+def read_lines(
+    path: Path, offset: int = 0, limit: int | None = None, *, source: bool = True
+) -> Iterator[tuple[int, Row]]:
+    """Each row with its line, blank ones skipped; raises `DataError` for the first line that is no JSON object.
+
+    `source`: whether the file is that of a source of problems, for which there are others; for messages.
+    """
     with opened(path) as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         for number, line in window(lines, offset, limit):
-            yield number, _object(line, f"{path}:{number}")
+            yield number, _object(line, path, number, source=source)
 
 
-GZIP = b"\x1f\x8b"
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 MAX_DIGITS = 4000
 """Digits of a whole number that Python turns into one; longer ones stay text, as in a column nobody asks for."""
 
 
-def _object(line: bytes, where: str) -> Row:
+def _object(line: bytes, path: Path, number: int, *, source: bool) -> Row:
+    where = f"{path}:{number}"
+    if number == 1 and line.startswith(PARQUET):
+        raise DataError(f"{path}: a Parquet file, not an object of JSON on each line. {_of_parquet(path, source)}")
     if line.strip() == b"[":
-        raise DataError(f"{where}: one array over many lines, not an object on each. Set name=hub for it.")
+        raise DataError(f"{where}: one array over many lines, not an object on each. {_of_array(path, source)}")
     row = parse(line, where)
     if isinstance(row, list) and row and isinstance(row[0], dict):
-        raise DataError(f"{where}: one array of objects, not an object on each line. Set name=hub for it.")
+        raise DataError(f"{where}: one array of objects, not an object on each line. {_of_array(path, source)}")
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object {{...}} on each line, but got a {type(row).__name__}.")
     return row
+
+
+def _of_parquet(path: Path, source: bool) -> str:
+    if source:
+        return "Set name=parquet for it."
+    read, write = f"pandas.read_parquet({str(path)!r})", f"to_json({_made(path)!r}, orient='records', lines=True)"
+    return f"Write it as JSON lines, in Python: import pandas; {read}.{write}"
+
+
+def _of_array(path: Path, source: bool) -> str:
+    if source:
+        return "Set name=hub for it."
+    return f"Make lines of it: jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(_made(path))}"
+
+
+def _made(path: Path) -> str:
+    return str(path.with_name(f"{path.stem}-lines.jsonl"))
 
 
 def parse(text: bytes, where: str, *, lines: bool = False) -> Any:

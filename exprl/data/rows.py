@@ -19,6 +19,7 @@ from exprl.data.conventions import columns_of, inside, listing, proposal
 from exprl.data.exposure import Exposure, Sign, exposed
 from exprl.data.messages import is_chat_text, only_request, path_of, roles_of, shown_roles
 from exprl.errors import ColumnError, DataError
+from exprl.invariants import fault_of
 from exprl.types import Hidden, Problem, Question, Scaffold
 
 T = TypeVar("T")
@@ -199,7 +200,7 @@ def _check_columns(row: Row, columns: Columns, where: str) -> None:
 def _text(row: Row, column: str, role: str, where: str) -> str:
     cell = _find(row, column)
     value = only_request(cell) if role == "question" else cell
-    if role in ("answer", "id") and _is_number(value):
+    if role in ("answer", "id") and is_number(value):
         value = str(value)
     if not isinstance(value, str):
         raise _wrong_type(value, column, role, where)
@@ -235,13 +236,14 @@ def _wrong_type(value: Any, column: str, role: str, where: str) -> ColumnError:
         return ColumnError(
             f"{must}: {listing(within)}.", [f"columns.{role}={best}"], ", or another of these, or another column."
         )
-    if isinstance(value, (list, tuple)) and value and (isinstance(value[0], str) or _is_number(value[0])):
+    if isinstance(value, (list, tuple)) and value and (isinstance(value[0], str) or is_number(value[0])):
         item = "its item" if len(value) == 1 else "its first item (they count from 0)"
         return ColumnError(f"{must}.", [f"columns.{role}={column}.0"], f" for {item}, or another column.")
     return ColumnError(f"{must}.", *_way_out(role))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a cell is a number that can stand for an id or an answer, as text."""
     # True is an int to Python, and NaN is how tables write a missing value
     return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -312,13 +314,8 @@ def _way_out(role: str) -> tuple[list[str], str]:
 
 def _check_encodable(text: str, column: str, where: str) -> None:
     """Half of a surrogate pair, as JSON can hold, is no text: no tokenizer and no file takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: column {column!r} has half of a surrogate pair at character {error.start}, which is no text. "
-            "Repair the row."
-        ) from error
+    if fault := fault_of(text):
+        raise DataError(f"{where}: column {column!r} has {fault}. Repair the row.")
 
 
 def _show(value: Any, role: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exprl.data.jsonl import read_lines
-from exprl.data.rows import Row
-from exprl.errors import ConfigError, DataError, did_you_mean
+from exprl.data.rows import Row, is_number
+from exprl.errors import ConfigError, DataError, such_as
 from exprl.evaluation.evaluate import Sample
+from exprl.invariants import fault_of
 from exprl.types import Problem
 
 ID, RESPONSE = "problem_id", "response"
@@ -53,19 +54,22 @@ def ks_of(ks: Sequence[int], n: int) -> tuple[int, ...]:
 
 def _read(path: Path, places: dict[str, int]) -> list[Sample]:
     try:
-        return [_sample(row, places, f"{path}:{line}") for line, row in read_lines(path)]
+        return [_sample(row, places, f"{path}:{line}") for line, row in read_lines(path, source=False)]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _sample(row: Row, places: dict[str, int], where: str) -> Sample:
-    for key in (ID, RESPONSE):
-        if not isinstance(row.get(key), str):
-            got = f"{type(row[key]).__name__} there" if key in row else f"the keys {', '.join(map(repr, row))}"
+    name = str(row[ID]) if is_number(row.get(ID)) else row.get(ID)
+    for key, value in ((ID, name), (RESPONSE, row.get(RESPONSE))):
+        if not isinstance(value, str):
+            got = f"{type(value).__name__} there" if key in row else f"the keys {', '.join(map(repr, row))}"
             raise DataError(f'{where}: needs "{ID}" and "{RESPONSE}", both text, but has {got}.')
-    if row[ID] not in places:
-        raise DataError(f"{where}: no problem {row[ID]!r} in evaluation.source. {did_you_mean(row[ID], places)}")
-    return Sample(problem=places[row[ID]], text=row[RESPONSE], reply=row[RESPONSE])
+    if name not in places:
+        raise DataError(f"{where}: no problem {name!r} in evaluation.source. {such_as(name, places)}")
+    if fault := fault_of(row[RESPONSE]):
+        raise DataError(f'{where}: "{RESPONSE}" has {fault}. Repair the line.')
+    return Sample(problem=places[name], text=row[RESPONSE], reply=row[RESPONSE])
 
 
 def _check_counts(counts: Counter[int], problems: Sequence[Problem], path: Path) -> None:

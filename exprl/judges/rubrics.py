@@ -16,6 +16,7 @@ from typing import Any
 
 from exprl.data.leakage import find_run, gist
 from exprl.errors import RubricError
+from exprl.invariants import fault_of
 from exprl.judges.verdict import HIGHEST, LOWEST
 from exprl.types import Problem, Scaffold
 from exprl.verifiers.gold import gold_answer
@@ -247,6 +248,8 @@ def _milestone(item: Any, number: int) -> Milestone:
     for key in ("title", "what"):
         if not isinstance(item[key], str):
             raise RubricError(f"{who}: its {key} is text, but got a {type(item[key]).__name__}")
+        if fault := fault_of(item[key]):
+            raise RubricError(f"{who}: its {key} has {fault}")
     weight = item.get("weight")
     if weight is None:  # left out, or null, which tables of columns write for that
         weight = 1.0

@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from exprl.data.fingerprint import digest_of
 from exprl.data.jsonl import read_lines
-from exprl.errors import DataError, did_you_mean
+from exprl.data.rows import is_number
+from exprl.errors import DataError, such_as
+from exprl.invariants import fault_of
 from exprl.rollouts.stored import Label, StoredGroup
 from exprl.types import FinishReason, Problem, Prompt, Rollout
 
@@ -23,6 +25,8 @@ PROMPTS = ("prompt", "input")
 RESPONSES = ("response", "completion", "output")
 """The keys of a line: exprl's own, TRL's, and those of verl's `trainer.rollout_data_dir`. Others are passed over: a
 line of verl's also holds the answer, which is no part of a rollout."""
+LARGEST = 2**31 - 1
+"""Of steps and places."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ def import_rollouts(
     """
     attempted = Attempted(problems)
     try:
-        rows = [response_of(row, attempted, f"{path}:{line}") for line, row in read_lines(path)]
+        rows = [response_of(row, attempted, f"{path}:{line}") for line, row in read_lines(path, source=False)]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     if not rows:
@@ -77,9 +81,9 @@ def grouped(
 def response_of(row: Mapping[str, Any], problems: Attempted, where: str) -> Response:
     """A line, understood; raises as `import_rollouts` does."""
     text = _text(row, RESPONSES, where)
-    prompt = "" if _first(row, PROMPTS) is None else _text(row, PROMPTS, where)
-    if _first(row, IDS) is not None:
-        problem = problems.named(_text(row, IDS, where), where)
+    prompt = "" if _first(row, PROMPTS, where) is None else _text(row, PROMPTS, where)
+    if _first(row, IDS, where) is not None:
+        problem = problems.named(_id(row, where), where)
     elif prompt:
         problem = problems.asked(prompt, where)
     else:
@@ -92,10 +96,10 @@ def response_of(row: Mapping[str, Any], problems: Attempted, where: str) -> Resp
         prompt=prompt,
         text=text,
         step=_value(row, "step", int, 0, where),
-        cut_off=row.get("finish_reason") == "length",
+        cut_off=_finish_reason(row, where) == "length",
         label=Label(
             correct=_value(row, "correct", bool, None, where),
-            first_error=_value(row, "first_error", int, None, where),
+            first_error=_first_error(row, text, where),
             author=_value(row, "author", str, None, where),
         ),
     )
@@ -104,20 +108,52 @@ def response_of(row: Mapping[str, Any], problems: Attempted, where: str) -> Resp
 # ------------------------------------------------------------------ one line
 
 
-def _first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    return next((key for key in keys if key in row), None)
+def _first(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str | None:
+    found = [key for key in keys if key in row]
+    if len(found) > 1:
+        raise DataError(f"{where}: has {' and '.join(map(repr, found))}, which mean the same. Keep one of them.")
+    return found[0] if found else None
+
+
+def _id(row: Mapping[str, Any], where: str) -> str:
+    """A number is its text, as in a data set."""
+    [key] = IDS
+    value = row[key]
+    if not isinstance(value, str) and not is_number(value):
+        raise DataError(f"{where}: {key!r} must be text or a number, but is {type(value).__name__}.")
+    return str(value)
 
 
 def _text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
-    """The text under the first of the keys that is there; of messages their contents, one after the other."""
-    key = _first(row, keys)
+    """The text under that of the keys that is there; of messages their contents, one after the other."""
+    key = _first(row, keys, where)
     if key is None:
         raise DataError(f"{where}: needs {_either(keys)}, but has {', '.join(map(repr, row))}.")
     value = row[key]
     if isinstance(value, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in value):
-        return "\n".join(message["content"] for message in value)
+        value = "\n".join(message["content"] for message in value)
     if not isinstance(value, str):
         raise DataError(f"{where}: {key!r} must be text or a list of messages, but is {type(value).__name__}.")
+    if fault := fault_of(value):
+        raise DataError(f"{where}: {key!r} has {fault}. Repair the line.")
+    return value
+
+
+def _finish_reason(row: Mapping[str, Any], where: str) -> FinishReason | None:
+    value = row.get("finish_reason")
+    if value is not None and value not in get_args(FinishReason):
+        allowed = " or ".join(map(json.dumps, get_args(FinishReason)))
+        raise DataError(f"{where}: 'finish_reason' must be {allowed} (cut off), but is {json.dumps(value)}.")
+    return cast(FinishReason | None, value)
+
+
+def _first_error(row: Mapping[str, Any], text: str, where: str) -> int | None:
+    value: int | None = _value(row, "first_error", int, None, where)
+    if value is not None and value >= max(len(text), 1):
+        raise DataError(
+            f"{where}: 'first_error' must be the number of a character of the response, which has {len(text)}, counted "
+            f"from 0, but is {value}."
+        )
     return value
 
 
@@ -125,8 +161,8 @@ def _value(row: Mapping[str, Any], key: str, kind: type, default: Any, where: st
     value = row.get(key)
     if value is None:
         return default
-    if type(value) is not kind or (isinstance(value, int) and value < 0):
-        wanted = {bool: "true or false", int: "a whole number from 0 on", str: "text"}[kind]
+    if type(value) is not kind or (isinstance(value, int) and not 0 <= value <= LARGEST):
+        wanted = {bool: "true or false", int: f"a whole number from 0 to {LARGEST}", str: "text"}[kind]
         raise DataError(f"{where}: {key!r} must be {wanted}, but is {json.dumps(value)}.")
     return value
 
@@ -145,7 +181,7 @@ class Attempted:
     def named(self, name: str, where: str) -> Problem:
         """By its id; raises `DataError`."""
         if name not in self.by_id:
-            raise DataError(f"{where}: no problem {name!r} in the config's data. {did_you_mean(name, self.by_id)}")
+            raise DataError(f"{where}: no problem {name!r} in the config's data. {such_as(name, self.by_id)}")
         return self.by_id[name]
 
     def asked(self, prompt: str, where: str) -> Problem:

@@ -180,7 +180,13 @@ class TestWhatIsRefused:
         lines = lines_of(problems, [1] * 6, 1)
         lines[2]["problem_id"] += "x"
         said = refused(capsys, write(tmp_path / "r.jsonl", lines))
-        assert f"r.jsonl:3: no problem '{problems[2].id}x' in evaluation.source. Did you mean" in said
+        assert (
+            f"r.jsonl:3: no problem '{problems[2].id}x' in evaluation.source. There are 6, from '{problems[0].id}'"
+            in said
+        )
+        lines[2]["problem_id"] = problems[2].id.upper()
+        said = refused(capsys, write(tmp_path / "r.jsonl", lines))
+        assert said.endswith(f"in evaluation.source. Did you mean '{problems[2].id}'?")
 
     def test_a_problem_without_a_response(self, problems, tmp_path, capsys):
         lines = lines_of(problems, [1] * 6, 2)
@@ -207,12 +213,18 @@ class TestWhatIsRefused:
         [
             ({"task_id": "a", "completion": "b"}, "but has the keys 'task_id', 'completion'"),
             ({"problem_id": "a", "response": None}, "but has NoneType there"),
-            ({"problem_id": 3, "response": "x"}, "but has int there"),
+            ({"problem_id": True, "response": "x"}, "but has bool there"),
         ],
     )
     def test_a_line_that_is_no_response(self, line, message, tmp_path, capsys):
         said = refused(capsys, write(tmp_path / "r.jsonl", [line]))
         assert f'r.jsonl:1: needs "problem_id" and "response", both text, {message}' in said
+
+    def test_a_number_is_an_id_and_half_a_character_no_text(self, problems, tmp_path, capsys):
+        said = refused(capsys, write(tmp_path / "r.jsonl", [{"problem_id": 3, "response": "x"}]))
+        assert "r.jsonl:1: no problem '3' in evaluation.source" in said, "as in a data set, it is text"
+        said = refused(capsys, write(tmp_path / "r.jsonl", [{"problem_id": problems[0].id, "response": "x\ud800"}]))
+        assert 'r.jsonl:1: "response" has half of a surrogate pair at character 1' in said
 
     def test_a_file_that_is_not_there_or_empty_or_no_json(self, problems, tmp_path, capsys):
         assert "none.jsonl: cannot be read (No such file" in refused(capsys, str(tmp_path / "none.jsonl"))

@@ -493,6 +493,31 @@ def test_labels_and_limits(tmp_path: Path) -> None:
     assert group.rollouts[0].token_ends == (1, 2, 3, 4), "without a tokenizer a token is a character"
 
 
+def test_a_number_is_an_id_as_in_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"problem_id": 7, "response": "a\\u0000b\\u2028", "first_error": 3}')
+    [group] = import_rollouts(tmp_path / "rows.jsonl", [problem("7")])[0]
+    assert group.problem_id == "7"
+    assert group.rollouts[0].text == "a\0b\u2028", "any other character is text"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1\x15\x04\x15", r"rows.jsonl: a Parquet file, .*pandas.read_parquet\(.*/rows.jsonl'\)"),
+        (
+            b'[{"problem_id": "a", "response": "x"}]',
+            r"rows.jsonl:1: one array.* jq -c '\.\[\]' .*rows.jsonl > ",
+        ),
+        (b"[\n{}\n]", r"rows.jsonl:1: one array over many lines.* jq -c '\.\[\]' "),
+    ],
+)
+def test_a_file_of_another_kind_says_how_lines_are_made(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=message) as refused:
+        import_rollouts(tmp_path / "rows.jsonl", PROBLEMS)
+    assert "name=hub" not in str(refused.value)
+
+
 def test_a_tokenizer_makes_the_token_ids(tmp_path: Path) -> None:
     tokenizer = character_tokenizer()
     [group] = imported(tmp_path, {"problem_id": "a", "response": "ab"}, tokenizer=tokenizer)[0]
@@ -509,6 +534,28 @@ def test_a_tokenizer_makes_the_token_ids(tmp_path: Path) -> None:
         ({"problem_id": "a", "response": 3}, "'response' must be text or a list of messages, but is int"),
         ({"problem_id": "a", "response": "x", "correct": 1}, "'correct' must be true or false, but is 1"),
         ({"problem_id": "a", "response": "x", "step": -1}, "'step' must be a whole number"),
+        ({"problem_id": "a", "response": "x", "step": 10**30}, "'step' must be a whole number from 0 to 2147483647"),
+        ({"problem_id": True, "response": "x"}, "'problem_id' must be text or a number, but is bool"),
+        ({"problem_id": 5, "response": "x"}, r"no problem '5' in the config's data. There are 2, from 'a' to 'b'\."),
+        ({"problem_id": "A", "response": "x"}, r"no problem 'A' in the config's data. Did you mean 'a'\?"),
+        (
+            {"problem_id": "a", "response": "x", "completion": "y"},
+            "has 'response' and 'completion', which",
+        ),
+        ({"prompt": "How many?", "input": "", "output": "y"}, "has 'prompt' and 'input', which mean the same"),
+        (
+            {"problem_id": "a", "response": "x", "finish_reason": "banana"},
+            "'finish_reason' must be .* \"banana\"",
+        ),
+        (
+            {"problem_id": "a", "response": "x", "first_error": 1},
+            "'first_error' must be .* which has 1, counted",
+        ),
+        (
+            {"problem_id": "a", "response": "ab\ud800"},
+            r"'response' has half of a surrogate pair at character 2 \(",
+        ),
+        ({"prompt": "How many?\udfff", "completion": "x"}, "'prompt' has half of a surrogate pair at character 9"),
     ],
 )
 def test_a_row_that_is_no_response_is_named(tmp_path: Path, row: dict, message: str) -> None:

@@ -152,6 +152,7 @@ def test_json_there_and_back_is_one_text() -> None:
         ("[1]", "a list, but got a list|milestone 1 is an object"),
         ('[{"title": "a"}]', "milestone 1 has no 'what'"),
         ('[{"title": "a", "what": "b"}, {"title": 1, "what": "b"}]', "milestone 2: its title is text, but got a int"),
+        ('[{"title": "a", "what": "\\ud800"}]', "milestone 1: its what has half of a surrogate pair at character 0"),
         ('[{"title": "a", "what": "b", "wight": 2}]', "unknown key 'wight'; it has title, what, weight"),
         ('[{"title": "a", "what": "b", "weight": "2"}]', "weight is a number from 1e-06 to 1e\\+06, but got a str"),
         ('[{"title": "a", "what": "b", "weight": true}]', "but got a bool"),

@@ -181,6 +181,13 @@ def test_jsonl_knows_an_array(write: Any, indent: int | None) -> None:
     assert len(load(name="hub", path=path)) == 1
 
 
+def test_jsonl_knows_a_parquet_file_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"PAR1\x15\x04")
+    assert "x.jsonl: a Parquet file, not an object of JSON on each line. Set name=parquet for it." in error_of(
+        name="jsonl", path=str(tmp_path / "x.jsonl")
+    )
+
+
 # ------------------------------------------------------------------ folders
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from exprl.data.jsonl import read_lines
 from exprl.data.rows import Row, is_number
@@ -60,7 +61,7 @@ def _read(path: Path, places: dict[str, int]) -> list[Sample]:
 
 
 def _sample(row: Row, places: dict[str, int], where: str) -> Sample:
-    name = str(row[ID]) if is_number(row.get(ID)) else row.get(ID)
+    name: Any = str(row[ID]) if is_number(row.get(ID)) else row.get(ID)
     for key, value in ((ID, name), (RESPONSE, row.get(RESPONSE))):
         if not isinstance(value, str):
             got = f"{type(value).__name__} there" if key in row else f"the keys {', '.join(map(repr, row))}"

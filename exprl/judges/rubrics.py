@@ -248,8 +248,8 @@ def _milestone(item: Any, number: int) -> Milestone:
     for key in ("title", "what"):
         if not isinstance(item[key], str):
             raise RubricError(f"{who}: its {key} is text, but got a {type(item[key]).__name__}")
-        if fault := fault_of(item[key]):
-            raise RubricError(f"{who}: its {key} has {fault}")
+        if unwritable := fault_of(item[key]):
+            raise RubricError(f"{who}: its {key} has {unwritable}")
     weight = item.get("weight")
     if weight is None:  # left out, or null, which tables of columns write for that
         weight = 1.0

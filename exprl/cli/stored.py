@@ -147,10 +147,18 @@ def experiment_of(source: str, given: Sequence[str]) -> Experiment:
     places = [item for item in given if is_place(item)]
     if len(places) > 1:
         raise ConfigError(f"give one config or run, but got {', '.join(map(str, places))}; overrides are key=value.")
-    place = place_of(local_path(places[0] if places else source, "CONFIG" if places else "SOURCE"))
+    path = local_path(places[0] if places else source, "CONFIG" if places else "SOURCE")
+    place = place_of(path)
     if place.kind == "run" and place.run is not None:
         return load_run(RunDirectory(place.run).config, overrides)
+    if (judged := path / "config.yaml").is_file():  # a folder that this command wrote
+        return load_run(judged, overrides)
     if not places:
+        if source != "champ" and not path.exists():
+            raise ConfigError(
+                f"SOURCE: {source} does not exist. Give a run, a folder that exprl judge wrote, a .jsonl of responses, "
+                "or champ."
+            )
         raise ConfigError(
             f"CONFIG: required, as {source} is no run that has one of its own. It says which problems were attempted "
             "and who grades."

@@ -33,7 +33,7 @@ from exprl.study.calibration import CHANCE, PERTURBED, Arm, Plan
 from exprl.study.calibration_plots import write_plots
 from exprl.study.perturbed import Base, Moved, attacks, in_short, moved, nothing_written, style_and_content
 from exprl.study.sheets import Sheet
-from exprl.terminal.console import Console
+from exprl.terminal.console import Console, line
 from exprl.terminal.progress_bar import ProgressBar
 from exprl.terminal.wording import counted
 
@@ -53,7 +53,7 @@ def calibrate(plan: Plan, *, console: Console) -> list[Row]:
     """
     material = _material(plan)
     parts = [Part(arm=arm, material=material, folder=plan.folder / arm.folder) for arm in plan.arms]
-    stores, faults = grade(parts, console)
+    stores, faults = grade(parts, plan.folder, console)
     found: dict[tuple[str, str], tuple[list[Graded], int]] = {
         part.arm.name: graded(group for step in store.values() for group in step) for part, store in stores
     }
@@ -93,7 +93,7 @@ def perturb(plan: Plan, kinds: Collection[Kind], *, console: Console) -> list[Mo
         for arm in arms
         for one in made
     ]
-    stores, faults = grade(parts, console)
+    stores, faults = grade(parts, plan.folder, console)
     by_part = {(part.arm.name, part.perturbation): store for part, store in stores}
     unchanged, *changed = made
     rows = [
@@ -152,8 +152,10 @@ class Part:
         return self.material.count(self.material.left(RolloutStore(self.folder)))
 
 
-def grade(parts: Sequence[Part], console: Console) -> tuple[list[tuple[Part, RolloutStore]], dict[str, JudgeError]]:
-    """Grade all of them under one bar, neighbours of one judge with the same model.
+def grade(
+    parts: Sequence[Part], folder: Path, console: Console
+) -> tuple[list[tuple[Part, RolloutStore]], dict[str, JudgeError]]:
+    """Grade all of them, which lie below `folder`, under one bar, neighbours of one judge with the same model.
 
     A part of which too much failed is left out, and so are the judge's next ones if it is the first; others go on.
     A folder that was begun with something else is refused before anything is said or graded.
@@ -170,6 +172,8 @@ def grade(parts: Sequence[Part], console: Console) -> tuple[list[tuple[Part, Rol
     stores: list[tuple[Part, RolloutStore]] = []
     faults: dict[str, JudgeError] = {}
     done = total - sum(part.left for part in parts)
+    begun = "goes on" if folder.is_dir() else "a new folder"
+    console.say(f"results: {line(str(folder.resolve()))} ({begun})")
     judges = counted(len({judge for judge, _ in by_arm}), "judge")
     references = counted(len({reference for _, reference in by_arm}), "reference")
     console.say(f"{counted(total, 'rollout')} to judge, over {judges} and {references}, {done} of them done before")

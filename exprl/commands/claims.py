@@ -32,6 +32,19 @@ class Wording:
 OUTPUT = Wording()
 
 
+def check_apart(folder: Path, source: str, wording: Wording = OUTPUT) -> None:
+    """Raise `DataError` where rollouts would be written into a run, or among those that are graded."""
+    if is_run(folder):
+        what = "a run"
+    elif str(folder.resolve()) == source:
+        what = "SOURCE itself"
+    else:
+        return
+    raise DataError(
+        f"{wording.option}: {folder} is {what}, and graded rollouts need a folder of their own. {wording.advice}"
+    )
+
+
 def claim(
     folder: Path,
     experiment: Experiment,
@@ -50,9 +63,10 @@ def claim(
         wording: for messages.
 
     Raises:
-        DataError: it holds something else; or a judge that reads all problems graded some of it by others.
+        DataError: it is a run, or holds something else; or a judge that reads all problems graded some of it by others.
         PathError: what it was begun with cannot be read.
     """
+    check_apart(folder, source, wording)
     text = configuration.to_yaml(experiment)
     all_problems = None if problems is None else digest_of_all(problems)
     if not (folder / CONFIG).is_file():

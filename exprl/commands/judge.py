@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from exprl.build import Build
-from exprl.commands.claims import OUTPUT, Wording
-from exprl.commands.grading import Grader, read_material
+from exprl.commands.claims import OUTPUT, Wording, check_apart
+from exprl.commands.grading import Grader, name_of, read_material
 from exprl.experiment import Experiment
 from exprl.rollouts.store import RolloutStore
 from exprl.rollouts.stored import StoredGroup
@@ -46,6 +46,7 @@ def judge_rollouts(
         ExprlError: any of its children, before anything is graded.
     """
     check_judging(experiment)
+    check_apart(output, name_of(source), wording)
     build = Build(experiment)
     material = read_material(source, build, steps)
     done = RolloutStore(output)

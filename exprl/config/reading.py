@@ -68,7 +68,9 @@ def read_file(path: Path, wanted_by: Path | None = None) -> dict[str, Any]:
 
 
 def _hint(missing: Path) -> str:
-    """What may be meant: a file beside it where the path is one of a YAML file, else a config that comes with exprl."""
+    """What may be meant: of a folder its own config, a file beside a YAML file, or a config that comes with exprl."""
+    if (missing / "config.yaml").is_file():
+        return f"It is a folder: give {missing / 'config.yaml'}."
     beside = [file.name for file in missing.parent.glob("*.y*ml")] if missing.parent.is_dir() else []
     if beside and missing.suffix:
         return did_you_mean(missing.name, beside)

@@ -117,7 +117,7 @@ def residuals(
         seed: of the folds.
 
     Returns:
-        [N] and [N].
+        [N] and [N]; NaN where all are of one fold, so that nothing foretells them.
     """
     ranked = np.column_stack([ranks(column, np.full(len(scores), 1 / len(scores))) for column in features.T])
     fold = folds_of(problems, seed)
@@ -157,6 +157,9 @@ def _unforetold(features: Array, scores: Array, held: Array, fold: npt.NDArray[n
     table = np.column_stack([scores, features])
     for number in np.unique(fold):
         own, others = fold == number, fold != number
+        if not others.any():  # of one fold nothing is foretold
+            left[own] = np.nan
+            continue
         relative = table.copy()
         for group in np.unique(held):
             of_group = held == group

@@ -112,9 +112,13 @@ def load_rollouts(run: str | os.PathLike[str]) -> RolloutStore:
     (StoredGroup(...), ...)
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or no such folder.
     """
     folder = local_path(run, "run")
+    if not folder.exists():
+        raise DataError(
+            f"{folder} does not exist. Give a run that kept its rollouts, or a folder that exprl judge wrote."
+        )
     store = RolloutStore(RunDirectory(folder).rollouts if is_run(folder) else folder)
     if not store:
         raise DataError(

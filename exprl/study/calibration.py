@@ -44,9 +44,13 @@ class Calibration:
         help="the experiment whose data and reward are taken: a path from this file, or a name of `exprl configs`"
     )
     source: NonEmpty = option(
-        default="champ", help="labelled rollouts: champ, a .jsonl of responses, a run or another folder of rollouts"
+        default="champ",
+        help="labelled rollouts: champ, or a path from this file or else the current folder: a .jsonl of responses, "
+        "a run or another folder of rollouts",
     )
-    folder: NonEmpty | None = option(default=None, help="where results go; null: runs/<file name>")
+    folder: NonEmpty | None = option(
+        default=None, help="where results go, a path from the current folder, as run_dir is; null: runs/<file name>"
+    )
     overrides: dict[str, Any] = option(default={}, help="options of the experiment for every judge")
     judges: dict[str, dict[str, Any]] = option(help="name to the options that `reward.judge` has for it")
     references: tuple[Reference, ...] = option(
@@ -134,7 +138,7 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """Where results go; not beside the file, which may be the package's."""
         return local_path(self.calibration.folder or Path("runs") / self.file.stem, "folder")
 
     @property

@@ -238,6 +238,43 @@ def test_a_folder_of_other_rollouts_is_refused_before_anything_is_said(
     assert not (path.parent / "results/new").exists(), "nothing was graded first"
 
 
+@pytest.mark.filterwarnings("error:.*:RuntimeWarning")
+def test_one_labelled_rollout_is_no_reason_for_warnings(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write()
+    first = (path.parent / "labelled.jsonl").read_text().splitlines()[0]
+    (path.parent / "labelled.jsonl").write_text(first)
+    main(["calibrate", str(path)])
+    assert "1 of 1" in capsys.readouterr().out
+    assert results(path)["rows"][0]["rollouts"] == 1
+
+
+def test_a_folder_is_one_from_here_and_said(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(folder="results")
+    others = path.parent / "others"
+    others.mkdir()
+    for here, told in ((path.parent, "a new folder"), (path.parent, "goes on"), (others, "a new folder")):
+        monkeypatch.chdir(here)
+        main(["calibrate", str(path)])
+        out = "".join(capsys.readouterr().out.split())
+        assert f"results: {here / 'results'} ({told})".replace(" ", "") in out
+
+
+def test_a_run_as_experiment_is_told_its_config(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        main(["calibrate", str(write(experiment="run"))])
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"No config file {tmp_path / 'run'}. It is a folder: give {tmp_path / 'run/config.yaml'}." in told
+    assert "presets" not in told
+
+
 def test_without_labels_or_wrong_rollouts_nothing_is_begun(
     write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

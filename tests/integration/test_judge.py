@@ -50,8 +50,8 @@ def test_its_own_judge_gives_a_run_its_rewards_back(
     assert "32 of 32 rollouts have the rewards that they had before" in told
     assert dict(load_rollouts(tmp_path / "again")) == dict(load_rollouts(finished)), "advantages and judgements too"
     assert "32 rollouts graded, all of them before, 0 of" in judged(capsys, finished, "--output", tmp_path / "again")
-    again = judged(capsys, tmp_path / "again", finished, "--output", tmp_path / "third")
-    assert "32 of 32 rollouts" in again, "what it writes is a source as well"
+    again = judged(capsys, tmp_path / "again", "--output", tmp_path / "third")
+    assert "32 of 32 rollouts" in again, "what it writes is a source as well, with a config of its own"
 
 
 def test_a_wrong_reference_changes_them(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,6 +245,10 @@ def test_an_output_of_something_else_is_refused(
     assert "reward.show: prefix -> segment" in refused(capsys, finished, "reward.show=segment", "--output", out)
     shutil.copytree(finished / "rollouts", tmp_path / "copy")
     assert "SOURCE: " in refused(capsys, tmp_path / "copy", finished, "--output", out)
+    assert "is SOURCE itself, and graded rollouts need" in refused(capsys, out, "--output", out)
+    before = sorted(finished.rglob("*"))
+    assert "is a run, and graded rollouts need a folder" in refused(capsys, finished, "--output", finished)
+    assert sorted(finished.rglob("*")) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
     assert "already holds something" in refused(capsys, finished, "--output", tmp_path / "mine")
@@ -266,6 +270,9 @@ def test_what_cannot_be_graded_again_is_refused(
     assert "reward.judge.weights: live were the policy's" in refused(
         capsys, finished, *live, "--output", tmp_path / "o"
     )
+    nothing = tmp_path / "runs/nothing"
+    assert f"SOURCE: {nothing} does not exist" in refused(capsys, nothing, "--output", tmp_path / "o")
+    assert f"{nothing} does not exist. Give a run" in refused(capsys, nothing, QUICKSTART, "--output", tmp_path / "o")
     assert "CONFIG: required" in refused(capsys, finished / "rollouts", "--output", tmp_path / "o")
     assert "no rollouts" in refused(capsys, tmp_path, QUICKSTART, "--output", tmp_path / "o")
     (tmp_path / "file").write_text("keep")

@@ -80,6 +80,15 @@ def test_a_feature_of_one_rollout_alone_foretells_nothing() -> None:
     assert figures.explained_variance(by_group, by_all, np.ones(40)) == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 3])
+def test_of_one_problem_nothing_is_foretold_and_nothing_warned(count: int) -> None:
+    scores = np.arange(count, dtype=float)
+    left = figures.residuals(scores[:, None], scores, np.zeros(count), ["p"] * count)
+    assert np.isnan(left).all()
+    assert np.isnan(figures.explained_variance(*left, np.ones(count)))
+
+
 def test_a_constant_score_has_no_variance_to_explain() -> None:
     features, _, correct, problems = made(0)
     left = figures.residuals(features, np.full(len(correct), 3.0), correct, problems)

@@ -18,7 +18,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from exprl.errors import ModelError
+from exprl.errors import DataError, ModelError
+from exprl.invariants import fault_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -54,6 +55,7 @@ class TextEncoder(ABC):
 
         Raises:
             ModelError: the tokenizer writes a control token for plain text.
+            DataError: a text holds half of a surrogate pair.
         """
 
     def plain(self, text: str, after: int | None = None) -> Ids:
@@ -98,6 +100,12 @@ def _refuse(ids: Iterable[int], controls: Iterable[int]) -> None:
             "model: the tokenizer writes one of its control tokens for plain text, so text from outside could steer "
             "the model. Choose a model whose tokenizer is a fast one (tokenizer.json)."
         )
+
+
+def _check_text(text: str) -> None:
+    """Raise `DataError` for text that no tokenizer takes; nothing of it is shown, it may be a reference."""
+    if fault := fault_of(text):
+        raise DataError(f"a text of {len(text)} characters, which a model was to read, has {fault}. Repair its source.")
 
 
 class _FastEncoder(TextEncoder):
@@ -156,7 +164,11 @@ class _FastEncoder(TextEncoder):
         if not text:
             return []
         place: _Place = "start" if after is None else "after_control" if after in self._controls else "inside"
-        [encoded] = self._plain[place].encode_batch_fast([text], add_special_tokens=False)  # without offsets
+        try:
+            [encoded] = self._plain[place].encode_batch_fast([text], add_special_tokens=False)  # without offsets
+        except TypeError:
+            _check_text(text)
+            raise
         ids: list[int] = encoded.ids
         _refuse(ids, self._never)
         if self._unknown is not None and self._unknown in ids:
@@ -192,6 +204,7 @@ class _SlowEncoder(TextEncoder):
         """See `TextEncoder`; each part is encoded by itself."""
         ids: list[int] = []
         for part in parts:
+            _check_text(part.text)
             options = {} if part.template else {"split_special_tokens": True}
             found = self._tokenizer(part.text, add_special_tokens=False, **options)["input_ids"] if part.text else []
             if not part.template:

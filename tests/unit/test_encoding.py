@@ -11,7 +11,7 @@ from hypothesis import example, given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from exprl.errors import ModelError
+from exprl.errors import DataError, ModelError
 from exprl.evaluation.detectors import query
 from exprl.judges.backends.tokens import JudgeTokenizer
 from exprl.judges.prompting import compose
@@ -135,6 +135,13 @@ def test_byte_tokens_spell_text_and_cannot_be_named_by_it() -> None:
     named = encoder.plain("<0x0A>")
     assert tokenizer.convert_tokens_to_ids("<0x0A>") not in named
     assert tokenizer.decode(named).strip() == "<0x0A>"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_a_surrogate_pair_is_named_and_what_is_around_it_is_not(kind: str) -> None:
+    with pytest.raises(DataError, match=r"a text of 8 characters, .* at character 7 \('.ud800'\)") as refused:
+        encoder_of(tokenizer_of(kind)).plain("secret \ud800")
+    assert "secret" not in str(refused.value)
 
 
 def test_text_that_the_tokenizer_cannot_write_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

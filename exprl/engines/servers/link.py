@@ -114,7 +114,8 @@ class Link:
             timeout=options.timeout,
             retries=options.retries,
         )
-        return CompletionServer(asked, loop), self._control(address, options.health_timeout)
+        # several looks that fail, one after the other, give a server up: together they take as long as it says
+        return CompletionServer(asked, loop), self._control(address, options.health_timeout / LOOKS)
 
     def _control(self, address: Address, timeout: float) -> ControlPlane:
         return ControlPlane(self._private(address), key=key_in(self._options.api_key_env), timeout=timeout)

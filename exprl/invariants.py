@@ -203,12 +203,12 @@ def each(name: str, given: Any, kind: type[Any] = object) -> tuple[Any, ...]:
 # ------------------------------------------------------------------ texts
 
 
-def text(given: Any) -> str:
+def text(given: Any, name: str = "text") -> str:
     """Text that can be written; raises `ContractError`."""
     if not isinstance(given, str):
-        raise ContractError(f"text: must be text, but got {shown(given)}")
+        raise ContractError(f"{name}: must be text, but got {shown(given)}")
     if fault := fault_of(given):
-        raise ContractError(f"text: {fault}")
+        raise ContractError(f"{name}: {fault}")
     return given
 
 

@@ -30,6 +30,7 @@ from exprl.errors import ContractError, DataError
 from exprl.files.disk import reason
 from exprl.rollouts.nodes import reward_node, reward_of, segments_to
 from exprl.rollouts.stored import NO_ROLLOUTS, Label, StoredGroup
+from exprl.terminal.wording import counted
 from exprl.types import (
     Advantages,
     Prompt,
@@ -255,15 +256,15 @@ def _groups(nodes: Sequence[Mapping[str, Any]], ids: Array, lengths: Array, logp
     for number, node in enumerate(nodes, start=1):
         with _naming(node, number):
             prompt = Prompt(
-                problem_id=node["problem_id"],
-                text=node["prompt"]["text"],
+                problem_id=_text(node, "problem_id"),
+                text=_text(node["prompt"], "text"),
                 token_ids=tuple(node["prompt"]["token_ids"]),
-                reply_opening=node["prompt"]["reply_opening"],
+                reply_opening=_text(node["prompt"], "reply_opening"),
             )
             rollouts = []
             for place, kept in enumerate(node["rollouts"], start=1):
-                own = slice(start, start := start + kept["tokens"])
                 with _naming(node, number, place):
+                    own = slice(start, start := start + _tokens(kept))
                     rollouts.append(_rollout(kept, prompt, ids[own], lengths[own], logprobs[own]))
             groups.append(_group(node, tuple(rollouts), number))
     return tuple(groups)
@@ -296,16 +297,34 @@ def _group(node: Mapping[str, Any], rollouts: tuple[Rollout, ...], number: int) 
 
     scorer = node.get("scorer")
     return StoredGroup(
-        question=Question(problem_id=node["problem_id"], text=node["question"]),
-        domain=node["domain"],
+        question=Question(problem_id=node["problem_id"], text=_text(node, "question")),
+        domain=_text(node, "domain"),
         digest=node["digest"],
         rollouts=rollouts,
-        rewards=each("reward", lambda one, rollout: reward_of(one, len(rollout))),
-        advantages=each("advantages", lambda one, _: _advantages(one)),
+        rewards=each("reward", lambda one, rollout: _covering(reward_of(one, len(rollout)), rollout)),
+        advantages=each("advantages", lambda one, rollout: _covering(_advantages(one), rollout)),
         labels=each("label", lambda one, _: Label(**one)),
         verdicts=each("verdict", lambda one, _: _verdict(one)),
         scorer=None if scorer is None else Scorer(**scorer),
     )
+
+
+def _text(node: Mapping[str, Any], key: str) -> str:
+    return invariants.text(node[key], key)
+
+
+def _tokens(kept: Mapping[str, Any]) -> int:
+    count = kept["tokens"]
+    if type(count) is not int or count < 0:
+        raise ValueError(f"tokens: a whole number from 0 on, but got {count!r}")
+    return count
+
+
+def _covering(given: Any, rollout: Rollout) -> Any:
+    """Rewards or advantages, which are of all of a rollout's tokens."""
+    if given.length != len(rollout):
+        raise ValueError(f"{type(given).__name__} of {counted(given.length, 'token')} for a rollout of {len(rollout)}")
+    return given
 
 
 def _verdict(given: Any) -> bool:

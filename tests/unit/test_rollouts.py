@@ -244,6 +244,24 @@ LAST = r"group 2 \(problem 'q'\), rollout 2: "
             lambda nodes, _, __: nodes[1]["rollouts"][1]["label"].update(first_error=-3),
             LAST + "a label's first_error is a character's number",
         ),
+        (lambda nodes, _, __: nodes[1]["rollouts"][1].update(tokens=2.0), LAST + "tokens: a whole number"),
+        (
+            lambda nodes, _, __: [
+                one.update(advantages={"ends": [end], "values": [0.5], "valid": True})
+                for one, end in zip(nodes[1]["rollouts"], (2, 1), strict=True)
+            ],
+            LAST + "Advantages of 1 token for a rollout of 2",
+        ),
+        (
+            lambda nodes, _, __: [
+                one.update(
+                    reward={"of": "segments", "ends": [end], "values": [0.5], "cut_off": False, "judgements": []}
+                )
+                for one, end in zip(nodes[1]["rollouts"], (2, 3), strict=True)
+            ],
+            LAST + "SegmentRewards of 3 tokens for a rollout of 2",
+        ),
+        (lambda nodes, _, __: nodes[1].update(question=4), r"group 2 \(problem 'q'\): question: must be text"),
         (lambda nodes, _, __: nodes[1]["rollouts"][1].pop("text"), LAST + "'text' is missing"),
         (lambda nodes, _, __: nodes[1].pop("prompt"), r"group 2 \(problem 'q'\): 'prompt' is missing"),
         (lambda _, __, header: header.update(step=1.5), "step: a whole number from 0 on, but got 1.5"),

@@ -32,6 +32,7 @@ from tests.waiting import LONG
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("forking"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs a watcher that ends servers with it"),
 ]
 

@@ -37,12 +37,6 @@ def _on_gpu() -> list[Stage]:
     whole = ("--shape", "qwen3-0.6b", "--precision", "bf16", "--rollouts", "32", "--repeats", "2")
     return [
         _tests("-n", "12", "tests/unit/kernels", "tests/unit/test_recorded.py", seconds=120),
-        Stage(
-            name="graphs",
-            question="How fast are whole steps whose sampling is recorded as CUDA graphs?",
-            command=("benchmarks/step.py", *whole, "--variant", "exprl", "--cuda-graphs"),
-            seconds=70,
-        ),
         *_runs("gpu", first=120, second=60),
         _kernels("--device", "cuda", "--budget-seconds", "150", seconds=170),
         _update(*large, seconds=200),
@@ -52,7 +46,7 @@ def _on_gpu() -> list[Stage]:
             command=("benchmarks/update_step.py", *large, "--variant", "ours", "--compile-layers"),
             seconds=100,
         ),
-        _steps(*whole, seconds=130),
+        _steps(*whole, seconds=110),
         Stage(
             name="blocks",
             question="Are the kernels' blocks and warps the best ones here?",

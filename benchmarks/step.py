@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--group", type=int, default=4, help="rollouts a prompt")
     parser.add_argument("--new-tokens", type=int, help="of every rollout (128)")
     parser.add_argument("--micro-batch", type=int, default=8, help="rollouts in one forward pass of the update")
-    parser.add_argument("--cuda-graphs", action="store_true", help="exprl's steps of sampling are recorded, on a GPU")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="exprl's engine records no steps, on a GPU")
     parser.add_argument("--no-kl", action="store_true", help="neither loss nor log have a KL: no frozen copy")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="bf16 on float32 weights")
     parser.add_argument("--repeats", type=int, help="timed steps of a process (3)")
@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def in_its_own(variant: str, folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """One process of a variant: `Steps` as JSON, or {"failed": why}."""
-    flags = [f"--{name}" for name in ("small", "no-kl", "cuda-graphs") if getattr(options, name.replace("-", "_"))]
+    flags = [f"--{name}" for name in ("small", "no-kl", "no-cuda-graphs") if getattr(options, name.replace("-", "_"))]
     values = ("rollouts", "group", "new-tokens", "micro-batch", "precision", "repeats", "threads")
     passed = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in values]
     command = [__file__, "--here", variant, "--model", folder, *flags, *passed]
@@ -262,7 +262,7 @@ def exprl(options: argparse.Namespace) -> dict[str, Any]:
         policy,
         Parts(
             prompts=prompts,
-            engine=TransformersEngine(policy=policy, cuda_graphs=options.cuda_graphs),
+            engine=TransformersEngine(policy=policy, cuda_graphs=not options.no_cuda_graphs),
             reward=Scatter(),
             advantage=GroupAdvantage(),
             objective=Clipped(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, kl_coef=kl, correction=NoCorrection()),

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import pytest
 
@@ -84,15 +83,15 @@ def test_placeholders_stand_for_what_they_say() -> None:
 
 
 def test_one_option_is_shown_by_its_key() -> None:
-    assert shown("rollout.cuda_graphs").splitlines()[1:3] == ["  transformers", ANY]
-    assert "      cuda_graphs = false  " in shown("rollout.cuda_graphs")
+    assert "transformers" in shown("rollout.cuda_graphs").splitlines()[1], "with engines of other tests that have it"
+    assert "      cuda_graphs = true  " in shown("rollout.cuda_graphs")
     assert shown("trainer.max_steps").startswith("trainer.max_steps\n      max_steps = 100  ")
     assert "slicer = " in shown("reward.slicer")
     assert "window = " in shown("reward.slicer.window")
     assert "window = " in shown("reward.domains.math.slicer.window"), "whatever the domain"
     assert shown("reward.judge.name") == shown("judge")
     nested = shown("data.train.columns")
-    assert "  csv, hub, " in nested
+    assert {"csv,", "hub,"} <= set(nested.split())
     assert "          question = " in nested
     assert "question = " in shown("evaluation.source.columns.question")
 

@@ -203,28 +203,23 @@ def test_rollouts_are_the_same_while_rows_come_and_go() -> None:
     assert tokens(sample(taped, questions(policy, 6), **settings)) == tokens(expected)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
-def test_without_a_gpu_it_is_said_once_that_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
-    policy = LanguageModel(miniature("llama"), character_tokenizer(), name="llama")
-    engine = TransformersEngine(policy=policy, cuda_graphs=True)
-    with caplog.at_level(logging.WARNING):
-        for seed in range(2):
-            assert len(flat(sample(engine, questions(policy, 1), n=1, max_new_tokens=32, seed=seed))) == 1
-    [said] = caplog.messages
-    assert said == "rollout.cuda_graphs=true changes nothing: there is no GPU (docs/engines.md)"
-
-
 @ON_GPU
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_cuda_graphs_give_the_models_own_logits(precision: torch.dtype | None) -> None:
+def test_cuda_graphs_are_as_close_to_float32_as_the_models_own_steps(precision: torch.dtype | None) -> None:
     model = miniature("qwen3").cuda()
-    with torch.autocast("cuda", dtype=precision, enabled=precision is not None):
-        every, read = both(model, recording)
-        mask = read.mask
-        for token in range(80):
-            (expected, own), mask = advanced(every, mask, token)
-            torch.testing.assert_close(own, expected, atol=1e-4 if precision is None else 0.1, rtol=1e-4)
-        assert every[1]._replay is not None
+    (exact, _), read = both(model, recording)
+    mixed = torch.autocast("cuda", dtype=precision, enabled=precision is not None)
+    with mixed:
+        every, _ = both(model, recording)
+    mask, gaps = read.mask, []
+    for token in range(80):
+        (expected,), _ = advanced([exact], mask, token)
+        with mixed:
+            found, mask = advanced(every, mask, token)
+        gaps.append([float((one.float() - expected).abs().max()) for one in found])
+    models, own = (max(column) for column in zip(*gaps, strict=True))
+    assert own <= 2 * models + 1e-4
+    assert every[1]._replay is not None
 
 
 @ON_GPU

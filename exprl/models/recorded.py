@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exprl.errors import one_line
 from exprl.models.merged import MergedModel
 from exprl.models.steps import Merged, MergedSteps, bias_of, step
 
@@ -143,7 +144,7 @@ class RecordedSteps(MergedSteps):
             raise
         except RuntimeError as error:
             self._merged.recordable = False
-            log.warning("steps of sampling are not recorded as CUDA graphs: %s", " ".join(str(error).split()))
+            _give_up(one_line(error))
         if not self._merged.recordable:
             self._replay = None
 
@@ -151,5 +152,9 @@ class RecordedSteps(MergedSteps):
 def _agree(found: Tensor, expected: Tensor) -> bool:
     agree = bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
     if not agree:
-        log.warning("steps of sampling are not recorded as CUDA graphs: a replay gave other logits")
+        _give_up("a replay gave other logits")
     return agree
+
+
+def _give_up(why: str) -> None:
+    log.warning("steps of sampling are not recorded as CUDA graphs: %s", why)
